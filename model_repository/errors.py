@@ -1,0 +1,20 @@
+"""What can go wrong between a checkpoint and a served repository.
+
+ModelRepositoryError
+├── CheckpointError      a checkpoint lacks something, or holds something unexpected
+└── BuildError           a repository cannot be written where it was asked for
+"""
+
+from __future__ import annotations
+
+
+class ModelRepositoryError(Exception):
+    """Base of this package's errors; the message is one line made for people."""
+
+
+class CheckpointError(ModelRepositoryError):
+    """A checkpoint's file, tensor or value is missing or not what was expected."""
+
+
+class BuildError(ModelRepositoryError):
+    """A model repository cannot be written."""
