@@ -1,0 +1,98 @@
+"""A voice: the token columns of a short recording, of which all but the last two are already summed embeddings."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from model_repository.checkpoint.geometry import LmGeometry
+from model_repository.checkpoint.tensors import Float32
+from model_repository.errors import CheckpointError
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+UNKNOWN = -1
+"""Token of a stream that a column does not fix."""
+
+
+def check_voice_name(name: str) -> str:
+    """The name itself if it can be one (and so can name no other folder); else raises `CheckpointError`."""
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"voice name {name[:80]!r} must be 1 to 64 letters, digits, '_' or '-'")
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """A voice of N frames.
+
+    `embeddings` [N-1, dim] float32: summed input embeddings of columns 0 … N-2.
+    `columns` [2, streams] int64: all tokens of column N-1; of column N the delayed streams', the others `UNKNOWN`.
+    """
+
+    name: str
+    embeddings: Float32
+    columns: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        check_voice_name(self.name)
+        embeddings, columns = self.embeddings, self.columns
+        if embeddings.dtype != np.float32 or embeddings.ndim != 2 or not embeddings.size:
+            raise self._wrong("embeddings", "float32 [frames - 1, dim]", embeddings)
+        if columns.dtype != np.int64 or columns.ndim != 2 or len(columns) != 2:
+            raise self._wrong("columns", "int64 [2, streams]", columns)
+        if not np.isfinite(embeddings).all():
+            raise CheckpointError(f"voice {self.name}: its embeddings are not all finite")
+
+    @property
+    def frames(self) -> int:
+        """N, the number of voice frames (80 ms each)."""
+        return len(self.embeddings) + 1
+
+    @classmethod
+    def from_cache(cls, name: str, embeddings: npt.NDArray[Any], cache: npt.NDArray[Any], lm: LmGeometry) -> Voice:
+        """A voice from what the reference saves: `embeddings` [N-1, 1, 1, dim] and its token ring `cache` [1, 17, 4].
+
+        The ring holds column p at p modulo its length; only the columns N-1 and N of it are not stale. Raises
+        `CheckpointError` for other shapes and for tokens outside the vocabularies.
+        """
+        ring = max(lm.delays) + 3
+        check_voice_name(name)
+        if embeddings.ndim != 4 or embeddings.shape[1:] != (1, 1, lm.temporal.dim):
+            shape = f"[frames - 1, 1, 1, {lm.temporal.dim}]"
+            raise CheckpointError(f"voice {name}: 'embeddings' must be {shape}, got {list(embeddings.shape)}")
+        if cache.shape != (1, lm.num_streams, ring) or not np.issubdtype(cache.dtype, np.integer):
+            shape = f"[1, {lm.num_streams}, {ring}] of integers"
+            raise CheckpointError(f"voice {name}: 'cache' must be {shape}, got {cache.dtype} {list(cache.shape)}")
+        frames = len(embeddings) + 1
+        columns = cache[0].T[[(frames - 1) % ring, frames % ring]].astype(np.int64)
+        known = np.array([[True] * lm.num_streams, [delay > 0 for delay in lm.delays]])
+        last = np.array([lm.text_card, *[lm.card] * (lm.num_streams - 1)])
+        if not ((columns >= 0) & (columns <= last))[known].all():
+            raise CheckpointError(f"voice {name}: its 'cache' holds tokens outside the vocabularies")
+        columns[~known] = UNKNOWN
+        return cls(name, embeddings.reshape(len(embeddings), -1).astype(np.float32), columns)
+
+    def save(self, path: Path) -> None:
+        """Writes the two arrays as safetensors."""
+        safetensors.numpy.save_file({"embeddings": self.embeddings, "columns": self.columns}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Voice:
+        """Reads what `save` wrote; the file's stem is the name. Raises `CheckpointError` for anything else."""
+        try:
+            arrays = safetensors.numpy.load_file(path)
+            return cls(path.stem, arrays["embeddings"], arrays["columns"])
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read as a voice: {error}") from error
+        except KeyError as error:
+            raise CheckpointError(f"{path}: a voice must hold {error}") from None
+
+    def _wrong(self, what: str, expected: str, got: npt.NDArray[Any]) -> CheckpointError:
+        return CheckpointError(f"voice {self.name}: {what} must be {expected}, got {got.dtype} {list(got.shape)}")
