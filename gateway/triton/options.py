@@ -1,0 +1,85 @@
+"""The flags tritonserver is started with, as one typed object."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """Each attribute names the flag it becomes.
+
+    Everything listens on the loopback address only: what the world may do with the models is the gateway's affair.
+
+    Attributes:
+        grpc_port: `--grpc-port`; 0 picks a free one.
+        metrics_port: `--metrics-port`; 0 picks a free one, None means `--allow-metrics=false`.
+        exit_timeout: `--exit-timeout-secs`, seconds that requests in flight and open sequences may go on after SIGTERM.
+        infer_pool: `--grpc-infer-allocation-pool-size`, request objects kept for reuse.
+        load_threads: `--model-load-thread-count`.
+        buffer_threads: `--buffer-manager-thread-count`; 0 copies tensors in the calling thread.
+        shm_bytes: `--backend-config=python,shm-default-byte-size`, first size of each model's region in /dev/shm.
+        shm_growth_bytes: `--backend-config=python,shm-growth-byte-size`.
+        stub_timeout: `--backend-config=python,stub-timeout-seconds`; a real checkpoint takes minutes to read.
+        log_verbose: `--log-verbose`.
+        log_info: `--log-info`.
+    """
+
+    grpc_port: int = 0
+    metrics_port: int | None = 0
+    exit_timeout: int = 5
+    infer_pool: int = 64
+    load_threads: int = 4
+    buffer_threads: int = 0
+    shm_bytes: int = 4 << 20
+    shm_growth_bytes: int = 1 << 20
+    stub_timeout: int = 600
+    log_verbose: int = 0
+    log_info: bool = True
+
+    def argv(self, binary: Path, model_repository: Path, backends: Path, shm_prefix: str) -> list[str]:
+        """The command line; ports must have been chosen (not 0) before.
+
+        Args:
+            binary: the tritonserver executable.
+            model_repository: `--model-repository`.
+            backends: `--backend-directory`.
+            shm_prefix: `--backend-config=python,shm-region-prefix-name`, unique to this server, so that what a crash
+                leaves in /dev/shm can be told from a neighbour's.
+        """
+        python = {
+            "shm-region-prefix-name": shm_prefix,
+            "shm-default-byte-size": self.shm_bytes,
+            "shm-growth-byte-size": self.shm_growth_bytes,
+            "stub-timeout-seconds": self.stub_timeout,
+        }
+        # Nobody holds this key: what it guards stays shut, for other users of the machine too.
+        shut = f"shared-memory,model-repository,trace,logging:personaplex={secrets.token_hex(16)}"
+        return [
+            str(binary),
+            f"--model-repository={model_repository}",
+            f"--backend-directory={backends}",
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",
+            "--allow-http=false",
+            f"--grpc-address={LOOPBACK}",
+            f"--grpc-port={self.grpc_port}",
+            f"--grpc-infer-allocation-pool-size={self.infer_pool}",
+            f"--grpc-restricted-protocol={shut}",
+            *self._metrics(),
+            f"--exit-timeout-secs={self.exit_timeout}",
+            f"--model-load-thread-count={self.load_threads}",
+            f"--buffer-manager-thread-count={self.buffer_threads}",
+            f"--log-verbose={self.log_verbose}",
+            f"--log-info={str(self.log_info).lower()}",
+            *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
+        ]
+
+    def _metrics(self) -> list[str]:
+        if self.metrics_port is None:
+            return ["--allow-metrics=false"]
+        return [f"--metrics-address={LOOPBACK}", f"--metrics-port={self.metrics_port}"]
