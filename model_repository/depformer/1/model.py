@@ -1,0 +1,15 @@
+"""Triton entry point of `depformer`."""
+
+from typing import Any
+
+from model_repository.serving import triton_io
+from model_repository.serving.depformer import DepformerModel
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        model = triton_io.ModelArguments.of(args)
+        self._model = DepformerModel(model.graph, model.integer("text_card"), model.integer("card"))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return triton_io.execute_independent(self._model, requests)

@@ -1,0 +1,82 @@
+"""The graph of `depformer`: the 8 agent steps unrolled, each sampling its codebook inside the graph.
+
+The checkpoint's steps 8 to 15 predict the user's side, which is given; they influence nothing and are left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
+from model_repository.checkpoint.tensors import TensorSource
+from model_repository.graph.builder import ROWS, Graph, Value
+from model_repository.graph.layers import Weights, gated_feed_forward, rms_norm
+from model_repository.graph.sampling import sample
+
+
+def build(geometry: LmGeometry, source: TensorSource) -> Graph:
+    """Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, K] float32, top_k [B] int64 and
+    temperature [B] float32 for the audio tokens. Output: codes [B, 8] int64.
+    """
+    graph = Graph("depformer")
+    op = graph.op
+    hidden = graph.input("hidden", ir.DataType.FLOAT, [ROWS, geometry.temporal.dim])
+    text_token = graph.input("text_token", ir.DataType.INT64, [ROWS])
+    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, AGENT_CODEBOOKS, "ranks"])
+    top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
+    temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
+
+    weights = Weights(graph, source)
+    draws = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
+    history = _History(graph, geometry)
+    token, table = text_token, "depformer_text_emb.weight"
+    codes = []
+    for step in range(AGENT_CODEBOOKS):
+        entry = weights.linear(hidden, f"depformer_in.{step}.weight")
+        x = op.Add(entry, op.Gather(weights.tensor(table), token))
+        for layer in range(geometry.depformer.num_layers):
+            x = _layer(weights, history, geometry, x, layer, step)
+        logits = weights.linear(x, f"linears.{step}.weight")
+        token = sample(graph, logits, op.Squeeze(draws[step], graph.constant([1])), top_k, temperature)
+        codes.append(op.Unsqueeze(token, graph.constant([1])))
+        table = f"depformer_emb.{step}.weight"
+    graph.output("codes", op.Concat(*codes, axis=1))
+    return graph
+
+
+class _History:
+    """Keys and values of the steps so far, per layer: [B, heads, steps, head_dim]."""
+
+    def __init__(self, graph: Graph, geometry: LmGeometry) -> None:
+        layers = geometry.depformer.num_layers
+        self._graph = graph
+        self._keys: list[Value | None] = [None] * layers
+        self._values: list[Value | None] = [None] * layers
+
+    def append(self, layer: int, key: Value, value: Value) -> tuple[Value, Value]:
+        for past, new in ((self._keys, key), (self._values, value)):
+            past[layer] = new if past[layer] is None else self._graph.op.Concat(past[layer], new, axis=2)
+        return self._keys[layer], self._values[layer]
+
+
+def _layer(weights: Weights, history: _History, geometry: LmGeometry, x: Value, layer: int, step: int) -> Value:
+    """One layer of one step, with the step's own weights and the layer's shared norms: [B, dim] -> [B, dim]."""
+    graph, op = weights.graph, weights.graph.op
+    transformer = geometry.depformer
+    dim, heads, head_dim = transformer.dim, transformer.num_heads, transformer.head_dim
+    name = f"depformer.layers.{layer}"
+
+    normed = rms_norm(weights, x, f"{name}.norm1.alpha")
+    packed = slice(step * 3 * dim, (step + 1) * 3 * dim)
+    projected = weights.linear(normed, f"{name}.self_attn.in_proj_weight", packed)
+    split = op.Split(projected, axis=-1, num_outputs=3, _outputs=3)
+    query, key, value = (op.Reshape(part, graph.constant([0, heads, 1, head_dim])) for part in split)
+    keys, values = history.append(layer, key, value)
+    scale = graph.constant(np.float32(head_dim**-0.5))
+    scores = op.MatMul(op.Mul(query, scale), op.Transpose(keys, perm=[0, 1, 3, 2]))
+    attended = op.Reshape(op.MatMul(op.Softmax(scores, axis=-1), values), graph.constant([0, dim]))
+    out = slice(step * dim, (step + 1) * dim)
+    x = op.Add(x, weights.linear(attended, f"{name}.self_attn.out_proj.weight", out))
+    normed = rms_norm(weights, x, f"{name}.norm2.alpha")
+    return op.Add(x, gated_feed_forward(weights, normed, f"{name}.gating.{step}"))

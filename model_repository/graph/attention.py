@@ -1,0 +1,96 @@
+"""Attention over a ring of keys and values that is updated in place, one ring per row.
+
+A ring of `window` = context - 1 slots *is* the reference's window: it masks the oldest of its `context` slots. The new
+keys (already rotated) are written into slot p mod window by `TensorScatter(circular)`, then attention reads the ring.
+A row that takes no part keeps its position: what it writes lies in slots that its next step overwrites first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model_repository.checkpoint.geometry import TransformerGeometry
+from model_repository.graph.builder import Graph, Value
+from model_repository.graph.layers import merge_heads, split_heads
+
+
+class Ring:
+    """The key and value caches of one layer: [rows, heads, window, head_dim] each."""
+
+    def __init__(self, graph: Graph, name: str, geometry: TransformerGeometry) -> None:
+        shape = (geometry.num_heads, geometry.window, geometry.head_dim)
+        self._graph = graph
+        self._key = graph.cache(f"{name}.key", shape)
+        self._value = graph.cache(f"{name}.value", shape)
+
+    def write(self, key: Value, value: Value, position: Value) -> tuple[Value, Value]:
+        """Put key and value [B, heads, S, head_dim] at slots position[b].. (mod window); the updated caches."""
+        updated = []
+        for cache, new in ((self._key, key), (self._value, value)):
+            written = self._graph.op.TensorScatter(cache, new, position, axis=2, mode="circular")
+            self._graph.update(cache, written)
+            updated.append(written)
+        return updated[0], updated[1]
+
+
+class FilledAttention:
+    """Grouped-query attention in shared-KV mode: reads only what is filled, at any position of each row.
+
+    With S > 1 columns the batch must be one row and its chunk must not wrap: position + S <= window.
+    """
+
+    def __init__(self, graph: Graph, position: Value, steps: Value, geometry: TransformerGeometry) -> None:
+        op = graph.op
+        self._graph = graph
+        self._geometry = geometry
+        window = graph.constant(np.int64(geometry.window))
+        filled = op.Min(op.Add(position, steps), window)
+        self._last = op.Cast(op.Sub(filled, graph.constant(np.int64(1))), to=6)
+        self._capacity = graph.constant(np.int32(geometry.window))
+        rows = op.Shape(position)
+        shape = op.Concat(rows, graph.constant([0, geometry.dim]), axis=0)
+        self._nothing_new = op.ConstantOfShape(shape)
+
+    def __call__(self, query: Value, key: Value, value: Value) -> Value:
+        """query [B, S, dim], key and value: updated caches [B, heads, window, head_dim] -> [B, S, dim]."""
+        heads = self._geometry.num_heads
+        return self._graph.contrib.GroupQueryAttention(
+            query,
+            self._nothing_new,
+            self._nothing_new,
+            key,
+            value,
+            self._last,
+            self._capacity,
+            num_heads=heads,
+            kv_num_heads=heads,
+        )
+
+
+class MaskedAttention:
+    """Plain attention over the whole ring with a mask, for small rings and several positions per step and row."""
+
+    def __init__(self, graph: Graph, position: Value, steps: int, geometry: TransformerGeometry) -> None:
+        op = graph.op
+        self._graph = graph
+        self._geometry = geometry
+        slots = graph.constant(np.arange(geometry.window, dtype=np.int64))
+        newest = op.Add(op.Unsqueeze(position, graph.constant([1])), graph.constant([[steps - 1]], np.int64))
+        age = op.Mod(op.Sub(newest, slots), graph.constant(np.int64(geometry.window)))
+        held = op.Unsqueeze(op.Sub(newest, age), graph.constant([1]))
+        queries = op.Add(
+            op.Unsqueeze(position, graph.constant([1, 2])),
+            graph.constant(np.arange(steps, dtype=np.int64)[None, :, None]),
+        )
+        visible = op.And(op.GreaterOrEqual(held, graph.constant(np.int64(0))), op.LessOrEqual(held, queries))
+        bias = op.Where(visible, graph.constant(np.float32(0)), graph.constant(np.float32(-1e30)))
+        self._bias = op.Unsqueeze(bias, graph.constant([1]))
+        self._scale = graph.constant(np.float32(geometry.head_dim**-0.5))
+
+    def __call__(self, query: Value, key: Value, value: Value) -> Value:
+        """query [B, S, dim], key and value: updated caches [B, heads, window, head_dim] -> [B, S, dim]."""
+        op, geometry = self._graph.op, self._geometry
+        heads = split_heads(self._graph, query, geometry.num_heads, geometry.head_dim)
+        scores = op.MatMul(op.Mul(heads, self._scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+        attention = op.Softmax(op.Add(scores, self._bias), axis=-1)
+        return merge_heads(self._graph, op.MatMul(attention, value), geometry.dim)

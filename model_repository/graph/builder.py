@@ -1,0 +1,104 @@
+"""An ONNX graph under construction whose weights stay on disk until the file is written.
+
+Weights are `onnx_ir.LazyTensor`s: a checkpoint tensor is read and converted while the graph is saved, one at a time,
+and dropped again. State is a pair of graph input and output with the names `NAME` and `NAME.next`; the serving side
+binds both to the same memory, so that a state is updated in place. `cache.*` states never need clearing (what a reset
+row holds there is not read before it is overwritten); `state.*` states are zeroed when a row starts anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxscript import GraphBuilder
+
+Value = Any
+"""An `onnx_ir.Value`: the builder's operators are created by name at run time, so they cannot be typed."""
+
+Float32 = NDArray[np.float32]
+
+OPSET = 24
+"""First opset with TensorScatter."""
+
+_INLINE_BYTES = 256
+"""Smaller constants stay in the .onnx file: ONNX Runtime cannot infer shapes from external ones."""
+
+ROWS = "rows"
+"""Name of the batch dimension of every graph."""
+
+
+class Graph:
+    """One model's graph: `op` holds ONNX operators, `contrib` those of `com.microsoft`."""
+
+    def __init__(self, name: str) -> None:
+        self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, "com.microsoft": 1})
+        self._builder = GraphBuilder(self._graph)
+        self.op: Any = self._builder.op
+        self.contrib: Any = self._builder.opset("com.microsoft", 1)
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], Value] = {}
+        self._weights: dict[str, Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> Value:
+        """Declare a graph input; strings name dynamic dimensions."""
+        return self._builder.input(name, dtype, list(shape))
+
+    def output(self, name: str, value: Value) -> None:
+        """Declare `value` as the graph output `name`."""
+        self._builder.add_output(value, name)
+
+    def state(self, name: str, shape: Sequence[int]) -> Value:
+        """A float32 state of `shape` per row, as it was before this run: [rows, *shape]."""
+        return self.input(f"state.{name}", ir.DataType.FLOAT, [ROWS, *shape])
+
+    def cache(self, name: str, shape: Sequence[int]) -> Value:
+        """As `state`, for memory that is never read before it is written (a ring of keys or values)."""
+        return self.input(f"cache.{name}", ir.DataType.FLOAT, [ROWS, *shape])
+
+    def update(self, state: Value, value: Value) -> None:
+        """What `state` is after this run."""
+        self.output(f"{state.name}.next", value)
+
+    def constant(self, value: NDArray[Any] | float | int | Sequence[int], dtype: Any = None) -> Value:
+        """A small constant, shared by equal uses."""
+        array = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.tobytes(), array.shape)
+        if key not in self._constants:
+            self._constants[key] = self._builder.initializer(ir.tensor(array), f"constant.{len(self._constants)}")
+        return self._constants[key]
+
+    def weight(self, name: str, shape: Sequence[int], load: Callable[[], Float32]) -> Value:
+        """A float32 weight of `shape`, made by `load` only while the graph is saved; one value per name."""
+        if name not in self._weights:
+
+            def evaluate() -> ir.Tensor:
+                array = np.ascontiguousarray(load(), dtype=np.float32)
+                assert array.shape == tuple(shape), f"{name}: built {array.shape}, declared {tuple(shape)}"
+                return ir.tensor(array)
+
+            lazy = ir.LazyTensor(evaluate, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape))
+            self._weights[name] = self._builder.initializer(lazy, name)
+        return self._weights[name]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that `save` will write as weights."""
+        return sum(int(weight.const_value.nbytes) for weight in self._weights.values())
+
+    def save(self, path: Path, progress: Callable[[str, int], None] | None = None) -> None:
+        """Write `path` and, beside it, its weights `path`.data.
+
+        `progress` is called with each weight's name and size in bytes as it is written.
+        """
+        model = ir.Model(self._graph, ir_version=11, producer_name="personaplex-triton")
+
+        def report(tensor: Any, _info: Any) -> None:
+            if progress is not None:
+                progress(str(tensor.name), int(tensor.nbytes))
+
+        data = path.name + ".data"
+        ir.save(model, path, external_data=data, size_threshold_bytes=_INLINE_BYTES, callback=report)

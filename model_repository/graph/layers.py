@@ -1,0 +1,92 @@
+"""Layers of the transformers: linear, norms, rotary positions, gated and plain feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from model_repository.checkpoint.tensors import TensorSource
+from model_repository.graph.builder import Float32, Graph, Value
+
+
+class Weights:
+    """A graph's access to a checkpoint: every weight enters the graph through one of these methods.
+
+    This is where a precision is chosen; a quantized variant overrides `linear`.
+    """
+
+    def __init__(self, graph: Graph, source: TensorSource) -> None:
+        self.graph = graph
+        self.source = source
+
+    def tensor(self, key: str) -> Value:
+        """The tensor as it is in the checkpoint."""
+        return self.graph.weight(key, self.source.shape(key), lambda: self.source.read(key))
+
+    def vector(self, key: str) -> Value:
+        """The tensor flattened: [n] (norm scales are stored as [1, 1, n])."""
+        size = int(np.prod(self.source.shape(key)))
+        return self.graph.weight(f"{key}.flat", (size,), lambda: self.source.read(key).reshape(-1))
+
+    def made(self, name: str, shape: tuple[int, ...], make: Callable[[], Float32]) -> Value:
+        """A weight computed from several checkpoint tensors."""
+        return self.graph.weight(name, shape, make)
+
+    def linear(self, x: Value, key: str, rows: slice | None = None) -> Value:
+        """x [..., in] times the transpose of checkpoint matrix `key` [out, in], or of the rows given -> [..., out]."""
+        total, columns = self.source.shape(key)
+        start, stop, _ = (rows or slice(None)).indices(total)
+        name = key if rows is None else f"{key}[{start}:{stop}]"
+        transposed = self.graph.weight(f"{name}.T", (columns, stop - start), lambda: self.source.read(key, rows).T)
+        return self.graph.op.MatMul(x, transposed)
+
+
+def rms_norm(weights: Weights, x: Value, key: str) -> Value:
+    """x * alpha / sqrt(mean(x^2) + 1e-8), over the last axis (the reference's `rms_norm_f32`)."""
+    return weights.graph.op.RMSNormalization(x, weights.vector(key), axis=-1, epsilon=1e-8)
+
+
+def layer_norm(weights: Weights, x: Value, key: str) -> Value:
+    """LayerNorm with weight and bias, eps 1e-5 (PyTorch's default, as Mimi uses it)."""
+    op = weights.graph.op
+    return op.LayerNormalization(x, weights.tensor(f"{key}.weight"), weights.tensor(f"{key}.bias"), epsilon=1e-5)
+
+
+def rotary_tables(graph: Graph, position: Value, steps: Value, head_dim: int, max_period: float) -> tuple[Value, Value]:
+    """Cosines and sines [B, S, head_dim / 2] of the angles p * max_period^(-2i / head_dim).
+
+    `position` [B] int64 is each row's first position, `steps` a scalar int64 S. Frequencies and angles are float32,
+    as in the reference.
+    """
+    op = graph.op
+    exponents = np.arange(head_dim // 2, dtype=np.float32) * np.float32(-np.log(max_period) * 2 / head_dim)
+    frequencies = graph.constant(np.exp(exponents, dtype=np.float32))
+    offsets = op.Range(graph.constant(np.int64(0)), steps, graph.constant(np.int64(1)))
+    positions = op.Add(op.Unsqueeze(position, graph.constant([1])), offsets)
+    angles = op.Mul(op.Unsqueeze(op.Cast(positions, to=1), graph.constant([2])), frequencies)
+    return op.Cos(angles), op.Sin(angles)
+
+
+def rotate(graph: Graph, x: Value, tables: tuple[Value, Value], heads: int) -> Value:
+    """Rotary embedding of x [B, S, heads * head_dim] on interleaved pairs (2i, 2i + 1)."""
+    return graph.op.RotaryEmbedding(x, *tables, interleaved=1, num_heads=heads)
+
+
+def split_heads(graph: Graph, x: Value, heads: int, head_dim: int) -> Value:
+    """[B, S, heads * head_dim] -> [B, heads, S, head_dim]."""
+    op = graph.op
+    return op.Transpose(op.Reshape(x, graph.constant([0, 0, heads, head_dim])), perm=[0, 2, 1, 3])
+
+
+def merge_heads(graph: Graph, x: Value, dim: int) -> Value:
+    """[B, heads, S, head_dim] -> [B, S, dim]."""
+    op = graph.op
+    return op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), graph.constant([0, 0, dim]))
+
+
+def gated_feed_forward(weights: Weights, x: Value, key: str) -> Value:
+    """linear_out(silu(g) * u) with [g | u] = linear_in(x): the first half is the gate."""
+    op = weights.graph.op
+    gate, up = op.Split(weights.linear(x, f"{key}.linear_in.weight"), axis=-1, num_outputs=2, _outputs=2)
+    return weights.linear(op.Mul(op.Mul(gate, op.Sigmoid(gate)), up), f"{key}.linear_out.weight")

@@ -1,0 +1,65 @@
+"""The graph of `mimi_decoder`: codebook sums, upsampling, transformer and SEANet decoder of one frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
+from model_repository.checkpoint.tensors import TensorSource
+from model_repository.graph.builder import ROWS, Float32, Graph, Value
+from model_repository.graph.convolution import ActiveRows, convolution, transposed_convolution
+from model_repository.graph.layers import Weights
+from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
+
+
+def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
+    """Inputs: codes [B, 8] int64; position [B] int64 in latent steps; active [B] bool, the rows that take part.
+
+    Output: pcm [B, 1920] float32.
+    """
+    graph = Graph("mimi_decoder")
+    op = graph.op
+    codes = graph.input("codes", ir.DataType.INT64, [ROWS, AGENT_CODEBOOKS])
+    position = graph.input("position", ir.DataType.INT64, [ROWS])
+    active = ActiveRows(graph, graph.input("active", ir.DataType.BOOL, [ROWS]))
+
+    weights = Weights(graph, source)
+    x = op.Unsqueeze(_dequantize(weights, geometry, codes), graph.constant([2]))
+    steps = geometry.steps_per_frame
+    upsample = "upsample.convtr.convtr.convtr"
+    x = transposed_convolution(weights, x, upsample, active, stride=steps, steps=1, groups=geometry.dimension)
+    x = transformer(weights, x, "decoder_transformer", geometry, position)
+    x = convolution(weights, x, "decoder.model.0.conv.conv", active)
+    module = 2
+    for ratio in geometry.ratios:
+        key = f"decoder.model.{module}.convtr.convtr"
+        x = transposed_convolution(weights, elu(weights, x), key, active, stride=ratio, steps=steps)
+        x = residual_block(weights, x, f"decoder.model.{module + 1}", active)
+        steps *= ratio
+        module += 3
+    x = convolution(weights, elu(weights, x), f"decoder.model.{module}.conv.conv", active)
+    graph.output("pcm", op.Squeeze(x, graph.constant([1])))
+    return graph
+
+
+def _dequantize(weights: Weights, geometry: MimiGeometry, codes: Value) -> Value:
+    """codes [B, 8] -> latent [B, dim].
+
+    Each branch sums its codebooks' entries and projects; the projection is folded into the tables, so that what is
+    looked up is already a latent: sum over codebooks of table[codebook][code].
+    """
+    graph, op = weights.graph, weights.graph.op
+    bins, dim, books = geometry.codebook_size, geometry.dimension, codebook_keys()
+
+    def projected_tables() -> Float32:
+        tables = []
+        for index, key in enumerate(books):
+            branch = "rvq_first" if index == 0 else "rvq_rest"
+            projection = weights.source.read(f"quantizer.{branch}.output_proj.weight")[:, :, 0]
+            tables.append(centroids(weights.source, key) @ projection.T)
+        return np.concatenate(tables)
+
+    table = weights.made("quantizer.projected_tables", (len(books) * bins, dim), projected_tables)
+    first_rows = graph.constant(np.arange(len(books), dtype=np.int64) * bins)
+    return op.ReduceSum(op.Gather(table, op.Add(codes, first_rows)), graph.constant([1]), keepdims=0)

@@ -1,0 +1,15 @@
+"""Triton entry point of `mimi_encoder`."""
+
+from typing import Any
+
+from model_repository.serving import triton_io
+from model_repository.serving.mimi import MimiModel
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        model = triton_io.ModelArguments.of(args)
+        self._model = MimiModel(model.graph, model.slots)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return triton_io.execute_sequences(self._model, requests)

@@ -1,0 +1,77 @@
+"""The graph of `mimi_encoder`: SEANet encoder, transformer, downsampling and residual quantization of one frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from model_repository.checkpoint.geometry import MimiGeometry
+from model_repository.checkpoint.tensors import TensorSource
+from model_repository.graph.builder import ROWS, Graph, Value
+from model_repository.graph.convolution import ActiveRows, convolution
+from model_repository.graph.layers import Weights
+from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
+
+
+def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
+    """Inputs: pcm [B, 1920] float32; position [B] int64 in latent steps; active [B] bool, the rows that take part.
+
+    Output: codes [B, 8] int64.
+    """
+    graph = Graph("mimi_encoder")
+    op = graph.op
+    pcm = graph.input("pcm", ir.DataType.FLOAT, [ROWS, geometry.frame_size])
+    position = graph.input("position", ir.DataType.INT64, [ROWS])
+    active = ActiveRows(graph, graph.input("active", ir.DataType.BOOL, [ROWS]))
+
+    weights = Weights(graph, source)
+    x = op.Unsqueeze(pcm, graph.constant([1]))
+    x = convolution(weights, x, "encoder.model.0.conv.conv", active)
+    module = 1
+    for ratio in reversed(geometry.ratios):
+        x = residual_block(weights, x, f"encoder.model.{module}", active)
+        x = convolution(weights, elu(weights, x), f"encoder.model.{module + 2}.conv.conv", active, stride=ratio)
+        module += 3
+    x = convolution(weights, elu(weights, x), f"encoder.model.{module + 1}.conv.conv", active)
+    x = transformer(weights, x, "encoder_transformer", geometry, position)
+    first = op.Equal(position, graph.constant(np.int64(0)))
+    stride = geometry.steps_per_frame
+    x = convolution(weights, x, "downsample.conv.conv.conv", active, stride=stride, first=first)
+    graph.output("codes", _quantize(weights, geometry, x))
+    return graph
+
+
+def _quantize(weights: Weights, geometry: MimiGeometry, latent: Value) -> Value:
+    """Nearest centroids of latent [B, dim, 1] -> codes [B, 8].
+
+    Both branches start from the same latent; the acoustic one then quantizes what its previous codebooks left over.
+    argmin |r - E|^2 = argmin |E|^2 - 2 r E (|r|^2 does not depend on the entry).
+    """
+    graph, op = weights.graph, weights.graph.op
+    latent = op.Squeeze(latent, graph.constant([2]))
+    bins, dim = geometry.codebook_size, geometry.codebook_dim
+    codes = []
+    remainder = None
+    for index, key in enumerate(codebook_keys()):
+        if index < 2:
+            branch = "rvq_first" if index == 0 else "rvq_rest"
+            remainder = _project(weights, latent, f"quantizer.{branch}.input_proj.weight")
+        doubled = weights.made(
+            f"{key}.doubled", (dim, bins), lambda key=key: 2 * centroids(weights.source, key).T
+        )
+        norms = weights.made(
+            f"{key}.norms", (bins,), lambda key=key: np.square(centroids(weights.source, key)).sum(axis=1)
+        )
+        code = op.ArgMin(op.Sub(norms, op.MatMul(remainder, doubled)), axis=-1, keepdims=0)
+        codes.append(op.Unsqueeze(code, graph.constant([1])))
+        if 0 < index < len(codebook_keys()) - 1:
+            table = weights.made(f"{key}.table", (bins, dim), lambda key=key: centroids(weights.source, key))
+            remainder = op.Sub(remainder, op.Gather(table, code))
+    return op.Concat(*codes, axis=1)
+
+
+def _project(weights: Weights, x: Value, key: str) -> Value:
+    """A 1x1 convolution [out, in, 1] as a matrix product: [B, in] -> [B, out]."""
+    rows, columns, _ = weights.source.shape(key)
+    matrix = weights.made(f"{key}.T", (columns, rows), lambda: weights.source.read(key)[:, :, 0].T)
+    return weights.graph.op.MatMul(x, matrix)

@@ -1,0 +1,60 @@
+"""`mimi_encoder` and `mimi_decoder` at run time: one frame of each row that takes part, streaming state in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model_repository.serving.turns import Array, Outcome, Turn, check
+from model_repository.serving.session import StatefulSession
+
+_STEPS_PER_FRAME = 2
+"""Latent steps that a frame advances a row's position by."""
+
+
+class MimiModel:
+    """Either half of the codec: a turn's only input and output are one frame, e.g. pcm [1920] -> codes [8].
+
+    `high` bounds an integer input's values (codes), exclusively; None for samples, which must be finite.
+    """
+
+    def __init__(self, model: Path, slots: int, high: int | None = None) -> None:
+        self._session = StatefulSession(model, slots)
+        names = [name for name in self._session.feeds if name not in ("position", "active")]
+        self._input = names[0]
+        self._output = next(iter(self._session.results))
+        self._high = high
+        self.input_names: Sequence[str] = (self._input,)
+
+    def run(self, turns: Sequence[Turn]) -> Outcome:
+        """See `Model.run`."""
+        feeds = self._session.feeds
+        frames, position, active = feeds[self._input], feeds["position"], feeds["active"]
+        outcome = Outcome()
+        active[:] = False
+        for turn in turns:
+            try:
+                self._check(turn.inputs[self._input])
+            except ValueError as error:
+                outcome.errors[turn.row] = error
+                continue
+            if turn.start:
+                self._session.reset(turn.row)
+                position[turn.row] = 0
+            frames[turn.row] = turn.inputs[self._input]
+            active[turn.row] = True
+        rows = np.flatnonzero(active)
+        if len(rows):
+            self._session.run(int(rows[0]), int(rows[-1]) + 1)
+            position[rows] += _STEPS_PER_FRAME
+            results = self._session.results[self._output]
+            outcome.outputs = {int(row): {self._output: results[row].copy()} for row in rows}
+        return outcome
+
+    def _check(self, frame: Array) -> None:
+        expected = self._session.feeds[self._input]
+        check(frame, self._input, expected.dtype.type, expected.shape[1:], self._high)
+        if expected.dtype == np.float32 and not np.isfinite(frame).all():
+            raise ValueError(f"{self._input}: samples must be finite")

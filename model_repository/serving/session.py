@@ -1,0 +1,91 @@
+"""An ONNX Runtime session whose state lives in rows of preallocated buffers and is updated in place.
+
+Every state of the graph is one array [slots, ...], bound as input and as output: a run over rows i..j binds just those
+rows (they are contiguous), so no run copies or allocates a state-sized buffer, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
+
+_SMALL_MODEL_BYTES = 64 << 20
+"""Weights below this fit the caches: threads would cost more than they bring."""
+
+
+def session_options(model: Path) -> ort.SessionOptions:
+    """Options for the file `model`: one thread for a small one, else all cores, never spinning.
+
+    PERSONAPLEX_INTRA_OP_THREADS overrides the count. Four models share the machine, each in a process of its own; a
+    pool that spins would take the cores from the stage that has work.
+    """
+    options = ort.SessionOptions()
+    weights = model.with_name(model.name + ".data")
+    size = weights.stat().st_size if weights.exists() else 0
+    threads = int(os.environ.get("PERSONAPLEX_INTRA_OP_THREADS", "0"))
+    options.intra_op_num_threads = threads or (1 if size < _SMALL_MODEL_BYTES else os.cpu_count() or 1)
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
+class StatefulSession:
+    """One graph, `slots` rows of state.
+
+    Inputs with a fixed shape per row are arrays in `feeds` and outputs are arrays in `results`, both [slots, ...]:
+    write feeds[name][row], run, read results[name][row]. Inputs with a dynamic dimension are given to `run`.
+    """
+
+    def __init__(self, model: Path, slots: int, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
+        self.slots = slots
+        self._session = ort.InferenceSession(str(model), session_options(model), providers=list(providers))
+        self._states: dict[str, Array] = {}
+        self.feeds: dict[str, Array] = {}
+        self.results: dict[str, Array] = {}
+        for node in self._session.get_inputs():
+            if any(isinstance(size, str) for size in node.shape[1:]):
+                continue
+            array = np.zeros((slots, *node.shape[1:]), _DTYPES[node.type])
+            kept = self._states if node.name.startswith(("state.", "cache.")) else self.feeds
+            kept[node.name] = array
+        for node in self._session.get_outputs():
+            if not node.name.endswith(".next"):
+                self.results[node.name] = np.zeros((slots, *node.shape[1:]), _DTYPES[node.type])
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    def reset(self, row: int) -> None:
+        """Give `row` a clean start: zero what a first step reads (caches are never read before they are written)."""
+        for name, array in self._states.items():
+            if name.startswith("state."):
+                array[row] = 0
+
+    def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
+        """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [stop - start, ...] each."""
+        binding = self._bindings.get((start, stop))
+        if binding is None:
+            binding = self._bindings[(start, stop)] = self._bind(start, stop)
+        for name, array in (dynamic or {}).items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        self._session.run_with_iobinding(binding)
+
+    def _bind(self, start: int, stop: int) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        for name, array in (self.feeds | self._states).items():
+            value = ort.OrtValue.ortvalue_from_numpy(array[start:stop])
+            binding.bind_ortvalue_input(name, value)
+            if name in self._states:
+                binding.bind_ortvalue_output(f"{name}.next", value)
+        for name, array in self.results.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array[start:stop]))
+        return binding

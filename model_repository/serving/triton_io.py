@@ -1,0 +1,114 @@
+"""Where Triton's Python backend meets the models: arguments, requests, responses, and tensors through DLPack.
+
+`as_numpy()` and `Tensor(name, array)` of the backend's stub were compiled against NumPy 1 and give wrong strides and
+sizes under NumPy 2; DLPack does not depend on NumPy's own layout and works under both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+from numpy.typing import NDArray
+
+from model_repository.serving.turns import BadInput, Model, Outcome, Turn
+
+_set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
+_set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
+_set_destructor.restype = ctypes.c_int
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """What Triton tells a model when it loads it."""
+
+    graph: Path
+    slots: int
+    parameters: Mapping[str, str]
+
+    @classmethod
+    def of(cls, args: Mapping[str, str]) -> ModelArguments:
+        """From the `args` of `initialize`: the version folder's graph, `max_batch_size` and `parameters`."""
+        config = json.loads(args["model_config"])
+        version = Path(args["model_repository"]) / args["model_version"]
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        return cls(version / "model.onnx", config["max_batch_size"], parameters)
+
+    def integer(self, name: str) -> int:
+        return int(self.parameters[name])
+
+
+def execute_sequences(model: Model, requests: Sequence[Any]) -> list[Any]:
+    """Answer one execution of the direct sequence batcher: position in the list is the row.
+
+    Rows without a request arrive as copies of another one with READY false: they are answered with nothing and never
+    looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
+    """
+    active = {row: request for row, request in enumerate(requests) if _flag(request, "READY")}
+    living = {row: request for row, request in active.items() if not _flag(request, "END")}
+    starts = {row for row, request in living.items() if _flag(request, "START")}
+    return _execute(model, requests, living, starts)
+
+
+def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
+    """Answer one execution of the dynamic batcher: requests have nothing to do with each other."""
+    return _execute(model, requests, dict(enumerate(requests)), set())
+
+
+def _execute(model: Model, requests: Sequence[Any], living: Mapping[int, Any], starts: set[int]) -> list[Any]:
+    turns: list[Turn] = []
+    outcome = Outcome()
+    for row, request in living.items():
+        try:
+            inputs = {name: _read(request, name) for name in model.input_names}
+            turns.append(Turn(row, row in starts, inputs))
+        except BadInput as error:
+            outcome.errors[row] = error
+    if turns:
+        try:
+            done = model.run(turns)
+            outcome.outputs |= done.outputs
+            outcome.errors |= done.errors
+        except Exception as error:  # answered to every caller of this batch; the process must live on
+            outcome.errors |= {turn.row: error for turn in turns}
+    return [_respond(outcome, row) for row in range(len(requests))]
+
+
+def _respond(outcome: Outcome, row: int) -> Any:
+    if row in outcome.errors:
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(outcome.errors[row])))
+    outputs = outcome.outputs.get(row, {})
+    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
+
+
+def _flag(request: Any, name: str) -> bool:
+    """A control input of the sequence batcher: START, END or READY."""
+    return bool(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)).item())
+
+
+def _read(request: Any, name: str) -> NDArray[Any]:
+    """An input without its batch dimension, which is 1; valid during `execute` only."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise BadInput(f"input {name!r} is missing")
+    array: NDArray[Any] = np.from_dlpack(tensor)
+    if array.shape[0] != 1:
+        raise BadInput(f"{name}: expected batch size 1, got {array.shape[0]}")
+    return array[0]
+
+
+def _tensor(name: str, array: NDArray[Any]) -> Any:
+    """An output with its batch dimension.
+
+    The stub renames a consumed capsule in a way NumPy's own capsule destructor does not know and would report as an
+    error, so that destructor is taken off; the stub calls the tensor's deleter, which frees the copy.
+    """
+    capsule = np.array(array[None], order="C").__dlpack__()
+    _set_destructor(capsule, None)
+    return pb_utils.Tensor.from_dlpack(name, capsule)

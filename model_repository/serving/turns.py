@@ -1,0 +1,58 @@
+"""What a model is asked in one execution and what it answers, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class BadInput(ValueError):
+    """A request's tensor is not what the model takes; answered to that request alone."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one row is asked to do; `inputs` are arrays without a batch dimension, valid during the execution.
+
+    With direct sequence batching a row is the same conversation for as long as that lasts.
+    """
+
+    row: int
+    start: bool
+    inputs: Mapping[str, Array]
+
+
+@dataclass
+class Outcome:
+    """Answers by row; a row with an error answers just that."""
+
+    outputs: dict[int, Mapping[str, Array]] = field(default_factory=dict)
+    errors: dict[int, Exception] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """What Triton hands requests to."""
+
+    input_names: Sequence[str]
+
+    def run(self, turns: Sequence[Turn]) -> Outcome:
+        """Do every row's turn in as few graph runs as possible. Raises only if the whole batch failed."""
+
+
+def check(array: Array, name: str, dtype: type, shape: tuple[int, ...], high: int | None = None) -> None:
+    """Raise `BadInput` unless array has dtype and shape (-1: any) and, where `high` is given, values in [0, high)."""
+    fits = array.ndim == len(shape) and all(
+        want in (-1, got) for want, got in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        raise BadInput(
+            f"{name}: expected {np.dtype(dtype).name} of shape {list(shape)}, got {array.dtype.name} {list(array.shape)}"
+        )
+    if high is not None and array.size and not (array.min() >= 0 and array.max() < high):
+        raise BadInput(f"{name}: values must be in 0..{high - 1}, got {array.min()}..{array.max()}")

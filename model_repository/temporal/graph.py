@@ -1,0 +1,85 @@
+"""The graph of `temporal`: columns of 17 tokens -> hidden state and sampled text token, keys and values in rings."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from model_repository.checkpoint.geometry import LmGeometry
+from model_repository.checkpoint.tensors import TensorSource
+from model_repository.graph.attention import FilledAttention, Ring
+from model_repository.graph.builder import ROWS, Float32, Graph, Value
+from model_repository.graph.layers import (
+    Weights,
+    gated_feed_forward,
+    rms_norm,
+    rotary_tables,
+    rotate,
+    split_heads,
+)
+from model_repository.graph.sampling import sample
+
+
+def build(geometry: LmGeometry, source: TensorSource) -> Graph:
+    """Inputs, for B rows and S columns (S = 1 in a step; B = 1 where S > 1):
+
+    columns [B, S, 17] int64; embeddings [B, S, dim] float32, used instead of the tokens in columns whose text token is
+    -1; position [B] int64, the first column's index; noise [B, K] float32, top_k [B] int64 and temperature [B] float32
+    for the text token. Outputs, both of the last column: hidden [B, dim] float32 (after the final norm) and
+    text_token [B] int64, sampled for the next column.
+    """
+    graph = Graph("temporal")
+    op = graph.op
+    transformer = geometry.temporal
+    columns = graph.input("columns", ir.DataType.INT64, [ROWS, "columns", geometry.num_streams])
+    embeddings = graph.input("embeddings", ir.DataType.FLOAT, [ROWS, "columns", transformer.dim])
+    position = graph.input("position", ir.DataType.INT64, [ROWS])
+    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, "ranks"])
+    top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
+    temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
+
+    weights = Weights(graph, source)
+    x = _embed(weights, geometry, columns, embeddings)
+    steps = op.Squeeze(op.Shape(columns, start=1, end=2), graph.constant([0]))
+    tables = rotary_tables(graph, position, steps, transformer.head_dim, transformer.max_period)
+    attend = FilledAttention(graph, position, steps, transformer)
+    heads, head_dim = transformer.num_heads, transformer.head_dim
+    for index in range(transformer.num_layers):
+        layer = f"transformer.layers.{index}"
+        normed = rms_norm(weights, x, f"{layer}.norm1.alpha")
+        projected = weights.linear(normed, f"{layer}.self_attn.in_proj_weight")
+        query, key, value = op.Split(projected, axis=-1, num_outputs=3, _outputs=3)
+        query, key = rotate(graph, query, tables, heads), rotate(graph, key, tables, heads)
+        key, value = (split_heads(graph, new, heads, head_dim) for new in (key, value))
+        keys, values = Ring(graph, f"layers.{index}", transformer).write(key, value, position)
+        attended = attend(query, keys, values)
+        x = op.Add(x, weights.linear(attended, f"{layer}.self_attn.out_proj.weight"))
+        normed = rms_norm(weights, x, f"{layer}.norm2.alpha")
+        x = op.Add(x, gated_feed_forward(weights, normed, f"{layer}.gating"))
+
+    last = op.Gather(x, graph.constant(np.int64(-1)), axis=1)
+    hidden = rms_norm(weights, last, "out_norm.alpha")
+    text_logits = weights.linear(hidden, "text_linear.weight")
+    graph.output("hidden", hidden)
+    graph.output("text_token", sample(graph, text_logits, noise, top_k, temperature))
+    return graph
+
+
+def _embed(weights: Weights, geometry: LmGeometry, columns: Value, embeddings: Value) -> Value:
+    """Sum of a column's 17 embeddings, audio streams first and text last (the reference's order) -> [B, S, dim]."""
+    graph, op = weights.graph, weights.graph.op
+    streams, rows, dim = geometry.num_streams - 1, geometry.card + 1, geometry.temporal.dim
+
+    def stacked() -> Float32:
+        return np.concatenate([weights.source.read(f"emb.{stream}.weight") for stream in range(streams)])
+
+    table = weights.made("emb.stacked", (streams * rows, dim), stacked)
+    tokens = op.Max(columns, graph.constant(np.int64(0)))
+    text, audio = op.Split(tokens, graph.constant([1, streams]), axis=2, _outputs=2)
+    first_rows = graph.constant(np.arange(streams, dtype=np.int64) * rows)
+    summed = op.ReduceSum(op.Gather(table, op.Add(audio, first_rows)), graph.constant([2]), keepdims=0)
+    text_embedding = op.Gather(weights.tensor("text_emb.weight"), op.Squeeze(text, graph.constant([2])))
+    embedded = op.Add(summed, text_embedding)
+    first_stream = op.Slice(columns, graph.constant([0]), graph.constant([1]), graph.constant([2]))
+    given = op.Less(first_stream, graph.constant(np.int64(0)))
+    return op.Where(given, embeddings, embedded)

@@ -1,0 +1,104 @@
+"""The `config.pbtxt` of each served model, from the checkpoint's geometry.
+
+Messages are Triton's own `inference.ModelConfig`, so that a misspelt field fails here and not in the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry
+
+MODELS = ("mimi_encoder", "temporal", "depformer", "mimi_decoder")
+
+SEQUENCE_IDLE_MICROSECONDS = 3600 * 1_000_000
+"""After this long without a request Triton frees a row. The gateway ends conversations long before; this frees rows
+whose gateway died. Triton's default of one second would take the row of a caller who is merely late."""
+
+DEPFORMER_QUEUE_DELAY_MICROSECONDS = 300
+"""Wait for the neighbours of a frame: their requests arrive within this of the first."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output; `shape` without the batch dimension, -1 for a dynamic size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Everything a `config.pbtxt` says that differs between the models."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    stateful: bool
+    parameters: Mapping[str, int]
+
+    def pbtxt(self, slots: int) -> str:
+        """The file's text, for `slots` rows."""
+        text: str = text_format.MessageToString(self._message(slots))
+        return text
+
+    def _message(self, slots: int) -> Any:
+        config = pb.ModelConfig(name=self.name, backend="python", max_batch_size=slots)
+        for tensor in self.inputs:
+            config.input.add(
+                name=tensor.name,
+                data_type=pb.DataType.Value(tensor.dtype),
+                dims=tensor.shape,
+                allow_ragged_batch=-1 in tensor.shape,
+            )
+        for tensor in self.outputs:
+            config.output.add(name=tensor.name, data_type=pb.DataType.Value(tensor.dtype), dims=tensor.shape)
+        if self.stateful:
+            _sequence_batching(config.sequence_batching)
+        else:
+            config.dynamic_batching.max_queue_delay_microseconds = DEPFORMER_QUEUE_DELAY_MICROSECONDS
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+        for name, value in self.parameters.items():
+            config.parameters[name].string_value = str(value)
+        return config
+
+
+def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
+    """The four models, in the order a frame passes through them."""
+    lm = geometry.lm
+    frame = Tensor("pcm", "TYPE_FP32", (geometry.mimi.frame_size,))
+    codes = Tensor("codes", "TYPE_INT64", (AGENT_CODEBOOKS,))
+    hidden = Tensor("hidden", "TYPE_FP32", (lm.temporal.dim,))
+    text_token = Tensor("text_token", "TYPE_INT64", (1,))
+    sampling = (Tensor("sampler", "TYPE_INT64", (3,)), Tensor("temperature", "TYPE_FP32", (1,)))
+    columns = Tensor("columns", "TYPE_INT64", (-1, lm.num_streams))
+    embeddings = Tensor("embeddings", "TYPE_FP32", (-1, lm.temporal.dim))
+    vocabularies = {"text_card": lm.text_card, "card": lm.card}
+    return (
+        ServedModel("mimi_encoder", (frame,), (codes,), True, {}),
+        ServedModel(
+            "temporal",
+            (columns, embeddings, *sampling),
+            (hidden, text_token),
+            True,
+            {**vocabularies, "window": lm.temporal.window},
+        ),
+        ServedModel("depformer", (hidden, text_token, *sampling), (codes,), False, vocabularies),
+        ServedModel("mimi_decoder", (codes,), (frame,), True, {"card": lm.card}),
+    )
+
+
+def _sequence_batching(batching: Any) -> None:
+    """Direct: a sequence keeps its row for life, and the row is where its state lies."""
+    batching.direct.SetInParent()
+    batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_MICROSECONDS
+    control = pb.ModelSequenceBatching.Control
+    for kind in ("START", "END", "READY"):
+        entry = batching.control_input.add(name=kind)
+        entry.control.add(kind=control.Kind.Value(f"CONTROL_SEQUENCE_{kind}"), int32_false_true=[0, 1])
