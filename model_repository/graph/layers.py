@@ -10,6 +10,11 @@ from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import Float32, Graph, Value
 
 
+_VECTOR = 16
+"""Elements of the widest float32 vector register. ONNX Runtime's Cos and Sin round differently in vectors and in the
+remainder after the last whole one; tables padded to whole vectors make a row's angles independent of the batch."""
+
+
 class Weights:
     """A graph's access to a checkpoint: every weight enters the graph through one of these methods.
 
@@ -42,6 +47,16 @@ class Weights:
         return self.graph.op.MatMul(x, transposed)
 
 
+def summed(graph: Graph, x: Value, axis: int, count: int, *others: Value) -> Value:
+    """Sum of x's `count` slices along `axis`, and then of `others`, added in this order.
+
+    ReduceSum would choose its order by the batch size, and a row's rounding would depend on its neighbours.
+    """
+    op = graph.op
+    parts = op.Split(x, axis=axis, num_outputs=count, _outputs=count)
+    return op.Sum(*(op.Squeeze(part, graph.constant([axis])) for part in parts), *others)
+
+
 def rms_norm(weights: Weights, x: Value, key: str) -> Value:
     """x * alpha / sqrt(mean(x^2) + 1e-8), over the last axis (the reference's `rms_norm_f32`)."""
     return weights.graph.op.RMSNormalization(x, weights.vector(key), axis=-1, epsilon=1e-8)
@@ -60,12 +75,18 @@ def rotary_tables(graph: Graph, position: Value, steps: Value, head_dim: int, ma
     as in the reference.
     """
     op = graph.op
-    exponents = np.arange(head_dim // 2, dtype=np.float32) * np.float32(-np.log(max_period) * 2 / head_dim)
+    half = head_dim // 2
+    padded = -(-half // _VECTOR) * _VECTOR
+    exponents = np.arange(padded, dtype=np.float32) * np.float32(-np.log(max_period) * 2 / head_dim)
     frequencies = graph.constant(np.exp(exponents, dtype=np.float32))
     offsets = op.Range(graph.constant(np.int64(0)), steps, graph.constant(np.int64(1)))
     positions = op.Add(op.Unsqueeze(position, graph.constant([1])), offsets)
     angles = op.Mul(op.Unsqueeze(op.Cast(positions, to=1), graph.constant([2])), frequencies)
-    return op.Cos(angles), op.Sin(angles)
+    tables = (op.Cos(angles), op.Sin(angles))
+    if padded == half:
+        return tables
+    bounds = (graph.constant([0]), graph.constant([half]), graph.constant([2]))
+    return op.Slice(tables[0], *bounds), op.Slice(tables[1], *bounds)
 
 
 def rotate(graph: Graph, x: Value, tables: tuple[Value, Value], heads: int) -> Value:

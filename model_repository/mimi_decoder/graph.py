@@ -9,7 +9,7 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
 from model_repository.graph.convolution import ActiveRows, convolution, transposed_convolution
-from model_repository.graph.layers import Weights
+from model_repository.graph.layers import Weights, summed
 from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
 
 
@@ -62,4 +62,4 @@ def _dequantize(weights: Weights, geometry: MimiGeometry, codes: Value) -> Value
 
     table = weights.made("quantizer.projected_tables", (len(books) * bins, dim), projected_tables)
     first_rows = graph.constant(np.arange(len(books), dtype=np.int64) * bins)
-    return op.ReduceSum(op.Gather(table, op.Add(codes, first_rows)), graph.constant([1]), keepdims=0)
+    return summed(graph, op.Gather(table, op.Add(codes, first_rows)), 1, len(books))

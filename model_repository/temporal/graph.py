@@ -16,6 +16,7 @@ from model_repository.graph.layers import (
     rotary_tables,
     rotate,
     split_heads,
+    summed,
 )
 from model_repository.graph.sampling import sample
 
@@ -77,9 +78,9 @@ def _embed(weights: Weights, geometry: LmGeometry, columns: Value, embeddings: V
     tokens = op.Max(columns, graph.constant(np.int64(0)))
     text, audio = op.Split(tokens, graph.constant([1, streams]), axis=2, _outputs=2)
     first_rows = graph.constant(np.arange(streams, dtype=np.int64) * rows)
-    summed = op.ReduceSum(op.Gather(table, op.Add(audio, first_rows)), graph.constant([2]), keepdims=0)
+    audio_embeddings = op.Gather(table, op.Add(audio, first_rows))
     text_embedding = op.Gather(weights.tensor("text_emb.weight"), op.Squeeze(text, graph.constant([2])))
-    embedded = op.Add(summed, text_embedding)
+    embedded = summed(graph, audio_embeddings, 2, streams, text_embedding)
     first_stream = op.Slice(columns, graph.constant([0]), graph.constant([1]), graph.constant([2]))
     given = op.Less(first_stream, graph.constant(np.int64(0)))
     return op.Where(given, embeddings, embedded)
