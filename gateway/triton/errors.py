@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gateway.errors import GatewayError
 
-class TritonError(RuntimeError):
+
+class TritonError(GatewayError):
     """Base of this package's errors; its text is one line meant for the operator."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -78,6 +80,21 @@ class TritonOptions:
             f"--log-info={str(self.log_info).lower()}",
             *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
         ]
+
+    def with_free_ports(self) -> TritonOptions:
+        """These options with every port 0 replaced by one that is free now."""
+        with contextlib.ExitStack() as held:
+            # All are held until all are chosen, so that no two are the same.
+            def free() -> int:
+                probe = held.enter_context(socket.socket())
+                probe.bind((LOOPBACK, 0))
+                return int(probe.getsockname()[1])
+
+            return replace(
+                self,
+                grpc_port=self.grpc_port or free(),
+                metrics_port=free() if self.metrics_port == 0 else self.metrics_port,
+            )
 
     def _metrics(self) -> list[str]:
         if self.metrics_port is None:

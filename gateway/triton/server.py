@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,19 +16,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import grpc
 import psutil
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.triton import guard
 from gateway.triton.errors import TritonStartError
 from gateway.triton.installation import TritonInstallation
 from gateway.triton.options import LOOPBACK, TritonOptions
+from gateway.triton.probe import is_ready
 
 # Another process may take a port between our choosing it and Triton's binding it.
 PORT_ATTEMPTS = 5
@@ -118,7 +115,7 @@ class TritonServer:
         attempts = PORT_ATTEMPTS if 0 in (chosen.grpc_port, chosen.metrics_port) else 1
         while True:
             attempts -= 1
-            self.options = _with_ports(chosen)
+            self.options = chosen.with_free_ports()
             self._launch(installation)
             try:
                 return self._wait_ready(time.monotonic() + timeout, abandoned or threading.Event())
@@ -228,7 +225,7 @@ class TritonServer:
                 if self._reader:
                     self._reader.join(timeout=1.0)
                 raise TritonStartError(f"Triton ended while starting: {_reason(self.log)}", self.log)
-            if _is_ready(self.grpc_url):
+            if is_ready(self.grpc_url):
                 return
             if time.monotonic() > deadline:
                 raise TritonStartError("Triton was not ready in time", self.log)
@@ -251,44 +248,14 @@ def _link_python_backend(installation: TritonInstallation, folder: Path) -> None
     stub.symlink_to(installation.stub)
 
 
-def _with_ports(options: TritonOptions) -> TritonOptions:
-    """`options` with every port 0 replaced by a free one."""
-    with contextlib.ExitStack() as held:
-        # All are held until all are chosen, so that no two are the same.
-        def free() -> int:
-            probe = held.enter_context(socket.socket())
-            probe.bind((LOOPBACK, 0))
-            return int(probe.getsockname()[1])
-
-        return replace(
-            options,
-            grpc_port=options.grpc_port or free(),
-            metrics_port=free() if options.metrics_port == 0 else options.metrics_port,
-        )
-
-
-def _is_ready(url: str) -> bool:
-    """Whether every model answers; False too where nothing listens yet."""
-    host, port = url.split(":")
-    # A gRPC channel backs off for seconds after a refused connection: ask for one only once somebody listens.
-    try:
-        socket.create_connection((host, int(port)), timeout=1.0).close()
-    except OSError:
-        return False
-    with grpc.insecure_channel(url) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        try:
-            return bool(stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=2.0).ready)
-        except grpc.RpcError:
-            return False
-
-
 def _port_taken(error: TritonStartError) -> bool:
     return any("already in use" in line.lower() for line in error.log)
 
 
 def _reason(log: tuple[str, ...]) -> str:
-    """The line most likely to say why: the last error, else the last line."""
-    errors = [line for line in log if line.startswith(("E", "F", "error:", "cannot run")) or "Internal:" in line]
-    line = (errors or [*log] or ["it wrote nothing"])[-1]
-    return line.split("] ", 1)[-1]
+    """The line most likely to say why: the first model that failed, else the last error, else the last line."""
+    failed = [line for line in log if "failed to load '" in line][:1]
+    errors = [line for line in log if line.startswith(("E", "F", "error:", "cannot run"))]
+    line = (failed or errors or [*log] or ["it wrote nothing"])[-1]
+    # Triton quotes its messages and writes the line breaks of a traceback as backslash and n.
+    return line.split("] ", 1)[-1].split("\\n", 1)[0].strip('"')

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gateway.triton import TritonError, TritonKeeper, TritonServer
+from gateway.triton import keeper as keeper_module
+from gateway.triton.probe import is_ready
+
+
+def kill_tritonserver(server: TritonServer) -> None:
+    psutil.Process(server._guard.pid).children()[0].kill()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.fixture
+def keeper(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonKeeper]:
+    monkeypatch.setattr(keeper_module, "FIRST_DELAY_S", 0.05)
+    keeper = TritonKeeper(TritonServer(models))
+    yield keeper
+    keeper.stop()
+
+
+def ready(keeper: TritonKeeper, restarts: int) -> bool:
+    return keeper.restarts == restarts and is_ready(keeper.server.grpc_url)
+
+
+def test_a_server_that_dies_is_started_again_on_the_same_port(keeper: TritonKeeper) -> None:
+    keeper.start()
+    url = keeper.server.grpc_url
+    for restarts in (1, 2):
+        kill_tritonserver(keeper.server)
+        assert until(lambda restarts=restarts: ready(keeper, restarts))
+        assert keeper.server.grpc_url == url
+
+
+def test_the_delay_between_failing_starts_doubles_up_to_its_bound(
+    keeper: TritonKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "LONGEST_DELAY_S", 0.2)
+    keeper.start()
+    delays: list[float] = []
+    wait = keeper._stopping.wait
+    monkeypatch.setattr(keeper._stopping, "wait", lambda seconds: delays.append(seconds) or wait(seconds))
+
+    def fail(*_: object, **__: object) -> None:
+        raise TritonError("still broken")
+
+    monkeypatch.setattr(keeper.server, "start", fail)
+    kill_tritonserver(keeper.server)
+    assert until(lambda: len(delays) >= 4)
+    assert delays[:4] == [0.05, 0.1, 0.2, 0.2]
+
+
+def test_a_stop_while_the_server_is_down_ends_at_once(
+    keeper: TritonKeeper, monkeypatch: pytest.MonkeyPatch, gone: Callable[[int], list[str]]
+) -> None:
+    monkeypatch.setattr(keeper_module, "FIRST_DELAY_S", 30.0)
+    keeper.start()
+    kill_tritonserver(keeper.server)
+    assert until(lambda: not keeper.server.alive())
+    began = time.monotonic()
+    keeper.stop()
+    assert time.monotonic() - began < 2
+    assert gone(os.getpid()) == []
