@@ -1,0 +1,82 @@
+"""Shared frames: conversations that are ready at the same moment go through the four models together.
+
+Left alone, conversations drift apart over the four stages of a frame and Triton's batches shrink to one. So a frame
+is begun by a cohort: all who wait at that moment. Newcomers wait until the last of its members has left, and then
+go together. Nobody is in two cohorts at once, and a cohort costs nothing when there is one conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+
+class Cohort:
+    """`window`: seconds a frame waits for others to join; `patience`: seconds after which it waits for no one."""
+
+    def __init__(self, window: float = 0.0, patience: float = 2.0) -> None:
+        self._window = window
+        self._patience = patience
+        self._waiting: list[asyncio.Future[_Running]] = []
+        self._running: _Running | None = None
+        self._release: asyncio.Handle | None = None
+
+    @asynccontextmanager
+    async def frame(self) -> AsyncIterator[None]:
+        """Everything inside runs as part of one cohort."""
+        turn: asyncio.Future[_Running] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._schedule()
+        try:
+            running = await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave(turn.result())
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+        try:
+            yield
+        finally:
+            self._leave(running)
+
+    def _schedule(self) -> None:
+        if self._waiting and self._running is None and self._release is None:
+            loop = asyncio.get_running_loop()
+            # At least one turn of the loop, so that everyone who is about to ask has asked.
+            self._release = loop.call_later(self._window, self._go) if self._window else loop.call_soon(self._go)
+
+    def _go(self) -> None:
+        self._release = None
+        ready = [turn for turn in self._waiting if not turn.done()]
+        if not ready:
+            return
+        self._waiting.clear()
+        timer = asyncio.get_running_loop().call_later(self._patience, self._expire)
+        self._running = _Running(members=len(ready), timer=timer)
+        for turn in ready:
+            turn.set_result(self._running)
+
+    def _leave(self, running: _Running) -> None:
+        running.members -= 1
+        if running.members == 0 and running is self._running:
+            running.timer.cancel()
+            self._running = None
+            self._schedule()
+
+    def _expire(self) -> None:
+        if self._running is not None:
+            logger.warning("a shared frame took over %.1f s; %d left behind", self._patience, self._running.members)
+            self._running = None
+            self._schedule()
+
+
+@dataclass(eq=False)
+class _Running:
+    members: int
+    timer: asyncio.TimerHandle

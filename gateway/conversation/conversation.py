@@ -1,0 +1,130 @@
+"""The frame loop: 80 ms of the user in, 80 ms of the agent out, four engine calls in between.
+
+Output frame u + 1 needs nothing later than user frame u, so it leaves as soon as that one is heard. Output frame 0
+needs no model at all: it is the silence the prompt ends with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from gateway.conversation.cohort import Cohort
+from gateway.conversation.engine import Floats, Session, Tokens
+from gateway.conversation.grid import AGENT, TEXT, TokenGrid
+from gateway.conversation.persona import Prefix
+from gateway.conversation.sampling import Sampling
+from gateway.conversation.tokenizer import Tokenizer
+from gateway.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """What each of the four calls of one frame took; 0 where a frame did not need it."""
+
+    encode: float = 0.0
+    temporal: float = 0.0
+    depformer: float = 0.0
+    decode: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AgentFrame:
+    """80 ms of the agent.
+
+    text: what is shown for `text_token`, often nothing. codes: [8] int64. pcm: [1920] float32 at 24 kHz.
+    heard: the user's codes [8] this frame answers to, those of user frame `index - 1`; None for frame 0.
+    seconds: from the user's frame being handed in to `pcm` being there, waiting for shared frames included.
+    """
+
+    index: int
+    text_token: int
+    text: str
+    codes: Tokens
+    pcm: Floats
+    heard: Tokens | None
+    stages: StageSeconds
+    seconds: float
+
+
+class Conversation:
+    """One caller and one agent. `start` once, then `hear` for every 80 ms; `close` at the end, whatever happened."""
+
+    def __init__(
+        self,
+        session: Session,
+        prefix: Prefix,
+        sampling: Sampling,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        cohort: Cohort,
+    ) -> None:
+        self._session = session
+        self._prefix = prefix
+        self._sampling = sampling
+        self._manifest = manifest
+        self._tokenizer = tokenizer
+        self._cohort = cohort
+        self._frames = 0
+        last = prefix.columns[-1]
+        self._grid = TokenGrid(manifest.delays, last=last, known=prefix.known, position=prefix.length - 1)
+
+    async def start(self) -> AgentFrame:
+        """Feed the whole prompt in one call, and return output frame 0, the forced silence.
+
+        Not part of a shared frame: a prompt takes many frames' time and would hold up everyone in it.
+        """
+        began = perf_counter()
+        prefix = self._prefix
+        thought = await self._session.prefill(prefix.columns, prefix.embeddings, self._sampling.text(prefix.length))
+        fed = perf_counter()
+        codes = await self._session.depformer(thought, self._sampling.audio(prefix.length))
+        drawn = perf_counter()
+        self._grid.advance(thought.text_token, codes)
+        return await self._speak(None, StageSeconds(temporal=fed - began, depformer=drawn - fed), began)
+
+    async def hear(self, pcm: Floats) -> AgentFrame:
+        """User frame u, pcm [1920] float32 at 24 kHz -> output frame u + 1."""
+        began = perf_counter()
+        async with self._cohort.frame():
+            entered = perf_counter()
+            heard = await self._session.encode(pcm)
+            encoded = perf_counter()
+            column = self._grid.hear(heard)
+            following = self._grid.position + 1
+            thought = await self._session.step(column, self._sampling.text(following))
+            fed = perf_counter()
+            codes = await self._session.depformer(thought, self._sampling.audio(following))
+            drawn = perf_counter()
+            self._grid.advance(thought.text_token, codes)
+            stages = StageSeconds(encode=encoded - entered, temporal=fed - encoded, depformer=drawn - fed)
+            return await self._speak(heard, stages, began)
+
+    async def listen(self, pcm: Floats) -> Tokens:
+        """Only encode a user frame that needs no answer any more: pcm [1920] -> codes [8]."""
+        return await self._session.encode(pcm)
+
+    async def close(self) -> None:
+        """Release everything held in the models."""
+        await self._session.close()
+
+    async def _speak(self, heard: Tokens | None, stages: StageSeconds, began: float) -> AgentFrame:
+        frame = self._grid.frame()
+        text_token = int(frame[TEXT])
+        codes = np.ascontiguousarray(frame[AGENT])
+        asked = perf_counter()
+        pcm = await self._session.decode(codes)
+        done = perf_counter()
+        index, self._frames = self._frames, self._frames + 1
+        return AgentFrame(
+            index=index,
+            text_token=text_token,
+            text=self._tokenizer.piece(text_token),
+            codes=codes,
+            pcm=pcm,
+            heard=heard,
+            stages=replace(stages, decode=done - asked),
+            seconds=done - began,
+        )

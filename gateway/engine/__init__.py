@@ -1,0 +1,1 @@
+"""Implementations of the `Engine` protocol: Triton, and a fake one for unit tests."""

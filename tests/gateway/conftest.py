@@ -1,0 +1,122 @@
+"""A built repository without models, around the golden tokenizer, and what stands on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gateway.conversation.cohort import Cohort
+from gateway.conversation.conversation import Conversation
+from gateway.conversation.persona import prefix_of_preset
+from gateway.conversation.sampling import Sampling
+from gateway.conversation.tokenizer import Tokenizer
+from gateway.engine.fake import FakeEngine
+from gateway.manifest import Manifest
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DELAYS = [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1]
+DIM = 32
+VOICE_FRAMES = {"NATF0": 5, "NATM1": 7}
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    with np.load(GOLDEN / "golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture
+def manifest_json() -> dict[str, Any]:
+    """manifest.json of the golden geometry; tests may change it before `write_repository`."""
+    return {
+        "format": 1,
+        "project_version": "0.1.0",
+        "variant": "fp32",
+        "slots": 2,
+        "sample_rate": 24000,
+        "frame_size": 1920,
+        "frame_rate": 12.5,
+        "codebooks": 8,
+        "dim": DIM,
+        "card": 2048,
+        "text_card": 400,
+        "text_padding_id": 3,
+        "delays": DELAYS,
+        "context": 56,
+        "sampling": {
+            "audio_temperature": 0.8,
+            "audio_top_k": 250,
+            "text_temperature": 0.7,
+            "text_top_k": 25,
+        },
+        "tokenizer": "tokenizer.model",
+        "voices": {},
+        "models": ["mimi_encoder", "temporal", "depformer", "mimi_decoder"],
+        "files": {},
+    }
+
+
+@pytest.fixture
+def write_repository(tmp_path: Path, manifest_json: dict[str, Any]) -> Callable[[], Path]:
+    """Writes MODELS as `personaplex build` would, less the triton folder, and returns its path."""
+
+    def write() -> Path:
+        models = tmp_path / "MODELS"
+        (models / "voices").mkdir(parents=True)
+        shutil.copy(GOLDEN / "checkpoint" / "tokenizer_spm_32k_3.model", models / "tokenizer.model")
+        random = np.random.default_rng(7)
+        for name, frames in VOICE_FRAMES.items():
+            path = models / "voices" / f"{name}.safetensors"
+            columns = random.integers(0, 2048, (2, 17))
+            columns[:, 0] = 3
+            columns[1, np.array(DELAYS) == 0] = -1
+            save_file(
+                {"embeddings": random.standard_normal((frames - 1, DIM)).astype(np.float32), "columns": columns}, path
+            )
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            entry = {"file": f"voices/{name}.safetensors", "frames": frames, "sha256": digest}
+            manifest_json["voices"].setdefault(name, entry)
+        (models / "manifest.json").write_text(json.dumps(manifest_json))
+        return models
+
+    return write
+
+
+@pytest.fixture
+def models(write_repository: Callable[[], Path]) -> Path:
+    return write_repository()
+
+
+@pytest.fixture
+def manifest(models: Path) -> Manifest:
+    return Manifest.load(models)
+
+
+@pytest.fixture
+def tokenizer(manifest: Manifest) -> Tokenizer:
+    return Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
+
+
+@pytest.fixture
+def engine(manifest: Manifest) -> FakeEngine:
+    return FakeEngine(manifest)
+
+
+@pytest.fixture
+def converse(manifest: Manifest, tokenizer: Tokenizer, engine: FakeEngine) -> Callable[..., Conversation]:
+    """Makes a conversation with NATF0 on the fake engine."""
+
+    def make(text: str = "You are Ana.", seed: int = 1, cohort: Cohort | None = None) -> Conversation:
+        prefix = prefix_of_preset(manifest.load_voice("NATF0"), tokenizer.encode_prompt(text), manifest)
+        sampling = Sampling(seed=seed, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
+        return Conversation(engine.open(), prefix, sampling, manifest, tokenizer, cohort or Cohort())
+
+    return make

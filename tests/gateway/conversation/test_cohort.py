@@ -1,0 +1,119 @@
+"""Who shares a frame with whom."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.conversation.cohort import Cohort
+
+
+class Rounds:
+    """Records who was inside at the same time: a new round begins when the first comes in after the last has left."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self.inside = 0
+        self.rounds: list[set[str]] = []
+
+    async def frame(self, name: str, seconds: float = 0.002) -> None:
+        async with self.cohort.frame():
+            if self.inside == 0:
+                self.rounds.append(set())
+            self.inside += 1
+            self.rounds[-1].add(name)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self.inside -= 1
+
+
+async def test_conversations_that_started_apart_soon_share_every_frame():
+    rounds = Rounds(Cohort())
+
+    async def talk(name: str, wait: float) -> None:
+        await asyncio.sleep(wait)
+        for step in range(12):
+            await rounds.frame(name, 0.001 + 0.0005 * (step % 3))
+
+    await asyncio.gather(*(talk(str(index), 0.0007 * index) for index in range(8)))
+    sizes = [len(members) for members in rounds.rounds]
+    assert sum(sizes) == 8 * 12
+    assert sum(sizes) / len(sizes) > 5
+
+
+async def test_newcomers_wait_for_the_running_cohort_to_leave():
+    rounds = Rounds(Cohort())
+    first = asyncio.create_task(rounds.frame("first", 0.02))
+    await asyncio.sleep(0.005)
+    await asyncio.gather(rounds.frame("second"), rounds.frame("third"))
+    await first
+    assert rounds.rounds == [{"first"}, {"second", "third"}]
+
+
+async def test_a_member_that_fails_does_not_block_the_next():
+    cohort = Cohort()
+    with pytest.raises(ValueError, match="broken"):
+        async with cohort.frame():
+            raise ValueError("broken")
+    async with asyncio.timeout(0.5), cohort.frame():
+        pass
+
+
+async def test_a_member_that_is_cancelled_does_not_block_the_next():
+    rounds = Rounds(Cohort(patience=60))
+    stuck = asyncio.create_task(rounds.frame("stuck", 60))
+    await asyncio.sleep(0.005)
+    waiting = asyncio.create_task(rounds.frame("waiting"))
+    await asyncio.sleep(0.005)
+    stuck.cancel()
+    await asyncio.wait_for(waiting, 0.5)
+
+
+async def test_one_cancelled_while_waiting_is_not_waited_for():
+    rounds = Rounds(Cohort(patience=60))
+    running = asyncio.create_task(rounds.frame("running", 0.02))
+    await asyncio.sleep(0.005)
+    gone = asyncio.create_task(rounds.frame("gone"))
+    stays = asyncio.create_task(rounds.frame("stays"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait_for(asyncio.gather(running, stays), 0.5)
+    await asyncio.wait_for(rounds.frame("later"), 0.5)
+    assert rounds.rounds == [{"running"}, {"stays"}, {"later"}]
+
+
+async def test_one_cancelled_in_the_very_moment_of_its_release_is_not_waited_for():
+    rounds = Rounds(Cohort(patience=60))
+    gone = asyncio.create_task(rounds.frame("gone"))
+    await asyncio.sleep(0)  # it waits, and its release is scheduled
+    asyncio.get_running_loop().call_soon(gone.cancel)  # runs right after the release, before the task does
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    await asyncio.wait_for(rounds.frame("later"), 0.5)
+
+
+async def test_a_stuck_member_is_left_behind_after_the_patience():
+    cohort = Cohort(patience=0.02)
+    release = asyncio.Event()
+
+    async def stuck() -> None:
+        async with cohort.frame():
+            await release.wait()
+
+    task = asyncio.create_task(stuck())
+    await asyncio.sleep(0.005)
+    async with asyncio.timeout(0.5), cohort.frame():
+        release.set()
+        await task
+    async with asyncio.timeout(0.5), cohort.frame():
+        pass
+
+
+async def test_a_window_lets_others_join():
+    rounds = Rounds(Cohort(window=0.02))
+    first = asyncio.create_task(rounds.frame("first"))
+    await asyncio.sleep(0.005)
+    await asyncio.gather(first, rounds.frame("second"))
+    assert rounds.rounds == [{"first", "second"}]

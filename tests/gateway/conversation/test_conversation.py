@@ -1,0 +1,95 @@
+"""The frame loop on the fake engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from gateway.conversation.conversation import Conversation
+from gateway.conversation.persona import SILENCE
+from gateway.engine.fake import FakeEngine
+from gateway.errors import EngineUnavailable
+from gateway.manifest import Manifest
+
+Converse = Callable[..., Conversation]
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 1920)).astype(np.float32)
+
+
+async def talk(conversation: Conversation, frames: np.ndarray = NOISE) -> list[tuple[int, list[int], bytes]]:
+    said = [await conversation.start()] + [await conversation.hear(pcm) for pcm in frames]
+    return [(frame.text_token, frame.codes.tolist(), frame.pcm.tobytes()) for frame in said]
+
+
+async def test_frame_zero_is_the_forced_silence(converse: Converse):
+    frame = await converse().start()
+    assert (frame.index, frame.text_token, frame.text) == (0, 3, "")
+    assert np.array_equal(frame.codes, SILENCE)
+    assert frame.heard is None
+    assert frame.pcm.shape == (1920,)
+
+
+async def test_each_user_frame_brings_the_next_agent_frame(converse: Converse):
+    conversation = converse()
+    await conversation.start()
+    frames = [await conversation.hear(pcm) for pcm in NOISE]
+    assert [frame.index for frame in frames] == [1, 2, 3, 4, 5, 6]
+    assert all(frame.codes.shape == (8,) and frame.heard.shape == (8,) for frame in frames)
+
+
+async def test_the_prompt_goes_in_with_one_call(converse: Converse, engine: FakeEngine, manifest: Manifest):
+    await converse(text="").start()
+    ((columns, embeddings),) = engine.prefills
+    assert np.array_equal(embeddings, manifest.load_voice("NATF0").embeddings)
+    assert columns.shape == (1 + 12, 17)
+    assert columns.min() >= 0
+
+
+async def test_every_draw_is_for_the_column_after_the_last_one_fed(converse: Converse, engine: FakeEngine):
+    conversation = converse(text="", seed=9)
+    await talk(conversation, NOISE[:2])
+    first = 5 + 12
+    positions = [(kind, draw.position) for kind, draw in engine.draws]
+    assert positions == [(kind, first + step) for step in range(3) for kind in ("text", "audio")]
+    assert {draw.seed for _, draw in engine.draws} == {9}
+
+
+async def test_the_same_seed_and_audio_give_the_same_answer(converse: Converse):
+    assert await talk(converse(seed=4)) == await talk(converse(seed=4))
+
+
+@pytest.mark.parametrize("other", [{"seed": 5}, {"text": "You are Bea."}])
+async def test_seed_and_persona_change_the_answer(converse: Converse, other: dict[str, object]):
+    plain, changed = await talk(converse(seed=4)), await talk(converse(**{"seed": 4, **other}))
+    assert plain[0] == changed[0]
+    assert plain[2:] != changed[2:]
+
+
+async def test_the_first_frame_answers_to_the_prompt_alone_and_later_ones_to_the_user(converse: Converse):
+    loud = NOISE.copy()
+    loud[3] *= 0.5
+    plain, changed = await talk(converse()), await talk(converse(), loud)
+    assert plain[:4] == changed[:4]
+    assert plain[4] != changed[4]
+
+
+async def test_stage_times_add_up_to_no_more_than_the_frame(converse: Converse, engine: FakeEngine):
+    engine.delay = 0.002
+    conversation = converse()
+    await conversation.start()
+    frame = await conversation.hear(NOISE[0])
+    stages = (frame.stages.encode, frame.stages.temporal, frame.stages.depformer, frame.stages.decode)
+    assert min(stages) >= 0.0015
+    assert sum(stages) <= frame.seconds
+
+
+async def test_an_engine_that_fails_leaves_the_conversation_closable_once(converse: Converse, engine: FakeEngine):
+    conversation = converse()
+    await conversation.start()
+    engine.down = True
+    with pytest.raises(EngineUnavailable):
+        await conversation.hear(NOISE[0])
+    await conversation.close()
+    await conversation.close()
+    assert (engine.opened, engine.closed) == (1, 1)
