@@ -70,9 +70,9 @@ class TritonInstallation:
         return {
             **base,
             "LD_LIBRARY_PATH": _joined(libraries, base.get("LD_LIBRARY_PATH")),
-            "PYTHONPATH": _joined(_package_folders(), base.get("PYTHONPATH")),
-            # An embedded interpreter guesses its standard library from the first python3 on PATH; do not let it guess.
-            "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",
+            # The stub's interpreter is isolated: it ignores PYTHONPATH and PYTHONHOME and takes the environment of the
+            # first python3 on PATH, virtual environments included.
+            "PATH": _joined([Path(sys.executable).parent], base.get("PATH", os.defpath)),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -121,13 +121,6 @@ def _libpython_folder(wheel_libraries: Path) -> Path | None:
         f"{name} cannot be loaded, and Triton's Python backend needs it: apt-get install libpython3.{minor} "
         "(for pyenv, build with PYTHON_CONFIGURE_OPTS=--enable-shared)"
     )
-
-
-def _package_folders() -> list[Path]:
-    """site-packages of the running environment, and the project root where the project is installed editable."""
-    folders = [Path(entry) for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
-    root = Path(__file__).resolve().parents[2]
-    return folders if root in folders else [root, *folders]
 
 
 def _joined(folders: Iterable[Path], rest: str | None) -> str:
