@@ -6,6 +6,7 @@ needs no model at all: it is the silence the prompt ends with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -60,13 +61,16 @@ class Conversation:
         manifest: Manifest,
         tokenizer: Tokenizer,
         cohort: Cohort,
+        observe: Callable[[AgentFrame], None] = lambda frame: None,
     ) -> None:
+        """`observe` is called with every frame made, in order."""
         self._session = session
         self._prefix = prefix
         self._sampling = sampling
         self._manifest = manifest
         self._tokenizer = tokenizer
         self._cohort = cohort
+        self._observe = observe
         self._frames = 0
         last = prefix.columns[-1]
         self._grid = TokenGrid(manifest.delays, last=last, known=prefix.known, position=prefix.length - 1)
@@ -118,7 +122,7 @@ class Conversation:
         pcm = await self._session.decode(codes)
         done = perf_counter()
         index, self._frames = self._frames, self._frames + 1
-        return AgentFrame(
+        spoken = AgentFrame(
             index=index,
             text_token=text_token,
             text=self._tokenizer.piece(text_token),
@@ -128,3 +132,5 @@ class Conversation:
             stages=replace(stages, decode=done - asked),
             seconds=done - began,
         )
+        self._observe(spoken)
+        return spoken

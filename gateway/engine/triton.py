@@ -97,7 +97,7 @@ class TritonSession:
         self._engine = engine
         self._dim = manifest.dim
         self._pending: asyncio.Future[dict[str, bytes]] | None = None
-        self._closed = False
+        self._closing: asyncio.Future[None] | None = None
         self.sequence_id = str(uuid4())
         sampler = (Tensor("sampler", "INT64", (3,)), Tensor("temperature", "FP32", (1,)))
         self._encoder = self._stateful("mimi_encoder", Tensor("pcm", "FP32", (manifest.frame_size,)))
@@ -144,9 +144,11 @@ class TritonSession:
 
     async def close(self) -> None:
         """END every sequence that was begun, after the call in flight, if there is one, has come back."""
-        if self._closed:
-            return
-        self._closed = True
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._end_all())
+        await asyncio.shield(self._closing)
+
+    async def _end_all(self) -> None:
         if self._pending is not None and not self._pending.done():
             await asyncio.wait([self._pending])
         begun = [request for request in (self._encoder, self._temporal, self._decoder) if request.begun]

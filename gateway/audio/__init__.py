@@ -1,0 +1,1 @@
+"""Audio files in and out: thin covers over libsndfile, soxr and pyloudnorm."""

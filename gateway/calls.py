@@ -1,0 +1,125 @@
+"""A call from beginning to end, the same for every face: persona, slot, conversation, release, and its figures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.admission import Admission
+from gateway.conversation.cohort import Cohort
+from gateway.conversation.conversation import Conversation
+from gateway.conversation.engine import Engine, Floats, Tokens
+from gateway.conversation.persona import Prefix, check_prompt, prefix_of_codes, prefix_of_preset
+from gateway.conversation.respond import split
+from gateway.conversation.sampling import Sampling
+from gateway.conversation.tokenizer import Tokenizer
+from gateway.errors import EngineError, EngineUnavailable
+from gateway.figures import Figures
+from gateway.manifest import Manifest
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Persona:
+    """Who the agent is. `voice`: the name of a preset, or a recording [T] float32 at 24 kHz. `text` may be empty."""
+
+    voice: str | Floats
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A conversation that holds a slot, and its figures so far."""
+
+    conversation: Conversation
+    figures: Figures
+
+
+class Calls:
+    """What the running gateway holds: the engine, the slots, the shared frames."""
+
+    def __init__(self, settings: Settings, manifest: Manifest, engine: Engine, metrics: Metrics) -> None:
+        self.settings = settings
+        self.manifest = manifest
+        self.engine = engine
+        self.metrics = metrics
+        self.tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
+        self.admission = Admission(manifest.slots, settings.retry_after, metrics)
+        self.cohort = Cohort(settings.cohort_window, settings.cohort_patience)
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    @property
+    def default_voice(self) -> str:
+        """The voice of a request that names none."""
+        name = self.settings.default_voice
+        return name if name in self.manifest.voices else next(iter(self.manifest.voices))
+
+    @asynccontextmanager
+    async def open(self, persona: Persona, sampling: Sampling) -> AsyncIterator[Call]:
+        """A conversation in a slot of its own, not yet started; released and counted on the way out, whatever happens.
+
+        Raises UnknownVoice, PromptTooLong, AudioError, AtCapacity, EngineUnavailable or EngineError.
+        """
+        prepared = self._prepare(persona)
+        held = AsyncExitStack()
+        held.callback(self.admission.acquire().release)
+        figures = Figures(self.metrics, 1 / self.manifest.frame_rate)
+        reason = "error"
+        try:
+            prefix = prepared if isinstance(prepared, Prefix) else await self._with_voice(held, *prepared)
+            conversation = Conversation(
+                self.engine.open(),
+                prefix,
+                sampling,
+                self.manifest,
+                self.tokenizer,
+                self.cohort,
+                observe=figures.observe,
+            )
+            held.push_async_callback(conversation.close)
+            yield Call(conversation, figures)
+            reason = "completed"
+        except (asyncio.CancelledError, GeneratorExit):
+            reason = "disconnected"
+            raise
+        except (EngineUnavailable, EngineError):
+            reason = "engine"
+            raise
+        finally:
+            self.metrics.ended.labels(reason).inc()
+            figures.finish()
+            await self._release(held)
+
+    async def close(self) -> None:
+        """Wait for the conversations that are being released, then let go of the engine."""
+        if self._releasing:
+            await asyncio.wait(self._releasing)
+        await self.engine.close()
+
+    def _prepare(self, persona: Persona) -> Prefix | tuple[Floats, list[int]]:
+        """All that can be refused before a slot is taken: a preset's whole prefix, or a recording ready to encode."""
+        text_tokens = self.tokenizer.encode_prompt(persona.text)
+        check_prompt(text_tokens, self.manifest)
+        if isinstance(persona.voice, str):
+            return prefix_of_preset(self.manifest.load_voice(persona.voice), text_tokens, self.manifest)
+        return split(persona.voice, self.manifest.frame_size), text_tokens
+
+    async def _with_voice(self, held: AsyncExitStack, frames: Floats, text_tokens: list[int]) -> Prefix:
+        """The prefix of a recording, encoded frame by frame in a sequence of its own that ends before ours begins."""
+        session = self.engine.open()
+        held.push_async_callback(session.close)
+        codes: list[Tokens] = [await session.encode(frame) for frame in frames]
+        await session.close()
+        return prefix_of_codes(np.stack(codes), text_tokens, self.manifest)
+
+    async def _release(self, held: AsyncExitStack) -> None:
+        """Close what is held and then free the slot, in that order, even if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(held.aclose())
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        await asyncio.shield(task)

@@ -1,0 +1,63 @@
+"""One conversation's own timings, told to the caller and, summed over all, to Prometheus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from gateway.conversation.conversation import AgentFrame
+from gateway.metrics import STAGES, Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class StageFigures:
+    """Milliseconds one stage took over a conversation's frames."""
+
+    median_ms: float
+    p99_ms: float
+
+
+class Figures:
+    """Watches a conversation's frames; the clock starts when it is made, which is when the slot is taken."""
+
+    def __init__(self, metrics: Metrics, frame_seconds: float) -> None:
+        self._metrics = metrics
+        self._frame_seconds = frame_seconds
+        self._began = perf_counter()
+        self._stages: list[tuple[float, ...]] = []
+        self._busy = 0.0
+        self.setup_seconds = 0.0
+        self.first_audio_seconds = 0.0
+
+    def observe(self, frame: AgentFrame) -> None:
+        """Called for every frame, in order."""
+        self._metrics.frame(frame)
+        passed = perf_counter() - self._began
+        if frame.index == 0:
+            # Until a frame is drawn, the forced silence is all there is to hear.
+            self.setup_seconds = self.first_audio_seconds = passed
+            self._metrics.setup_seconds.observe(passed)
+            return
+        if frame.index == 1:
+            self.first_audio_seconds = passed
+            self._metrics.first_audio_seconds.observe(passed)
+        self._busy += frame.seconds
+        self._stages.append(tuple(getattr(frame.stages, stage) for stage in STAGES))
+
+    def finish(self) -> None:
+        """Called once, when the conversation is over."""
+        if self._stages:
+            self._metrics.rtf.observe(self.rtf)
+
+    @property
+    def rtf(self) -> float:
+        """Seconds spent on frames over seconds of audio made; the setup and frame 0 are not in it."""
+        return self._busy / (len(self._stages) * self._frame_seconds) if self._stages else 0.0
+
+    def stages(self) -> dict[str, StageFigures]:
+        """Median and 99th percentile by stage, over all frames but frame 0; zeros if there was no other."""
+        times = np.array(self._stages or [(0.0,) * len(STAGES)]) * 1000
+        median, p99 = np.percentile(times, [50, 99], axis=0)
+        return {stage: StageFigures(float(median[i]), float(p99[i])) for i, stage in enumerate(STAGES)}
