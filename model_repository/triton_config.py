@@ -20,8 +20,9 @@ SEQUENCE_IDLE_MICROSECONDS = 3600 * 1_000_000
 """After this long without a request Triton frees a row. The gateway ends conversations long before; this frees rows
 whose gateway died. Triton's default of one second would take the row of a caller who is merely late."""
 
-DEPFORMER_QUEUE_DELAY_MICROSECONDS = 300
-"""Wait for the neighbours of a frame: their requests arrive within this of the first."""
+QUEUE_DELAY_MICROSECONDS = 300
+"""Wait for the neighbours of a frame, unless all slots are ready: the requests of conversations that share a frame
+arrive one after the other, and a model that starts with the first alone runs twice."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ServedModel:
         if self.stateful:
             _sequence_batching(config.sequence_batching)
         else:
-            config.dynamic_batching.max_queue_delay_microseconds = DEPFORMER_QUEUE_DELAY_MICROSECONDS
+            config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         for name, value in self.parameters.items():
             config.parameters[name].string_value = str(value)
@@ -96,7 +97,8 @@ def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
 
 def _sequence_batching(batching: Any) -> None:
     """Direct: a sequence keeps its row for life, and the row is where its state lies."""
-    batching.direct.SetInParent()
+    batching.direct.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
+    batching.direct.minimum_slot_utilization = 1.0
     batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_MICROSECONDS
     control = pb.ModelSequenceBatching.Control
     for kind in ("START", "END", "READY"):

@@ -2,7 +2,8 @@
 
 Left alone, conversations drift apart over the four stages of a frame and Triton's batches shrink to one. So a frame
 is begun by a cohort: all who wait at that moment. Newcomers wait until the last of its members has left, and then
-go together. Nobody is in two cohorts at once, and a cohort costs nothing when there is one conversation.
+go together. Between two stages members meet again, so that each model sees all of them at once. Nobody is in two
+cohorts at once, and a cohort costs nothing when there is one conversation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +22,14 @@ class Cohort:
     def __init__(self, window: float = 0.0, patience: float = 2.0) -> None:
         self._window = window
         self._patience = patience
-        self._waiting: list[asyncio.Future[_Running]] = []
-        self._running: _Running | None = None
+        self._waiting: list[asyncio.Future[SharedFrame]] = []
+        self._running: SharedFrame | None = None
         self._release: asyncio.Handle | None = None
 
     @asynccontextmanager
-    async def frame(self) -> AsyncIterator[None]:
+    async def frame(self) -> AsyncIterator[SharedFrame]:
         """Everything inside runs as part of one cohort."""
-        turn: asyncio.Future[_Running] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[SharedFrame] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self._schedule()
         try:
@@ -41,7 +41,7 @@ class Cohort:
                 self._waiting.remove(turn)
             raise
         try:
-            yield
+            yield running
         finally:
             self._leave(running)
 
@@ -58,13 +58,12 @@ class Cohort:
             return
         self._waiting.clear()
         timer = asyncio.get_running_loop().call_later(self._patience, self._expire)
-        self._running = _Running(members=len(ready), timer=timer)
+        self._running = SharedFrame(len(ready), timer)
         for turn in ready:
             turn.set_result(self._running)
 
-    def _leave(self, running: _Running) -> None:
-        running.members -= 1
-        if running.members == 0 and running is self._running:
+    def _leave(self, running: SharedFrame) -> None:
+        if running.leave() and running is self._running:
             running.timer.cancel()
             self._running = None
             self._schedule()
@@ -72,11 +71,51 @@ class Cohort:
     def _expire(self) -> None:
         if self._running is not None:
             logger.warning("a shared frame took over %.1f s; %d left behind", self._patience, self._running.members)
+            self._running.dissolve()
             self._running = None
             self._schedule()
 
 
-@dataclass(eq=False)
-class _Running:
-    members: int
-    timer: asyncio.TimerHandle
+class SharedFrame:
+    """One frame's cohort: who is still in it, and who already waits at the next stage."""
+
+    def __init__(self, members: int, timer: asyncio.TimerHandle) -> None:
+        self.members = members
+        self.timer = timer
+        self._arrived: list[asyncio.Future[None]] = []
+        self._dissolved = False
+
+    async def meet(self) -> None:
+        """Wait until every member still in the frame has come this far."""
+        if self.members == 1 or self._dissolved:
+            return
+        here: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._arrived.append(here)
+        self._go_on_if_complete()
+        try:
+            await here
+        except asyncio.CancelledError:
+            if here in self._arrived:
+                self._arrived.remove(here)
+            raise
+
+    def leave(self) -> bool:
+        """One member less; whether it was the last."""
+        self.members -= 1
+        self._go_on_if_complete()
+        return self.members == 0
+
+    def dissolve(self) -> None:
+        """Nobody waits for anybody any more."""
+        self._dissolved = True
+        self._go_on()
+
+    def _go_on_if_complete(self) -> None:
+        if len(self._arrived) >= self.members:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        for waiting in self._arrived:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._arrived.clear()

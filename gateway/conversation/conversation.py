@@ -92,15 +92,18 @@ class Conversation:
     async def hear(self, pcm: Floats) -> AgentFrame:
         """User frame u, pcm [1920] float32 at 24 kHz -> output frame u + 1."""
         began = perf_counter()
-        async with self._cohort.frame():
+        async with self._cohort.frame() as shared:
             entered = perf_counter()
             heard = await self._session.encode(pcm)
+            await shared.meet()
             encoded = perf_counter()
             column = self._grid.hear(heard)
             following = self._grid.position + 1
             thought = await self._session.step(column, self._sampling.text(following))
+            await shared.meet()
             fed = perf_counter()
             codes = await self._session.depformer(thought, self._sampling.audio(following))
+            await shared.meet()
             drawn = perf_counter()
             self._grid.advance(thought.text_token, codes)
             stages = StageSeconds(encode=encoded - entered, temporal=fed - encoded, depformer=drawn - fed)
