@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_repository.serving.turns import Array, Outcome, Turn, check
+from model_repository.serving.turns import Array, BadInput, Outcome, Turn, check
 from model_repository.serving.session import StatefulSession
 
 _STEPS_PER_FRAME = 2
@@ -57,4 +57,4 @@ class MimiModel:
         expected = self._session.feeds[self._input]
         check(frame, self._input, expected.dtype.type, expected.shape[1:], self._high)
         if expected.dtype == np.float32 and not np.isfinite(frame).all():
-            raise ValueError(f"{self._input}: samples must be finite")
+            raise BadInput(f"{self._input}: samples must be finite")

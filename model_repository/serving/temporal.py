@@ -9,7 +9,7 @@ import numpy as np
 
 from model_repository.serving.noise import Stream
 from model_repository.serving.sampler import IDLE, Sampler, draw
-from model_repository.serving.turns import Array, Outcome, Turn, check
+from model_repository.serving.turns import Array, BadInput, Outcome, Turn, check
 from model_repository.serving.session import StatefulSession
 
 PREFILL_CHUNK = 512
@@ -106,5 +106,5 @@ class TemporalModel:
         check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
         check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
         if len(columns) < 1:
-            raise ValueError("columns: expected at least one column")
+            raise BadInput("columns: expected at least one column")
         return Sampler.of(turn.inputs)

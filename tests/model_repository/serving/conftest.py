@@ -1,0 +1,58 @@
+"""The four models of a built repository in this process, without Triton."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_repository.serving.depformer import DepformerModel
+from model_repository.serving.mimi import MimiModel
+from model_repository.serving.temporal import TemporalModel
+from model_repository.serving.turns import Model, Turn
+
+Array = NDArray[Any]
+
+
+class Models:
+    """The models of `repository`, for `slots` rows."""
+
+    def __init__(self, repository: Path, slots: int = 8) -> None:
+        manifest = json.loads((repository / "manifest.json").read_text())
+        self.dim, self.text_card, self.card = manifest["dim"], manifest["text_card"], manifest["card"]
+        self.window = manifest["context"] - 1
+
+        def graph(name: str) -> Path:
+            return repository / "triton" / name / "1" / "model.onnx"
+
+        self.encoder = MimiModel(graph("mimi_encoder"), slots)
+        self.decoder = MimiModel(graph("mimi_decoder"), slots, self.card)
+        self.temporal = TemporalModel(graph("temporal"), slots, self.text_card, self.card, self.window)
+        self.depformer = DepformerModel(graph("depformer"), self.text_card, self.card)
+
+    def no_embeddings(self) -> Array:
+        return np.zeros((0, self.dim), np.float32)
+
+
+def sampler(column: int, *, seed: int = 1, top_k: int = 25, temperature: float = 0.0) -> dict[str, Array]:
+    return {
+        "sampler": np.array([seed, column, top_k], np.int64),
+        "temperature": np.array([temperature], np.float32),
+    }
+
+
+def one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> Mapping[str, Array]:
+    """One row's turn by itself."""
+    return together(model, [Turn(row, start, inputs)])[row]
+
+
+def together(model: Model, turns: Sequence[Turn]) -> dict[int, Mapping[str, Array]]:
+    """Several rows' turns in one execution; any error is raised."""
+    outcome = model.run(turns)
+    for error in outcome.errors.values():
+        raise error
+    return outcome.outputs

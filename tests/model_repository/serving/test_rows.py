@@ -1,0 +1,172 @@
+"""What a row computes depends on its own conversation only: not on neighbours, not on which row it is, not on the past.
+
+Compared bit for bit, over conversations that begin at different moments, skip turns and run past the ends of all rings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_repository.serving.turns import BadInput, Turn
+from tests.model_repository.serving.conftest import Array, Models, one, sampler, together
+
+ROWS = 8
+STEPS = 70
+
+
+class Script:
+    """What one conversation feeds each model at each of its steps; step 0 is a prefill of its own length."""
+
+    def __init__(self, seed: int, models: Models) -> None:
+        random = np.random.default_rng(seed)
+        self._seed = seed
+        self._none = models.no_embeddings()
+        self._pcm = random.standard_normal((STEPS, 1920)).astype(np.float32) * 0.2
+        self._codes = random.integers(0, models.card, (STEPS, 8))
+        self._prompt = self._columns(random, 1 + 7 * seed, models)
+        self._steps = self._columns(random, STEPS, models)
+        self._sampling: dict[str, Any] = [
+            {"temperature": 0.0},
+            {"temperature": 0.8, "top_k": 250},
+            {"temperature": 1.3, "top_k": 0},
+            {"temperature": 0.7, "top_k": 5},
+        ][seed % 4]
+
+    @staticmethod
+    def _columns(random: np.random.Generator, count: int, models: Models) -> Array:
+        columns = random.integers(0, models.card, (count, 17))
+        columns[:, 0] = random.integers(0, models.text_card, count)
+        return columns
+
+    def inputs(self, step: int) -> dict[str, dict[str, Array]]:
+        columns = self._prompt if step == 0 else self._steps[step : step + 1]
+        sampling = sampler(step, seed=self._seed, **self._sampling)
+        return {
+            "encoder": {"pcm": self._pcm[step]},
+            "decoder": {"codes": self._codes[step]},
+            "temporal": {"columns": columns, "embeddings": self._none, **sampling},
+        }
+
+
+Trace = dict[tuple[str, int, int, str], Array]
+"""(model, conversation, step, output) -> value."""
+
+
+def play(models: Models, scripts: list[Script], schedule: list[dict[int, tuple[int, int]]]) -> Trace:
+    """Run a schedule of {row: (conversation, step)}; depformer batches hold whoever takes part."""
+    trace: Trace = {}
+
+    def record(model: str, turns: list[Turn], who: Mapping[int, tuple[int, int]]) -> None:
+        for row, outputs in together(getattr(models, model), turns).items():
+            trace.update({(model, *who[row], name): value for name, value in outputs.items()})
+
+    for moment in schedule:
+        for model in ("encoder", "decoder", "temporal"):
+            turns = [
+                Turn(row, step == 0, scripts[conversation].inputs(step)[model])
+                for row, (conversation, step) in moment.items()
+            ]
+            record(model, turns, moment)
+        turns = []
+        for row, (conversation, step) in moment.items():
+            thought = {name: trace["temporal", conversation, step, name] for name in ("hidden", "text_token")}
+            sampling = scripts[conversation].inputs(step)["temporal"]
+            turns.append(Turn(row, False, {**sampling, **thought}))
+        record("depformer", turns, moment)
+    return trace
+
+
+def interleaved(random: np.random.Generator, rows: list[int], probability: float) -> list[dict[int, tuple[int, int]]]:
+    """Conversation c on rows[c]: late starts, and turns skipped at random."""
+    done = [0] * ROWS
+    late = random.integers(0, 12, ROWS)
+    schedule = []
+    moment = 0
+    while min(done) < STEPS:
+        ready = [c for c in range(ROWS) if done[c] < STEPS and moment >= late[c] and random.random() < probability]
+        schedule.append({rows[c]: (c, done[c]) for c in sorted(ready, key=lambda c: rows[c])})
+        for c in ready:
+            done[c] += 1
+        moment += 1
+    return [turn for turn in schedule if turn]
+
+
+@pytest.fixture(scope="module", params=["golden_models", "tiny_models"])
+def repository(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def scripts(repository: Path) -> list[Script]:
+    models = Models(repository)
+    return [Script(seed, models) for seed in range(ROWS)]
+
+
+@pytest.fixture(scope="module")
+def alone(repository: Path, scripts: list[Script]) -> Trace:
+    """Every conversation by itself, all on one row after the other."""
+    models = Models(repository)
+    trace: Trace = {}
+    for conversation in range(ROWS):
+        trace |= play(models, scripts, [{5: (conversation, step)} for step in range(STEPS)])
+    return trace
+
+
+@pytest.mark.parametrize("probability", [1.0, 0.6, 0.2])
+def test_neighbours_and_rows_change_nothing(repository, scripts, alone, probability):
+    random = np.random.default_rng(int(probability * 10))
+    rows = [int(row) for row in random.permutation(ROWS)]
+    shared = play(Models(repository), scripts, interleaved(random, rows, probability))
+    assert shared.keys() == alone.keys()
+    different = {key[:1] + key[3:] for key in alone if not np.array_equal(alone[key], shared[key])}
+    assert not different
+
+
+def test_a_start_does_not_see_the_last_tenant(repository, scripts, alone):
+    """Row 2 has been used past the end of its rings, and was cut off in the middle."""
+    models = Models(repository)
+    play(models, scripts, [{2: (0, step)} for step in range(STEPS)])
+    play(models, scripts, [{2: (7, step)} for step in range(13)])
+    again = play(models, scripts, [{2: (3, step)} for step in range(STEPS)])
+    assert all(np.array_equal(alone[key], value) for key, value in again.items())
+
+
+def test_a_row_that_never_ran_is_not_disturbed_by_null_rows(repository, scripts, alone):
+    """Rows 0 and 7 run; the rows between them are computed along, and must start as if nothing had been."""
+    models = Models(repository)
+    play(models, scripts, [{0: (0, step), 7: (1, step)} for step in range(30)])
+    later = play(models, scripts, [{4: (2, step)} for step in range(STEPS)])
+    assert all(np.array_equal(alone[key], value) for key, value in later.items())
+
+
+def test_a_bad_request_is_refused_alone(repository, scripts):
+    models = Models(repository)
+    turns = [Turn(row, True, scripts[row].inputs(0)["encoder"]) for row in range(3)]
+    turns[1] = Turn(1, True, {"pcm": np.full(1920, np.nan, np.float32)})
+    outcome = models.encoder.run(turns)
+    assert outcome.outputs.keys() == {0, 2}
+    assert "finite" in str(outcome.errors[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"columns": np.zeros((0, 17), np.int64)}, "at least one column"),
+        ({"columns": np.zeros((1, 16), np.int64)}, r"expected int64 of shape \[-1, 17\], got int64 \[1, 16\]"),
+        ({"columns": np.full((1, 17), 2050)}, "values must be in"),
+        ({"columns": np.full((1, 17), -1)}, "values must be in"),
+        ({"sampler": np.array([0, 0, -1])}, "top_k must be >= 0"),
+        ({"temperature": np.array([np.nan], np.float32)}, "temperature finite"),
+        ({"temperature": np.array([-0.5], np.float32)}, "temperature finite"),
+    ],
+)
+def test_temporal_names_what_is_wrong(repository, change, message):
+    models = Models(repository)
+    good = {"columns": np.zeros((1, 17), np.int64), "embeddings": models.no_embeddings(), **sampler(1)}
+    with pytest.raises(BadInput, match=message):
+        one(models.temporal, 0, good | change, start=True)
