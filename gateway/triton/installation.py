@@ -73,7 +73,6 @@ class TritonInstallation:
             # The stub's interpreter is isolated: it ignores PYTHONPATH and PYTHONHOME and takes the environment of the
             # first python3 on PATH, virtual environments included.
             "PATH": _joined([Path(sys.executable).parent], base.get("PATH", os.defpath)),
-            "PYTHONUNBUFFERED": "1",
         }
 
 

@@ -83,10 +83,9 @@ def test_a_libpython_in_the_wheel_needs_no_other(wheel: Path) -> None:
     assert TritonInstallation.find().libpython is None
 
 
-def test_the_environment_keeps_what_was_set_and_puts_ours_first(wheel: Path) -> None:
+def test_the_environment_keeps_what_was_set_and_puts_ours_first() -> None:
     found = TritonInstallation(Path("b"), Path("p"), Path("s"), Path("/wheel/libs"), Path("/python/lib"))
-    environment = found.environment({"LD_LIBRARY_PATH": "/mine", "PYTHONPATH": "/also-mine", "OTHER": "1"})
+    environment = found.environment({"LD_LIBRARY_PATH": "/mine", "PATH": "/also-mine", "OTHER": "1"})
     assert environment["LD_LIBRARY_PATH"] == "/python/lib:/wheel/libs:/mine"
-    assert environment["PYTHONPATH"].split(":")[-1] == "/also-mine"
-    assert str(Path(installation.__file__).parents[2]) in environment["PYTHONPATH"].split(":")
+    assert environment["PATH"] == f"{Path(sys.executable).parent}:/also-mine"
     assert environment["OTHER"] == "1"

@@ -77,6 +77,21 @@ def test_models_see_the_environment(models: Path, monkeypatch: pytest.MonkeyPatc
     assert (seen["PERSONAPLEX_INTRA_OP_THREADS"], seen["PERSONAPLEX_EXTRA"]) == ("3", "x")
 
 
+def test_models_import_from_the_running_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    model = tmp_path / "imports" / "1" / "model.py"
+    model.parent.mkdir(parents=True)
+    (tmp_path / "imports" / "config.pbtxt").write_text('name: "imports"\nbackend: "python"\n')
+    model.write_text(
+        "import sys, onnxruntime, model_repository\n"
+        "class TritonPythonModel:\n    def initialize(self, args): print('prefix', sys.prefix, flush=True)\n"
+    )
+    server = TritonServer(tmp_path)
+    server.start(timeout=60)
+    server.stop(now=True)
+    assert f"prefix {sys.prefix}" in server.log
+
+
 def test_a_graceful_stop_leaves_nothing(server: TritonServer, tmp_path: Path, gone: Gone) -> None:
     server.stop()
     assert server.exit_code == 0

@@ -1,0 +1,36 @@
+# make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock clean
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## everything into .venv; .venv/bin/personaplex is the command (PYTHON=... picks the interpreter)
+
+$(STAMP): requirements.lock pyproject.toml .ci/setup
+	@.ci/setup
+	@touch $@
+
+demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, write answer.wav
+	@$(BIN)/personaplex demo --input tests/data/question.wav --output answer.wav --folder build/demo
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff (rules and format) and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+# setuptools builds the project itself; nvidia-pytriton is only the carrier of the Triton binary (see .ci/setup).
+lock: $(STAMP) ## resolve pyproject.toml again into requirements.lock (needs uv)
+	@printf 'setuptools>=77\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+		--no-annotate --no-emit-index-url --custom-compile-command "make lock" --quiet -o requirements.lock
+	@printf 'nvidia-pytriton==0.7.0\n' >> requirements.lock
+
+clean: ## remove what the other targets made
+	@rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis answer.wav
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
