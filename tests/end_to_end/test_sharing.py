@@ -1,0 +1,116 @@
+"""Many conversations at once through Triton: each is what it would be alone, and steps are really shared."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.end_to_end.conftest import Answer, Service, respond, wav
+
+SLOTS = 8
+
+VOICES = ("NATF0", "NATM1", "VARF2", "VARM3")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One conversation: its own recording, persona, sampling and length."""
+
+    audio: bytes
+    fields: dict[str, Any]
+
+    @classmethod
+    def number(cls, index: int, frames: int) -> Caller:
+        random = np.random.default_rng(index)
+        pcm = random.standard_normal(1920 * (2 + index % 3)).astype(np.float32) * 0.1
+        fields: dict[str, Any] = {
+            "voice": VOICES[index % len(VOICES)],
+            "text_prompt": " ".join(["You are caller", str(index), "and you like to talk."][: 1 + index % 3]),
+            "seed": index,
+            "max_steps": frames,
+        }
+        if index % 3 == 0:
+            fields["greedy"] = True
+        return cls(wav(pcm), fields)
+
+    def ask(self, client: httpx.Client) -> Answer:
+        return respond(client, self.audio, **self.fields)
+
+
+@pytest.fixture(scope="module")
+def callers() -> list[Caller]:
+    return [Caller.number(index, 30 + 5 * index) for index in range(SLOTS)]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_service: Service, callers: list[Caller]) -> list[Answer]:
+    with tiny_service.client() as client:
+        return [caller.ask(client) for caller in callers]
+
+
+def test_eight_at_once_are_what_each_is_alone(tiny_service: Service, callers, alone):
+    """Different prompts and lengths, starting at different moments, in different orders: equal to the last bit."""
+    random = np.random.default_rng(0)
+    for delay in (0.0, 0.05, 0.2):
+        order = [int(index) for index in random.permutation(SLOTS)]
+        with tiny_service.client() as client, ThreadPoolExecutor(SLOTS) as pool:
+
+            def late(place: int, delay: float = delay, order: list[int] = order, client=client) -> Answer:
+                time.sleep(delay * place)
+                return callers[order[place]].ask(client)
+
+            answers = list(pool.map(late, range(SLOTS)))
+        tiny_service.wait_until_free()
+        for place, index in enumerate(order):
+            assert answers[place].same_as(alone[index]), f"caller {index} at delay {delay}"
+
+
+def test_steps_are_shared(tiny_service: Service, callers):
+    """Triton's own statistics, over eight conversations of equal length."""
+    before = tiny_service.counts("temporal")
+    equal = [Caller(caller.audio, caller.fields | {"max_steps": 60}) for caller in callers]
+    with tiny_service.client() as client, ThreadPoolExecutor(SLOTS) as pool:
+        list(pool.map(lambda caller: caller.ask(client), equal))
+    tiny_service.wait_until_free()
+    done = tiny_service.counts("temporal") - before
+    assert done.inferences >= SLOTS * 60
+    assert done.inferences / done.executions > 4
+
+
+def test_a_neighbour_who_vanishes_changes_nothing(tiny_service: Service, callers, alone):
+    stop = threading.Event()
+
+    def vanish() -> None:
+        """Begin conversations and drop each connection in the middle of its stream."""
+        while not stop.is_set():
+            with tiny_service.client() as client:
+                files = {"audio": ("user.wav", callers[7].audio, "audio/wav")}
+                data = {"stream": "true", "max_steps": "200"}
+                with client.stream("POST", "/v1/respond", files=files, data=data) as response:
+                    if response.status_code == 200:
+                        next(response.iter_bytes())
+
+    with tiny_service.client() as client, ThreadPoolExecutor(6) as pool:
+        vandals = [pool.submit(vanish) for _ in range(3)]
+        answers = list(pool.map(lambda index: callers[index].ask(client), range(3)))
+        stop.set()
+        for vandal in vandals:
+            vandal.result()
+    assert all(answer.same_as(alone[index]) for index, answer in enumerate(answers))
+    tiny_service.wait_until_free()
+
+
+def test_after_two_hundred_conversations_nothing_has_changed(tiny_service: Service, callers, alone):
+    short = [Caller.number(index, 6) for index in range(200)]
+    with tiny_service.client() as client, ThreadPoolExecutor(SLOTS) as pool:
+        list(pool.map(lambda caller: caller.ask(client), short))
+        again = list(pool.map(lambda caller: caller.ask(client), callers))
+    assert all(answer.same_as(alone[index]) for index, answer in enumerate(again))
+    tiny_service.wait_until_free()
