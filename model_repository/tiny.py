@@ -100,6 +100,9 @@ def write_tiny_checkpoint(
         raise BuildError(f"lm_dtype must be one of {', '.join(_DTYPES)}, got {lm_dtype!r}")
     if seed < 0:
         raise BuildError(f"seed must not be negative, got {seed}")
+    unknown = set(config or {}) - set(TINY_CONFIG)
+    if unknown:
+        raise BuildError(f"config has no section {', '.join(sorted(unknown))}; it has {', '.join(TINY_CONFIG)}")
     sections = {name: {**values, **(config or {}).get(name, {})} for name, values in TINY_CONFIG.items()}
     geometry = Geometry.from_config(sections)
     if geometry.lm.card <= max(_SINE):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from model_repository.checkpoint.config import Section
 from model_repository.errors import CheckpointError
 
 SAMPLE_RATE = 24_000
@@ -19,6 +20,9 @@ SAMPLE_RATE = 24_000
 
 AGENT_CODEBOOKS = 8
 """Mimi codebooks in use (1 semantic + 7 acoustic), for the agent and again for the user."""
+
+FRAME_SIZE = 1920
+"""Samples per frame: 80 ms. Every checkpoint shares it, for the conversation's clock does."""
 
 _DELAYS = (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1)
 
@@ -122,10 +126,12 @@ class Geometry:
 
         Raises `CheckpointError` for a value of the wrong type or one this implementation cannot serve.
         """
-        lm = _Section("lm", config)
-        seanet = _Section("seanet", config)
-        quantizer = _Section("quantizer", config)
-        mimi_transformer = _Section("mimi_transformer", config)
+        lm = Section("lm", config)
+        seanet = Section("seanet", config)
+        quantizer = Section("quantizer", config)
+        mimi_transformer = Section("mimi_transformer", config)
+        for section in (lm, seanet, mimi_transformer):
+            section.check_only_values()
 
         dim = lm.integer("dim", 4096)
         depformer_dim = lm.integer("depformer_dim", 1024)
@@ -201,6 +207,14 @@ class Geometry:
                 f"lm.card ({self.lm.card}) and quantizer.bins ({self.mimi.codebook_size}) must be equal",
             ),
             (
+                self.lm.text_padding_id < self.lm.text_card,
+                f"lm.existing_text_padding_id ({self.lm.text_padding_id}) must be below lm.text_card",
+            ),
+            (
+                self.mimi.frame_size == FRAME_SIZE,
+                f"seanet.ratios must multiply to {FRAME_SIZE // self.mimi.steps_per_frame}, got {self.mimi.hop}",
+            ),
+            (
                 self.mimi.transformer.dim == self.mimi.dimension,
                 f"mimi_transformer.d_model ({self.mimi.transformer.dim}) must equal seanet.dimension "
                 f"({self.mimi.dimension}): transformers with projections are not read",
@@ -212,36 +226,9 @@ class Geometry:
             ("mimi_transformer", self.mimi.transformer),
         ):
             fits = transformer.dim % transformer.num_heads == 0 and transformer.head_dim % 2 == 0
-            expectations.append((fits, f"{name}: {transformer.num_heads} even heads do not divide {transformer.dim}"))
+            expectations.append(
+                (fits, f"{name}: width {transformer.dim} is not {transformer.num_heads} heads of an even width")
+            )
         for holds, message in expectations:
             if not holds:
                 raise CheckpointError(f"config.json: {message}")
-
-
-class _Section:
-    """Typed access to one section of `config.json`."""
-
-    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
-        values = config.get(name, {})
-        if not isinstance(values, Mapping):
-            raise CheckpointError(f"config.json: section {name!r} must be an object, got {type(values).__name__}")
-        self._name = name
-        self._values = values
-
-    def integer(self, key: str, default: int) -> int:
-        value = self._values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"config.json: {self._name}.{key} must be a positive integer, got {value!r}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._values.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(f"config.json: {self._name}.{key} must be a positive number, got {value!r}")
-        return float(value)
-
-    def integers(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        value = self._values.get(key, default)
-        if not isinstance(value, (list, tuple)) or not all(type(item) is int and item >= 0 for item in value):
-            raise CheckpointError(f"config.json: {self._name}.{key} must be a list of integers, got {value!r}")
-        return tuple(value)

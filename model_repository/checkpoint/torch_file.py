@@ -25,6 +25,9 @@ from model_repository.errors import CheckpointError
 MAX_FILE_BYTES = 256 * 2**20
 """A published voice is under a megabyte; one of four minutes would be 25."""
 
+_MAX_PICKLE_BYTES = 2**20
+_MAX_MESSAGE = 300
+
 _STORAGES: dict[str, np.dtype[Any]] = {
     "torch DoubleStorage": np.dtype("<f8"),
     "torch FloatStorage": np.dtype("<f4"),
@@ -64,7 +67,7 @@ def read_torch_tensors(source: Path | bytes, label: str) -> dict[str, npt.NDArra
         with source.open("rb") as file:
             return _read(file, label)
     except _RefusedError as error:
-        raise CheckpointError(f"{label}: {error}") from None
+        raise CheckpointError(f"{label}: {error}"[:_MAX_MESSAGE]) from None
     except _UNREADABLE as error:
         raise CheckpointError(f"{label}: truncated or not a PyTorch zip file: {error}") from error
 
@@ -103,7 +106,13 @@ def _read(file: BinaryIO, label: str) -> dict[str, npt.NDArray[Any]]:
         raise _RefusedError("truncated or not a PyTorch zip file (files of PyTorch before 1.6 are not read)")
     with zipfile.ZipFile(file) as archive:
         records = _Records(archive)
-        tensors = _interpret(records.read("data.pkl"))
+        pickle = records.read("data.pkl")
+        if len(pickle) > _MAX_PICKLE_BYTES:
+            raise _RefusedError("its pickle is larger than a dictionary of tensors needs")
+        tensors = _interpret(pickle)
+        # Tensors may share a storage, and each is copied out of it.
+        if sum(prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in tensors.values()) > MAX_FILE_BYTES:
+            raise _RefusedError("its tensors are larger than the file")
         return {name: _array(records, name, tensor) for name, tensor in tensors.items()}
 
 
@@ -146,7 +155,7 @@ def _array(records: _Records, name: str, tensor: _Tensor) -> npt.NDArray[Any]:
     view = np.lib.stride_tricks.as_strided(
         elements[tensor.offset :], tensor.shape, [stride * elements.itemsize for stride in tensor.strides]
     )
-    return view.astype(storage.dtype)
+    return view.astype(storage.dtype, order="C")
 
 
 def _interpret(pickle: bytes) -> dict[str, _Tensor]:
@@ -204,9 +213,7 @@ def _interpret(pickle: bytes) -> dict[str, _Tensor]:
         (result,) = stack
     except (IndexError, KeyError, ValueError, TypeError, UnicodeError) as error:
         raise _RefusedError(f"its pickle is malformed ({type(error).__name__})") from None
-    if not isinstance(result, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in result.items()
-    ):
+    if not isinstance(result, dict) or not all(isinstance(tensor, _Tensor) for tensor in result.values()):
         raise _RefusedError("does not hold a plain dictionary of tensors")
     return result
 
@@ -235,11 +242,14 @@ def _reduce(function: Any, arguments: Any) -> _Tensor | dict[Any, Any]:
             numbers = (offset, *shape, *strides)
             if len(shape) == len(strides) <= 8 and all(type(n) is int and 0 <= n < 2**40 for n in numbers):
                 return _Tensor(storage, offset, shape, strides)
-            raise _RefusedError(f"a tensor of shape {shape!r} and strides {strides!r} cannot be")
+            raise _RefusedError("its pickle describes a tensor that cannot be")
     raise _RefusedError("its pickle calls something that is not a tensor")
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict):
         raise _RefusedError("its pickle sets items of something that is not a dictionary")
-    target.update(zip(items[::2], items[1::2], strict=True))
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, str):
+            raise _RefusedError("does not hold a plain dictionary of tensors")
+        target[key] = value

@@ -77,11 +77,12 @@ class Voice:
         if not ((columns >= 0) & (columns <= last))[known].all():
             raise CheckpointError(f"voice {name}: its 'cache' holds tokens outside the vocabularies")
         columns[~known] = UNKNOWN
-        return cls(name, embeddings.reshape(len(embeddings), -1).astype(np.float32), columns)
+        return cls(name, embeddings[:, 0, 0].astype(np.float32), columns)
 
     def save(self, path: Path) -> None:
         """Writes the two arrays as safetensors."""
-        safetensors.numpy.save_file({"embeddings": self.embeddings, "columns": self.columns}, path)
+        arrays = {"embeddings": self.embeddings, "columns": self.columns}
+        safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
     @classmethod
     def load(cls, path: Path) -> Voice:
