@@ -118,8 +118,12 @@ class Calls:
         return prefix_of_codes(np.stack(codes), text_tokens, self.manifest)
 
     async def _release(self, held: AsyncExitStack) -> None:
-        """Close what is held and then free the slot, in that order, even if the caller is cancelled meanwhile."""
+        """Close what is held and then free the slot, in that order, even if the caller is cancelled meanwhile.
+
+        The slot is not free before its rows are, or the next conversation would wait inside Triton. That may take
+        longer than the caller is kept waiting.
+        """
         task = asyncio.create_task(held.aclose())
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
-        await asyncio.shield(task)
+        await asyncio.wait([task], timeout=self.settings.release_patience)

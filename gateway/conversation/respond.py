@@ -34,15 +34,23 @@ class Reply:
     agent falls silent after the user's end. Silence is fed once the recording is over.
     """
 
-    def __init__(self, conversation: Conversation, pcm: Floats, manifest: Manifest, max_steps: int | None) -> None:
-        """`pcm` [T] float32 at 24 kHz."""
+    def __init__(
+        self,
+        conversation: Conversation,
+        pcm: Floats,
+        manifest: Manifest,
+        max_steps: int | None,
+        limit: int | None = None,
+    ) -> None:
+        """`pcm` [T] float32 at 24 kHz. `limit`: frames at most when there is no `max_steps`."""
         self._conversation = conversation
         self._user = split(pcm, manifest.frame_size)
         self._nothing = np.zeros(manifest.frame_size, np.float32)
         self._padding = (EPAD, manifest.text_padding_id)
         self._patience = round(SILENCE_SECONDS * manifest.frame_rate)
         self._may_stop = max_steps is None
-        self.max_steps = max_steps or len(self._user) + AFTER_USER
+        natural = len(self._user) + AFTER_USER
+        self.max_steps = max_steps or min(natural, limit or natural)
         self.user_codes: list[Tokens] = []
         """The user's codes [8] per output frame; complete when `frames` has ended."""
 

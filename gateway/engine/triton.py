@@ -47,13 +47,13 @@ class TritonEngine:
         *,
         step_deadline: float = 10.0,
         prefill_deadline: float = 120.0,
-        close_deadline: float = 2.0,
+        release_deadline: float = 60.0,
     ) -> None:
         self.url = url
         self.manifest = manifest
         self.step_deadline = step_deadline
         self.prefill_deadline = prefill_deadline
-        self.close_deadline = close_deadline
+        self.release_deadline = release_deadline
         self._channel: grpc.aio.Channel | None = None
 
     @property
@@ -156,7 +156,7 @@ class TritonSession:
 
     async def _end(self, request: Request) -> None:
         try:
-            await self._engine.stub.ModelInfer(request.end(), timeout=self._engine.close_deadline)
+            await self._engine.stub.ModelInfer(request.end(), timeout=self._engine.release_deadline)
         except grpc.RpcError as error:
             # Triton reuses the row by itself once the sequence has been idle for long enough.
             logger.warning("could not end %s of conversation %s: %s", request.model, self.sequence_id, _line(error))

@@ -1,0 +1,1 @@
+"""The faces people talk to, one file each: parse, call, map errors."""

@@ -1,0 +1,129 @@
+"""The models' answer to a question: whole, or sent frame by frame as it is made."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.disconnect import ClientGone, while_connected
+from gateway.api.question import Question
+from gateway.api.schemas import RespondAnswer, Stages, StageTimings, Timings
+from gateway.audio.wav import header, pcm16, wav
+from gateway.calls import Calls
+from gateway.conversation.conversation import AgentFrame, Conversation
+from gateway.conversation.engine import Tokens
+from gateway.conversation.respond import Reply
+from gateway.errors import GatewayError
+from gateway.figures import Figures
+
+logger = logging.getLogger(__name__)
+
+WAV = "audio/wav"
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """All of it. user_codes: [8] per frame."""
+
+    question: Question
+    frames: list[AgentFrame]
+    user_codes: list[Tokens]
+    figures: Figures
+    sample_rate: int
+
+    def wav(self) -> bytes:
+        """The audio as a file."""
+        return wav(np.concatenate([frame.pcm for frame in self.frames]), self.sample_rate)
+
+    def headers(self) -> dict[str, str]:
+        """What a WAV has no place for."""
+        figures = self.figures
+        return {
+            "X-PersonaPlex-Seed": str(self.question.sampling.seed),
+            "X-PersonaPlex-Frames": str(len(self.frames)),
+            "X-PersonaPlex-RTF": f"{figures.rtf:.4f}",
+            "X-PersonaPlex-Setup-Ms": f"{figures.setup_seconds * 1000:.1f}",
+            "X-PersonaPlex-First-Audio-Ms": f"{figures.first_audio_seconds * 1000:.1f}",
+        }
+
+    def json(self) -> str:
+        """The whole object, with tokens if the question asked for them."""
+        with_tokens = self.question.with_tokens
+        figures = self.figures
+        answer = RespondAnswer(
+            audio=base64.b64encode(self.wav()).decode("ascii"),
+            transcript="".join(frame.text for frame in self.frames).strip(),
+            frames=len(self.frames),
+            sample_rate=self.sample_rate,
+            voice=self.question.voice,
+            seed=self.question.sampling.seed,
+            timings=Timings(
+                setup_ms=figures.setup_seconds * 1000,
+                time_to_first_audio_ms=figures.first_audio_seconds * 1000,
+                stages=Stages(**{name: StageTimings(**asdict(of)) for name, of in figures.stages().items()}),
+                rtf=figures.rtf,
+            ),
+            text_tokens=[frame.text_token for frame in self.frames] if with_tokens else None,
+            agent_codes=[frame.codes.tolist() for frame in self.frames] if with_tokens else None,
+            user_codes=[codes.tolist() for codes in self.user_codes] if with_tokens else None,
+        )
+        return answer.model_dump_json(exclude_none=True)
+
+
+async def whole(question: Question, calls: Calls) -> Answer:
+    """Every frame, then the answer. Raises AtCapacity, EngineUnavailable or EngineError."""
+    async with calls.open(question.persona, question.sampling) as call:
+        reply = _reply(question, calls, call.conversation)
+        frames = [frame async for frame in reply.frames()]
+    return Answer(question, frames, reply.user_codes, call.figures, calls.manifest.sample_rate)
+
+
+async def pieces(question: Question, calls: Calls) -> AsyncGenerator[bytes, None]:
+    """The bytes of a WAV, frame by frame; raises what `whole` raises. To be closed, also half way."""
+    samples = None if question.max_steps is None else question.max_steps * calls.manifest.frame_size
+    before = header(calls.manifest.sample_rate, samples)
+    async with calls.open(question.persona, question.sampling) as call:
+        reply = _reply(question, calls, call.conversation)
+        async for frame in reply.frames():
+            yield before + pcm16(frame.pcm)
+            before = b""
+
+
+class StreamedWav(Response):
+    """Sends pieces as they come, until they end or the caller hangs up, and closes their source in any case."""
+
+    media_type = WAV
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], seed: int) -> None:
+        self._first = first
+        self._rest = rest
+        super().__init__(headers={"X-PersonaPlex-Seed": str(seed)})
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._send(send))
+        except ClientGone:
+            pass
+        except GatewayError as error:
+            # The status has been sent: what is left to say is that the body ends before its end.
+            logger.error("a streamed answer broke off: %s", error.message)
+        finally:
+            await self._rest.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async for piece in self._rest:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _reply(question: Question, calls: Calls, conversation: Conversation) -> Reply:
+    return Reply(conversation, question.pcm, calls.manifest, question.max_steps, limit=calls.settings.max_steps)

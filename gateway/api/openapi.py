@@ -1,0 +1,122 @@
+"""The parts of the OpenAPI document FastAPI cannot know: two kinds of body, two kinds of answer, problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.api.problems import MEDIA_TYPE, Problem
+from gateway.api.schemas import RespondAnswer, RespondRequest
+from gateway.calls import Calls
+from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
+
+_REF = "#/components/schemas/{model}"
+# Models named only in the hand-written parts.
+_COMPONENTS: tuple[type[BaseModel], ...] = (Problem, RespondAnswer)
+
+# Sixteen samples of 8-bit silence at 8 kHz: the smallest file worth showing.
+_EXAMPLE_AUDIO = "UklGRjQAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YRAAAACAgICAgICAgICAgICAgICA"
+
+
+def _problem(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
+    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}}}
+    return {"description": description, "content": content, **({"headers": headers} if headers else {})}
+
+
+def _header(description: str, kind: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
+
+
+_UNAVAILABLE = _problem(
+    "Every slot is taken, or the models are not available", {"Retry-After": _header("seconds to wait", "integer")}
+)
+
+RESPOND_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer",
+        "headers": {"X-PersonaPlex-Seed": {**_header("seed to repeat this answer with (WAV only)", "integer")}},
+        "content": {
+            "audio/wav": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": {"$ref": _REF.format(model="RespondAnswer")}},
+        },
+    },
+    400: _problem("The body cannot be parsed"),
+    403: _problem("The operator does not allow `voice_audio`"),
+    413: _problem("The body is too large"),
+    415: _problem("The body is neither a form nor JSON"),
+    422: _problem("A field or the audio cannot be used"),
+    502: _problem("The models failed"),
+    503: _UNAVAILABLE,
+}
+READY_RESPONSES: dict[int | str, dict[str, Any]] = {503: _UNAVAILABLE}
+METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
+def respond_body(calls: Calls) -> dict[str, Any]:
+    """The request body of `POST /v1/respond`, with the defaults, names and limits of this very repository."""
+    json = _request_schema(calls)
+    example = {"audio": _EXAMPLE_AUDIO, "voice": calls.default_voice, "max_steps": 2, "greedy": True}
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _as_form(json)},
+            "application/json": {"schema": json, "example": example},
+        },
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Let the app's document hold the models that only the hand-written parts name."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes, tags=None
+            )
+            _, models = models_json_schema([(model, "serialization") for model in _COMPONENTS], ref_template=_REF)
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(models["$defs"])
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _request_schema(calls: Calls) -> dict[str, Any]:
+    schema = RespondRequest.model_json_schema()
+    fields = schema["properties"]
+    for field in fields.values():
+        field.pop("default", None)
+        field.pop("title", None)
+    for name, value in calls.manifest.sampling:
+        fields[name]["default"] = value
+    fields["voice"]["default"] = calls.default_voice
+    _value(fields["voice"])["enum"] = list(calls.manifest.voices)
+    fields["system_prompt"]["default"] = DEFAULT_SYSTEM_PROMPT
+    _value(fields["system_prompt"])["enum"] = list(SYSTEM_PROMPTS)
+    _value(fields["max_steps"])["maximum"] = calls.settings.max_steps
+    if not calls.settings.allow_voice_audio:
+        fields["voice_audio"]["description"] += "; switched off on this server"
+    return schema
+
+
+def _as_form(json: dict[str, Any]) -> dict[str, Any]:
+    """The same fields in a form: files are binary, and there is no null."""
+    fields = {}
+    for name, field in json["properties"].items():
+        plain = {key: value for key, value in field.items() if key != "anyOf"} | _value(field)
+        if plain.get("contentEncoding") == "base64":
+            plain = {"type": "string", "format": "binary", "description": field["description"]}
+        fields[name] = plain
+    return {**json, "properties": fields}
+
+
+def _value(field: dict[str, Any]) -> dict[str, Any]:
+    """Of "this or null", this."""
+    value: dict[str, Any] = field["anyOf"][0] if "anyOf" in field else field
+    return value

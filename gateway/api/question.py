@@ -1,0 +1,85 @@
+"""From a request's fields to a question the models can be asked: names looked up, audio decoded, defaults filled in."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gateway.api.schemas import RespondRequest
+from gateway.audio.decode import decode
+from gateway.audio.loudness import normalise
+from gateway.calls import Calls, Persona
+from gateway.conversation.engine import Floats
+from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, system_prompt
+from gateway.conversation.sampling import Sampling
+from gateway.errors import InvalidRequest, NotAllowed
+
+T = TypeVar("T")
+
+# Seeds we choose stay exact in readers that keep JSON numbers as doubles.
+_CHOSEN_SEED_BITS = 53
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A request, checked and decoded. pcm: [T] float32 at the model's rate."""
+
+    pcm: Floats
+    persona: Persona
+    sampling: Sampling
+    max_steps: int | None
+    with_tokens: bool
+
+    @property
+    def voice(self) -> str:
+        """What the answer calls the voice."""
+        return self.persona.voice if isinstance(self.persona.voice, str) else "voice_audio"
+
+
+async def understand(asked: RespondRequest, calls: Calls) -> Question:
+    """Everything that can be wrong with a request, short of asking the models. Raises InvalidRequest or NotAllowed."""
+    settings, manifest = calls.settings, calls.manifest
+    if asked.max_steps is not None and asked.max_steps > settings.max_steps:
+        raise InvalidRequest(f"expected at most {settings.max_steps} steps, got {asked.max_steps}", field="max_steps")
+    text = _text(asked)
+    voice: str | Floats = manifest.require_voice(asked.voice if asked.voice is not None else calls.default_voice)
+    if asked.voice_audio is not None:
+        if not settings.allow_voice_audio:
+            raise NotAllowed("taking the voice from a recording (voice_audio) is switched off here")
+        if asked.voice is not None:
+            raise InvalidRequest("expected voice or voice_audio, got both", field="voice_audio")
+        voice = await asyncio.to_thread(_voice, asked.voice_audio, manifest.sample_rate, settings.max_voice_seconds)
+    pcm = await asyncio.to_thread(decode, asked.audio, manifest.sample_rate, settings.max_audio_seconds)
+    return Question(
+        pcm, Persona(voice, text), _sampling(asked, calls), asked.max_steps, "tokens" in (asked.include or ())
+    )
+
+
+def _text(asked: RespondRequest) -> str:
+    if asked.text_prompt is None:
+        return system_prompt(DEFAULT_SYSTEM_PROMPT if asked.system_prompt is None else asked.system_prompt)
+    if asked.system_prompt is not None:
+        raise InvalidRequest("expected system_prompt or text_prompt, got both", field="text_prompt")
+    return asked.text_prompt
+
+
+def _voice(data: bytes, sample_rate: int, max_seconds: float) -> Floats:
+    return normalise(decode(data, sample_rate, max_seconds, field="voice_audio"), sample_rate)
+
+
+def _sampling(asked: RespondRequest, calls: Calls) -> Sampling:
+    manifest, default = calls.manifest, calls.manifest.sampling
+    sampling = Sampling(
+        seed=_given(asked.seed, secrets.randbits(_CHOSEN_SEED_BITS)),
+        audio_temperature=_given(asked.audio_temperature, default.audio_temperature),
+        audio_top_k=min(_given(asked.audio_top_k, default.audio_top_k), manifest.card),
+        text_temperature=_given(asked.text_temperature, default.text_temperature),
+        text_top_k=min(_given(asked.text_top_k, default.text_top_k), manifest.text_card),
+    )
+    return sampling.greedy() if asked.greedy else sampling
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value

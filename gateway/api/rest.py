@@ -1,0 +1,76 @@
+"""The REST face: a recording in, the agent's spoken answer out; and what voices and prompts there are."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from gateway.api import answer, body, openapi
+from gateway.api.disconnect import ClientGone, while_connected
+from gateway.api.negotiation import prefers_json
+from gateway.api.question import understand
+from gateway.api.schemas import SystemPrompt, SystemPrompts, Voice, Voices
+from gateway.calls import Calls
+from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
+from gateway.errors import InvalidRequest
+
+# What proxies log when a caller hung up; nobody is there to read it.
+CLIENT_GONE = 499
+
+
+def router(calls: Calls) -> APIRouter:
+    """The routes under /v1."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.post(
+        "/respond",
+        summary="Answer a recording",
+        response_class=Response,
+        responses=openapi.RESPOND_RESPONSES,
+        openapi_extra={"requestBody": openapi.respond_body(calls)},
+    )
+    async def respond(request: Request) -> Response:
+        """Send what the user says; get what the agent says, as WAV (24 kHz mono PCM16) or, by `Accept`, as JSON.
+
+        With `max_steps` equal to the recording's frames of 80 ms (rounded up), there is one output frame per input
+        frame, the first being silence. Once the recording is over, the agent hears silence.
+        """
+        json = prefers_json(request.headers.getlist("accept"))
+        asked = await body.read(request, calls.settings.max_body_bytes)
+        if json and asked.stream:
+            raise InvalidRequest("a JSON answer cannot be streamed: accept audio/wav, or leave stream out", "stream")
+        question = await understand(asked, calls)
+        try:
+            if asked.stream:
+                pieces = answer.pieces(question, calls)
+                # The slot, the prompt and everything that can be refused come before the status line.
+                first = await while_connected(request.receive, anext(pieces))
+                return answer.StreamedWav(first, pieces, question.sampling.seed)
+            whole = await while_connected(request.receive, answer.whole(question, calls))
+        except ClientGone:
+            return Response(status_code=CLIENT_GONE)
+        if json:
+            return Response(await asyncio.to_thread(whole.json), media_type=body.JSON)
+        return Response(whole.wav(), media_type=answer.WAV, headers=whole.headers())
+
+    @routes.get("/voices", summary="Preset voices")
+    async def voices() -> Voices:
+        manifest = calls.manifest
+        return Voices(
+            default=calls.default_voice,
+            voices=[
+                Voice(name=name, seconds=voice.frames / manifest.frame_rate) for name, voice in manifest.voices.items()
+            ],
+            voice_audio=calls.settings.allow_voice_audio,
+        )
+
+    @routes.get("/system-prompts", summary="Preset prompts")
+    async def system_prompts() -> SystemPrompts:
+        return SystemPrompts(
+            default=DEFAULT_SYSTEM_PROMPT,
+            system_prompts=[SystemPrompt(name=name, text=text) for name, text in SYSTEM_PROMPTS.items()],
+        )
+
+    return routes

@@ -1,0 +1,56 @@
+"""The gateway as an ASGI application: engine, slots and metrics behind, the faces in front."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from gateway.api import health, openapi, problems, rest
+from gateway.calls import Calls
+from gateway.conversation.engine import Engine
+from gateway.engine.triton import TritonEngine
+from gateway.manifest import Manifest
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+
+_DESCRIPTION = "Speak with PersonaPlex: a recording in, the agent's spoken answer out."
+
+
+def create_app(
+    settings: Settings | None = None, engine: Engine | None = None, manifest: Manifest | None = None
+) -> FastAPI:
+    """The app for one built repository. What is not given is read from the environment and made from it.
+
+    Raises RepositoryError if `settings.models` is not a usable built repository.
+    """
+    settings = settings or Settings()
+    manifest = manifest or Manifest.load(settings.models)
+    engine = engine or TritonEngine(
+        settings.triton_url,
+        manifest,
+        step_deadline=settings.step_deadline,
+        prefill_deadline=settings.prefill_deadline,
+        release_deadline=settings.release_deadline,
+    )
+    calls = Calls(settings, manifest, engine, Metrics(manifest.slots))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await calls.close()
+
+    app = FastAPI(
+        title="PersonaPlex",
+        version=manifest.project_version,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.include_router(rest.router(calls))
+    app.include_router(health.router(calls))
+    problems.install(app, settings.retry_after)
+    openapi.install(app)
+    app.state.calls = calls
+    return app
