@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
 
 from model_repository.checkpoint import folder as folder_module
 from model_repository.checkpoint.folder import LM_FILE, MIMI_FILE, TOKENIZER_FILE, Checkpoint
 from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.errors import CheckpointError
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 VOICE = GOLDEN / "checkpoint" / "voices" / "NATF0.pt"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN
 
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.errors import CheckpointError
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def test_without_a_config_it_is_the_published_one() -> None:

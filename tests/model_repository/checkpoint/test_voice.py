@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.voice import UNKNOWN, Voice
 from model_repository.errors import CheckpointError
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 LM = Geometry.from_config({"lm": {"dim": 4, "num_heads": 2}}).lm
 DELAYED = [2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16]
