@@ -11,7 +11,8 @@ _WAV = ("audio/wav", "audio/*", "*/*")
 def prefers_json(accept: Iterable[str]) -> bool:
     """Whether JSON is asked for more strongly, or equally but more exactly, than WAV, which is the default."""
     ranges = dict(_range(part) for header in accept for part in header.split(",") if part.strip())
-    return _weight(ranges, _JSON) > _weight(ranges, _WAV)
+    json, wav = _weight(ranges, _JSON), _weight(ranges, _WAV)
+    return json > wav and json[0] > 0
 
 
 def _weight(ranges: dict[str, float], names: tuple[str, ...]) -> tuple[float, int]:

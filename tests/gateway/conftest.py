@@ -35,7 +35,7 @@ def golden() -> dict[str, Any]:
 
 @pytest.fixture
 def manifest_json() -> dict[str, Any]:
-    """manifest.json of the golden geometry; tests may change it before `write_repository`."""
+    """manifest.json of the golden geometry, but for a context any preset prompt fits; tests may change it before `write_repository`."""
     return {
         "format": 1,
         "project_version": "0.1.0",
@@ -50,7 +50,7 @@ def manifest_json() -> dict[str, Any]:
         "text_card": 400,
         "text_padding_id": 3,
         "delays": DELAYS,
-        "context": 56,
+        "context": 300,
         "sampling": {
             "audio_temperature": 0.8,
             "audio_top_k": 250,

@@ -84,9 +84,9 @@ def test_the_text_stands_between_two_silences(manifest: Manifest):
 
 
 def test_a_prompt_may_be_as_long_as_the_context_but_not_longer(manifest: Manifest):
-    check_prompt([5] * 56, manifest)
-    with pytest.raises(PromptTooLong, match="57 tokens, more than the model's context of 56"):
-        check_prompt([5] * 57, manifest)
+    check_prompt([5] * 300, manifest)
+    with pytest.raises(PromptTooLong, match="301 tokens, more than the model's context of 300"):
+        check_prompt([5] * 301, manifest)
 
 
 def test_the_preset_prompts_are_the_eight_people_know():

@@ -1,0 +1,190 @@
+"""Callers who hang up, at every moment: the work stops and the slot is free."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from gateway.api.disconnect import ClientGone, while_connected
+from gateway.engine.fake import FakeEngine
+from gateway.errors import EngineUnavailable
+
+Make = Callable[..., bytes]
+
+
+class Caller:
+    """A raw ASGI caller of POST /v1/respond that can hang up and can stop reading."""
+
+    def __init__(self, body: dict[str, Any], accept: str = "audio/wav") -> None:
+        headers = [(b"content-type", b"application/json"), (b"accept", accept.encode())]
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/v1/respond",
+            "raw_path": b"/v1/respond",
+            "query_string": b"",
+            "root_path": "",
+            "headers": headers,
+            "client": ("caller", 1),
+            "server": ("gateway", 80),
+        }
+        self._body: list[bytes] = [json.dumps(body).encode()]
+        self._gone = asyncio.Event()
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.sent: list[dict[str, Any]] = []
+
+    def hang_up(self) -> None:
+        self._gone.set()
+
+    async def receive(self) -> dict[str, Any]:
+        if self._body:
+            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.reads.wait()
+        self.sent.append(message)
+
+    async def call(self, app: FastAPI) -> None:
+        await app(self.scope, self.receive, self.send)
+
+
+@pytest.fixture
+def body(recording: Make) -> dict[str, Any]:
+    return {"audio": base64.b64encode(recording()).decode(), "max_steps": 300}
+
+
+def free(app: FastAPI, engine: FakeEngine) -> bool:
+    return app.state.calls.admission.taken == 0 and engine.opened == engine.closed
+
+
+def ended(app: FastAPI, reason: str) -> float:
+    return app.state.calls.metrics.registry.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("seconds", [0.005, 0.05, 0.2])
+async def test_a_caller_who_hangs_up_frees_the_slot(
+    app: FastAPI, engine: FakeEngine, body: dict[str, Any], stream: bool, seconds: float
+):
+    engine.delay = 0.01
+    caller = Caller({**body, "stream": stream})
+    task = asyncio.create_task(caller.call(app))
+    await asyncio.sleep(seconds)
+    caller.hang_up()
+    await asyncio.wait_for(task, 1)
+    assert free(app, engine)
+    assert ended(app, "completed") == 0
+
+
+async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
+    app: FastAPI, engine: FakeEngine, body: dict[str, Any]
+):
+    caller = Caller({**body, "stream": True})
+    caller.reads.clear()
+    task = asyncio.create_task(caller.call(app))
+    await asyncio.sleep(0.05)
+    assert app.state.calls.admission.taken == 1
+    caller.hang_up()
+    await asyncio.wait_for(task, 1)
+    assert free(app, engine)
+    assert ended(app, "disconnected") == 1
+
+
+async def test_a_stream_sends_its_first_frame_long_before_its_last(
+    app: FastAPI, engine: FakeEngine, body: dict[str, Any]
+):
+    engine.delay = 0.005
+    caller = Caller({**body, "stream": True})
+    task = asyncio.create_task(caller.call(app))
+    await asyncio.sleep(0.15)
+    start, first, *more = caller.sent
+    assert (start["status"], len(first["body"])) == (200, 44 + 3840)
+    assert 0 < len(more) < 20
+    assert {len(message["body"]) for message in more} == {3840}
+    caller.hang_up()
+    await task
+
+
+async def test_a_stream_that_breaks_off_does_not_pretend_to_be_whole(
+    app: FastAPI, engine: FakeEngine, body: dict[str, Any], caplog: pytest.LogCaptureFixture
+):
+    engine.delay = 0.005
+    caller = Caller({**body, "stream": True})
+    task = asyncio.create_task(caller.call(app))
+    await asyncio.sleep(0.1)
+    engine.down = True
+    await asyncio.wait_for(task, 1)
+    assert caller.sent[-1]["more_body"]
+    assert "a streamed answer broke off: the fake engine is down" in caplog.text
+    assert ended(app, "engine") == 1
+    assert free(app, engine)
+
+
+async def test_cancelling_the_server_task_frees_the_slot(app: FastAPI, engine: FakeEngine, body: dict[str, Any]):
+    engine.delay = 0.01
+    for stream in (False, True):
+        task = asyncio.create_task(Caller({**body, "stream": stream}).call(app))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.05)
+        assert free(app, engine)
+
+
+async def test_a_thousand_callers_who_hang_up_leak_nothing(app: FastAPI, engine: FakeEngine, body: dict[str, Any]):
+    engine.delay = 0.0002
+    for index in range(250):
+        callers = [Caller({**body, "stream": index % 2 == 0}) for _ in range(4)]
+        tasks = [asyncio.create_task(caller.call(app)) for caller in callers]
+        await asyncio.sleep(0.0001 * (index % 40))
+        for caller in callers:
+            caller.hang_up()
+        await asyncio.gather(*tasks)
+    assert free(app, engine)
+
+
+async def test_work_that_ends_gives_its_result_or_its_error():
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    async def result() -> int:
+        return 5
+
+    async def error() -> int:
+        raise EngineUnavailable("gone")
+
+    assert await while_connected(never, result()) == 5
+    with pytest.raises(EngineUnavailable):
+        await while_connected(never, error())
+
+
+async def test_work_is_over_when_client_gone_is_raised():
+    over = asyncio.Event()
+
+    async def hang_up() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            over.set()
+
+    with pytest.raises(ClientGone):
+        await while_connected(hang_up, work())
+    assert over.is_set()

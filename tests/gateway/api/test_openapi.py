@@ -1,0 +1,97 @@
+"""The OpenAPI document: true of this server, and nothing it allows makes the server fail."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from schemathesis.engine import events, from_schema
+
+# Few by day; the full 500 per operation with PERSONAPLEX_SCHEMA_CASES=500.
+CASES = int(os.environ.get("PERSONAPLEX_SCHEMA_CASES", "500"))
+
+
+@pytest.fixture
+def document(app: FastAPI) -> dict[str, Any]:
+    return app.openapi()
+
+
+def test_every_reference_has_its_schema(document: dict[str, Any]):
+    def references(node: Any) -> set[str]:
+        if isinstance(node, dict):
+            found = {node["$ref"]} if "$ref" in node else set()
+            return found.union(*(references(value) for value in node.values()))
+        return set().union(*(references(value) for value in node)) if isinstance(node, list) else set()
+
+    schemas = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert references(document) <= schemas
+
+
+def test_both_bodies_have_the_same_fields(document: dict[str, Any]):
+    content = document["paths"]["/v1/respond"]["post"]["requestBody"]["content"]
+    form, json = (content[kind]["schema"] for kind in ("multipart/form-data", "application/json"))
+    assert set(form["properties"]) == set(json["properties"])
+    assert form["required"] == json["required"] == ["audio"]
+    assert form["additionalProperties"] is json["additionalProperties"] is False
+    assert form["properties"]["audio"]["format"] == "binary"
+    assert json["properties"]["audio"]["contentEncoding"] == "base64"
+
+
+def test_names_defaults_and_limits_are_this_repositorys(document: dict[str, Any]):
+    fields = document["paths"]["/v1/respond"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    properties = fields["properties"]
+    assert properties["voice"]["enum"] == ["NATF0", "NATM1"]
+    assert properties["voice"]["default"] == "NATF0"
+    assert len(properties["system_prompt"]["enum"]) == 8
+    assert properties["max_steps"]["maximum"] == 400
+    assert {name: properties[name]["default"] for name in properties if "t" in name and "top_k" in name} == {
+        "audio_top_k": 250,
+        "text_top_k": 25,
+    }
+    assert properties["audio_temperature"]["default"] == 0.8
+
+
+def test_the_example_is_answered(app: FastAPI, document: dict[str, Any]):
+    from starlette.testclient import TestClient
+
+    example = document["paths"]["/v1/respond"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert base64.b64decode(example["audio"]).startswith(b"RIFF")
+    assert TestClient(app).post("/v1/respond", json=example).status_code == 200
+
+
+def test_problems_are_documented_with_their_kind(document: dict[str, Any]):
+    responses = document["paths"]["/v1/respond"]["post"]["responses"]
+    for status in ("400", "403", "413", "415", "422", "502", "503"):
+        assert list(responses[status]["content"]) == ["application/problem+json"]
+    assert "Retry-After" in responses["503"]["headers"]
+    assert set(responses["200"]["content"]) == {"audio/wav", "application/json"}
+
+
+def test_the_server_keeps_to_its_document(app: FastAPI):
+    """Schemathesis, all phases: examples, boundary values, wrong methods, random bodies that fit and that do not."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    schema.config.generation.max_examples = CASES
+    schema.config.generation.deterministic = True
+    # Whether bytes are audio, and whether two fields exclude each other, is beyond what a schema can say: a body may
+    # fit it and still be answered with 422, or with 403 where the operator has not switched a field on.
+    accepted = schema.config.checks.positive_data_acceptance
+    accepted.expected_statuses = [*accepted.expected_statuses, "422"]
+    tested: Counter[str] = Counter()
+    failures: list[str] = []
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            tested[event.recorder.label] += len(event.recorder.cases)
+            for checks in event.recorder.checks.values():
+                failures += [
+                    f"{event.recorder.label}: {node.failure_info.failure}" for node in checks if node.failure_info
+                ]
+        assert not isinstance(event, events.NonFatalError | events.FatalError), event
+    assert failures == []
+    for label in ("GET /v1/voices", "GET /v1/system-prompts", "GET /healthz", "GET /readyz", "GET /metrics"):
+        assert tested[label] > 0
+    assert tested["POST /v1/respond"] >= CASES
