@@ -36,17 +36,17 @@ class TritonKeeper:
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
-    def start(self) -> None:
-        """Starts the server, and the watch over it. Raises TritonError if that first start fails."""
-        self.server.start(abandoned=self._stopping)
+    def start(self, timeout: float = 900.0) -> None:
+        """Starts the server within `timeout` seconds, and the watch over it. Raises TritonError if that fails."""
+        self.server.start(timeout, abandoned=self._stopping)
         self._watcher.start()
 
-    def stop(self) -> None:
-        """Ends the watch, then the server. Safe to call from another thread while `start` waits, and twice."""
+    def stop(self, *, now: bool = False) -> None:
+        """Ends the watch, then the server, gracefully unless `now`. May be called again, and while `start` waits."""
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        self.server.stop()
+        self.server.stop(now=now)
 
     def __enter__(self) -> TritonKeeper:
         self.start()

@@ -1,0 +1,204 @@
+"""The doctor's checks: each looks at one thing a run needs, and says what it found and how to mend it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+
+from gateway.errors import RepositoryError
+from gateway.manifest import Manifest
+from gateway.triton import TritonError, TritonInstallation, TritonNotInstalledError, TritonServer
+
+PYTHONS = ((3, 11), (3, 13))
+MIB = 2**20
+GIB = 2**30
+# Four models with a region of 4 MiB each, which grow as prompts get longer.
+SHM_NEEDED, SHM_ADVISED = 24 * MIB, 64 * MIB
+SHM = "/dev/shm"  # noqa: S108 - where Triton puts its regions
+MEMORY_NEEDED, MEMORY_ADVISED = GIB, 2 * GIB
+DISK_NEEDED, DISK_ADVISED = 100 * MIB, GIB
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+CONFIG = 'name: "doctor"\nbackend: "python"\nmax_batch_size: 0\ninstance_group [ { kind: KIND_CPU count: 1 } ]\n'
+MODEL = "import numpy, onnxruntime\n\nclass TritonPythonModel:\n    pass\n"
+
+
+class Status(StrEnum):
+    """OK; WARN: it runs, but; FAIL: it does not run."""
+
+    OK = "OK"
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's. `mend`: what to do, empty where nothing is to be done."""
+
+    name: str
+    status: Status
+    found: str
+    mend: str = ""
+
+
+def run_checks(models: Path | None = None, port: int = 8998) -> list[Check]:
+    """Everything, in the order in which one would mend it.
+
+    Args:
+        models: a built repository to look at too.
+        port: what the gateway shall listen on.
+    """
+    checks: list[Callable[[], Check]] = [python, installation, triton, onnx_runtime, gpu, memory, shared_memory, disk]
+    results = [check() for check in checks]
+    results.append(gateway_port(port))
+    if models is not None:
+        results.append(repository(models))
+    return results
+
+
+def python() -> Check:
+    """The running interpreter: the versions this project is tested with and Triton has stubs for."""
+    found = f"{platform.python_version()} ({sys.executable})"
+    if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        return Check("Python", Status.OK, found)
+    return Check(
+        "Python", Status.FAIL, found, "use Python 3.11, 3.12 or 3.13: make clean; make setup PYTHON=python3.12"
+    )
+
+
+def installation() -> Check:
+    """Binary, backend, stub and libpython of the embedded server."""
+    try:
+        found = TritonInstallation.find()
+    except TritonNotInstalledError as error:
+        return Check("Triton parts", Status.FAIL, *_split(error.message))
+    libpython = found.libpython or "where the loader finds it"
+    return Check("Triton parts", Status.OK, f"{found.binary}, stub for {found.stub.parent.name}, libpython {libpython}")
+
+
+def triton() -> Check:
+    """The proof of all that: a server is started, with a Python model that imports what ours do."""
+    with tempfile.TemporaryDirectory(prefix="personaplex-doctor-") as folder:
+        model = Path(folder) / "doctor" / "1" / "model.py"
+        model.parent.mkdir(parents=True)
+        model.write_text(MODEL)
+        (model.parents[1] / "config.pbtxt").write_text(CONFIG)
+        server = TritonServer(Path(folder))
+        try:
+            server.start(timeout=60)
+        except TritonNotInstalledError:
+            return Check("Triton runs", Status.FAIL, "not tried: a part is missing", "mend the line above first")
+        except TritonError as error:
+            return Check("Triton runs", Status.FAIL, error.message, "personaplex serve --log-level debug tells more")
+        finally:
+            server.stop(now=True)
+    return Check("Triton runs", Status.OK, "it starts and loads a Python model")
+
+
+def onnx_runtime() -> Check:
+    """The library inside the models, and where it can compute."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Check("ONNX Runtime", Status.FAIL, str(error), "make setup (or pip install onnxruntime)")
+    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+    return Check("ONNX Runtime", Status.OK, f"{onnxruntime.__version__}, providers: {providers}")
+
+
+def gpu() -> Check:
+    """Whether the CUDA driver is there and sees a device."""
+    mend = "for tiny models nothing; for real ones a GPU with NVIDIA's driver (nvidia-smi shows it)"
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Check("GPU", Status.WARN, "no CUDA driver: models run on the CPU", mend)
+    count = ctypes.c_int(0)
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return Check("GPU", Status.WARN, "the CUDA driver sees no device: models run on the CPU", mend)
+    name = ctypes.create_string_buffer(100)
+    cuda.cuDeviceGetName(name, 100, 0)
+    return Check("GPU", Status.OK, f"{count.value} × {name.value.decode(errors='replace')}")
+
+
+def memory() -> Check:
+    """What is free, under the container's limit where there is one."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int(CGROUP_LIMIT.read_text())
+        free = min(free, limit)
+    except (OSError, ValueError):
+        pass
+    return _room("memory", free, MEMORY_NEEDED, MEMORY_ADVISED, "end other programs, or raise the container's limit")
+
+
+def shared_memory() -> Check:
+    """The memory through which tensors go between Triton and its Python models."""
+    try:
+        free = shutil.disk_usage(SHM).free
+    except OSError as error:
+        return Check(SHM, Status.FAIL, str(error), "mount a tmpfs there")
+    return _room(SHM, free, SHM_NEEDED, SHM_ADVISED, "docker run --shm-size=256m (or a larger tmpfs)")
+
+
+def disk() -> Check:
+    """Room where models are built, and where the server keeps its few temporary files."""
+    folders = {Path.cwd(), Path(tempfile.gettempdir())}
+    unwritable = [str(folder) for folder in folders if not os.access(folder, os.W_OK)]
+    if str(tempfile.gettempdir()) in unwritable:
+        return Check("disk", Status.FAIL, f"{tempfile.gettempdir()} is not writable", "set TMPDIR to a folder that is")
+    free = min(shutil.disk_usage(folder).free for folder in folders)
+    return _room("disk", free, DISK_NEEDED, DISK_ADVISED, "make room, or set TMPDIR to a folder that has some")
+
+
+def gateway_port(port: int) -> Check:
+    """Whether the gateway could listen; Triton's own ports are chosen among the free ones."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return Check("port", Status.WARN, f"{port}: {error.strerror}", "personaplex serve --port with another one")
+    return Check("port", Status.OK, f"{port} is free")
+
+
+def repository(models: Path) -> Check:
+    """Whether the folder can be served, and its weights fit the memory."""
+    try:
+        manifest = Manifest.load(models)
+    except RepositoryError as error:
+        return Check("models", Status.FAIL, error.message, f"personaplex build CHECKPOINT {models}")
+    weights = sum(path.stat().st_size for path in _weights(models))
+    found = f"{models}: {manifest.variant}, {manifest.slots} slots, weights {_size(weights)}"
+    if weights > psutil.virtual_memory().available:
+        return Check("models", Status.FAIL, f"{found}, more than the free memory", "a machine with more memory")
+    return Check("models", Status.OK, found)
+
+
+def _weights(models: Path) -> Iterator[Path]:
+    yield from (models / "triton").glob("*/1/*.onnx*")
+
+
+def _room(name: str, free: int, needed: int, advised: int, mend: str) -> Check:
+    status = Status.FAIL if free < needed else Status.WARN if free < advised else Status.OK
+    return Check(name, status, f"{_size(free)} free", "" if status is Status.OK else mend)
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
+
+
+def _split(message: str) -> tuple[str, str]:
+    """What is missing and how to mend it, from an error's `what: how`."""
+    what, _, how = message.partition(": ")
+    return what, how

@@ -1,0 +1,48 @@
+"""`personaplex doctor`: what a run needs, whether it is here, and how to mend what is not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from gateway.cli.checks import Check, Status, run_checks
+from gateway.cli.console import FAILURE
+
+COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+
+
+def doctor(
+    models: Annotated[Path | None, typer.Argument(help="A built repository to look at too.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port the gateway shall have.")] = 8998,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Check what a run needs and say how to mend what is not there. Exit code 0 if this machine can serve, else 2."""
+    checks = run_checks(models, port)
+    runnable = all(check.status is not Status.FAIL for check in checks)
+    if as_json:
+        print(json.dumps({"runnable": runnable, "checks": [asdict(check) for check in checks]}))
+    else:
+        _show(checks)
+    if not runnable:
+        raise typer.Exit(FAILURE)
+
+
+def _show(checks: list[Check]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for check in checks:
+        colour = COLOURS[check.status]
+        console.print(f"[{colour}]{check.status.value:4}[/{colour}]  {check.name:15}{escape(check.found)}")
+        if check.mend:
+            console.print(f"{'':21}to mend: {escape(check.mend)}")
+    count = Counter(check.status for check in checks)
+    if count[Status.FAIL]:
+        console.print(f"This machine cannot serve yet: {count[Status.FAIL]} to mend.")
+    else:
+        console.print("This machine can serve.")

@@ -1,0 +1,200 @@
+"""`personaplex respond`: one recording in, the spoken answer out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from gateway.cli.console import CommandError, Seconds, progress, say
+from gateway.cli.serve import WAIT_EMBEDDED_S, settings_with
+from gateway.client import Client
+
+DEFAULT_SERVER = "http://127.0.0.1:8998"
+STDIO = Path("-")
+WAV_HEADER_BYTES = 44
+
+
+def respond(
+    input: Annotated[Path, typer.Option("--input", "-i", help="The recording to answer; - for stdin.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="WAV to write; - for stdout, as without it when piped.")
+    ] = None,
+    voice: Annotated[str | None, typer.Option(help="Name of a preset voice.")] = None,
+    voice_audio: Annotated[Path | None, typer.Option(help="A recording to take the voice from.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Name of a preset prompt.")] = None,
+    text_prompt: Annotated[str | None, typer.Option(help="Who the agent is, in free text.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Frames of 80 ms to generate.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Write the audio while it is made.")] = False,
+    transcript: Annotated[bool, typer.Option("--transcript", help="Print what the agent says.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer's JSON object.")] = False,
+    audio_temp: Annotated[float | None, typer.Option(help="Temperature of the audio tokens.")] = None,
+    audio_top_k: Annotated[int | None, typer.Option(help="Audio tokens to choose from.")] = None,
+    text_temp: Annotated[float | None, typer.Option(help="Temperature of the text tokens.")] = None,
+    text_top_k: Annotated[int | None, typer.Option(help="Text tokens to choose from.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the most likely token.")] = False,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    include_tokens: Annotated[bool, typer.Option("--include-tokens", help="Tokens too, with --json.")] = False,
+    server: Annotated[str | None, typer.Option(metavar="URL", help=f"Who answers. [default: {DEFAULT_SERVER}]")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Start everything for this built repository, answer, and stop.")
+    ] = None,
+) -> None:
+    """Send a recording, get the agent's spoken answer."""
+    _check(output, stream, transcript, as_json, include_tokens, server, models)
+    files = {"audio": _read(input)}
+    if voice_audio is not None:
+        files["voice_audio"] = _read(voice_audio)
+    values: dict[str, object] = {
+        "voice": voice,
+        "system_prompt": system_prompt,
+        "text_prompt": text_prompt,
+        "max_steps": max_steps,
+        "audio_temperature": audio_temp,
+        "audio_top_k": audio_top_k,
+        "text_temperature": text_temp,
+        "text_top_k": text_top_k,
+        "greedy": "true" if greedy else None,
+        "seed": seed,
+        "include": "tokens" if include_tokens else None,
+    }
+    fields = {name: str(value) for name, value in values.items() if value is not None}
+    with _answerer(server, models) as client:
+        if as_json or transcript:
+            with progress("answering"):
+                answer = client.respond(files, fields)
+            _print(answer, output, as_json)
+        elif stream:
+            with _destination(output) as sink:
+                _copy(_watched(client.stream(files, fields)), sink)
+        else:
+            wav = with_sizes(b"".join(_watched(client.stream(files, fields))))
+            with _destination(output) as sink:
+                sink.write(wav)
+
+
+def with_sizes(wav: bytes) -> bytes:
+    """A streamed WAV (44-byte header, length not known when it was sent) with the true sizes in its header."""
+    sizes = sized_header(wav[:WAV_HEADER_BYTES], len(wav) - WAV_HEADER_BYTES)
+    return sizes + wav[WAV_HEADER_BYTES:]
+
+
+def sized_header(header: bytes, data_bytes: int) -> bytes:
+    """The 44 bytes before `data_bytes` bytes of samples."""
+    return b"".join(
+        [header[:4], struct.pack("<I", WAV_HEADER_BYTES - 8 + data_bytes), header[8:40], struct.pack("<I", data_bytes)]
+    )
+
+
+def _check(
+    output: Path | None,
+    stream: bool,
+    transcript: bool,
+    as_json: bool,
+    include_tokens: bool,
+    server: str | None,
+    models: Path | None,
+) -> None:
+    """Raises CommandError for options that do not go together, and for a place that cannot be written."""
+    if server is not None and models is not None:
+        raise CommandError("--server and --models: expected one of them, got both")
+    if stream and (as_json or transcript):
+        raise CommandError("--stream gives audio while it is made; it does not go with --json or --transcript")
+    if include_tokens and not as_json:
+        raise CommandError("--include-tokens needs --json")
+    if output == STDIO and (as_json or transcript):
+        raise CommandError("--output - and --json or --transcript would both write to stdout")
+    if output is None and not (as_json or transcript) and sys.stdout.isatty():
+        raise CommandError("expected --output FILE, --transcript or --json: audio is not written to a terminal")
+    if output not in (None, STDIO) and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise CommandError(f"--output: cannot write {output}: not a file in a folder that exists")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from None
+
+
+@contextmanager
+def _answerer(server: str | None, models: Path | None) -> Iterator[Client]:
+    """A client of the server asked for, or of one started for this answer alone."""
+    with ExitStack() as stack:
+        if models is None:
+            yield stack.enter_context(Client(server or DEFAULT_SERVER))
+            return
+        from gateway.cli.service import Service
+
+        logging.basicConfig(level=logging.ERROR)
+        settings = settings_with(models=models, host="127.0.0.1", port=0, allow_voice_audio=True)
+        service = Service(settings, wait=WAIT_EMBEDDED_S)
+        with progress("starting Triton and the gateway"):
+            service.start()
+        # Nobody else talks to it: nothing to wait for.
+        stack.callback(service.stop, now=True)
+        yield stack.enter_context(Client(service.url))
+
+
+def _print(answer: dict[str, Any], output: Path | None, as_json: bool) -> None:
+    if output is not None:
+        wav = base64.b64decode(answer.pop("audio"))
+        with _destination(output) as sink:
+            sink.write(wav)
+    print(json.dumps(answer, ensure_ascii=False) if as_json else answer["transcript"])
+
+
+@contextmanager
+def _destination(output: Path | None) -> Iterator[IO[bytes]]:
+    """Where audio goes. Raises CommandError where it cannot be written."""
+    if output is None or output == STDIO:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with output.open("wb") as sink:
+            yield sink
+    except OSError as error:
+        raise CommandError(f"cannot write {output}: {error.strerror}") from None
+    if sys.stderr.isatty():
+        say(f"{output} written")
+
+
+def _copy(pieces: Iterator[bytes], sink: IO[bytes]) -> None:
+    """Each piece at once; where the sink is a file, its header gets the true sizes in the end."""
+    header = b""
+    total = 0
+    try:
+        for piece in pieces:
+            header = (header + piece)[:WAV_HEADER_BYTES] if len(header) < WAV_HEADER_BYTES else header
+            total += len(piece)
+            sink.write(piece)
+            sink.flush()
+    finally:
+        # An answer that broke off is still a WAV up to there.
+        if sink.seekable() and len(header) == WAV_HEADER_BYTES:
+            sink.seek(0)
+            sink.write(sized_header(header, total - WAV_HEADER_BYTES))
+            sink.seek(0, 2)
+
+
+def _watched(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, with the seconds of audio so far on a terminal."""
+    rate = math.inf
+    received = 0
+    with progress("answering", column=Seconds()) as report:
+        for piece in pieces:
+            if not received and len(piece) >= WAV_HEADER_BYTES:
+                rate = struct.unpack_from("<I", piece, 28)[0]
+            received += len(piece)
+            report(None, max(0, received - WAV_HEADER_BYTES) / rate)
+            yield piece

@@ -1,0 +1,119 @@
+"""`personaplex serve`: Triton and the gateway, until a signal."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+
+from gateway.cli.console import CommandError, say
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.cli.service import Service
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# An embedded Triton is given the minutes it takes to read a real checkpoint; one that runs elsewhere should be there.
+WAIT_EMBEDDED_S = 900.0
+WAIT_EXTERNAL_S = 60.0
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def serve(
+    models: Annotated[Path, typer.Argument(help="Folder written by `personaplex build`.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one. [default: 8998]")] = None,
+    triton: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Use the Triton that runs there (its gRPC port).")
+    ] = None,
+    wait: Annotated[float | None, typer.Option(min=0, help="Seconds until everything must be ready.")] = None,
+    grace: Annotated[int, typer.Option(min=0, help="Seconds that answers under way may go on when stopped.")] = 30,
+    log_level: Annotated[LogLevel, typer.Option(help="What to tell on stderr.")] = "warning",
+) -> None:
+    """Serve a repository over HTTP: Triton and the gateway, until SIGINT or SIGTERM."""
+    from gateway.cli.service import Service
+
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = settings_with(models=models, host=host, port=port, triton_url=checked_address(triton))
+    default_wait = WAIT_EMBEDDED_S if triton is None else WAIT_EXTERNAL_S
+    service = Service(
+        settings,
+        external_triton=triton is not None,
+        wait=default_wait if wait is None else wait,
+        grace=grace,
+        on_step=say,
+    )
+    run_until_signal(service, lambda: _announce(service))
+
+
+class Stopped(BaseException):
+    """A signal asked us to stop; raised in the main thread wherever it waits."""
+
+
+def run_until_signal(service: Service, on_ready: Callable[[], None]) -> None:
+    """Starts the service, calls `on_ready`, and stops it at the first signal; a second one cuts the stop short.
+
+    Raises:
+        CommandError: the gateway ended by itself.
+    """
+
+    def hurry(_number: int, _frame: FrameType | None) -> None:
+        service.hurry()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in SIGNALS:
+            signal.signal(number, hurry)
+        raise Stopped
+
+    before = [signal.signal(number, stop) for number in SIGNALS]
+    try:
+        service.start()
+        on_ready()
+        service.join()
+    except Stopped:
+        say("stopping")
+        service.stop()
+    else:
+        service.stop()
+        raise CommandError("the gateway ended by itself; its log says why")
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def settings_with(**given: object) -> Settings:
+    """The environment's settings with what the command line gives (not None) over them. Raises CommandError."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise CommandError(f"PERSONAPLEX_{name.upper()}={first['input']!r}: {first['msg']}") from None
+
+
+def checked_address(address: str | None) -> str | None:
+    """HOST:PORT as it came. Raises CommandError for anything else."""
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or "/" in address or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise CommandError(f"--triton: expected HOST:PORT, got {address!r}")
+    return address
+
+
+def _announce(service: Service) -> None:
+    url = service.url
+    print(f"PersonaPlex is ready: {url}")
+    print(f"  ask      POST {url}/v1/respond")
+    print(f"  docs     {url}/docs")
+    print(f"  metrics  {url}/metrics")
+    if service.triton is None:
+        print(f"  Triton   {service.settings.triton_url}", flush=True)
+    else:
+        print(f"  Triton   {service.triton.grpc_url} (metrics {service.triton.metrics_url})", flush=True)

@@ -1,0 +1,164 @@
+"""Triton and the gateway as one thing that goes up together and comes down together."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.cli.console import CommandError
+from gateway.client import Client
+from gateway.manifest import Manifest
+from gateway.settings import Settings
+from gateway.triton import TritonKeeper, TritonServer
+
+POLL_S = 0.5
+
+
+class Service:
+    """Serves a built repository over HTTP; a context manager that is ready once entered.
+
+    Args:
+        settings: which repository, host and port (0: a free one), and everything else about the gateway.
+        external_triton: whether `settings.triton_url` names a Triton that runs elsewhere; otherwise one is started.
+        wait: seconds until both must be ready.
+        grace: seconds that answers under way may go on once it is stopped.
+        on_step: called with each thing it waits for.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        external_triton: bool = False,
+        wait: float = 900.0,
+        grace: int = 30,
+        on_step: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.manifest = Manifest.load(settings.models)
+        self._wait = wait
+        self._grace = grace
+        self._on_step = on_step or (lambda _what: None)
+        self._keeper = None if external_triton else TritonKeeper(TritonServer(settings.models / "triton"))
+        self._socket: socket.socket | None = None
+        self._gateway: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the gateway listens."""
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"http://{host}:{self.settings.port}"
+
+    @property
+    def triton(self) -> TritonServer | None:
+        """The embedded Triton; None where it runs elsewhere."""
+        return self._keeper.server if self._keeper else None
+
+    def start(self) -> None:
+        """Raises CommandError, TritonError or RepositoryError; nothing is left running then."""
+        deadline = time.monotonic() + self._wait
+        try:
+            # The port first: what fails should fail before a checkpoint is read for minutes.
+            self._bind()
+            if self._keeper:
+                self._on_step("starting Triton")
+                self._keeper.start(timeout=self._wait)
+                self.settings = self.settings.model_copy(update={"triton_url": self._keeper.server.grpc_url})
+            self._start_gateway()
+            self._on_step("waiting for the models")
+            self._wait_ready(deadline)
+        except BaseException:
+            self.stop(now=True)
+            raise
+
+    def running(self) -> bool:
+        """Whether the gateway still serves."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self) -> None:
+        """Waits until the gateway ends."""
+        while self._thread and self._thread.is_alive():
+            # With a limit, so that a signal's handler gets its turn.
+            self._thread.join(1.0)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Gateway first, so that its conversations end, then Triton. `now`: cut both short. May be called again."""
+        if self._gateway and self._thread:
+            if now:
+                self._gateway.config.timeout_graceful_shutdown = 1
+            self._gateway.should_exit = True
+            self._thread.join()
+        if self._keeper:
+            self._keeper.stop(now=now)
+        if self._socket:
+            self._socket.close()
+
+    def hurry(self) -> None:
+        """Cuts a `stop` short that is under way in another thread or frame."""
+        if self._gateway:
+            # Cut short, uvicorn complains of tasks that were cancelled: that is what was asked for.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            self._gateway.force_exit = True
+
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _bind(self) -> None:
+        host, port = self.settings.host, self.settings.port
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            self._socket = socket.socket(family, kind, protocol)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+        except (OSError, OverflowError) as error:
+            mend = (
+                " (choose another with --port)"
+                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+                else ""
+            )
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CommandError(f"cannot listen on {host}:{port}: {reason}{mend}") from None
+        self.settings = self.settings.model_copy(update={"port": self._socket.getsockname()[1]})
+
+    def _start_gateway(self) -> None:
+        config = uvicorn.Config(
+            create_app(self.settings, manifest=self.manifest),
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=self._grace,
+        )
+        self._gateway = uvicorn.Server(config)
+        # Outside the main thread uvicorn leaves signals alone: the order of going down is ours.
+        self._thread = threading.Thread(target=self._gateway.run, args=([self._socket],), name="gateway")
+        self._thread.start()
+
+    def _wait_ready(self, deadline: float) -> None:
+        # 0.0.0.0 is where to listen, not where to ask.
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host)  # noqa: S104
+        url = self.url if local is None else self.url.replace(self.settings.host, local)
+        with Client(url) as client:
+            while (missing := client.ready()) is not None:
+                if not self.running():
+                    raise CommandError("the gateway ended while starting; its log says why")
+                if time.monotonic() > deadline:
+                    raise CommandError(
+                        f"not ready after {self._wait:g} s: {missing} (Triton {self.settings.triton_url})"
+                    )
+                time.sleep(POLL_S)
