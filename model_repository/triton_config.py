@@ -100,7 +100,6 @@ def _sequence_batching(batching: Any) -> None:
     batching.direct.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
     batching.direct.minimum_slot_utilization = 1.0
     batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_MICROSECONDS
-    control = pb.ModelSequenceBatching.Control
-    for kind in ("START", "END", "READY"):
-        entry = batching.control_input.add(name=kind)
-        entry.control.add(kind=control.Kind.Value(f"CONTROL_SEQUENCE_{kind}"), int32_false_true=[0, 1])
+    # START and END reach the model as flags of the request; a row without a request is told by READY alone.
+    ready = pb.ModelSequenceBatching.Control.CONTROL_SEQUENCE_READY
+    batching.control_input.add(name="READY").control.add(kind=ready, int32_false_true=[0, 1])

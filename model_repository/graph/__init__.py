@@ -1,1 +1,1 @@
-"""The vocabulary for hand-built ONNX graphs: weights, norms, attention, feed-forward, streaming convolution, sampling."""
+"""The vocabulary of hand-built graphs: weights, norms, attention, feed-forward, streaming convolution, sampling."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder
@@ -63,7 +64,7 @@ class Graph:
         """What `state` is after this run."""
         self.output(f"{state.name}.next", value)
 
-    def constant(self, value: NDArray[Any] | float | int | Sequence[int], dtype: Any = None) -> Value:
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Value:
         """A small constant, shared by equal uses."""
         array = np.asarray(value, dtype=dtype)
         key = (array.dtype.str, array.tobytes(), array.shape)
@@ -75,9 +76,10 @@ class Graph:
         """A float32 weight of `shape`, made by `load` only while the graph is saved; one value per name."""
         if name not in self._weights:
 
-            def evaluate() -> ir.Tensor:
+            def evaluate() -> ir.TensorProtocol:
                 array = np.ascontiguousarray(load(), dtype=np.float32)
-                assert array.shape == tuple(shape), f"{name}: built {array.shape}, declared {tuple(shape)}"
+                if array.shape != tuple(shape):
+                    raise ValueError(f"weight {name}: made {array.shape}, declared {tuple(shape)}")
                 return ir.tensor(array)
 
             lazy = ir.LazyTensor(evaluate, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape))

@@ -54,9 +54,7 @@ def transposed_convolution(
     _, channels, kernel = weights.source.shape(f"{key}.weight")
     overlap = kernel - stride
     partial = graph.state(key, (channels * groups, overlap))
-    full = op.ConvTranspose(
-        x, weights.tensor(f"{key}.weight"), strides=[stride], group=groups, kernel_shape=[kernel]
-    )
+    full = op.ConvTranspose(x, weights.tensor(f"{key}.weight"), strides=[stride], group=groups, kernel_shape=[kernel])
     axis = graph.constant([2])
     head = op.Slice(full, graph.constant([0]), graph.constant([overlap]), axis)
     tail = op.Slice(full, graph.constant([overlap]), graph.constant([2**31]), axis)

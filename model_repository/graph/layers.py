@@ -9,7 +9,6 @@ import numpy as np
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import Float32, Graph, Value
 
-
 _VECTOR = 16
 """Elements of the widest float32 vector register. ONNX Runtime's Cos and Sin round differently in vectors and in the
 remainder after the last whole one; tables padded to whole vectors make a row's angles independent of the batch."""

@@ -36,8 +36,10 @@ def transformer(weights: Weights, x: Value, key: str, geometry: MimiGeometry, po
         projected = weights.linear(layer_norm(weights, x, f"{layer}.norm1"), f"{layer}.self_attn.in_proj_weight")
         query, new_key, new_value = op.Split(projected, axis=-1, num_outputs=3, _outputs=3)
         query, new_key = (rotate(graph, part, tables, shape.num_heads) for part in (query, new_key))
-        new = (split_heads(graph, part, shape.num_heads, shape.head_dim) for part in (new_key, new_value))
-        keys, values = Ring(graph, f"layers.{index}", shape).write(*new, position)
+        new_key, new_value = (
+            split_heads(graph, part, shape.num_heads, shape.head_dim) for part in (new_key, new_value)
+        )
+        keys, values = Ring(graph, f"layers.{index}", shape).write(new_key, new_value, position)
         attended = weights.linear(attend(query, keys, values), f"{layer}.self_attn.out_proj.weight")
         x = op.Add(x, op.Mul(attended, weights.tensor(f"{layer}.layer_scale_1.scale")))
         normed = layer_norm(weights, x, f"{layer}.norm2")

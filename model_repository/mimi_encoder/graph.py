@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import MimiGeometry
 from model_repository.checkpoint.tensors import TensorSource
-from model_repository.graph.builder import ROWS, Graph, Value
+from model_repository.graph.builder import ROWS, Float32, Graph, Value
 from model_repository.graph.convolution import ActiveRows, convolution
 from model_repository.graph.layers import Weights
 from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
@@ -56,18 +59,24 @@ def _quantize(weights: Weights, geometry: MimiGeometry, latent: Value) -> Value:
         if index < 2:
             branch = "rvq_first" if index == 0 else "rvq_rest"
             remainder = _project(weights, latent, f"quantizer.{branch}.input_proj.weight")
-        doubled = weights.made(
-            f"{key}.doubled", (dim, bins), lambda key=key: 2 * centroids(weights.source, key).T
-        )
-        norms = weights.made(
-            f"{key}.norms", (bins,), lambda key=key: np.square(centroids(weights.source, key)).sum(axis=1)
-        )
+        entries = partial(centroids, weights.source, key)
+        doubled = weights.made(f"{key}.doubled", (dim, bins), partial(_doubled, entries))
+        norms = weights.made(f"{key}.norms", (bins,), partial(_squared_norms, entries))
         code = op.ArgMin(op.Sub(norms, op.MatMul(remainder, doubled)), axis=-1, keepdims=0)
         codes.append(op.Unsqueeze(code, graph.constant([1])))
         if 0 < index < len(codebook_keys()) - 1:
-            table = weights.made(f"{key}.table", (bins, dim), lambda key=key: centroids(weights.source, key))
+            table = weights.made(f"{key}.table", (bins, dim), entries)
             remainder = op.Sub(remainder, op.Gather(table, code))
     return op.Concat(*codes, axis=1)
+
+
+def _doubled(entries: Callable[[], Float32]) -> Float32:
+    return 2 * entries().T
+
+
+def _squared_norms(entries: Callable[[], Float32]) -> Float32:
+    norms: Float32 = np.square(entries()).sum(axis=1)
+    return norms
 
 
 def _project(weights: Weights, x: Value, key: str) -> Value:

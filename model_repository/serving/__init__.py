@@ -1,1 +1,1 @@
-"""What a Triton model needs at run time: ONNX Runtime sessions whose state stays in place, and the slots around them."""
+"""What a Triton model needs at run time: sessions whose state stays in place, and the slots around them."""

@@ -10,8 +10,8 @@ import onnxruntime as ort
 
 from model_repository.serving.noise import Stream
 from model_repository.serving.sampler import Sampler, draw
-from model_repository.serving.turns import Array, Outcome, Turn, check
 from model_repository.serving.session import session_options
+from model_repository.serving.turns import Array, Outcome, Turn, check
 
 
 class DepformerModel:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model_repository.serving.turns import Array, BadInput, Outcome, Turn, check
 from model_repository.serving.session import StatefulSession
+from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
 
 _STEPS_PER_FRAME = 2
 """Latent steps that a frame advances a row's position by."""
@@ -57,4 +57,4 @@ class MimiModel:
         expected = self._session.feeds[self._input]
         check(frame, self._input, expected.dtype.type, expected.shape[1:], self._high)
         if expected.dtype == np.float32 and not np.isfinite(frame).all():
-            raise BadInput(f"{self._input}: samples must be finite")
+            raise BadInputError(f"{self._input}: samples must be finite")

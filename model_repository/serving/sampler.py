@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_repository.serving.noise import Stream, uniform
-from model_repository.serving.turns import BadInput, check
+from model_repository.serving.turns import BadInputError, check
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Sampler:
     def of(cls, inputs: Mapping[str, NDArray[Any]]) -> Sampler:
         """From the tensors `sampler` [3] int64 (seed, column, top_k) and `temperature` [1] float32 of a request.
 
-        Raises `BadInput` for a wrong shape, a negative top_k or a temperature that is negative or not finite.
+        Raises `BadInputError` for a wrong shape, a negative top_k or a temperature that is negative or not finite.
         """
         check(inputs["sampler"], "sampler", np.int64, (3,))
         check(inputs["temperature"], "temperature", np.float32, (1,))
         seed, column, top_k = (int(value) for value in inputs["sampler"])
         temperature = float(inputs["temperature"][0])
         if top_k < 0 or not 0 <= temperature < float("inf"):
-            raise BadInput(f"top_k must be >= 0 and temperature finite and >= 0, got {top_k} and {temperature}")
+            raise BadInputError(f"top_k must be >= 0 and temperature finite and >= 0, got {top_k} and {temperature}")
         return cls(seed, column, top_k, temperature)
 
     def ranks(self, vocabulary: int) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 
 from model_repository.serving.noise import Stream
 from model_repository.serving.sampler import IDLE, Sampler, draw
-from model_repository.serving.turns import Array, BadInput, Outcome, Turn, check
 from model_repository.serving.session import StatefulSession
+from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
 
 PREFILL_CHUNK = 512
 """Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors."""
@@ -106,5 +106,5 @@ class TemporalModel:
         check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
         check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
         if len(columns) < 1:
-            raise BadInput("columns: expected at least one column")
+            raise BadInputError("columns: expected at least one column")
         return Sampler.of(turn.inputs)

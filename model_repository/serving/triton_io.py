@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
-from model_repository.serving.turns import BadInput, Model, Outcome, Turn
+from model_repository.serving.turns import BadInputError, Model, Outcome, Turn
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -50,9 +50,11 @@ def execute_sequences(model: Model, requests: Sequence[Any]) -> list[Any]:
     Rows without a request arrive as copies of another one with READY false: they are answered with nothing and never
     looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
     """
-    active = {row: request for row, request in enumerate(requests) if _flag(request, "READY")}
-    living = {row: request for row, request in active.items() if not _flag(request, "END")}
-    starts = {row for row, request in living.items() if _flag(request, "START")}
+    flags = {row: request.flags() for row, request in enumerate(requests) if _ready(request)}
+    living = {
+        row: requests[row] for row, flag in flags.items() if not flag & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+    }
+    starts = {row for row in living if flags[row] & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START}
     return _execute(model, requests, living, starts)
 
 
@@ -68,7 +70,7 @@ def _execute(model: Model, requests: Sequence[Any], living: Mapping[int, Any], s
         try:
             inputs = {name: _read(request, name) for name in model.input_names}
             turns.append(Turn(row, row in starts, inputs))
-        except BadInput as error:
+        except BadInputError as error:
             outcome.errors[row] = error
     if turns:
         try:
@@ -87,20 +89,21 @@ def _respond(outcome: Outcome, row: int) -> Any:
     return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
 
 
-def _flag(request: Any, name: str) -> bool:
-    """A control input of the sequence batcher: START, END or READY."""
-    return bool(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)).item())
+def _ready(request: Any) -> bool:
+    """Whether a row of the sequence batcher holds a request, by its control input."""
+    return bool(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "READY")).item())
 
 
 def _read(request: Any, name: str) -> NDArray[Any]:
     """An input without its batch dimension, which is 1; valid during `execute` only."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
-        raise BadInput(f"input {name!r} is missing")
+        raise BadInputError(f"input {name!r} is missing")
     array: NDArray[Any] = np.from_dlpack(tensor)
     if array.shape[0] != 1:
-        raise BadInput(f"{name}: expected batch size 1, got {array.shape[0]}")
-    return array[0]
+        raise BadInputError(f"{name}: expected batch size 1, got {array.shape[0]}")
+    unbatched: NDArray[Any] = array[0]
+    return unbatched
 
 
 def _tensor(name: str, array: NDArray[Any]) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-class BadInput(ValueError):
+class BadInputError(ValueError):
     """A request's tensor is not what the model takes; answered to that request alone."""
 
 
@@ -46,13 +46,12 @@ class Model(Protocol):
 
 
 def check(array: Array, name: str, dtype: type, shape: tuple[int, ...], high: int | None = None) -> None:
-    """Raise `BadInput` unless array has dtype and shape (-1: any) and, where `high` is given, values in [0, high)."""
-    fits = array.ndim == len(shape) and all(
-        want in (-1, got) for want, got in zip(shape, array.shape, strict=True)
-    )
+    """Raise `BadInputError` unless array has dtype and shape (-1: any) and, if `high` is given, values below it."""
+    fits = array.ndim == len(shape) and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not fits:
-        raise BadInput(
-            f"{name}: expected {np.dtype(dtype).name} of shape {list(shape)}, got {array.dtype.name} {list(array.shape)}"
+        raise BadInputError(
+            f"{name}: expected {np.dtype(dtype).name} of shape {list(shape)}, "
+            f"got {array.dtype.name} {list(array.shape)}"
         )
     if high is not None and array.size and not (array.min() >= 0 and array.max() < high):
-        raise BadInput(f"{name}: values must be in 0..{high - 1}, got {array.min()}..{array.max()}")
+        raise BadInputError(f"{name}: values must be in 0..{high - 1}, got {array.min()}..{array.max()}")

@@ -1,4 +1,4 @@
-"""A prompt is prefilled: one temporal execution for a START whose prompt fits the window, with the tokens of stepping."""
+"""A prompt is prefilled: one temporal execution for a START that fits the window, with the tokens of stepping."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def test_prefilled_and_stepped_prompts_lead_to_the_same_tokens(tiny_service: Ser
                 thought = await stepped.step(column, draw.text(position))
             np.testing.assert_allclose(prefilled.hidden, thought.hidden, atol=1e-5)
             assert prefilled.text_token == thought.text_token
-            codes = [await s.depformer(t, draw.audio(prefix.length)) for s, t in ((at_once, prefilled), (stepped, thought))]
-            np.testing.assert_array_equal(*codes)
+            draws = draw.audio(prefix.length)
+            codes = await at_once.depformer(prefilled, draws)
+            np.testing.assert_array_equal(codes, await stepped.depformer(thought, draws))
         finally:
             await at_once.close()
             await stepped.close()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_repository.serving.turns import BadInput, Turn
+from model_repository.serving.turns import BadInputError, Turn
 from tests.model_repository.serving.conftest import Array, Models, one, sampler, together
 
 ROWS = 8
@@ -168,5 +168,5 @@ def test_a_bad_request_is_refused_alone(repository, scripts):
 def test_temporal_names_what_is_wrong(repository, change, message):
     models = Models(repository)
     good = {"columns": np.zeros((1, 17), np.int64), "embeddings": models.no_embeddings(), **sampler(1)}
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInputError, match=message):
         one(models.temporal, 0, good | change, start=True)
