@@ -84,9 +84,17 @@ def _check_place(models: Path, force: bool) -> None:
         return
     if not models.is_dir():
         raise BuildError(f"{models} is a file; expected a folder to write the repository to")
-    ours = (models / MANIFEST).is_file()
-    if not ours and not force and any(models.iterdir()):
+    if not force and any(models.iterdir()) and not _is_ours(models):
         raise BuildError(f"{models} holds something else than a model repository; --force overwrites it")
+
+
+def _is_ours(models: Path) -> bool:
+    """Whether `models` holds a repository that this module wrote."""
+    try:
+        manifest = json.loads((models / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"format", "variant", "slots", "files"} <= manifest.keys()
 
 
 def _graphs(source: Checkpoint) -> dict[str, Graph]:

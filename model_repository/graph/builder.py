@@ -82,7 +82,7 @@ class Graph:
                     raise ValueError(f"weight {name}: made {array.shape}, declared {tuple(shape)}")
                 return ir.tensor(array)
 
-            lazy = ir.LazyTensor(evaluate, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape))
+            lazy = ir.LazyTensor(evaluate, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
             self._weights[name] = self._builder.initializer(lazy, name)
         return self._weights[name]
 

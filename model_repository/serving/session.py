@@ -36,7 +36,6 @@ def session_options(model: Path) -> ort.SessionOptions:
     options.intra_op_num_threads = threads or (1 if size < _SMALL_MODEL_BYTES else os.cpu_count() or 1)
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
     return options
 
 

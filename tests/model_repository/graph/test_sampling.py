@@ -1,0 +1,76 @@
+"""Sampling inside a graph: greedy, top-k and temperature, and draws that belong to one conversation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from model_repository.graph.builder import ROWS, Graph
+from model_repository.graph.sampling import sample
+from model_repository.serving.noise import Stream, uniform
+from model_repository.serving.sampler import IDLE, Sampler, draw
+
+VOCABULARY = 50
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+    graph = Graph("sampling")
+    logits = graph.input("logits", ir.DataType.FLOAT, [ROWS, VOCABULARY])
+    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, "ranks"])
+    top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
+    temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
+    graph.output("token", sample(graph, logits, noise, top_k, temperature))
+    path: Path = tmp_path_factory.mktemp("sampling") / "model.onnx"
+    graph.save(path)
+    return ort.InferenceSession(str(path))
+
+
+def tokens(session: ort.InferenceSession, logits: np.ndarray, samplers: list[Sampler]) -> np.ndarray:
+    noise, top_k, temperature = draw(samplers, Stream.TEXT, VOCABULARY)
+    feeds = {"logits": logits, "noise": noise[:, 0], "top_k": top_k, "temperature": temperature}
+    return session.run(None, feeds)[0]
+
+
+def test_temperature_zero_is_the_first_maximum(session):
+    logits = np.zeros((2, VOCABULARY), np.float32)
+    logits[0, [7, 30]] = 1.5
+    samplers = [Sampler(1, 0, 25, 0.0)] * 2
+    assert tokens(session, logits, samplers).tolist() == [7, 0]
+
+
+@pytest.mark.parametrize(("top_k", "temperature"), [(5, 0.8), (0, 1.4), (50, 0.7), (1, 2.0)])
+def test_frequencies_are_those_of_the_softmax_over_the_top_k(session, top_k, temperature):
+    logits = np.random.default_rng(3).normal(0, 1.5, VOCABULARY).astype(np.float32)
+    kept = np.argsort(-logits)[: top_k or VOCABULARY]
+    expected = np.zeros(VOCABULARY)
+    expected[kept] = np.exp(logits[kept] / temperature)
+    expected /= expected.sum()
+    count = 40_000
+    samplers = [Sampler(9, column, top_k, temperature) for column in range(count)]
+    drawn = tokens(session, np.tile(logits, (count, 1)), samplers)
+    frequencies = np.bincount(drawn, minlength=VOCABULARY) / count
+    # Five standard deviations of a binomial frequency.
+    np.testing.assert_array_less(np.abs(frequencies - expected), 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9)
+
+
+def test_a_row_does_not_depend_on_a_neighbours_top_k(session):
+    logits = np.random.default_rng(4).normal(size=(3, VOCABULARY)).astype(np.float32)
+    mine = Sampler(5, 12, 8, 0.9)
+    alone = tokens(session, logits[:1], [mine])[0]
+    for neighbour in (IDLE, Sampler(6, 3, 0, 1.0), Sampler(7, 3, 30, 0.0)):
+        assert tokens(session, logits, [mine, neighbour, neighbour])[0] == alone
+
+
+def test_noise_is_a_function_of_seed_stream_and_column():
+    first = uniform(2**63 - 1, Stream.AUDIO, 10, 500)
+    np.testing.assert_array_equal(first, uniform(2**63 - 1, Stream.AUDIO, 10, 500))
+    for other in ((1, Stream.AUDIO, 10), (2**63 - 1, Stream.TEXT, 10), (2**63 - 1, Stream.AUDIO, 11)):
+        assert not np.intersect1d(first, uniform(*other, 500)).size > 5
+    assert first.dtype == np.float32
+    assert 0 < uniform(-1, Stream.TEXT, 0, 100_000).min() < 1e-4
+    assert uniform(-1, Stream.TEXT, 0, 100_000).max() < 1

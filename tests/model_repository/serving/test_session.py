@@ -1,0 +1,56 @@
+"""State is updated where it lies: no run copies or moves a buffer of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_repository.serving.session import StatefulSession
+from tests.model_repository.serving.conftest import Models, one, sampler
+
+
+def states(session: StatefulSession) -> dict[str, np.ndarray]:
+    return session._states
+
+
+@pytest.mark.parametrize("columns", [1, 20])
+def test_caches_are_written_in_place(golden_models: Path, capfd: pytest.CaptureFixture[str], columns):
+    """Only the slots of the new columns change, in the array that was allocated at load.
+
+    ONNX Runtime warns when it has to copy a cache because input and output are not the same memory.
+    """
+    models = Models(golden_models)
+    session = models.temporal._session
+    buffers = {name: (array, array.ctypes.data) for name, array in states(session).items()}
+    assert len(buffers) == 4, "keys and values of two layers"
+    inputs = {"columns": np.ones((columns, 17), np.int64), "embeddings": models.no_embeddings()}
+    one(models.temporal, 3, {**inputs, **sampler(columns)}, start=True)
+    for name, (array, address) in buffers.items():
+        assert states(session)[name].ctypes.data == address
+        written = np.argwhere(array.any(axis=(1, 3)))
+        assert {(row, slot) for row, slot in written.tolist()} == {(3, slot) for slot in range(columns)}, name
+    assert "in-place optimization not activated" not in capfd.readouterr().err
+
+
+def test_the_warning_that_the_other_test_looks_for_exists(golden_models: Path, capfd: pytest.CaptureFixture[str]):
+    models = Models(golden_models)
+    session = models.temporal._session
+    feeds = {name: array[:1] for name, array in (session.feeds | states(session)).items()}
+    dynamic = {"columns": np.ones((1, 1, 17), np.int64), "embeddings": np.zeros((1, 1, models.dim), np.float32)}
+    session._session.run(None, {**feeds, **dynamic, "noise": np.full((1, 25), 0.5, np.float32)})
+    assert "in-place optimization not activated" in capfd.readouterr().err
+
+
+def test_streaming_state_of_rows_that_rest_is_kept(golden_models: Path):
+    models = Models(golden_models)
+    random = np.random.default_rng(0)
+    frames = random.standard_normal((3, 1920)).astype(np.float32)
+    one(models.encoder, 2, {"pcm": frames[0]}, start=True)
+    before = {name: array[2].copy() for name, array in states(models.encoder._session).items() if "state." in name}
+    assert before
+    one(models.encoder, 0, {"pcm": frames[1]}, start=True)
+    one(models.encoder, 4, {"pcm": frames[2]}, start=True)
+    for name, kept in before.items():
+        np.testing.assert_array_equal(states(models.encoder._session)[name][2], kept)

@@ -1,0 +1,111 @@
+"""What `build_repository` leaves on disk, and what it refuses to touch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model_repository import build
+from model_repository.build import build_repository
+from model_repository.checkpoint.voice import Voice
+from model_repository.errors import BuildError, CheckpointError
+from tests.conftest import GOLDEN
+
+CHECKPOINT = GOLDEN / "checkpoint"
+
+
+def test_a_repository_is_complete_and_its_manifest_says_what_is_in_it(golden_models: Path):
+    manifest = json.loads((golden_models / "manifest.json").read_text())
+    assert (manifest["slots"], manifest["variant"], manifest["context"], manifest["dim"]) == (8, "fp32", 56, 32)
+    assert manifest["models"] == ["mimi_encoder", "temporal", "depformer", "mimi_decoder"]
+    on_disk = {str(path.relative_to(golden_models)) for path in golden_models.rglob("*") if path.is_file()}
+    assert set(manifest["files"]) == on_disk - {"manifest.json"}
+    for name, file in manifest["files"].items():
+        content = (golden_models / name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
+    voice = manifest["voices"]["NATF0"]
+    assert Voice.load(golden_models / voice["file"]).frames == voice["frames"] == 13
+
+
+def test_progress_names_the_work_and_reaches_the_end(tmp_path: Path):
+    seen: list[tuple[str, float]] = []
+    build_repository(CHECKPOINT, tmp_path / "models", progress=lambda what, done: seen.append((what, done)))
+    fractions = [done for _, done in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert any(what.startswith("temporal: transformer.layers.1") for what, _ in seen)
+
+
+def test_an_earlier_repository_is_replaced(tmp_path: Path):
+    build_repository(CHECKPOINT, tmp_path / "models", slots=2)
+    build_repository(CHECKPOINT, tmp_path / "models", slots=3)
+    assert json.loads((tmp_path / "models" / "manifest.json").read_text())["slots"] == 3
+    assert "max_batch_size: 3" in (tmp_path / "models" / "triton" / "temporal" / "config.pbtxt").read_text()
+
+
+def test_an_empty_folder_is_written_to(tmp_path: Path):
+    (tmp_path / "models").mkdir()
+    build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+    assert (tmp_path / "models" / "manifest.json").is_file()
+
+
+def test_somebody_elses_folder_is_kept_unless_forced(tmp_path: Path):
+    thesis = tmp_path / "models" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(BuildError, match="holds something else than a model repository; --force"):
+        build_repository(CHECKPOINT, tmp_path / "models")
+    assert thesis.read_text() == "years of work"
+    build_repository(CHECKPOINT, tmp_path / "models", force=True)
+    assert not thesis.exists()
+
+
+def test_a_manifest_of_something_else_is_not_ours(tmp_path: Path):
+    """Web applications have a manifest.json too."""
+    site = tmp_path / "models" / "manifest.json"
+    site.parent.mkdir()
+    site.write_text('{"name": "My site", "icons": []}')
+    with pytest.raises(BuildError, match="holds something else"):
+        build_repository(CHECKPOINT, tmp_path / "models")
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path):
+    (tmp_path / "models").write_text("")
+    with pytest.raises(BuildError, match="is a file"):
+        build_repository(CHECKPOINT, tmp_path / "models", force=True)
+
+
+def test_a_failed_build_leaves_the_earlier_repository_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build_repository(CHECKPOINT, tmp_path / "models", slots=2)
+
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "_sha256", full)
+    with pytest.raises(BuildError, match=r"cannot write .*No space left on device"):
+        build_repository(CHECKPOINT, tmp_path / "models", slots=3)
+    assert json.loads((tmp_path / "models" / "manifest.json").read_text())["slots"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_missing_file_of_the_checkpoint_is_named(tmp_path: Path):
+    shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer_spm_32k_3.model").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer_spm_32k_3\.model"):
+        build_repository(tmp_path / "checkpoint", tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"variant": "fp64"}, "unknown variant 'fp64'; this version builds fp32"), ({"slots": 0}, "slots must be from 1")],
+)
+def test_options_are_checked(tmp_path: Path, options, message):
+    with pytest.raises(BuildError, match=message):
+        build_repository(CHECKPOINT, tmp_path / "models", **options)

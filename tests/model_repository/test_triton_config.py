@@ -1,0 +1,42 @@
+"""The generated configs, read back with Triton's own message."""
+
+from __future__ import annotations
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from model_repository.checkpoint.geometry import Geometry
+from model_repository.triton_config import served_models
+
+
+def parsed(slots: int = 8):
+    configs = [model.pbtxt(slots) for model in served_models(Geometry.from_config({}))]
+    return {
+        config.name: config for config in (text_format.Parse(text, model_config_pb2.ModelConfig()) for text in configs)
+    }
+
+
+def test_stateful_models_keep_a_sequence_in_its_row():
+    configs = parsed(slots=5)
+    assert all(config.max_batch_size == 5 for config in configs.values())
+    for name in ("mimi_encoder", "temporal", "mimi_decoder"):
+        batching = configs[name].sequence_batching
+        assert batching.WhichOneof("strategy_choice") == "direct"
+        assert batching.max_sequence_idle_microseconds >= 60_000_000, "Triton's default of 1 s would cut pauses off"
+        assert [control.name for control in batching.control_input] == ["READY"]
+    assert configs["depformer"].WhichOneof("scheduling_choice") == "dynamic_batching"
+
+
+def test_shapes_are_the_published_models():
+    temporal = parsed()["temporal"]
+    shapes = {tensor.name: list(tensor.dims) for tensor in (*temporal.input, *temporal.output)}
+    assert shapes == {
+        "columns": [-1, 17],
+        "embeddings": [-1, 4096],
+        "sampler": [3],
+        "temperature": [1],
+        "hidden": [4096],
+        "text_token": [1],
+    }
+    assert [tensor.name for tensor in temporal.input if tensor.allow_ragged_batch] == ["columns", "embeddings"]
+    assert temporal.parameters["window"].string_value == "2999"
