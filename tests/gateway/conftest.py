@@ -35,7 +35,7 @@ def golden() -> dict[str, Any]:
 
 @pytest.fixture
 def manifest_json() -> dict[str, Any]:
-    """manifest.json of the golden geometry, but for a context any preset prompt fits; tests may change it before `write_repository`."""
+    """manifest.json: the golden geometry with more context; tests may change it before `write_repository`."""
     return {
         "format": 1,
         "project_version": "0.1.0",
