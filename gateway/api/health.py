@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from gateway.api import openapi
+from gateway.api import openapi, problems
 from gateway.api.schemas import Health
 from gateway.calls import Calls
 from gateway.errors import EngineUnavailable
@@ -20,12 +20,14 @@ def router(calls: Calls) -> APIRouter:
     async def healthz() -> Health:
         return Health(status="ok")
 
-    @routes.get("/readyz", summary="Ready for conversations", responses=openapi.READY_RESPONSES)
-    async def readyz() -> Health:
+    @routes.get("/readyz", summary="Ready for conversations", response_model=Health, responses=openapi.READY_RESPONSES)
+    async def readyz() -> Response:
         """Only when Triton and every one of its models is."""
-        if not await calls.engine.ready():
-            raise EngineUnavailable("Triton or one of its models is not ready")
-        return Health(status="ready")
+        if await calls.engine.ready():
+            return Response(Health(status="ready").model_dump_json(), media_type="application/json")
+        # Returned, not raised: a probe that says no every few seconds is nothing to log.
+        error = EngineUnavailable("Triton or one of its models is not ready")
+        return problems.response(error, calls.settings.retry_after)
 
     @routes.get(
         "/metrics", summary="Figures for Prometheus", response_class=Response, responses=openapi.METRICS_RESPONSES

@@ -184,12 +184,15 @@ _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.St
 
 
 def _translated(error: grpc.RpcError, model: str) -> EngineUnavailable | EngineError:
+    """What a caller may know; Triton's own words, which name addresses and internals, go to the log."""
     line = _line(error)
+    logger.warning("a call to %s failed: %s", model, line)
+    where = f"({model}, {error.code().name})"
     if error.code() in _GONE:
-        return EngineUnavailable(f"Triton is not available ({model}): {line}")
+        return EngineUnavailable(f"Triton is not available {where}")
     if "must specify the START flag" in line:
-        return EngineUnavailable(f"Triton no longer knows this conversation ({model}): it was restarted or too slow")
-    return EngineError(f"Triton failed ({model}): {line}")
+        return EngineUnavailable(f"Triton no longer knows this conversation {where}: it was restarted or too slow")
+    return EngineError(f"Triton failed {where}")
 
 
 def _line(error: grpc.RpcError) -> str:
