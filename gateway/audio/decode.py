@@ -34,8 +34,8 @@ def decode(data: bytes, sample_rate: int, max_seconds: float, field: str = "audi
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             _check(sound, max_seconds, field)
             pcm = _read(sound, sample_rate, max_seconds, field)
-    except soundfile.SoundFileError as error:
-        reason = str(error).removeprefix("Error opening <_io.BytesIO object>: ").split("<_io")[0].strip()
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.rstrip(".")
         raise AudioError(f"expected an audio file libsndfile reads (WAV, FLAC, Ogg, MP3, …): {reason}", field) from None
     if not pcm.size:
         raise AudioError("expected some audio, got a file without samples", field)

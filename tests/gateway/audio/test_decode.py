@@ -83,6 +83,11 @@ def test_what_is_no_audio_is_refused_in_one_line(data: bytes):
     assert "0x" not in refused.value.message
 
 
+def test_the_reason_libsndfile_gives_is_told():
+    with pytest.raises(AudioError, match=r"Ogg, MP3, …\): Format not recognised$"):
+        decode(b"hello, this is no audio at all", RATE, 300)
+
+
 def test_a_flac_cut_in_the_middle_is_refused():
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32)
     data = bytearray(file(noise, kind="FLAC"))
