@@ -50,7 +50,8 @@ class Service:
         self._keeper = None if external_triton else TritonKeeper(TritonServer(settings.models / "triton"))
         self._socket: socket.socket | None = None
         self._gateway: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
+        # Not the thread's own join: in Python 3.11 a signal handler that raises in it leaves the thread marked as ended.
+        self._ended = threading.Event()
 
     @property
     def url(self) -> str:
@@ -82,21 +83,20 @@ class Service:
 
     def running(self) -> bool:
         """Whether the gateway still serves."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._gateway is not None and not self._ended.is_set()
 
     def join(self) -> None:
         """Waits until the gateway ends."""
-        while self._thread and self._thread.is_alive():
-            # With a limit, so that a signal's handler gets its turn.
-            self._thread.join(1.0)
+        if self._gateway:
+            self._ended.wait()
 
     def stop(self, *, now: bool = False) -> None:
         """Gateway first, so that its conversations end, then Triton. `now`: cut both short. May be called again."""
-        if self._gateway and self._thread:
+        if self._gateway:
             if now:
                 self._gateway.config.timeout_graceful_shutdown = 1
             self._gateway.should_exit = True
-            self._thread.join()
+            self._ended.wait()
         if self._keeper:
             self._keeper.stop(now=now)
         if self._socket:
@@ -144,10 +144,16 @@ class Service:
             server_header=False,
             timeout_graceful_shutdown=self._grace,
         )
-        self._gateway = uvicorn.Server(config)
+        self._gateway = gateway = uvicorn.Server(config)
+
+        def run() -> None:
+            try:
+                gateway.run([self._socket] if self._socket else None)
+            finally:
+                self._ended.set()
+
         # Outside the main thread uvicorn leaves signals alone: the order of going down is ours.
-        self._thread = threading.Thread(target=self._gateway.run, args=([self._socket],), name="gateway")
-        self._thread.start()
+        threading.Thread(target=run, name="gateway").start()
 
     def _wait_ready(self, deadline: float) -> None:
         # 0.0.0.0 is where to listen, not where to ask.
@@ -158,7 +164,6 @@ class Service:
                 if not self.running():
                     raise CommandError("the gateway ended while starting; its log says why")
                 if time.monotonic() > deadline:
-                    raise CommandError(
-                        f"not ready after {self._wait:g} s: {missing} (Triton {self.settings.triton_url})"
-                    )
+                    where = f"Triton at {self.settings.triton_url}"
+                    raise CommandError(f"{where} is not ready after {self._wait:g} s: {missing}")
                 time.sleep(POLL_S)

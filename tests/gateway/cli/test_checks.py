@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gateway.cli import checks
+from gateway.cli.checks import GIB, MIB, Status
+from gateway.triton import TritonInstallation, TritonNotInstalledError
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_this_machine_can_serve(tiny_models: Path) -> None:
+    found = {check.name: check for check in checks.run_checks(tiny_models)}
+    assert {name for name, check in found.items() if check.status is Status.FAIL} == set()
+    assert {"Python", "Triton parts", "Triton runs", "ONNX Runtime", "GPU", "memory", "disk", "port", "models"} < set(
+        found
+    )
+    assert "CPU" in found["ONNX Runtime"].found
+
+
+def test_whatever_is_not_right_says_how_to_mend_it() -> None:
+    for check in checks.run_checks():
+        assert (check.status is Status.OK) == (check.mend == "")
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [((3, 10), Status.FAIL), ((3, 11), Status.OK), ((3, 13), Status.OK), ((3, 14), Status.FAIL)]
+)
+def test_python_must_be_one_with_a_stub(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], status: Status
+) -> None:
+    monkeypatch.setattr(checks.sys, "version_info", (*version, 0, "final", 0))
+    assert checks.python().status is status
+
+
+def test_a_missing_part_is_split_into_what_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise TritonNotInstalledError("libpython is not there: apt-get install libpython")
+
+    monkeypatch.setattr(TritonInstallation, "find", missing)
+    check = checks.installation()
+    assert (check.status, check.found, check.mend) == (
+        Status.FAIL,
+        "libpython is not there",
+        "apt-get install libpython",
+    )
+    assert checks.triton().status is Status.FAIL
+
+
+def test_a_server_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MODEL", "import no_such_module")
+    check = checks.triton()
+    assert check.status is Status.FAIL
+    assert "No module named 'no_such_module'" in check.found
+
+
+def test_a_machine_without_the_driver_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(_: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr(checks.ctypes, "CDLL", no_library)
+    assert checks.gpu().status is Status.WARN
+
+
+@pytest.mark.parametrize(
+    ("free", "status"), [(GIB // 2, Status.FAIL), (GIB + GIB // 2, Status.WARN), (4 * GIB, Status.OK)]
+)
+def test_memory_is_judged_by_what_is_free(monkeypatch: pytest.MonkeyPatch, free: int, status: Status) -> None:
+    monkeypatch.setattr(checks, "CGROUP_LIMIT", Path("/nowhere"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(free))
+    assert checks.memory().status is status
+
+
+def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text(f"{512 * MIB}\n")
+    monkeypatch.setattr(checks, "CGROUP_LIMIT", tmp_path / "memory.max")
+    assert checks.memory().status is Status.FAIL
+
+
+@pytest.mark.parametrize(("free", "status"), [(16 * MIB, Status.FAIL), (48 * MIB, Status.WARN), (GIB, Status.OK)])
+def test_shared_memory_must_hold_the_models_regions(monkeypatch: pytest.MonkeyPatch, free: int, status: Status) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2 * GIB, 0, free))
+    assert checks.shared_memory().status is status
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(GIB, GIB, 0))
+    assert checks.disk().status is Status.FAIL
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.os, "access", lambda path, _: str(path) != tempfile.gettempdir())
+    assert (checks.disk().status, checks.disk().mend) == (Status.FAIL, "set TMPDIR to a folder that is")
+
+
+def test_a_port_in_use_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        check = checks.gateway_port(port)
+    assert (check.status, check.mend) == (Status.WARN, "personaplex serve --port with another one")
+    assert checks.gateway_port(port).status is Status.OK
+
+
+def test_a_folder_that_was_not_built_is_told(tmp_path: Path) -> None:
+    check = checks.repository(tmp_path)
+    assert check.status is Status.FAIL
+    assert check.mend == f"personaplex build CHECKPOINT {tmp_path}"
+
+
+def test_weights_must_fit_the_memory(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(MIB))
+    assert checks.repository(tiny_models).status is Status.FAIL

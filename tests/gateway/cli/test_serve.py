@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Queue
+
+import httpx
+import psutil
+import pytest
+
+from gateway.triton import TritonServer
+from tests.gateway.cli.conftest import Outcome
+
+Run = Callable[..., Outcome]
+Spawn = Callable[..., subprocess.Popen[str]]
+Gone = Callable[[int], list[str]]
+
+
+def url_of(process: subprocess.Popen[str]) -> str:
+    """Waits for a server's first words; the URL in them."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("PersonaPlex is ready: ")
+    return line.split()[-1]
+
+
+def post(url: str, question: Path, **fields: object) -> httpx.Response:
+    data = {name: str(value) for name, value in fields.items()}
+    with question.open("rb") as audio:
+        return httpx.post(f"{url}/v1/respond", files={"audio": audio}, data=data, timeout=60)
+
+
+def tritonserver(process: subprocess.Popen[str]) -> psutil.Process:
+    return next(p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "tritonserver")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_a_signal_and_leaves_nothing(
+    spawn: Spawn, tiny_models: Path, question: Path, gone: Gone, number: int
+) -> None:
+    process = spawn("serve", tiny_models, "--port", 0)
+    url = url_of(process)
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    assert post(url, question, max_steps=3).status_code == 200
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert err.splitlines()[-1] == "stopping"
+    assert gone(process.pid) == []
+
+
+def test_a_signal_while_starting_stops_it_too(spawn: Spawn, tiny_models: Path, gone: Gone) -> None:
+    process = spawn("serve", tiny_models, "--port", 0)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "starting Triton\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "")
+    assert gone(process.pid) == []
+
+
+def test_nothing_survives_a_gateway_that_is_killed(spawn: Spawn, tiny_models: Path, gone: Gone) -> None:
+    process = spawn("serve", tiny_models, "--port", 0)
+    url_of(process)
+    process.kill()
+    process.wait()
+    assert gone(process.pid) == []
+
+
+def test_an_answer_under_way_is_finished_before_it_stops(spawn: Spawn, tiny_models: Path, question: Path) -> None:
+    process = spawn("serve", tiny_models, "--port", 0)
+    answers: Queue[httpx.Response] = Queue()
+    url = url_of(process)
+    asking = threading.Thread(target=lambda: answers.put(post(url, question, max_steps=150)))
+    asking.start()
+    wait_until(lambda: "personaplex_conversations_active 1.0" in httpx.get(f"{url}/metrics").text)
+    process.send_signal(signal.SIGTERM)
+    answer = answers.get(timeout=60)
+    assert (answer.status_code, len(answer.content)) == (200, 44 + 150 * 3840)
+    assert process.wait(30) == 0
+
+
+def test_a_second_signal_does_not_wait_for_answers(spawn: Spawn, tiny_models: Path, question: Path) -> None:
+    process = spawn("serve", tiny_models, "--port", 0)
+    url = url_of(process)
+
+    answers: Queue[httpx.Response | httpx.HTTPError] = Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(post(url, question, max_steps=7500))
+        except httpx.HTTPError as error:
+            answers.put(error)
+
+    threading.Thread(target=ask).start()
+    wait_until(lambda: "personaplex_conversations_active 1.0" in httpx.get(f"{url}/metrics").text)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert time.monotonic() - began < 15
+    answer = answers.get(timeout=10)
+    assert isinstance(answer, httpx.HTTPError) or answer.status_code >= 500
+
+
+def test_a_triton_that_dies_comes_back(spawn: Spawn, tiny_models: Path, question: Path) -> None:
+    process = spawn("serve", tiny_models, "--port", 0)
+    url = url_of(process)
+    assert post(url, question, max_steps=3).status_code == 200
+    tritonserver(process).kill()
+    refused = post(url, question, max_steps=3)
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) > 0
+    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+    assert post(url, question, max_steps=3).status_code == 200
+
+
+def test_a_triton_that_runs_elsewhere_is_used_and_left_running(spawn: Spawn, tiny_models: Path, question: Path) -> None:
+    with TritonServer(tiny_models / "triton") as triton:
+        process = spawn("serve", tiny_models, "--port", 0, "--triton", triton.grpc_url)
+        assert post(url_of(process), question, max_steps=3).status_code == 200
+        assert psutil.Process(process.pid).children(recursive=True) == []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert triton.alive()
+        triton.stop(now=True)
+
+
+def test_a_port_in_use_is_told_before_anything_starts(personaplex: Run, tiny_models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = personaplex("serve", tiny_models, "--port", port).error
+    assert error == f"cannot listen on 127.0.0.1:{port}: Address already in use (choose another with --port)"
+
+
+def test_a_folder_that_was_not_built_is_told(personaplex: Run, tmp_path: Path) -> None:
+    assert personaplex("serve", tmp_path).error == f"{tmp_path} is not a built repository: it has no manifest.json"
+
+
+def test_a_triton_that_is_not_there_is_told(spawn: Spawn, tiny_models: Path) -> None:
+    process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 1, "--log-level", "error")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (2, "")
+    assert "personaplex: error: Triton at 127.0.0.1:1 is not ready after 1 s: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("address", ["localhost", ":8001", "http://localhost:8001", "localhost:port", "localhost:0"])
+def test_an_address_that_is_none_is_told(personaplex: Run, tiny_models: Path, address: str) -> None:
+    assert (
+        personaplex("serve", tiny_models, "--triton", address).error == f"--triton: expected HOST:PORT, got {address!r}"
+    )
+
+
+def test_a_wrong_environment_variable_is_named(
+    personaplex: Run, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSONAPLEX_MAX_STEPS", "plenty")
+    assert personaplex("serve", tiny_models).error.startswith("PERSONAPLEX_MAX_STEPS='plenty': ")
+
+
+def test_a_model_that_does_not_load_is_told(spawn: Spawn, tiny_models: Path, tmp_path: Path, gone: Gone) -> None:
+    broken = tmp_path / "broken"
+    for path in tiny_models.rglob("*"):
+        if path.is_file() and path.name != "model.onnx":
+            copy = broken / path.relative_to(tiny_models)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.symlink_to(path)
+    process = spawn("serve", broken, "--port", 0, "--log-level", "error")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "personaplex: error: Triton ended while starting: failed to load '" in err.splitlines()[-1]
+    assert gone(process.pid) == []
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
