@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from gateway.admission import Admission
+from gateway.admission import Admission, Slot
 from gateway.conversation.cohort import Cohort
 from gateway.conversation.conversation import Conversation
 from gateway.conversation.engine import Engine, Floats, Tokens
@@ -17,11 +18,19 @@ from gateway.conversation.persona import Prefix, check_prompt, prefix_of_codes, 
 from gateway.conversation.respond import split
 from gateway.conversation.sampling import Sampling
 from gateway.conversation.tokenizer import Tokenizer
-from gateway.errors import EngineError, EngineUnavailable
+from gateway.errors import Draining, EngineError, EngineUnavailable, TooManyForKey
 from gateway.figures import Figures
+from gateway.keys import KeyHolder, Keys
 from gateway.manifest import Manifest
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+
+
+class Stoppable(Protocol):
+    """Something that goes on until it is told to stop."""
+
+    def stop_for_drain(self) -> None:
+        """End now: the server's drain time is over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +41,16 @@ class Persona:
     text: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Call:
-    """A conversation that holds a slot, and its figures so far."""
+    """A conversation that holds a slot, and its figures so far.
+
+    `reason`: why it ended, for the metrics; set it where it is not what its end alone tells.
+    """
 
     conversation: Conversation
     figures: Figures
+    reason: str = "completed"
 
 
 class Calls:
@@ -50,7 +63,10 @@ class Calls:
         self.metrics = metrics
         self.tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
         self.admission = Admission(manifest.slots, settings.retry_after, metrics)
-        self.cohort = Cohort(settings.cohort_window, settings.cohort_patience)
+        self.cohort = Cohort(settings.cohort_window, settings.cohort_patience, metrics.shared)
+        self.keys = Keys(settings.api_keys, settings.key_conversations, settings.retry_after)
+        self.draining = False
+        self._live: set[Stoppable] = set()
         self._releasing: set[asyncio.Task[None]] = set()
 
     @property
@@ -60,14 +76,15 @@ class Calls:
         return name if name in self.manifest.voices else next(iter(self.manifest.voices))
 
     @asynccontextmanager
-    async def open(self, persona: Persona, sampling: Sampling) -> AsyncIterator[Call]:
+    async def open(self, persona: Persona, sampling: Sampling, key: KeyHolder | None = None) -> AsyncIterator[Call]:
         """A conversation in a slot of its own, not yet started; released and counted on the way out, whatever happens.
 
-        Raises UnknownVoice, PromptTooLong, AudioError, AtCapacity, EngineUnavailable or EngineError.
+        It counts for `key`, if there is one. Raises Draining, TooManyForKey, AtCapacity, UnknownVoice, PromptTooLong,
+        AudioError, EngineUnavailable or EngineError.
         """
         prepared = self._prepare(persona)
         held = AsyncExitStack()
-        held.callback(self.admission.acquire().release)
+        held.callback(self._admit(key).release)
         figures = Figures(self.metrics, 1 / self.manifest.frame_rate)
         reason = "error"
         try:
@@ -82,8 +99,10 @@ class Calls:
                 observe=figures.observe,
             )
             held.push_async_callback(conversation.close)
-            yield Call(conversation, figures)
-            reason = "completed"
+            self.metrics.prefill_columns.inc(prefix.length)
+            call = Call(conversation, figures)
+            yield call
+            reason = call.reason
         except (asyncio.CancelledError, GeneratorExit):
             reason = "disconnected"
             raise
@@ -94,6 +113,34 @@ class Calls:
             self.metrics.ended.labels(reason).inc()
             figures.finish()
             await self._release(held)
+
+    @contextmanager
+    def on_air(self, live: Stoppable) -> Iterator[None]:
+        """While inside, `live` is told when the server's drain time is over."""
+        self._live.add(live)
+        try:
+            yield
+        finally:
+            self._live.discard(live)
+
+    async def drain(self) -> None:
+        """Refuse new conversations, let those there are go on for the drain time, then end them."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_seconds):
+                await self.admission.empty.wait()
+        for live in list(self._live):
+            live.stop_for_drain()
+
+    def _admit(self, key: KeyHolder | None) -> Slot:
+        if self.draining:
+            self.metrics.refused.labels("draining").inc()
+            raise Draining(self.settings.retry_after)
+        try:
+            return self.admission.acquire(key)
+        except TooManyForKey:
+            self.metrics.refused.labels("key").inc()
+            raise
 
     async def close(self) -> None:
         """Wait for the conversations that are being released, then let go of the engine."""

@@ -10,7 +10,11 @@ GatewayError
 ├── UnsupportedMediaType       the body is of a kind this face does not read
 ├── PayloadTooLarge            the body is bigger than the operator allows
 ├── NotAllowed                 the operator has not switched this feature on
+├── Unauthorized               no API key, or one that is not known
+├── TooManyForKey              this key already holds as many conversations as it may; `retry_after` as below
+├── UnknownConversation        no kept conversation of that id
 ├── AtCapacity                 every slot is taken; `retry_after` says when to come back
+├── Draining                   the server is about to stop; `retry_after` as above
 ├── EngineUnavailable          Triton cannot be reached, is not ready, or lost the conversation
 ├── EngineError                Triton answered with an error
 └── RepositoryError            the folder to serve is not a usable built repository
@@ -85,12 +89,41 @@ class NotAllowed(GatewayError):
     """The operator has not switched this feature on."""
 
 
-class AtCapacity(GatewayError):
-    """Every slot is taken. `retry_after`: seconds after which trying again makes sense."""
+class Unauthorized(GatewayError):
+    """No API key where one is needed, or one that is not known; which of the two is not told."""
+
+
+class UnknownConversation(GatewayError):
+    """There is no kept conversation of that id: never was, has ended, or is another caller's."""
+
+
+class TryLater(GatewayError):
+    """Refused for now. `retry_after`: seconds after which trying again makes sense."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(f"{message}; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class TooManyForKey(TryLater):
+    """This API key's conversations are all taken."""
+
+    def __init__(self, limit: int, retry_after: int) -> None:
+        super().__init__(f"this API key may hold {limit} conversations at once, and does", retry_after)
+
+
+class Draining(TryLater):
+    """The server takes no new conversations because it is about to stop."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("this server is shutting down and takes no new conversations", retry_after)
+
+
+class AtCapacity(TryLater):
+    """Every slot is taken."""
 
     def __init__(self, slots: int, retry_after: int) -> None:
-        super().__init__(f"all {slots} conversations are taken; try again in {retry_after} s")
-        self.retry_after = retry_after
+        super().__init__(f"all {slots} conversations are taken", retry_after)
 
 
 class EngineUnavailable(GatewayError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
 from gateway.conversation.conversation import AgentFrame
 
@@ -50,6 +50,37 @@ class Metrics:
             buckets=_SETUP_BUCKETS,
             registry=registry,
         )
+        self._latency = Histogram(
+            "personaplex_input_to_output_seconds",
+            "From a live caller's frame being complete at the gateway to the frame that answers it leaving",
+            buckets=_FRAME_BUCKETS,
+            registry=registry,
+        )
+        self._late = Counter(
+            "personaplex_late_frames", "Live frames answered later than the 80 ms they last", registry=registry
+        )
+        self.dropped_frames = Counter(
+            "personaplex_dropped_frames", "Frames of live callers dropped because we were late", registry=registry
+        )
+        self.gap_frames = Counter(
+            "personaplex_gap_frames",
+            "Frames of silence heard in place of a live caller's late audio",
+            registry=registry,
+        )
+        self._queued = Histogram(
+            "personaplex_input_queue_frames",
+            "Frames of a live caller that wait when one is answered",
+            buckets=(0, 1, 2, 3, 5, 10, 20),
+            registry=registry,
+        )
+        self.prefill_columns = Counter(
+            "personaplex_prefill_columns", "Columns of prompts fed to the temporal model", registry=registry
+        )
+        self._batch = Summary(
+            "personaplex_shared_frame_conversations",
+            "Conversations per shared frame; sum over count is the mean temporal batch",
+            registry=registry,
+        )
         self.active = Gauge("personaplex_conversations_active", "Conversations that hold a slot", registry=registry)
         self.ended = Counter("personaplex_ended", "Conversations ended, by reason", ["reason"], registry=registry)
         self.refused = Counter("personaplex_refused", "Conversations refused, by reason", ["reason"], registry=registry)
@@ -65,6 +96,18 @@ class Metrics:
         self._frame_seconds.observe(frame.seconds)
         for stage in STAGES:
             self._stages.labels(stage).observe(getattr(frame.stages, stage))
+
+    def live_frame(self, latency: float, *, late: bool, queued: int) -> None:
+        """One live frame: seconds from input to output, whether that was too late, and what waits behind it."""
+        if latency:
+            self._latency.observe(latency)
+        if late:
+            self._late.inc()
+        self._queued.observe(queued)
+
+    def shared(self, members: int) -> None:
+        """A shared frame of so many conversations."""
+        self._batch.observe(members)
 
     def text(self) -> bytes:
         """The exposition in Prometheus' text format 0.0.4."""

@@ -42,4 +42,30 @@ class Settings(BaseSettings):
     cohort_patience: float = Field(
         default=2.0, gt=0, description="seconds after which a stuck shared frame is not waited for"
     )
+    idle_seconds: float = Field(default=30.0, gt=0, description="seconds a live call may go without the caller's audio")
+    max_call_seconds: float = Field(default=3600.0, gt=0, description="longest live call")
+    warn_seconds: float = Field(default=30.0, ge=0, description="seconds before that at which the caller is warned")
+    handshake_seconds: float = Field(
+        default=10.0, gt=0, description="seconds a live caller may take to say what they want"
+    )
+    input_frames: int = Field(default=10, ge=1, description="frames of a live caller's audio that may wait")
+    output_frames: int = Field(
+        default=50, ge=1, description="frames of the agent's audio a live caller may leave unread"
+    )
+    live_speed: float = Field(
+        default=1.0, ge=0, description="how much faster than real time a live call may run; 0 for as fast as it can"
+    )
+    kept_idle_seconds: float = Field(default=120.0, gt=0, description="seconds a kept conversation waits for a turn")
+    drain_seconds: float = Field(
+        default=30.0, ge=0, description="seconds live calls may go on once the server is told to stop"
+    )
+
+    api_keys: list[str] = Field(
+        default_factory=list, description="keys of which a caller must show one; none: everybody may call"
+    )
+    key_conversations: int = Field(default=0, ge=0, description="conversations one key may hold at once; 0: no limit")
+    allowed_origins: list[str] = Field(
+        default_factory=list, description="origins besides our own whose pages may call from a browser; * for any"
+    )
+
     retry_after: int = Field(default=5, ge=1, description="seconds told to a caller who is refused for lack of a slot")

@@ -35,6 +35,10 @@ _MAPPED: dict[type[errors.GatewayError], tuple[HTTPStatus, str, str]] = {
     ),
     errors.PayloadTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large", "The body is too large"),
     errors.NotAllowed: (HTTPStatus.FORBIDDEN, "not-allowed", "The operator does not allow this"),
+    errors.Unauthorized: (HTTPStatus.UNAUTHORIZED, "unauthorized", "An API key is needed"),
+    errors.UnknownConversation: (HTTPStatus.NOT_FOUND, "unknown-conversation", "There is no such conversation"),
+    errors.TooManyForKey: (HTTPStatus.TOO_MANY_REQUESTS, "too-many-for-key", "This key's conversations are all taken"),
+    errors.Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server is shutting down"),
     errors.AtCapacity: (HTTPStatus.SERVICE_UNAVAILABLE, "at-capacity", "Every conversation is taken"),
     errors.EngineUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "engine-unavailable", "The models are not available"),
     errors.EngineError: (HTTPStatus.BAD_GATEWAY, "engine-error", "The models failed"),
@@ -76,8 +80,12 @@ def response(error: errors.GatewayError, retry_after: int) -> Response:
     elif isinstance(error, errors.InvalidRequest) and error.field is not None:
         fields = [FieldProblem(field=error.field, message=error.message)]
     headers = {}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(error.retry_after if isinstance(error, errors.AtCapacity) else retry_after)
+    if isinstance(error, errors.TryLater):
+        headers["Retry-After"] = str(error.retry_after)
+    elif status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(retry_after)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return _render(status, kind, title, error.message, fields, headers)
 
 
@@ -87,7 +95,7 @@ def install(app: FastAPI, retry_after: int) -> None:
     async def gateway_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, errors.GatewayError)  # noqa: S101 (the handler is registered for these only)
         answer = response(error, retry_after)
-        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, errors.AtCapacity):
+        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, errors.TryLater):
             logger.error("%s %s: %s", request.method, request.url.path, error.message)
         return answer
 

@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 logger = logging.getLogger(__name__)
 
 
 class Cohort:
-    """`window`: seconds a frame waits for others to join; `patience`: seconds after which it waits for no one."""
+    """`window`: seconds a frame waits for others to join; `patience`: seconds after which it waits for no one.
 
-    def __init__(self, window: float = 0.0, patience: float = 2.0) -> None:
+    `observe` is told the size of every cohort.
+    """
+
+    def __init__(
+        self, window: float = 0.0, patience: float = 2.0, observe: Callable[[int], None] = lambda members: None
+    ) -> None:
+        self._observe = observe
         self._window = window
         self._patience = patience
         self._waiting: list[asyncio.Future[SharedFrame]] = []
@@ -59,6 +65,7 @@ class Cohort:
         self._waiting.clear()
         timer = asyncio.get_running_loop().call_later(self._patience, self._expire)
         self._running = SharedFrame(len(ready), timer)
+        self._observe(len(ready))
         for turn in ready:
             turn.set_result(self._running)
 

@@ -1,0 +1,51 @@
+"""API keys: who may call, and how many conversations each may hold at once."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+from gateway.errors import TooManyForKey, Unauthorized
+
+
+class KeyHolder:
+    """One API key's conversations."""
+
+    def __init__(self, limit: int, retry_after: int) -> None:
+        """`limit`: conversations at once, 0 for any number."""
+        self._limit = limit
+        self._retry_after = retry_after
+        self.held = 0
+
+    def take(self) -> None:
+        """One more. Raises TooManyForKey."""
+        if self._limit and self.held >= self._limit:
+            raise TooManyForKey(self._limit, self._retry_after)
+        self.held += 1
+
+    def give_back(self) -> None:
+        """One less."""
+        self.held -= 1
+
+
+class Keys:
+    """The keys the operator gave out; without any, everybody may call."""
+
+    def __init__(self, keys: Sequence[str], limit: int, retry_after: int) -> None:
+        self._holders = [(key.encode(), KeyHolder(limit, retry_after)) for key in keys]
+
+    def check(self, presented: str | None) -> KeyHolder | None:
+        """The holder of a key; None where no keys are needed. Raises Unauthorized.
+
+        Every key is compared, each in time that does not depend on where it differs, so that answers' times tell
+        nothing about keys.
+        """
+        if not self._holders:
+            return None
+        found = None
+        for key, holder in self._holders:
+            if hmac.compare_digest(key, (presented or "").encode()):
+                found = holder
+        if found is None:
+            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
+        return found

@@ -1,0 +1,246 @@
+"""A live call: the caller's audio in, events out, and a frame loop between them that keeps the time limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+from uuid import uuid4
+
+import numpy as np
+
+from gateway.calls import Call, Calls, Persona
+from gateway.conversation.conversation import AgentFrame
+from gateway.conversation.engine import Floats
+from gateway.conversation.sampling import Sampling
+from gateway.errors import EngineError, EngineUnavailable, GatewayError
+from gateway.keys import KeyHolder
+from gateway.live.events import Ended, Event, Ready, Reason, Spoken, Summary, Warned
+from gateway.live.inbox import Inbox, UserFrame
+from gateway.live.options import LiveLimits, OnGap
+
+logger = logging.getLogger(__name__)
+
+_MESSAGES = {
+    Reason.COMPLETED: "the conversation is over",
+    Reason.DISCONNECTED: "the connection was lost",
+    Reason.DRAINED: "the server is shutting down",
+}
+
+
+class LiveCall:
+    """One caller on the line. Made by `open_call`.
+
+    A face does three things with it, each in a task of its own: hand over samples (`put`, then `hang_up` when the
+    caller is done), pass on `events` until Ended, and look at `over`, which is set when the call has ended for a
+    reason that a face busy with a stuck connection would not otherwise see.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        calls: Calls,
+        persona: Persona,
+        sampling: Sampling,
+        on_gap: OnGap,
+        limits: LiveLimits,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        manifest = calls.manifest
+        self.id = str(uuid4())
+        self.over = asyncio.Event()
+        self._call = call
+        self._calls = calls
+        self._voice = persona.voice if isinstance(persona.voice, str) else "recording"
+        self._sampling = sampling
+        self._on_gap = on_gap
+        self._limits = limits
+        self._clock = clock
+        self._frame_seconds = 1 / manifest.frame_rate
+        self._silence = np.zeros(manifest.frame_size, np.float32)
+        self._inbox = Inbox(manifest.frame_size, self._frame_seconds, limits.input_frames, clock)
+        # Room for the frames a caller may leave unread and the few events that are not frames.
+        self._outbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._unread = 0
+        self._stopping: asyncio.Future[tuple[Reason, str]] = asyncio.get_running_loop().create_future()
+        self._began = clock()
+        self._warned = False
+        self._heard = 0
+        self._frames = 0
+        self._late = 0
+        self._texts: list[str] = []
+
+    async def put(self, pcm: Floats) -> None:
+        """The caller's next samples [T] float32 at 24 kHz, any number; waits while the caller is ahead of time."""
+        await self._inbox.put(pcm)
+
+    def hang_up(self) -> None:
+        """The caller is done: answer what was sent, then end with COMPLETED."""
+        self._inbox.close()
+
+    def stop(self, reason: Reason, message: str | None = None) -> None:
+        """End the call now; the first reason given counts."""
+        if not self._stopping.done():
+            self._stopping.set_result((reason, message or _MESSAGES.get(reason, reason.value)))
+
+    def stop_for_drain(self) -> None:
+        """The server's drain time is over."""
+        self.stop(Reason.DRAINED)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens, until and including Ended; for one reader."""
+        while True:
+            event = await self._outbox.get()
+            if isinstance(event, Spoken):
+                self._unread -= 1
+            yield event
+            if isinstance(event, Ended):
+                return
+
+    async def run(self) -> Reason:
+        """The whole call: start, hear, end. Never raises for a reason the caller should be told."""
+        loop = asyncio.ensure_future(self._converse())
+        try:
+            await asyncio.wait([loop, self._stopping], return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.done():
+                reason, message = self._stopping.result()
+            else:
+                reason, message = await self._outcome(loop)
+        finally:
+            loop.cancel()
+            await asyncio.wait([loop])
+            if not loop.cancelled():
+                loop.exception()
+            self._inbox.close()
+        self._outbox.put_nowait(Ended(reason, message, self._summary()))
+        self.over.set()
+        return reason
+
+    async def _outcome(self, loop: asyncio.Future[tuple[Reason, str]]) -> tuple[Reason, str]:
+        try:
+            return await loop
+        except (EngineUnavailable, EngineError) as error:
+            return Reason.ENGINE, error.message
+        except GatewayError as error:
+            return Reason.ERROR, error.message
+        except Exception:
+            logger.exception("conversation %s failed", self.id)
+            return Reason.ERROR, "internal error"
+
+    async def _converse(self) -> tuple[Reason, str]:
+        began = self._clock()
+        first = await self._call.conversation.start()
+        self._outbox.put_nowait(Ready(self.id, self._voice, self._sampling.seed, self._clock() - began))
+        self._say(first, 0.0)
+        self._began = self._inbox.last_at = self._clock()
+        while True:
+            await self._keep_time()
+            came = await self._next_frame()
+            if not isinstance(came, UserFrame):
+                return came
+            frame = await self._call.conversation.hear(came.pcm)
+            latency = self._clock() - came.complete_at
+            self._heard += 1
+            self._say(frame, latency)
+            if self._unread > self._limits.output_frames:
+                seconds = self._limits.output_frames * self._frame_seconds
+                return Reason.SLOW_CLIENT, f"more than {seconds:.1f} s of the agent's audio were not read"
+
+    async def _next_frame(self) -> UserFrame | tuple[Reason, str]:
+        """The next user frame, silence in its place where the caller wished so, or why there is none."""
+        while True:
+            wait = self._until_next_limit()
+            if self._on_gap == "silence":
+                wait = min(wait, max(self._due_in() + self._frame_seconds, 0.0))
+            try:
+                async with asyncio.timeout(wait):
+                    frame = await self._inbox.take()
+            except TimeoutError:
+                ended = self._check_limits()
+                if ended is not None:
+                    return ended
+                if self._on_gap == "silence" and self._due_in() + self._frame_seconds <= 0:
+                    self._calls.metrics.gap_frames.inc()
+                    return UserFrame(self._silence, self._clock())
+                continue
+            ended = self._check_limits()
+            if ended is not None:
+                return ended
+            if frame is None:
+                return Reason.COMPLETED, _MESSAGES[Reason.COMPLETED]
+            return frame
+
+    async def _keep_time(self) -> None:
+        """Hear no faster than the limit on speed, so that a caller who sends ahead does not take others' share."""
+        if self._limits.speed > 0:
+            early = self._due_in() / self._limits.speed - self._limits.input_frames * self._frame_seconds
+            if early > 0:
+                await asyncio.sleep(early)
+
+    def _due_in(self) -> float:
+        """Seconds until the next user frame would be complete, had the caller spoken without a pause from the start."""
+        return self._began + (self._heard + 1) * self._frame_seconds - self._clock()
+
+    def _until_next_limit(self) -> float:
+        now, limits = self._clock(), self._limits
+        end = self._began + limits.duration
+        moments = [self._inbox.last_at + limits.idle, end if self._warned else end - limits.warn]
+        return max(min(moments) - now, 0.0)
+
+    def _check_limits(self) -> tuple[Reason, str] | None:
+        """Why the call must end now, if it must; warns once before the longest duration is reached."""
+        now, limits = self._clock(), self._limits
+        left = self._began + limits.duration - now
+        if left <= 0:
+            return Reason.MAX_DURATION, f"the call reached its longest duration of {limits.duration:g} s"
+        if now - self._inbox.last_at >= limits.idle and not len(self._inbox):
+            return Reason.IDLE, f"no audio came for {limits.idle:g} s"
+        if left <= limits.warn and not self._warned:
+            self._warned = True
+            self._outbox.put_nowait(Warned("max_duration", f"the call will end in {left:.0f} s", left))
+        return None
+
+    def _say(self, frame: AgentFrame, latency: float) -> None:
+        self._frames += 1
+        if frame.text:
+            self._texts.append(frame.text)
+        late = latency > self._frame_seconds
+        self._late += late
+        self._unread += 1
+        self._calls.metrics.live_frame(latency, late=late, queued=len(self._inbox))
+        self._outbox.put_nowait(Spoken(frame, latency, self._inbox.dropped, len(self._inbox)))
+
+    def _summary(self) -> Summary:
+        self._calls.metrics.dropped_frames.inc(self._inbox.dropped)
+        return Summary(
+            frames=self._frames,
+            seconds=self._frames * self._frame_seconds,
+            transcript="".join(self._texts).strip(),
+            dropped_frames=self._inbox.dropped,
+            late_frames=self._late,
+        )
+
+
+@asynccontextmanager
+async def open_call(
+    calls: Calls,
+    persona: Persona,
+    sampling: Sampling,
+    on_gap: OnGap = "wait",
+    key: KeyHolder | None = None,
+) -> AsyncIterator[LiveCall]:
+    """A live call in a slot of its own, already running; ended and released on the way out, whatever happens.
+
+    Raises what `Calls.open` raises, before anything is taken.
+    """
+    async with calls.open(persona, sampling, key) as call:
+        live = LiveCall(call, calls, persona, sampling, on_gap, LiveLimits.of(calls.settings))
+        running = asyncio.create_task(live.run())
+        with calls.on_air(live):
+            try:
+                yield live
+            finally:
+                live.stop(Reason.DISCONNECTED)
+                call.reason = await asyncio.shield(running)
