@@ -50,7 +50,7 @@ class Service:
         self._keeper = None if external_triton else TritonKeeper(TritonServer(settings.models / "triton"))
         self._socket: socket.socket | None = None
         self._gateway: uvicorn.Server | None = None
-        # Not the thread's own join: in Python 3.11 a signal handler that raises in it leaves the thread marked as ended.
+        # Not its join: in Python 3.11 a signal handler that raises in there leaves the thread marked as ended.
         self._ended = threading.Event()
 
     @property
