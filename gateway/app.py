@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
-from gateway.api import health, openapi, problems, rest
+from gateway.api import admin, health, openapi, problems, rest
 from gateway.calls import Calls
 from gateway.conversation.engine import Engine
 from gateway.engine.triton import TritonEngine
@@ -50,6 +51,15 @@ def create_app(
     )
     app.include_router(rest.router(calls))
     app.include_router(health.router(calls))
+    app.include_router(admin.router(calls))
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type"],
+            expose_headers=["*"],
+        )
     problems.install(app, settings.retry_after)
     openapi.install(app)
     app.state.calls = calls

@@ -20,6 +20,7 @@ from gateway.conversation.sampling import Sampling
 from gateway.conversation.tokenizer import Tokenizer
 from gateway.errors import Draining, EngineError, EngineUnavailable, TooManyForKey
 from gateway.figures import Figures
+from gateway.kept import KeptConversations
 from gateway.keys import KeyHolder, Keys
 from gateway.manifest import Manifest
 from gateway.metrics import Metrics
@@ -65,6 +66,7 @@ class Calls:
         self.admission = Admission(manifest.slots, settings.retry_after, metrics)
         self.cohort = Cohort(settings.cohort_window, settings.cohort_patience, metrics.shared)
         self.keys = Keys(settings.api_keys, settings.key_conversations, settings.retry_after)
+        self.kept = KeptConversations(self, settings.kept_idle_seconds)
         self.draining = False
         self._live: set[Stoppable] = set()
         self._releasing: set[asyncio.Task[None]] = set()
@@ -74,6 +76,10 @@ class Calls:
         """The voice of a request that names none."""
         name = self.settings.default_voice
         return name if name in self.manifest.voices else next(iter(self.manifest.voices))
+
+    def figures(self) -> Figures:
+        """A fresh watch on a conversation's frames, or on one turn's."""
+        return Figures(self.metrics, 1 / self.manifest.frame_rate)
 
     @asynccontextmanager
     async def open(self, persona: Persona, sampling: Sampling, key: KeyHolder | None = None) -> AsyncIterator[Call]:
@@ -85,7 +91,7 @@ class Calls:
         prepared = self._prepare(persona)
         held = AsyncExitStack()
         held.callback(self._admit(key).release)
-        figures = Figures(self.metrics, 1 / self.manifest.frame_rate)
+        figures = self.figures()
         reason = "error"
         try:
             prefix = prepared if isinstance(prepared, Prefix) else await self._with_voice(held, *prepared)
@@ -96,7 +102,7 @@ class Calls:
                 self.manifest,
                 self.tokenizer,
                 self.cohort,
-                observe=figures.observe,
+                observe=lambda frame: call.figures.observe(frame),
             )
             held.push_async_callback(conversation.close)
             self.metrics.prefill_columns.inc(prefix.length)
@@ -143,7 +149,8 @@ class Calls:
             raise
 
     async def close(self) -> None:
-        """Wait for the conversations that are being released, then let go of the engine."""
+        """End kept conversations, wait for those that are being released, then let go of the engine."""
+        await self.kept.close()
         if self._releasing:
             await asyncio.wait(self._releasing)
         await self.engine.close()

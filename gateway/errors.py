@@ -11,6 +11,7 @@ GatewayError
 ├── PayloadTooLarge            the body is bigger than the operator allows
 ├── NotAllowed                 the operator has not switched this feature on
 ├── Unauthorized               no API key, or one that is not known
+├── ConversationBusy           a turn of that conversation is still under way
 ├── TooManyForKey              this key already holds as many conversations as it may; `retry_after` as below
 ├── UnknownConversation        no kept conversation of that id
 ├── AtCapacity                 every slot is taken; `retry_after` says when to come back
@@ -95,6 +96,13 @@ class Unauthorized(GatewayError):
 
 class UnknownConversation(GatewayError):
     """There is no kept conversation of that id: never was, has ended, or is another caller's."""
+
+
+class ConversationBusy(GatewayError):
+    """A conversation takes one turn at a time."""
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(f"a turn of conversation {conversation_id!r} is still under way; wait for its answer")
 
 
 class TryLater(GatewayError):

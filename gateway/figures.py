@@ -40,7 +40,7 @@ class Figures:
             self.setup_seconds = self.first_audio_seconds = passed
             self._metrics.setup_seconds.observe(passed)
             return
-        if frame.index == 1:
+        if not self._stages:
             self.first_audio_seconds = passed
             self._metrics.first_audio_seconds.observe(passed)
         self._busy += frame.seconds

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from gateway.api.disconnect import ClientGone, while_connected
 from gateway.api.question import Question
 from gateway.api.schemas import RespondAnswer, Stages, StageTimings, Timings
 from gateway.audio.wav import header, pcm16, wav
-from gateway.calls import Calls
+from gateway.calls import Call, Calls
 from gateway.conversation.conversation import AgentFrame, Conversation
 from gateway.conversation.engine import Tokens
 from gateway.conversation.respond import Reply
@@ -25,6 +26,7 @@ from gateway.figures import Figures
 logger = logging.getLogger(__name__)
 
 WAV = "audio/wav"
+CONVERSATION = "X-PersonaPlex-Conversation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Answer:
     user_codes: list[Tokens]
     figures: Figures
     sample_rate: int
+    conversation_id: str | None
 
     def wav(self) -> bytes:
         """The audio as a file."""
@@ -44,7 +47,9 @@ class Answer:
     def headers(self) -> dict[str, str]:
         """What a WAV has no place for."""
         figures = self.figures
+        kept = {} if self.conversation_id is None else {CONVERSATION: self.conversation_id}
         return {
+            **kept,
             "X-PersonaPlex-Seed": str(self.question.sampling.seed),
             "X-PersonaPlex-Frames": str(len(self.frames)),
             "X-PersonaPlex-RTF": f"{figures.rtf:.4f}",
@@ -69,6 +74,7 @@ class Answer:
                 stages=Stages(**{name: StageTimings(**asdict(of)) for name, of in figures.stages().items()}),
                 rtf=figures.rtf,
             ),
+            conversation_id=self.conversation_id,
             text_tokens=[frame.text_token for frame in self.frames] if with_tokens else None,
             agent_codes=[frame.codes.tolist() for frame in self.frames] if with_tokens else None,
             user_codes=[codes.tolist() for codes in self.user_codes] if with_tokens else None,
@@ -78,17 +84,17 @@ class Answer:
 
 async def whole(question: Question, calls: Calls) -> Answer:
     """Every frame, then the answer. Raises AtCapacity, EngineUnavailable or EngineError."""
-    async with calls.open(question.persona, question.sampling) as call:
+    async with _conversation(question, calls) as (call, conversation_id):
         reply = _reply(question, calls, call.conversation)
         frames = [frame async for frame in reply.frames()]
-    return Answer(question, frames, reply.user_codes, call.figures, calls.manifest.sample_rate)
+    return Answer(question, frames, reply.user_codes, call.figures, calls.manifest.sample_rate, conversation_id)
 
 
 async def pieces(question: Question, calls: Calls) -> AsyncGenerator[bytes, None]:
     """The bytes of a WAV, frame by frame; raises what `whole` raises. To be closed, also half way."""
     samples = None if question.max_steps is None else question.max_steps * calls.manifest.frame_size
     before = header(calls.manifest.sample_rate, samples)
-    async with calls.open(question.persona, question.sampling) as call:
+    async with _conversation(question, calls) as (call, _):
         reply = _reply(question, calls, call.conversation)
         async for frame in reply.frames():
             yield before + pcm16(frame.pcm)
@@ -100,10 +106,11 @@ class StreamedWav(Response):
 
     media_type = WAV
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], seed: int) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], question: Question) -> None:
         self._first = first
         self._rest = rest
-        super().__init__(headers={"X-PersonaPlex-Seed": str(seed)})
+        kept = {CONVERSATION: question.kept.id} if question.kept and question.keep else {}
+        super().__init__(headers={"X-PersonaPlex-Seed": str(question.sampling.seed), **kept})
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,6 +130,20 @@ class StreamedWav(Response):
         async for piece in self._rest:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@asynccontextmanager
+async def _conversation(question: Question, calls: Calls) -> AsyncIterator[tuple[Call, str | None]]:
+    """A conversation for this question alone, or a kept one and its id."""
+    kept = question.kept
+    if kept is None:
+        async with calls.open(question.persona, question.sampling, question.key) as call:
+            yield call, None
+        return
+    async with kept.turn() as call:
+        yield call, kept.id if question.keep else None
+    if not question.keep:
+        await kept.end()
 
 
 def _reply(question: Question, calls: Calls, conversation: Conversation) -> Reply:

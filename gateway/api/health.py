@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from gateway.api import openapi, problems
 from gateway.api.schemas import Health
 from gateway.calls import Calls
-from gateway.errors import EngineUnavailable
+from gateway.errors import Draining, EngineUnavailable
 
 
 def router(calls: Calls) -> APIRouter:
@@ -22,7 +22,9 @@ def router(calls: Calls) -> APIRouter:
 
     @routes.get("/readyz", summary="Ready for conversations", response_model=Health, responses=openapi.READY_RESPONSES)
     async def readyz() -> Response:
-        """Only when Triton and every one of its models is."""
+        """Only when Triton and every one of its models is, and the server is not about to stop."""
+        if calls.draining:
+            return problems.response(Draining(calls.settings.retry_after), calls.settings.retry_after)
         if await calls.engine.ready():
             return Response(Health(status="ready").model_dump_json(), media_type="application/json")
         # Returned, not raised: a probe that says no every few seconds is nothing to log.

@@ -45,13 +45,24 @@ RESPOND_RESPONSES: dict[int | str, dict[str, Any]] = {
         },
     },
     400: _problem("The body cannot be parsed"),
+    401: _problem("An API key is needed"),
     403: _problem("The operator does not allow `voice_audio`"),
+    404: _problem("There is no conversation of that id"),
+    409: _problem("A turn of that conversation is still under way"),
     413: _problem("The body is too large"),
     415: _problem("The body is neither a form nor JSON"),
     422: _problem("A field or the audio cannot be used"),
+    429: _problem("This key's conversations are all taken", {"Retry-After": _header("seconds to wait", "integer")}),
     502: _problem("The models failed"),
     503: _UNAVAILABLE,
 }
+DELETE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    401: _problem("An API key is needed"),
+    404: _problem("There is no such conversation"),
+    409: _problem("A turn is still under way"),
+}
+KEY_RESPONSES: dict[int | str, dict[str, Any]] = {401: _problem("An API key is needed")}
+DRAIN_RESPONSES: dict[int | str, dict[str, Any]] = {403: _problem("Not from this machine")}
 READY_RESPONSES: dict[int | str, dict[str, Any]] = {503: _UNAVAILABLE}
 METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}}

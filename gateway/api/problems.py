@@ -37,6 +37,7 @@ _MAPPED: dict[type[errors.GatewayError], tuple[HTTPStatus, str, str]] = {
     errors.NotAllowed: (HTTPStatus.FORBIDDEN, "not-allowed", "The operator does not allow this"),
     errors.Unauthorized: (HTTPStatus.UNAUTHORIZED, "unauthorized", "An API key is needed"),
     errors.UnknownConversation: (HTTPStatus.NOT_FOUND, "unknown-conversation", "There is no such conversation"),
+    errors.ConversationBusy: (HTTPStatus.CONFLICT, "conversation-busy", "A turn is still under way"),
     errors.TooManyForKey: (HTTPStatus.TOO_MANY_REQUESTS, "too-many-for-key", "This key's conversations are all taken"),
     errors.Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server is shutting down"),
     errors.AtCapacity: (HTTPStatus.SERVICE_UNAVAILABLE, "at-capacity", "Every conversation is taken"),

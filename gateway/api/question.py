@@ -15,8 +15,15 @@ from gateway.conversation.engine import Floats
 from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, system_prompt
 from gateway.conversation.sampling import Sampling
 from gateway.errors import InvalidRequest, NotAllowed
+from gateway.kept import Kept
+from gateway.keys import KeyHolder
 
 T = TypeVar("T")
+
+_FIXED_AT_START = (
+    "voice", "voice_audio", "system_prompt", "text_prompt", "greedy", "seed",
+    "audio_temperature", "audio_top_k", "text_temperature", "text_top_k",
+)  # fmt: skip
 
 # Seeds we choose stay exact in readers that keep JSON numbers as doubles.
 _CHOSEN_SEED_BITS = 53
@@ -31,6 +38,11 @@ class Question:
     sampling: Sampling
     max_steps: int | None
     with_tokens: bool
+    key: KeyHolder | None = None
+    kept: Kept | None = None
+    """The conversation this is a turn of."""
+    keep: bool = False
+    """Whether it goes on after this turn."""
 
     @property
     def voice(self) -> str:
@@ -38,11 +50,16 @@ class Question:
         return self.persona.voice if isinstance(self.persona.voice, str) else "voice_audio"
 
 
-async def understand(asked: RespondRequest, calls: Calls) -> Question:
-    """Everything that can be wrong with a request, short of asking the models. Raises InvalidRequest or NotAllowed."""
+async def understand(asked: RespondRequest, calls: Calls, key: KeyHolder | None = None) -> Question:
+    """Everything that can be wrong with a request, short of asking the models; `key` is who asks.
+
+    Raises InvalidRequest, NotAllowed or UnknownConversation.
+    """
     settings, manifest = calls.settings, calls.manifest
     if asked.max_steps is not None and asked.max_steps > settings.max_steps:
         raise InvalidRequest(f"expected at most {settings.max_steps} steps, got {asked.max_steps}", field="max_steps")
+    if asked.conversation_id is not None:
+        return await _next_turn(asked, calls, key)
     text = _text(asked)
     voice: str | Floats = manifest.require_voice(asked.voice if asked.voice is not None else calls.default_voice)
     if asked.voice_audio is not None:
@@ -52,9 +69,21 @@ async def understand(asked: RespondRequest, calls: Calls) -> Question:
             raise InvalidRequest("expected voice or voice_audio, got both", field="voice_audio")
         voice = await asyncio.to_thread(_voice, asked.voice_audio, manifest.sample_rate, settings.max_voice_seconds)
     pcm = await asyncio.to_thread(decode, asked.audio, manifest.sample_rate, settings.max_audio_seconds)
-    return Question(
-        pcm, Persona(voice, text), _sampling(asked, calls), asked.max_steps, "tokens" in (asked.include or ())
-    )
+    persona, sampling = Persona(voice, text), _sampling(asked, calls)
+    kept = calls.kept.new(persona, sampling, key) if asked.keep else None
+    with_tokens = "tokens" in (asked.include or ())
+    return Question(pcm, persona, sampling, asked.max_steps, with_tokens, key, kept, keep=bool(asked.keep))
+
+
+async def _next_turn(asked: RespondRequest, calls: Calls, key: KeyHolder | None) -> Question:
+    """A question to a conversation that is under way, and that stays as it began."""
+    for field in _FIXED_AT_START:
+        if getattr(asked, field) is not None:
+            raise InvalidRequest(f"{field} cannot change in a conversation that is under way", field)
+    kept = calls.kept.find(asked.conversation_id or "", key)
+    pcm = await asyncio.to_thread(decode, asked.audio, calls.manifest.sample_rate, calls.settings.max_audio_seconds)
+    with_tokens, keep = "tokens" in (asked.include or ()), asked.keep is not False
+    return Question(pcm, kept.persona, kept.sampling, asked.max_steps, with_tokens, key, kept, keep)
 
 
 def _text(asked: RespondRequest) -> str:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gateway.api import answer, body, openapi
+from gateway.api.access import key_holder
 from gateway.api.disconnect import ClientGone, while_connected
 from gateway.api.negotiation import prefers_json
 from gateway.api.question import understand
@@ -37,17 +38,18 @@ def router(calls: Calls) -> APIRouter:
         With `max_steps` equal to the recording's frames of 80 ms (rounded up), there is one output frame per input
         frame, the first being silence. Once the recording is over, the agent hears silence.
         """
+        key = key_holder(calls.keys, request.headers)
         json = prefers_json(request.headers.getlist("accept"))
         asked = await body.read(request, calls.settings.max_body_bytes)
         if json and asked.stream:
             raise InvalidRequest("a JSON answer cannot be streamed: accept audio/wav, or leave stream out", "stream")
-        question = await understand(asked, calls)
+        question = await understand(asked, calls, key)
         try:
             if asked.stream:
                 pieces = answer.pieces(question, calls)
                 # The slot, the prompt and everything that can be refused come before the status line.
                 first = await while_connected(request.receive, anext(pieces))
-                return answer.StreamedWav(first, pieces, question.sampling.seed)
+                return answer.StreamedWav(first, pieces, question)
             whole = await while_connected(request.receive, answer.whole(question, calls))
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
@@ -55,8 +57,19 @@ def router(calls: Calls) -> APIRouter:
             return Response(await asyncio.to_thread(whole.json), media_type=body.JSON)
         return Response(whole.wav(), media_type=answer.WAV, headers=whole.headers())
 
-    @routes.get("/voices", summary="Preset voices")
-    async def voices() -> Voices:
+    @routes.delete(
+        "/conversations/{conversation_id}",
+        status_code=204,
+        summary="End a kept conversation",
+        responses=openapi.DELETE_RESPONSES,
+    )
+    async def end(conversation_id: str, request: Request) -> None:
+        """Give its slot back."""
+        await calls.kept.end(conversation_id, key_holder(calls.keys, request.headers))
+
+    @routes.get("/voices", summary="Preset voices", responses=openapi.KEY_RESPONSES)
+    async def voices(request: Request) -> Voices:
+        key_holder(calls.keys, request.headers)
         manifest = calls.manifest
         return Voices(
             default=calls.default_voice,
@@ -66,8 +79,9 @@ def router(calls: Calls) -> APIRouter:
             voice_audio=calls.settings.allow_voice_audio,
         )
 
-    @routes.get("/system-prompts", summary="Preset prompts")
-    async def system_prompts() -> SystemPrompts:
+    @routes.get("/system-prompts", summary="Preset prompts", responses=openapi.KEY_RESPONSES)
+    async def system_prompts(request: Request) -> SystemPrompts:
+        key_holder(calls.keys, request.headers)
         return SystemPrompts(
             default=DEFAULT_SYSTEM_PROMPT,
             system_prompts=[SystemPrompt(name=name, text=text) for name, text in SYSTEM_PROMPTS.items()],

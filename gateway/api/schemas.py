@@ -69,6 +69,16 @@ class RespondRequest(BaseModel):
         None, ge=0, lt=2**SEED_BITS, description="the same seed and request give the same answer; random by default"
     )
     stream: bool | None = Field(None, description="send the WAV in pieces as it is made; not for JSON answers")
+    keep: bool | None = Field(
+        None,
+        description="keep the conversation for further turns: the answer names its `conversation_id`; it holds a slot "
+        "until it is deleted or no turn has come for a while. With `conversation_id`, false ends it after this turn",
+    )
+    conversation_id: str | None = Field(
+        None,
+        max_length=64,
+        description="go on in this kept conversation; its voice, prompt, sampling and seed are what they were",
+    )
     include: list[Literal["tokens"]] | None = Field(
         None, max_length=8, description="`tokens` adds text_tokens, agent_codes and user_codes to a JSON answer"
     )
@@ -113,6 +123,7 @@ class RespondAnswer(BaseModel):
     voice: str = Field(description="the preset's name, or `voice_audio`")
     seed: int
     timings: Timings
+    conversation_id: str | None = Field(None, description="with `keep`: where the next turn goes on")
     text_tokens: list[int] | None = Field(None, description="[frames]; with `include` only")
     agent_codes: list[list[int]] | None = Field(None, description="[frames][8]; with `include` only")
     user_codes: list[list[int]] | None = Field(None, description="[frames][8]; with `include` only")
@@ -145,6 +156,13 @@ class SystemPrompts(BaseModel):
 
     default: str
     system_prompts: list[SystemPrompt]
+
+
+class Draining(BaseModel):
+    """A server on its way out."""
+
+    status: Literal["draining"]
+    active: int = Field(ge=0, description="conversations that still hold a slot")
 
 
 class Health(BaseModel):

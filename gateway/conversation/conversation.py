@@ -72,6 +72,7 @@ class Conversation:
         self._cohort = cohort
         self._observe = observe
         self._frames = 0
+        self._unanswered: Tokens | None = None
         last = prefix.columns[-1]
         self._grid = TokenGrid(manifest.delays, last=last, known=prefix.known, position=prefix.length - 1)
 
@@ -91,10 +92,26 @@ class Conversation:
 
     async def hear(self, pcm: Floats) -> AgentFrame:
         """User frame u, pcm [1920] float32 at 24 kHz -> output frame u + 1."""
+        return await self._answer(pcm)
+
+    async def resume(self) -> AgentFrame:
+        """The answer to the user frame that was only listened to, when the conversation goes on after all."""
+        return await self._answer(None)
+
+    @property
+    def started(self) -> bool:
+        """Whether the prompt has been fed."""
+        return self._frames > 0
+
+    async def _answer(self, pcm: Floats | None) -> AgentFrame:
+        """Output frame u + 1; without `pcm`, to the frame listened to before."""
         began = perf_counter()
         async with self._cohort.frame() as shared:
             entered = perf_counter()
-            heard = await self._session.encode(pcm)
+            heard = self._unanswered if pcm is None else await self._session.encode(pcm)
+            if heard is None:
+                raise RuntimeError("no user frame has been listened to since the last answer")
+            self._unanswered = None
             await shared.meet()
             encoded = perf_counter()
             column = self._grid.hear(heard)
@@ -110,8 +127,9 @@ class Conversation:
             return await self._speak(heard, stages, began)
 
     async def listen(self, pcm: Floats) -> Tokens:
-        """Only encode a user frame that needs no answer any more: pcm [1920] -> codes [8]."""
-        return await self._session.encode(pcm)
+        """Only encode a user frame that needs no answer, or none yet (`resume`): pcm [1920] -> codes [8]."""
+        self._unanswered = await self._session.encode(pcm)
+        return self._unanswered
 
     async def close(self) -> None:
         """Release everything held in the models."""

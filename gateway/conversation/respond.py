@@ -55,19 +55,22 @@ class Reply:
         """The user's codes [8] per output frame; complete when `frames` has ended."""
 
     async def frames(self) -> AsyncIterator[AgentFrame]:
-        """Start the conversation and yield the agent's frames 0, 1, 2, … as they are made."""
-        frame = await self._conversation.start()
+        """Yield the agent's frames as they are made: from frame 0, or from where an earlier turn ended."""
+        conversation = self._conversation
+        frame = await (conversation.resume() if conversation.started else conversation.start())
+        begin = frame.index
         silent = 0
         while True:
             yield frame
-            silent = silent + 1 if frame.index >= len(self._user) and self._is_silent(frame) else 0
-            if frame.index + 1 == self.max_steps or (self._may_stop and silent >= self._patience):
+            silent = silent + 1 if frame.index - begin >= len(self._user) and self._is_silent(frame) else 0
+            if frame.index - begin + 1 == self.max_steps or (self._may_stop and silent >= self._patience):
                 break
-            frame = await self._conversation.hear(self._user_frame(frame.index))
+            frame = await conversation.hear(self._user_frame(frame.index - begin))
             if frame.heard is not None:
                 self.user_codes.append(frame.heard)
-        # The last output frame needed nothing of the user frame beside it; its codes are reported all the same.
-        self.user_codes.append(await self._conversation.listen(self._user_frame(frame.index)))
+        # The last output frame needed nothing of the user frame beside it; its codes are reported all the same, and
+        # are what a next turn begins with.
+        self.user_codes.append(await conversation.listen(self._user_frame(frame.index - begin)))
 
     def _user_frame(self, index: int) -> Floats:
         return self._user[index] if index < len(self._user) else self._nothing

@@ -1,0 +1,43 @@
+"""What an operator tells a running gateway, from the machine it runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+
+from fastapi import APIRouter, Request
+
+from gateway.api import openapi
+from gateway.api.schemas import Draining
+from gateway.calls import Calls
+from gateway.errors import NotAllowed
+
+
+def router(calls: Calls) -> APIRouter:
+    """The routes under /admin, for callers on the loopback address only."""
+    routes = APIRouter(prefix="/admin")
+    tasks: set[asyncio.Task[None]] = set()
+
+    @routes.post("/drain", status_code=202, summary="Take no new conversations", responses=openapi.DRAIN_RESPONSES)
+    async def drain(request: Request) -> Draining:
+        """Be not ready, refuse new conversations, let those there are go on for the drain time, then end them.
+
+        Answers at once, also when asked again: ask until `active` is 0, then stop the server.
+        """
+        if not _is_loopback(request.client.host if request.client else None):
+            raise NotAllowed("draining may only be asked for from the machine itself")
+        if not calls.draining:
+            calls.draining = True
+            task = asyncio.create_task(calls.drain())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        return Draining(status="draining", active=calls.admission.taken)
+
+    return routes
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host is not None and ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
