@@ -1,0 +1,95 @@
+"""API keys over HTTP, and which pages may call."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.api.access import origin_allowed
+from gateway.settings import Settings
+
+KEYS = ["first-key", "second-key"]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"api_keys": KEYS, "key_conversations": 1})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic first-key"}, {"x-api-key": "first-keyy"}],
+)
+async def test_without_a_valid_key_nobody_is_served(ask, client, app, headers):
+    client.headers.update(headers)
+    for answer in (
+        await ask(),
+        await client.get("/v1/voices"),
+        await client.get("/v1/system-prompts"),
+        await client.delete("/v1/conversations/x"),
+    ):
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert app.state.calls.admission.taken == 0
+
+
+@pytest.mark.parametrize("headers", [{"authorization": "bearer second-key"}, {"x-api-key": "first-key"}])
+async def test_a_valid_key_is_served(ask, client, headers):
+    client.headers.update(headers)
+    assert (await ask()).status_code == 200
+
+
+async def test_probes_and_figures_need_no_key(client):
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_a_key_holds_only_so_many_conversations(ask, client, engine):
+    client.headers["x-api-key"] = "first-key"
+    kept = (await ask(keep=True)).json()["conversation_id"]
+    answer = await ask()
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "7"
+    client.headers["x-api-key"] = "second-key"
+    assert (await ask()).status_code == 200
+    assert (await ask(conversation_id=kept)).status_code == 404, "another key's conversation is nobody's business"
+    client.headers["x-api-key"] = "first-key"
+    assert (await client.delete(f"/v1/conversations/{kept}")).status_code == 204
+    assert (await ask()).status_code == 200
+
+
+async def test_draining_refuses_new_conversations_and_lets_the_others_end(ask, client, engine, app):
+    client.headers["x-api-key"] = "first-key"
+    engine.delay = 0.02
+    under_way = asyncio.create_task(ask())
+    await asyncio.sleep(0.05)
+    begun = await client.post("/admin/drain")
+    assert begun.status_code == 202
+    assert begun.json() == {"status": "draining", "active": 1}
+    assert (await client.get("/readyz")).status_code == 503
+    assert (await client.get("/healthz")).status_code == 200
+    client.headers["x-api-key"] = "second-key"
+    refused = await ask()
+    assert refused.status_code == 503
+    assert "shutting down" in refused.json()["detail"]
+    assert (await under_way).status_code == 200
+    assert (await client.post("/admin/drain")).json()["active"] == 0
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed", "expected"),
+    [
+        (None, "a.example", [], True),
+        ("https://a.example", "a.example", [], True),
+        ("http://localhost:8998", "localhost:8998", [], True),
+        ("https://evil.example", "a.example", [], False),
+        ("https://a.example.evil.example", "a.example", [], False),
+        ("null", "a.example", [], False),
+        ("https://b.example", "a.example", ["https://b.example"], True),
+        ("https://c.example", "a.example", ["*"], True),
+    ],
+)
+def test_origins(origin, host, allowed, expected):
+    assert origin_allowed(origin, host, allowed) is expected

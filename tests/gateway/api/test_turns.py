@@ -1,0 +1,110 @@
+"""Kept conversations: turns over REST that go on where the last one ended."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import numpy as np
+
+from gateway.audio.decode import decode
+from gateway.audio.wav import wav
+
+
+def part(audio: bytes, first: int, count: int) -> bytes:
+    """Frames first .. first + count - 1 of a recording."""
+    pcm = decode(audio, 24_000, 60.0)
+    return wav(pcm[first * 1920 : (first + count) * 1920], 24_000)
+
+
+async def test_two_turns_are_one_request_with_the_recordings_joined(ask, recording):
+    joined = recording(frames=9)
+    fields = {"include": ["tokens"], "seed": 4}
+    whole = (await ask(audio=part(joined, 0, 9), max_steps=9, **fields)).json()
+    one = (await ask(audio=part(joined, 0, 4), max_steps=4, keep=True, **fields)).json()
+    two = (
+        await ask(
+            audio=part(joined, 4, 5), max_steps=5, conversation_id=one["conversation_id"], include=["tokens"]
+        )
+    ).json()
+    for name in ("text_tokens", "agent_codes", "user_codes"):
+        assert one[name] + two[name] == whole[name], name
+    pcm = [decode(base64.b64decode(answer["audio"]), 24_000, 60.0) for answer in (one, two, whole)]
+    np.testing.assert_array_equal(np.concatenate(pcm[:2]), pcm[2])
+    assert two["conversation_id"] == one["conversation_id"]
+    assert two["timings"]["stages"]["temporal"]["median_ms"] > 0
+
+
+async def test_a_kept_conversation_holds_its_slot_until_it_is_deleted(ask, client, app):
+    kept = [(await ask(keep=True)).json()["conversation_id"] for _ in range(2)]
+    refused = await ask()
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "7"
+    assert (await client.delete(f"/v1/conversations/{kept[0]}")).status_code == 204
+    assert (await ask()).status_code == 200
+    again = await ask(conversation_id=kept[0])
+    assert again.status_code == 404
+    assert "it never was, or it has ended" in again.json()["detail"]
+    assert (await client.delete(f"/v1/conversations/{kept[0]}")).status_code == 404
+    assert app.state.calls.admission.taken == 1
+
+
+async def test_keep_false_ends_it_after_the_turn(ask, app):
+    name = (await ask(keep=True)).json()["conversation_id"]
+    last = (await ask(conversation_id=name, keep=False)).json()
+    assert "conversation_id" not in last
+    assert app.state.calls.admission.taken == 0
+    assert (await ask(conversation_id=name)).status_code == 404
+
+
+async def test_it_ends_when_no_turn_comes(ask, app):
+    app.state.calls.kept.idle_seconds = 0.05
+    name = (await ask(keep=True)).json()["conversation_id"]
+    await asyncio.sleep(0.2)
+    assert app.state.calls.admission.taken == 0
+    assert (await ask(conversation_id=name)).status_code == 404
+    assert 'personaplex_ended_total{reason="idle"} 1.0' in app.state.calls.metrics.text().decode()
+
+
+async def test_one_turn_at_a_time(ask, client, engine):
+    name = (await ask(keep=True)).json()["conversation_id"]
+    engine.delay = 0.02
+    first = asyncio.create_task(ask(conversation_id=name))
+    await asyncio.sleep(0.05)
+    second = await ask(conversation_id=name)
+    assert second.status_code == 409
+    assert (await client.delete(f"/v1/conversations/{name}")).status_code == 409
+    assert (await first).status_code == 200
+
+
+async def test_voice_prompt_and_sampling_stay_as_they_began(ask):
+    name = (await ask(keep=True)).json()["conversation_id"]
+    for change in ({"voice": "NATM1"}, {"text_prompt": "You are Bob."}, {"seed": 3}, {"greedy": True}):
+        answer = await ask(conversation_id=name, **change)
+        assert answer.status_code == 422
+        assert "cannot change in a conversation that is under way" in answer.json()["detail"]
+
+
+async def test_a_failure_ends_it_and_frees_the_slot(ask, engine, app):
+    name = (await ask(keep=True)).json()["conversation_id"]
+    engine.down = True
+    assert (await ask(conversation_id=name)).status_code == 503
+    engine.down = False
+    assert (await ask(conversation_id=name)).status_code == 404
+    assert app.state.calls.admission.taken == 0
+
+
+async def test_a_refused_first_turn_leaves_nothing(ask, app):
+    kept = [(await ask(keep=True)).json()["conversation_id"] for _ in range(2)]
+    assert len(kept) == 2
+    assert (await ask(keep=True)).status_code == 503
+    assert app.state.calls.admission.taken == 2
+
+
+async def test_a_streamed_answer_names_its_conversation(client, recording, app):
+    form = {"keep": "true", "stream": "true", "max_steps": "3"}
+    files = {"audio": ("user.wav", recording(), "audio/wav")}
+    answer = await client.post("/v1/respond", files=files, data=form)
+    name = answer.headers["x-personaplex-conversation"]
+    assert (await client.delete(f"/v1/conversations/{name}")).status_code == 204
+    assert app.state.calls.admission.taken == 0
