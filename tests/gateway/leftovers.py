@@ -9,10 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gateway.triton import TritonServer
 
-def traces(owner: int) -> list[str]:
-    """Processes, shared memory and folders of servers started by process `owner`, as readable lines."""
-    prefix = f"personaplex_{owner}_"
+
+def traces(owner: int | TritonServer) -> list[str]:
+    """Processes and shared memory of a server, or of every server a process (its id) started, as readable lines."""
+    prefix = owner._shm_prefix if isinstance(owner, TritonServer) else f"personaplex_{owner}_"
+    assert prefix.startswith("personaplex_")
     processes = [
         f"process {process.info['pid']}: {process.info['name']}"
         for process in psutil.process_iter(["pid", "name", "cmdline"])
@@ -22,10 +25,10 @@ def traces(owner: int) -> list[str]:
 
 
 @pytest.fixture
-def gone() -> Callable[[int], list[str]]:
-    """Waits up to 5 s for everything of an owner's servers to be gone; what is left after that."""
+def gone() -> Callable[[int | TritonServer], list[str]]:
+    """Waits up to 5 s for everything of a server, or of a process's servers, to be gone; what is left after that."""
 
-    def wait(owner: int) -> list[str]:
+    def wait(owner: int | TritonServer) -> list[str]:
         deadline = time.monotonic() + 5
         while (left := traces(owner)) and time.monotonic() < deadline:
             time.sleep(0.05)

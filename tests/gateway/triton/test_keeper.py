@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +63,7 @@ def test_the_delay_between_failing_starts_doubles_up_to_its_bound(
 
 
 def test_a_stop_while_the_server_is_down_ends_at_once(
-    keeper: TritonKeeper, monkeypatch: pytest.MonkeyPatch, gone: Callable[[int], list[str]]
+    keeper: TritonKeeper, monkeypatch: pytest.MonkeyPatch, gone: Callable[[TritonServer], list[str]]
 ) -> None:
     monkeypatch.setattr(keeper_module, "FIRST_DELAY_S", 30.0)
     keeper.start()
@@ -73,4 +72,4 @@ def test_a_stop_while_the_server_is_down_ends_at_once(
     began = time.monotonic()
     keeper.stop()
     assert time.monotonic() - began < 2
-    assert gone(os.getpid()) == []
+    assert gone(keeper.server) == []
