@@ -23,9 +23,7 @@ async def test_two_turns_are_one_request_with_the_recordings_joined(ask, recordi
     whole = (await ask(audio=part(joined, 0, 9), max_steps=9, **fields)).json()
     one = (await ask(audio=part(joined, 0, 4), max_steps=4, keep=True, **fields)).json()
     two = (
-        await ask(
-            audio=part(joined, 4, 5), max_steps=5, conversation_id=one["conversation_id"], include=["tokens"]
-        )
+        await ask(audio=part(joined, 4, 5), max_steps=5, conversation_id=one["conversation_id"], include=["tokens"])
     ).json()
     for name in ("text_tokens", "agent_codes", "user_codes"):
         assert one[name] + two[name] == whole[name], name
