@@ -37,7 +37,22 @@ async def read(request: Request, limit: int) -> RespondRequest:
             return RespondRequest.model_validate_json(whole, strict=True)
         return RespondRequest.model_validate(await _form(request, body))
     except ValidationError as error:
-        raise _explained(error) from None
+        raise explained(error) from None
+
+
+def explained(error: ValidationError) -> InvalidFields | MalformedBody:
+    """What was wrong with a request, as an error of ours."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(item["type"] == "json_invalid" for item in found):
+        return MalformedBody(f"expected {JSON}: {found[0]['msg'].removeprefix('Invalid JSON: ')}")
+    return InvalidFields(
+        [
+            FieldProblem(
+                field=".".join(str(part) for part in item["loc"]), message=item["msg"].removeprefix("Value error, ")
+            )
+            for item in found
+        ]
+    )
 
 
 async def _limited(request: Request, limit: int) -> AsyncIterator[bytes]:
@@ -81,20 +96,6 @@ async def _fields(form: FormData) -> dict[str, Any]:
     if problems:
         raise InvalidFields(problems)
     return fields
-
-
-def _explained(error: ValidationError) -> InvalidFields | MalformedBody:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    if any(item["type"] == "json_invalid" for item in found):
-        return MalformedBody(f"expected {JSON}: {found[0]['msg'].removeprefix('Invalid JSON: ')}")
-    return InvalidFields(
-        [
-            FieldProblem(
-                field=".".join(str(part) for part in item["loc"]), message=item["msg"].removeprefix("Value error, ")
-            )
-            for item in found
-        ]
-    )
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gateway.api.schemas import RespondRequest
+from gateway.api.schemas import PersonaWishes, RespondRequest
 from gateway.audio.decode import decode
 from gateway.audio.loudness import normalise
 from gateway.calls import Calls, Persona
@@ -60,19 +60,19 @@ async def understand(asked: RespondRequest, calls: Calls, key: KeyHolder | None 
         raise InvalidRequest(f"expected at most {settings.max_steps} steps, got {asked.max_steps}", field="max_steps")
     if asked.conversation_id is not None:
         return await _next_turn(asked, calls, key)
-    text = _text(asked)
-    voice: str | Floats = manifest.require_voice(asked.voice if asked.voice is not None else calls.default_voice)
+    who = persona(asked, calls)
     if asked.voice_audio is not None:
         if not settings.allow_voice_audio:
             raise NotAllowed("taking the voice from a recording (voice_audio) is switched off here")
         if asked.voice is not None:
             raise InvalidRequest("expected voice or voice_audio, got both", field="voice_audio")
         voice = await asyncio.to_thread(_voice, asked.voice_audio, manifest.sample_rate, settings.max_voice_seconds)
+        who = Persona(voice, who.text)
     pcm = await asyncio.to_thread(decode, asked.audio, manifest.sample_rate, settings.max_audio_seconds)
-    persona, sampling = Persona(voice, text), _sampling(asked, calls)
-    kept = calls.kept.new(persona, sampling, key) if asked.keep else None
+    drawn = sampling(asked, calls)
+    kept = calls.kept.new(who, drawn, key) if asked.keep else None
     with_tokens = "tokens" in (asked.include or ())
-    return Question(pcm, persona, sampling, asked.max_steps, with_tokens, key, kept, keep=bool(asked.keep))
+    return Question(pcm, who, drawn, asked.max_steps, with_tokens, key, kept, keep=bool(asked.keep))
 
 
 async def _next_turn(asked: RespondRequest, calls: Calls, key: KeyHolder | None) -> Question:
@@ -86,7 +86,26 @@ async def _next_turn(asked: RespondRequest, calls: Calls, key: KeyHolder | None)
     return Question(pcm, kept.persona, kept.sampling, asked.max_steps, with_tokens, key, kept, keep)
 
 
-def _text(asked: RespondRequest) -> str:
+def persona(asked: PersonaWishes, calls: Calls) -> Persona:
+    """A preset voice and a prompt. Raises UnknownVoice, UnknownSystemPrompt or InvalidRequest."""
+    text = _text(asked)
+    return Persona(calls.manifest.require_voice(calls.default_voice if asked.voice is None else asked.voice), text)
+
+
+def sampling(asked: PersonaWishes, calls: Calls) -> Sampling:
+    """How to draw, the repository's defaults where nothing is asked."""
+    manifest, default = calls.manifest, calls.manifest.sampling
+    drawn = Sampling(
+        seed=_given(asked.seed, secrets.randbits(_CHOSEN_SEED_BITS)),
+        audio_temperature=_given(asked.audio_temperature, default.audio_temperature),
+        audio_top_k=min(_given(asked.audio_top_k, default.audio_top_k), manifest.card),
+        text_temperature=_given(asked.text_temperature, default.text_temperature),
+        text_top_k=min(_given(asked.text_top_k, default.text_top_k), manifest.text_card),
+    )
+    return drawn.greedy() if asked.greedy else drawn
+
+
+def _text(asked: PersonaWishes) -> str:
     if asked.text_prompt is None:
         return system_prompt(DEFAULT_SYSTEM_PROMPT if asked.system_prompt is None else asked.system_prompt)
     if asked.system_prompt is not None:
@@ -96,18 +115,6 @@ def _text(asked: RespondRequest) -> str:
 
 def _voice(data: bytes, sample_rate: int, max_seconds: float) -> Floats:
     return normalise(decode(data, sample_rate, max_seconds, field="voice_audio"), sample_rate)
-
-
-def _sampling(asked: RespondRequest, calls: Calls) -> Sampling:
-    manifest, default = calls.manifest, calls.manifest.sampling
-    sampling = Sampling(
-        seed=_given(asked.seed, secrets.randbits(_CHOSEN_SEED_BITS)),
-        audio_temperature=_given(asked.audio_temperature, default.audio_temperature),
-        audio_top_k=min(_given(asked.audio_top_k, default.audio_top_k), manifest.card),
-        text_temperature=_given(asked.text_temperature, default.text_temperature),
-        text_top_k=min(_given(asked.text_top_k, default.text_top_k), manifest.text_card),
-    )
-    return sampling.greedy() if asked.greedy else sampling
 
 
 def _given(value: T | None, default: T) -> T:

@@ -1,4 +1,4 @@
-"""What `POST /v1/respond` takes and gives: one model for both body types, and the answer's."""
+"""What the faces take and `POST /v1/respond` gives: one model for all kinds of body, and the answer's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import binascii
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from gateway.live.options import OnGap
 
 SEED_BITS = 63
 MAX_TEMPERATURE = 2.0
@@ -34,16 +36,12 @@ Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=Fal
 TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
 
 
-class RespondRequest(BaseModel):
-    """A recording, who shall answer it, and how. A value that is null or absent takes its default."""
+class PersonaWishes(BaseModel):
+    """Who shall answer, and how: what a recording and a live call have in common. Null or absent is the default."""
 
     model_config = ConfigDict(extra="forbid")
 
-    audio: Audio = Field(description="the user's recording: any file libsndfile reads, 8 to 192 kHz; channel 0 is used")
     voice: str | None = Field(None, max_length=200, description="name of a preset voice; see GET /v1/voices")
-    voice_audio: Audio | None = Field(
-        None, description="a recording to take the voice from, at least 0.4 s; not together with `voice`"
-    )
     system_prompt: str | None = Field(
         None, max_length=200, description="name of a preset prompt; see GET /v1/system-prompts"
     )
@@ -52,14 +50,6 @@ class RespondRequest(BaseModel):
         max_length=MAX_PROMPT_CHARACTERS,
         description="who the agent is, in free text; empty for no text at all; not together with `system_prompt`",
     )
-    max_steps: int | None = Field(
-        None,
-        ge=1,
-        description=(
-            "frames of 80 ms to generate, exactly; by default the recording's frames + 250, or fewer: it ends when the "
-            "agent has been silent for 2 s after the recording's end (text padding, and below -50 dB of full scale)"
-        ),
-    )
     audio_temperature: Temperature | None = Field(None, description="0 is greedy")
     audio_top_k: TopK | None = Field(None, description="0 is the whole vocabulary")
     text_temperature: Temperature | None = Field(None, description="0 is greedy")
@@ -67,6 +57,23 @@ class RespondRequest(BaseModel):
     greedy: bool | None = Field(None, description="always the most likely token, whatever the temperatures say")
     seed: int | None = Field(
         None, ge=0, lt=2**SEED_BITS, description="the same seed and request give the same answer; random by default"
+    )
+
+
+class RespondRequest(PersonaWishes):
+    """A recording, who shall answer it, and how. A value that is null or absent takes its default."""
+
+    audio: Audio = Field(description="the user's recording: any file libsndfile reads, 8 to 192 kHz; channel 0 is used")
+    voice_audio: Audio | None = Field(
+        None, description="a recording to take the voice from, at least 0.4 s; not together with `voice`"
+    )
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "frames of 80 ms to generate, exactly; by default the recording's frames + 250, or fewer: it ends when the "
+            "agent has been silent for 2 s after the recording's end (text padding, and below -50 dB of full scale)"
+        ),
     )
     stream: bool | None = Field(None, description="send the WAV in pieces as it is made; not for JSON answers")
     keep: bool | None = Field(
@@ -81,6 +88,14 @@ class RespondRequest(BaseModel):
     )
     include: list[Literal["tokens"]] | None = Field(
         None, max_length=8, description="`tokens` adds text_tokens, agent_codes and user_codes to a JSON answer"
+    )
+
+
+class LiveWishes(PersonaWishes):
+    """Who shall be on the line of a live call, and how."""
+
+    on_gap: OnGap | None = Field(
+        None, description="when audio stops coming: `wait` for more (default), or go on with `silence` in real time"
     )
 
 

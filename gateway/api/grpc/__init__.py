@@ -1,0 +1,1 @@
+"""The gRPC face, package personaplex.v1: answers to recordings, and live conversations."""

@@ -1,0 +1,1 @@
+"""Generated from the .proto files below; see gateway/api/grpc/generate.py."""

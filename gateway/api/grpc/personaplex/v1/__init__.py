@@ -1,0 +1,1 @@
+"""Generated from personaplex.proto by `python -m gateway.api.grpc.generate`."""

@@ -1,0 +1,42 @@
+"""What every caller says: one recording, encoded once, over and over."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+RATE = 24_000
+FRAME_SIZE = 1_920
+
+
+@dataclass(frozen=True)
+class Question:
+    """frames: 80 ms each, mono s16le at 24 kHz. recording: the file as it is."""
+
+    frames: list[bytes]
+    recording: bytes
+
+    @classmethod
+    def load(cls, path: Path) -> Question:
+        """Any recording libsndfile reads; the last frame is filled up with silence."""
+        pcm, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        mono = soxr.resample(pcm[:, 0], rate, RATE)
+        mono = np.pad(mono, (0, -len(mono) % FRAME_SIZE))
+        samples = (np.clip(mono, -1, 1) * 32767).astype("<i2")
+        frames = [samples[i : i + FRAME_SIZE].tobytes() for i in range(0, len(samples), FRAME_SIZE)]
+        return cls(frames, path.read_bytes())
+
+    def frame(self, u: int) -> bytes:
+        """User frame u."""
+        return self.frames[u % len(self.frames)]
+
+    def respond_body(self, seed: int) -> bytes:
+        """A JSON body for `POST /v1/respond`: one frame out per frame in, streamed."""
+        audio = base64.b64encode(self.recording).decode("ascii")
+        return json.dumps({"audio": audio, "max_steps": len(self.frames), "stream": True, "seed": seed}).encode()
