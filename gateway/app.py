@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from gateway.api import admin, health, openapi, problems, rest
+from gateway.api.ws import converse
 from gateway.calls import Calls
 from gateway.conversation.engine import Engine
 from gateway.engine.triton import TritonEngine
@@ -52,6 +53,7 @@ def create_app(
     app.include_router(rest.router(calls))
     app.include_router(health.router(calls))
     app.include_router(admin.router(calls))
+    app.include_router(converse.router(calls))
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

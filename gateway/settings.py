@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     handshake_seconds: float = Field(
         default=10.0, gt=0, description="seconds a live caller may take to say what they want"
     )
+    max_message_bytes: int = Field(default=2**20, ge=4096, description="largest message of a live caller")
     input_frames: int = Field(default=10, ge=1, description="frames of a live caller's audio that may wait")
     output_frames: int = Field(
         default=50, ge=1, description="frames of the agent's audio a live caller may leave unread"

@@ -90,6 +90,11 @@ def response(error: errors.GatewayError, retry_after: int) -> Response:
     return _render(status, kind, title, error.message, fields, headers)
 
 
+def kind(error: errors.GatewayError) -> str:
+    """Which kind of problem it is, in the word every face uses for it."""
+    return next(_MAPPED[cls][1] for cls in type(error).__mro__ if cls in _MAPPED)
+
+
 def install(app: FastAPI, retry_after: int) -> None:
     """Make every error this app can answer with a problem."""
 

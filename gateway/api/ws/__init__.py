@@ -1,0 +1,1 @@
+"""The WebSocket faces of live calls."""

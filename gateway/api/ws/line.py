@@ -1,0 +1,141 @@
+"""A live call over a WebSocket, whatever its messages: one task listens, one speaks, and neither can hold the slot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.ws import codes
+from gateway.api.ws.connection import Connection, Gone
+from gateway.calls import Calls, Persona
+from gateway.conversation.sampling import Sampling
+from gateway.errors import GatewayError
+from gateway.live.call import LiveCall, open_call
+from gateway.live.events import Ended, Event, Reason
+from gateway.live.options import OnGap
+
+logger = logging.getLogger(__name__)
+
+# A caller who does not take the end of the call is cut off.
+GRACE_S = 1.0
+
+# Ends that are nobody's wish; those are told as errors too.
+_FAILURES = {Reason.SLOW_CLIENT: "slow-client", Reason.ENGINE: "engine-error", Reason.ERROR: "internal-error"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """The call a caller asks for."""
+
+    persona: Persona
+    sampling: Sampling
+    on_gap: OnGap = "wait"
+
+
+class Line(ABC):
+    """One caller's WebSocket from opening to close. A face says what its messages mean."""
+
+    def __init__(self, calls: Calls, connection: Connection) -> None:
+        self.calls = calls
+        self.connection = connection
+        self._fault: GatewayError | None = None
+        self._close: tuple[int, str] | None = None
+
+    @abstractmethod
+    async def begin(self) -> Wanted:
+        """What the caller wants. Raises GatewayError to refuse, Gone."""
+
+    @abstractmethod
+    async def hear(self, message: str | bytes, live: LiveCall) -> None:
+        """A message of the caller. Raises GatewayError if it cannot be one: the call ends."""
+
+    @abstractmethod
+    async def tell(self, event: Event) -> None:
+        """Pass an event on. Raises Gone."""
+
+    @abstractmethod
+    async def complain(self, kind: str, message: str) -> None:
+        """Pass on why there is no call, or none any more. Raises Gone."""
+
+    async def run(self) -> None:
+        """The whole connection; never raises."""
+        try:
+            await self.connection.accept()
+            try:
+                key = self.connection.caller(self.calls)
+                wanted = await self.begin()
+                async with open_call(self.calls, wanted.persona, wanted.sampling, wanted.on_gap, key) as live:
+                    await self._talk(live)
+            except GatewayError as error:
+                await self.complain(codes.kind_of(error), error.message)
+                self._close = (codes.of_error(error), error.message)
+            # Only now: who sees the close may come back at once, and the slot is free.
+            if self._close is not None:
+                await self.connection.close(*self._close)
+        except Gone:
+            pass
+
+    async def _talk(self, live: LiveCall) -> None:
+        """Until the call has ended, for whatever reason, and the caller was told or cannot be."""
+        speaking = asyncio.create_task(self._speak(live))
+        tasks = [speaking, asyncio.create_task(self._listen(live)), asyncio.create_task(live.over.wait())]
+        try:
+            await asyncio.wait([speaking, tasks[-1]], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([speaking], timeout=GRACE_S)
+        finally:
+            if not speaking.done():
+                self.connection.abort()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not speaking.cancelled():
+            speaking.result()
+
+    async def _listen(self, live: LiveCall) -> None:
+        try:
+            while (message := await self.connection.receive()) is not None:
+                await self.hear(message, live)
+            live.stop(Reason.DISCONNECTED)
+        except GatewayError as error:
+            self._fault = error
+            live.stop(Reason.ERROR, error.message)
+        except Exception:
+            logger.exception("conversation %s: cannot read its messages", live.id)
+            live.stop(Reason.ERROR)
+
+    async def _speak(self, live: LiveCall) -> None:
+        try:
+            async for event in live.events():
+                if isinstance(event, Ended):
+                    await self._end(event)
+                else:
+                    await self.tell(event)
+        except Gone:
+            live.stop(Reason.DISCONNECTED)
+
+    async def _end(self, ended: Ended) -> None:
+        if ended.reason is Reason.DISCONNECTED:
+            return
+        if self._fault is not None:
+            await self.complain(codes.kind_of(self._fault), ended.message)
+        elif ended.reason in _FAILURES:
+            await self.complain(_FAILURES[ended.reason], ended.message)
+        await self.tell(ended)
+        code = codes.of_reason(ended.reason) if self._fault is None else codes.of_error(self._fault)
+        self._close = (code, ended.message)
+
+
+class LineApp:
+    """A kind of line as an ASGI application, for a WebSocket route."""
+
+    def __init__(self, calls: Calls, kind: type[Line]) -> None:
+        self._calls = calls
+        self._kind = kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = Connection(scope, receive, send, self._calls.settings.max_message_bytes)
+        await self._kind(self._calls, connection).run()
