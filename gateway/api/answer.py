@@ -17,10 +17,10 @@ from gateway.api.question import Question
 from gateway.api.schemas import RespondAnswer, Stages, StageTimings, Timings
 from gateway.audio.wav import header, pcm16, wav
 from gateway.calls import Call, Calls
-from gateway.conversation.conversation import AgentFrame, Conversation
+from gateway.conversation.conversation import AgentFrame
 from gateway.conversation.engine import Tokens
 from gateway.conversation.respond import Reply
-from gateway.errors import GatewayError
+from gateway.errors import Draining, GatewayError
 from gateway.figures import Figures
 
 logger = logging.getLogger(__name__)
@@ -83,22 +83,70 @@ class Answer:
 
 
 async def whole(question: Question, calls: Calls) -> Answer:
-    """Every frame, then the answer. Raises AtCapacity, EngineUnavailable or EngineError."""
-    async with _conversation(question, calls) as (call, conversation_id):
-        reply = _reply(question, calls, call.conversation)
-        frames = [frame async for frame in reply.frames()]
-    return Answer(question, frames, reply.user_codes, call.figures, calls.manifest.sample_rate, conversation_id)
+    """Every frame, then the answer. Raises what `answering` raises."""
+    async with answering(question, calls) as under_way:
+        frames = [frame async for frame in under_way.frames()]
+    return Answer(
+        question,
+        frames,
+        under_way.user_codes,
+        under_way.figures,
+        calls.manifest.sample_rate,
+        under_way.conversation_id,
+    )
 
 
 async def pieces(question: Question, calls: Calls) -> AsyncGenerator[bytes, None]:
     """The bytes of a WAV, frame by frame; raises what `whole` raises. To be closed, also half way."""
     samples = None if question.max_steps is None else question.max_steps * calls.manifest.frame_size
     before = header(calls.manifest.sample_rate, samples)
-    async with _conversation(question, calls) as (call, _):
-        reply = _reply(question, calls, call.conversation)
-        async for frame in reply.frames():
+    async with answering(question, calls) as under_way:
+        async for frame in under_way.frames():
             yield before + pcm16(frame.pcm)
             before = b""
+
+
+class Answering:
+    """An answer under way; ends with Draining, between two frames, once the server's drain time is over."""
+
+    def __init__(self, reply: Reply, call: Call, conversation_id: str | None, retry_after: int) -> None:
+        self.figures: Figures = call.figures
+        self.conversation_id = conversation_id
+        """Of a conversation that is kept for another turn."""
+        self._reply = reply
+        self._retry_after = retry_after
+        self._drained = False
+
+    @property
+    def user_codes(self) -> list[Tokens]:
+        """The user's codes [8] per frame; complete when `frames` has ended."""
+        return self._reply.user_codes
+
+    async def frames(self) -> AsyncIterator[AgentFrame]:
+        """The agent's frames as they are made. Raises Draining, EngineUnavailable or EngineError."""
+        async for frame in self._reply.frames():
+            if self._drained:
+                raise Draining(self._retry_after)
+            yield frame
+
+    def stop_for_drain(self) -> None:
+        """The server's drain time is over."""
+        self._drained = True
+
+
+@asynccontextmanager
+async def answering(question: Question, calls: Calls) -> AsyncIterator[Answering]:
+    """The answer to a question, in a conversation in a slot or in a kept one.
+
+    Raises Draining, TooManyForKey, AtCapacity, EngineUnavailable or EngineError.
+    """
+    async with _conversation(question, calls) as (call, conversation_id):
+        reply = Reply(
+            call.conversation, question.pcm, calls.manifest, question.max_steps, limit=calls.settings.max_steps
+        )
+        under_way = Answering(reply, call, conversation_id, calls.settings.retry_after)
+        with calls.on_air(under_way):
+            yield under_way
 
 
 class StreamedWav(Response):
@@ -144,7 +192,3 @@ async def _conversation(question: Question, calls: Calls) -> AsyncIterator[tuple
         yield call, kept.id if question.keep else None
     if not question.keep:
         await kept.end()
-
-
-def _reply(question: Question, calls: Calls, conversation: Conversation) -> Reply:
-    return Reply(conversation, question.pcm, calls.manifest, question.max_steps, limit=calls.settings.max_steps)

@@ -1,0 +1,90 @@
+"""Respond and RespondStream: the operation of `POST /v1/respond` over gRPC, whole or frame by frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+
+from gateway.api import answer
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.api.grpc.wishes import respond_request
+from gateway.api.question import Question, understand
+from gateway.audio.wav import pcm16
+from gateway.calls import Calls
+from gateway.conversation.engine import Tokens
+from gateway.figures import Figures
+from gateway.keys import KeyHolder
+
+
+async def respond(calls: Calls, asked: pb.RespondRequest, key: KeyHolder | None) -> pb.RespondResponse:
+    """The whole answer. Raises GatewayError."""
+    question = await understand(respond_request(asked), calls, key)
+    return await asyncio.to_thread(_response, await answer.whole(question, calls))
+
+
+async def respond_stream(
+    calls: Calls, asked: pb.RespondRequest, key: KeyHolder | None
+) -> AsyncGenerator[pb.RespondChunk, None]:
+    """A header once the prompt is in the models, the frames as they are made, a summary. Raises GatewayError."""
+    question = await understand(respond_request(asked), calls, key)
+    count, texts = 0, []
+    async with answer.answering(question, calls) as under_way:
+        async for frame in under_way.frames():
+            if count == 0:
+                yield pb.RespondChunk(header=_header(question, calls))
+            audio = pb.Audio(index=count, data=pcm16(frame.pcm), text=frame.text)
+            if question.with_tokens:
+                audio.text_token = frame.text_token
+                audio.agent_codes.extend(frame.codes.tolist())
+            count += 1
+            texts.append(frame.text)
+            yield pb.RespondChunk(audio=audio)
+    yield pb.RespondChunk(
+        summary=pb.RespondSummary(
+            transcript="".join(texts).strip(),
+            frames=count,
+            timings=_timings(under_way.figures),
+            user_codes=_flat(under_way.user_codes) if question.with_tokens else None,
+        )
+    )
+
+
+def _header(question: Question, calls: Calls) -> pb.RespondHeader:
+    return pb.RespondHeader(
+        voice=question.voice,
+        seed=question.sampling.seed,
+        format=pb.AUDIO_FORMAT_PCM_S16LE,
+        sample_rate=calls.manifest.sample_rate,
+        frame_size=calls.manifest.frame_size,
+    )
+
+
+def _response(whole: answer.Answer) -> pb.RespondResponse:
+    with_tokens = whole.question.with_tokens
+    return pb.RespondResponse(
+        audio=whole.wav(),
+        transcript="".join(frame.text for frame in whole.frames).strip(),
+        frames=len(whole.frames),
+        sample_rate=whole.sample_rate,
+        voice=whole.question.voice,
+        seed=whole.question.sampling.seed,
+        timings=_timings(whole.figures),
+        text_tokens=[frame.text_token for frame in whole.frames] if with_tokens else None,
+        agent_codes=_flat([frame.codes for frame in whole.frames]) if with_tokens else None,
+        user_codes=_flat(whole.user_codes) if with_tokens else None,
+    )
+
+
+def _timings(figures: Figures) -> pb.Timings:
+    stages = {name: pb.StageTimings(**asdict(of)) for name, of in figures.stages().items()}
+    return pb.Timings(
+        setup_ms=figures.setup_seconds * 1000,
+        time_to_first_audio_ms=figures.first_audio_seconds * 1000,
+        rtf=figures.rtf,
+        **stages,
+    )
+
+
+def _flat(codes: list[Tokens]) -> list[int]:
+    return [int(code) for frame in codes for code in frame]

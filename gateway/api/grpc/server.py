@@ -1,0 +1,144 @@
+"""The gRPC server: the service of the .proto, health checking and reflection, on a port of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from gateway.api.access import key_holder
+from gateway.api.grpc.converse import converse
+from gateway.api.grpc.health import Health
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.api.grpc.respond import respond, respond_stream
+from gateway.api.grpc.status import SlowClient, told
+from gateway.api.grpc.wishes import parser, require
+from gateway.calls import Calls
+from gateway.errors import GatewayError
+from gateway.keys import KeyHolder
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
+_HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+# Calls beyond the slots: those who are about to be told that there is none, health checks and watchers.
+_CALLS_WITHOUT_SLOT = 256
+# What the protobuf around a recording adds.
+_ENVELOPE_BYTES = 2**20
+# What is under way when the server closes: no conversation any more, only answers on their way out.
+_GRACE_S = 1.0
+
+
+class GrpcServer:
+    """Serves `calls` over gRPC, in the event loop it is started in."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.port = 0
+        """Where it listens, once started."""
+        self._calls = calls
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str, port: int, tls: tuple[bytes, bytes] | None = None) -> None:
+        """Listen; port 0 is a free one. `tls`: certificate chain and private key, PEM. Raises CannotListen."""
+        server = grpc.aio.server(
+            options=_options(self._calls),
+            maximum_concurrent_rpcs=self._calls.manifest.slots + _CALLS_WITHOUT_SLOT,
+        )
+        server.add_generic_rpc_handlers((_handlers(self._calls),))
+        health_pb2_grpc.add_HealthServicer_to_server(Health(self._calls, (SERVICE,)), server)
+        reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), server)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if tls is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                certificate, key = tls
+                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+        except (RuntimeError, ValueError) as error:
+            raise CannotListen(f"cannot listen on {address} for gRPC: {error}") from None
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        """Take no more calls, and end those there are."""
+        if self._server is not None:
+            await self._server.stop(_GRACE_S)
+            self._server = None
+
+
+class CannotListen(GatewayError):  # noqa: N818 (as in gateway.errors)
+    """The port is taken, or the certificate is none."""
+
+
+def _handlers(calls: Calls) -> grpc.GenericRpcHandler:
+    """The three methods, each behind its caller's key, their errors told as statuses."""
+    retry_after = calls.settings.retry_after
+
+    def caller(context: grpc.aio.ServicerContext) -> KeyHolder | None:
+        return key_holder(calls.keys, {name: _text(value) for name, value in context.invocation_metadata() or ()})
+
+    async def on_respond(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> pb.RespondResponse:
+        async with told(context, retry_after):
+            return await respond(calls, require(asked, "RespondRequest"), caller(context))
+
+    async def on_respond_stream(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> None:
+        async with told(context, retry_after):
+            chunks = respond_stream(calls, require(asked, "RespondRequest"), caller(context))
+            await _send(chunks, context, calls.settings.idle_seconds)
+
+    async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        async with told(context, retry_after):
+            await converse(calls, context, caller(context))
+
+    request, response = parser(pb.RespondRequest), pb.RespondResponse.SerializeToString
+    chunk = pb.RespondChunk.SerializeToString
+    said, heard = parser(pb.ConverseRequest), pb.ConverseResponse.SerializeToString
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Respond": grpc.unary_unary_rpc_method_handler(on_respond, request, response),
+            "RespondStream": grpc.unary_stream_rpc_method_handler(on_respond_stream, request, chunk),
+            "Converse": grpc.stream_stream_rpc_method_handler(on_converse, said, heard),
+        },
+    )
+
+
+async def _send(
+    chunks: AsyncGenerator[pb.RespondChunk, None], context: grpc.aio.ServicerContext, patience: float
+) -> None:
+    """Every chunk, as fast as it is taken. Raises SlowClient when one is not, for `patience` seconds."""
+    now = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(None) as limit, aclosing(chunks):
+            async for chunk in chunks:
+                limit.reschedule(now() + patience)
+                await context.write(chunk)
+                limit.reschedule(None)
+    except TimeoutError:
+        raise SlowClient(f"the answer was not read for {patience:g} s") from None
+
+
+def _options(calls: Calls) -> list[tuple[str, int]]:
+    return [
+        # A port that is taken is an error, not to be shared.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", calls.settings.max_body_bytes + _ENVELOPE_BYTES),
+        ("grpc.max_send_message_length", -1),
+        # A caller whose machine or network went away is noticed within 20 s, also while nothing is sent.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Callers may look after their connections just as often.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # What a caller does not read should wait in the call, where it is counted.
+        ("grpc.http2.write_buffer_size", 8_192),
+    ]
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else ""
