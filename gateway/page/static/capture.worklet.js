@@ -1,0 +1,32 @@
+// The microphone's end of the audio thread: samples in, blocks of 80 ms out, each with the moment it began.
+
+const BLOCK_SECONDS = 0.08;
+
+class Capture extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.block = new Float32Array(Math.round(sampleRate * BLOCK_SECONDS));
+    this.filled = 0;
+  }
+
+  process([input]) {
+    // A microphone that is unplugged leaves no channel behind: that is silence, and time still passes.
+    const samples = input[0] ?? new Float32Array(128);
+    for (let from = 0; from < samples.length; ) {
+      const count = Math.min(samples.length - from, this.block.length - this.filled);
+      this.block.set(samples.subarray(from, from + count), this.filled);
+      this.filled += count;
+      from += count;
+      if (this.filled === this.block.length) {
+        const at = currentFrame + from - this.block.length;
+        const pcm = this.block;
+        this.block = new Float32Array(pcm.length);
+        this.filled = 0;
+        this.port.postMessage({ at, pcm }, [pcm.buffer]);
+      }
+    }
+    return true;
+  }
+}
+
+registerProcessor("capture", Capture);

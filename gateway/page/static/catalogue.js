@@ -1,0 +1,43 @@
+// What the server offers: its voices, its prompts, and whether it is ready.
+
+import { Trouble, ofResponse } from "./trouble.js";
+
+/** An address of the server's, beside this page, wherever that is mounted. */
+export function address(path) {
+  return new URL(path, document.baseURI);
+}
+
+/** The same for a WebSocket. */
+export function socketAddress(path) {
+  const url = address(path);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  return url;
+}
+
+/** @returns {Promise<{voices: {default: string, voices: {name: string}[]}, prompts: object}>} Throws Trouble. */
+export async function catalogue(key) {
+  const [voices, prompts] = await Promise.all([get("v1/voices", key), get("v1/system-prompts", key)]);
+  return { voices, prompts };
+}
+
+/** @returns {Promise<"ready" | "draining" | "models" | "unreachable">} */
+export async function readiness() {
+  try {
+    await get("readyz", "");
+    return "ready";
+  } catch (trouble) {
+    return ["draining", "models", "unreachable"].includes(trouble.kind) ? trouble.kind : "models";
+  }
+}
+
+async function get(path, key) {
+  let response;
+  try {
+    response = await fetch(address(path), { headers: key ? { "X-API-Key": key } : {}, cache: "no-store" });
+  } catch {
+    throw new Trouble("unreachable");
+  }
+  const body = await response.json().catch(() => null);
+  if (!response.ok || body === null) throw ofResponse(response, body);
+  return body;
+}

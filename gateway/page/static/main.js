@@ -1,0 +1,86 @@
+// The page: from the setup to a call and back.
+
+import { CallView } from "./call.js";
+import { socketAddress } from "./catalogue.js";
+import { Session } from "./session.js";
+import { Setup } from "./setup.js";
+
+const STEPS = {
+  microphone: "Waiting for the microphone …",
+  connecting: "Connecting …",
+  preparing: "Preparing the voice …",
+};
+
+const find = (id) => document.getElementById(id);
+const setup = new Setup();
+const view = new CallView();
+let session = null;
+
+setup.onstart = async () => {
+  if (session) return;
+  if (!setup.loaded) await setup.load();
+  if (!setup.loaded || session) return;
+  setup.complain(null);
+  session = new Session();
+  session.addEventListener("state", ({ detail }) => enter(detail));
+  const wish = { url: socketAddress("v1/converse"), start: setup.start, key: setup.key, deviceId: setup.deviceId };
+  const awake = stayAwake();
+  const outcome = await session.run(wish);
+  awake.then((lock) => lock?.release());
+  leave(outcome);
+};
+view.onagain = () => {
+  view.hide();
+  show("idle");
+  find("setup").hidden = false;
+  find("start").focus();
+};
+find("cancel").addEventListener("click", () => session?.end());
+addEventListener("pagehide", () => session?.end());
+addEventListener("beforeunload", (event) => {
+  if (session?.state === "talking") event.preventDefault();
+});
+
+function enter(state) {
+  show(state);
+  if (state in STEPS) {
+    setup.busy(STEPS[state]);
+    announce(STEPS[state]);
+  } else if (state === "talking") {
+    setup.busy(null);
+    find("setup").hidden = true;
+    view.begin(session, setup.chosen);
+    announce("You are on the line. Speak whenever you like.");
+  }
+}
+
+function leave(outcome) {
+  const talked = Boolean(session.recording);
+  setup.busy(null);
+  if (talked) {
+    view.finish(outcome);
+    announce(outcome.trouble ? `${outcome.trouble.title}. ${outcome.trouble.advice}` : "The call is over.");
+  } else {
+    show("idle");
+    setup.complain(outcome.trouble);
+    if (outcome.trouble?.kind !== "unauthorized") find("start").focus();
+  }
+  session = null;
+}
+
+function show(state) {
+  document.body.dataset.state = state;
+}
+
+function announce(text) {
+  find("status").textContent = text;
+}
+
+/** A phone that goes to sleep takes its microphone along. */
+async function stayAwake() {
+  try {
+    return await navigator.wakeLock?.request("screen");
+  } catch {
+    return null;
+  }
+}

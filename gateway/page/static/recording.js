@@ -1,0 +1,106 @@
+// The call as a stereo WAV: the caller on the left, the agent on the right, as both sounded at the same moment here.
+
+import { toInt16 } from "./wire.js";
+
+const HEADER = 44;
+const BLOCK_SECONDS = 10;
+
+export const LEFT = 0;
+export const RIGHT = 1;
+
+export class Recording {
+  #rate;
+  #origin;
+  #block;
+  #blocks = [];
+  #ends = [0, 0];
+
+  /** @param {number} rate Hz @param {number} origin the clock's sample at which the recording begins */
+  constructor(rate, origin) {
+    this.#rate = rate;
+    this.#origin = origin;
+    this.#block = rate * BLOCK_SECONDS;
+  }
+
+  /** Seconds so far. */
+  get seconds() {
+    return Math.max(...this.#ends) / this.#rate;
+  }
+
+  /** Put samples [n] of `rate` Hz at the clock's sample `at`; what lies before the beginning is left out. */
+  put(side, at, pcm, rate = this.#rate) {
+    const samples = rate === this.#rate ? pcm : resampled(pcm, this.#rate / rate);
+    const start = at - this.#origin;
+    for (let i = Math.max(0, -start); i < samples.length; i++) {
+      const position = start + i;
+      const block = this.#writable(Math.floor(position / this.#block));
+      if (block) block[(position % this.#block) * 2 + side] = toInt16(samples[i]);
+    }
+    this.#ends[side] = Math.max(this.#ends[side], start + samples.length);
+    this.#seal();
+  }
+
+  /** The whole of it. @returns {Blob} audio/wav, 16 bit */
+  wav() {
+    const frames = Math.max(0, ...this.#ends);
+    const parts = [];
+    for (let k = 0; k * this.#block < frames; k++) {
+      const count = Math.min(this.#block, frames - k * this.#block);
+      const block = this.#blocks[k] ?? new Int16Array(this.#block * 2);
+      parts.push(block instanceof Blob ? block.slice(0, count * 4) : bytes(block.subarray(0, count * 2)));
+    }
+    return new Blob([header(frames, this.#rate), ...parts], { type: "audio/wav" });
+  }
+
+  #writable(k) {
+    this.#blocks[k] ??= new Int16Array(this.#block * 2);
+    return this.#blocks[k] instanceof Blob ? null : this.#blocks[k];
+  }
+
+  /** Hand blocks that both sides have passed to the browser, which may keep them on disk: an hour is 350 MB. */
+  #seal() {
+    const complete = Math.floor(Math.min(...this.#ends) / this.#block) - 1;
+    for (let k = complete; k >= 0 && !(this.#blocks[k] instanceof Blob); k--) {
+      this.#blocks[k] = new Blob([bytes(this.#writable(k))]);
+    }
+  }
+}
+
+/** The same sound at `ratio` times the rate: each new sample is the mean of what it covers of the old ones. */
+function resampled(pcm, ratio) {
+  const out = new Float32Array(Math.round(pcm.length * ratio));
+  for (let i = 0; i < out.length; i++) {
+    const from = Math.min(Math.floor(i / ratio), pcm.length - 1);
+    const to = Math.max(from + 1, Math.min(Math.floor((i + 1) / ratio), pcm.length));
+    let sum = 0;
+    for (let j = from; j < to; j++) sum += pcm[j];
+    out[i] = sum / (to - from);
+  }
+  return out;
+}
+
+/** Little-endian, whatever the machine is. */
+function bytes(samples) {
+  const view = new DataView(new ArrayBuffer(samples.length * 2));
+  for (let i = 0; i < samples.length; i++) view.setInt16(i * 2, samples[i], true);
+  return view.buffer;
+}
+
+function header(frames, rate) {
+  const view = new DataView(new ArrayBuffer(HEADER));
+  const text = (at, word) => [...word].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
+  const size = frames * 4;
+  text(0, "RIFF");
+  view.setUint32(4, HEADER - 8 + size, true);
+  text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true);
+  view.setUint16(22, 2, true);
+  view.setUint32(24, rate, true);
+  view.setUint32(28, rate * 4, true);
+  view.setUint16(32, 4, true);
+  view.setUint16(34, 16, true);
+  text(36, "data");
+  view.setUint32(40, size, true);
+  return view.buffer;
+}

@@ -1,0 +1,213 @@
+// The view before a call: who shall answer, and how.
+
+import { catalogue, readiness } from "./catalogue.js";
+import { microphones, obstacle } from "./line.js";
+
+const FAMILIES = { NATF: "Natural, female", NATM: "Natural, male", VARF: "Varied, female", VARM: "Varied, male" };
+const READINESS = {
+  ready: "Server ready",
+  draining: "Server shutting down",
+  models: "Models not ready",
+  unreachable: "Server out of reach",
+};
+const READINESS_EVERY = 15_000;
+const REMEMBERED = "personaplex.choices";
+
+const find = (id) => document.getElementById(id);
+
+export class Setup {
+  /** Called when the reader wishes to start. */
+  onstart = () => {};
+
+  #prompts = { default: "", system_prompts: [] };
+  #loaded = false;
+  #remembered = recall();
+
+  constructor() {
+    find("form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.onstart();
+    });
+    find("role").addEventListener("change", () => this.#roleChosen());
+    find("prompt").addEventListener("input", () => this.#promptWritten());
+    find("key").addEventListener("change", () => this.load());
+    const stopped = obstacle();
+    if (stopped) this.complain(stopped);
+    this.load();
+    this.#watchServer();
+  }
+
+  /** Ask the server for what can be chosen. */
+  async load() {
+    try {
+      const { voices, prompts } = await catalogue(this.key);
+      this.#showVoices(voices);
+      this.#showPrompts(prompts);
+      if (!this.#loaded && !obstacle()) this.complain(null);
+      this.#loaded = true;
+    } catch (trouble) {
+      this.complain(trouble);
+    }
+    this.#showMicrophones();
+  }
+
+  get key() {
+    return find("key").value.trim();
+  }
+
+  get deviceId() {
+    return find("microphone").value;
+  }
+
+  /** The voice's name, and the role's, for people. */
+  get chosen() {
+    const role = find("role");
+    return { voice: this.#voice ?? "Agent", role: role.value ? role.selectedOptions[0].textContent : "" };
+  }
+
+  /** What the server is asked for; what is left to it is left out. */
+  get start() {
+    const role = find("role").value;
+    const number = (id) => (find(id).value === "" ? undefined : find(id).valueAsNumber);
+    remember({ voice: this.#voice, role, prompt: role ? undefined : find("prompt").value });
+    return {
+      voice: this.#voice,
+      ...(role ? { system_prompt: role } : { text_prompt: find("prompt").value }),
+      audio_temperature: number("audio-temperature"),
+      text_temperature: number("text-temperature"),
+      seed: number("seed"),
+    };
+  }
+
+  get loaded() {
+    return this.#loaded;
+  }
+
+  /** Say what is in the way, or nothing any more. */
+  complain(trouble) {
+    const alert = find("alert");
+    alert.hidden = !trouble;
+    if (!trouble) return;
+    const title = document.createElement("strong");
+    title.textContent = trouble.title;
+    const advice = document.createElement("span");
+    advice.textContent = trouble.advice;
+    alert.replaceChildren(title, advice);
+    if (trouble.kind === "unauthorized") {
+      find("key-field").hidden = false;
+      find("key").focus();
+    }
+  }
+
+  /** Show how far a call that is being started has come; null when none is. */
+  busy(text) {
+    find("start-text").textContent = text ?? "Start the call";
+    find("start").setAttribute("aria-disabled", String(Boolean(text)));
+    find("cancel").hidden = !text;
+  }
+
+  get #voice() {
+    return document.querySelector("#voices input:checked")?.value;
+  }
+
+  #showVoices({ default: usual, voices }) {
+    const wanted = this.#voice ?? this.#remembered.voice;
+    const names = voices.map(({ name }) => name);
+    const chosen = names.includes(wanted) ? wanted : usual;
+    const families = new Map();
+    for (const name of names) {
+      const [, family, number] = name.match(/^(NATF|NATM|VARF|VARM)(\d+)$/) ?? [null, "", name];
+      const title = FAMILIES[family] ?? "Others";
+      families.set(title, [...(families.get(title) ?? []), chip(name, number, name === chosen)]);
+    }
+    const rows = [...families].map(([title, chips]) => {
+      const row = element("div", { className: "family" });
+      const group = element("div", { className: "chips" });
+      group.append(...chips);
+      row.append(element("span", { textContent: title }), group);
+      return row;
+    });
+    find("voices").replaceChildren(...rows);
+  }
+
+  #showPrompts(prompts) {
+    this.#prompts = prompts;
+    const role = find("role");
+    const named = prompts.system_prompts.map(({ name }) => new Option(spoken(name), name));
+    role.replaceChildren(...named, new Option("In your own words", ""));
+    const { role: wanted, prompt } = this.#remembered;
+    role.value = prompts.system_prompts.some(({ name }) => name === wanted) ? wanted : prompts.default;
+    if (wanted === "" && prompt) role.value = "";
+    find("prompt").value = role.value ? this.#textOf(role.value) : prompt;
+  }
+
+  async #showMicrophones() {
+    const select = find("microphone");
+    const chosen = select.value;
+    const devices = await microphones();
+    const options = devices.map(({ label, deviceId }) => new Option(label || "Microphone", deviceId));
+    select.replaceChildren(new Option("The browser's choice", ""), ...options);
+    select.value = devices.some(({ deviceId }) => deviceId === chosen) ? chosen : "";
+  }
+
+  #roleChosen() {
+    const role = find("role").value;
+    if (role) find("prompt").value = this.#textOf(role);
+    else find("prompt").focus();
+  }
+
+  /** Words that are no longer a preset's are the reader's own. */
+  #promptWritten() {
+    const text = find("prompt").value;
+    find("role").value = this.#prompts.system_prompts.find((prompt) => prompt.text === text)?.name ?? "";
+  }
+
+  #textOf(name) {
+    return this.#prompts.system_prompts.find((prompt) => prompt.name === name)?.text ?? "";
+  }
+
+  async #watchServer() {
+    if (document.body.dataset.state === "idle" && !document.hidden) {
+      const state = await readiness();
+      find("server").dataset.state = state;
+      find("server-text").textContent = READINESS[state];
+      if (state === "ready" && !this.#loaded && !this.key && find("key-field").hidden) await this.load();
+    }
+    setTimeout(() => this.#watchServer(), READINESS_EVERY);
+  }
+}
+
+function chip(name, text, checked) {
+  const label = element("label", { className: "chip", title: name });
+  const input = element("input", { type: "radio", name: "voice", value: name, checked });
+  input.setAttribute("aria-label", name);
+  const shown = element("span", { textContent: text });
+  label.append(input, shown);
+  return label;
+}
+
+function element(tag, properties) {
+  return Object.assign(document.createElement(tag), properties);
+}
+
+/** "customer-service" as people write it. */
+function spoken(name) {
+  const words = name.replaceAll("-", " ");
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+function recall() {
+  try {
+    return JSON.parse(localStorage.getItem(REMEMBERED)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+function remember(choices) {
+  try {
+    localStorage.setItem(REMEMBERED, JSON.stringify(choices));
+  } catch {
+    // Private windows may forbid it; then nothing is remembered.
+  }
+}

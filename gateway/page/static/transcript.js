@@ -1,0 +1,56 @@
+// What the agent says, in words, as it says them: a new line after every pause.
+
+const FRAME_SECONDS = 0.08;
+const PAUSE = 1.2;
+
+export class Transcript {
+  #list;
+  #line = null;
+  #last = -Infinity;
+  #lines = [];
+
+  /** @param {HTMLElement} list an ordered list */
+  constructor(list) {
+    this.#list = list;
+    list.replaceChildren();
+  }
+
+  get empty() {
+    return !this.#lines.length;
+  }
+
+  /** Add the piece `text` of agent frame `index`. */
+  add({ index, text }) {
+    const at = index * FRAME_SECONDS;
+    const follow = this.#list.scrollHeight - this.#list.scrollTop - this.#list.clientHeight < 40;
+    if (at - this.#last > PAUSE || !this.#line) this.#begin(at);
+    this.#last = at;
+    const line = this.#lines.at(-1);
+    line.text = (line.text + text).trimStart();
+    this.#line.textContent = line.text;
+    if (follow) this.#list.scrollTop = this.#list.scrollHeight;
+  }
+
+  /** All of it as plain text, a line each. */
+  text() {
+    return this.#lines.map(({ at, text }) => `${clock(at)}  ${text.trim()}\n`).join("");
+  }
+
+  #begin(at) {
+    const item = document.createElement("li");
+    const time = document.createElement("time");
+    time.textContent = clock(at);
+    this.#line = document.createElement("p");
+    item.append(time, this.#line);
+    this.#list.append(item);
+    this.#lines.push({ at, text: "" });
+  }
+}
+
+/** Seconds as m:ss, or h:mm:ss. */
+export function clock(seconds) {
+  const whole = Math.max(0, Math.floor(seconds));
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const two = (n) => String(n).padStart(2, "0");
+  return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
+}

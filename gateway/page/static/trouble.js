@@ -1,0 +1,111 @@
+// What can go wrong, in words for the person at the page: what it is, and what they can do about it.
+
+const WORDS = {
+  insecure: [
+    "This page is not secure",
+    "Browsers give the microphone only to pages that came over HTTPS, or from this very machine (localhost). " +
+      "Open this page with https:// in front.",
+  ],
+  unsupported: ["This browser cannot do it", "A current Chrome, Edge, Firefox or Safari can."],
+  denied: [
+    "The microphone is blocked",
+    "Allow it for this page, in the site settings beside the address bar, then start again.",
+  ],
+  dismissed: ["The microphone was not allowed", "Start again, and choose “Allow” when the browser asks."],
+  missing: ["There is no microphone", "Connect one or switch it on, then start again."],
+  busy: ["The microphone cannot be used", "Another program may be using it. Close that one, then start again."],
+  sound: ["The sound could not be started", "Check this machine's sound output, then start again."],
+  unreachable: ["The server cannot be reached", "Check your connection, then try again."],
+  full: ["Every line is taken", "The server holds as many calls as it can. Try again in a moment."],
+  "key-full": ["Your calls are all taken", "Your API key holds as many calls as it may. End one, then start again."],
+  draining: ["The server is shutting down", "It takes no new calls. Try again in a while."],
+  models: ["The models are not ready", "The server is up, but cannot answer yet. Try again in a moment."],
+  unauthorized: ["An API key is needed", "Enter the key you were given, then start again."],
+  refused: ["The server refused the call", ""],
+  lost: [
+    "The connection was lost",
+    "The call is over and cannot be taken up again, but what was said until then is still here.",
+  ],
+  drained: ["The server shut down", "It waited as long as it could, then ended the call."],
+  idle: ["Nothing was heard for too long", "The server ended the call."],
+  max_duration: ["The call reached its longest duration", "You can start another one."],
+  slow_client: ["Your connection is too slow", "The agent's voice piled up on the server, which ended the call."],
+  engine: ["The models failed", "The server ended the call. Try again in a moment."],
+  error: ["The server failed", "It ended the call. Try again in a moment."],
+};
+
+const CODES = {
+  at_capacity: "full",
+  capacity: "full",
+  too_many_for_key: "key-full",
+  draining: "draining",
+  drained: "drained",
+  unauthorized: "unauthorized",
+  engine_unavailable: "models",
+  engine_error: "engine",
+};
+
+export class Trouble extends Error {
+  /** @param {string} kind a key of WORDS @param {string} detail what the server said, where that helps */
+  constructor(kind, detail = "") {
+    const [title, advice] = WORDS[kind] ?? WORDS.error;
+    super(title);
+    this.kind = kind;
+    this.title = title;
+    this.advice = [advice, detail && sentence(detail)].filter(Boolean).join(" ");
+  }
+}
+
+/** What a failure to get the microphone going means. */
+export async function ofMicrophone(error) {
+  if (error instanceof Trouble) return error;
+  switch (error.name) {
+    case "NotAllowedError":
+    case "SecurityError":
+      return new Trouble((await remembered()) === "denied" ? "denied" : "dismissed");
+    case "NotFoundError":
+    case "OverconstrainedError":
+      return new Trouble("missing");
+    case "NotReadableError":
+    case "AbortError":
+      return new Trouble("busy");
+    default:
+      return new Trouble("sound", error.message);
+  }
+}
+
+/** What it means that the socket closed: `error` is the server's last error message, `ended` its last word, if any. */
+export function ofClosing({ code, reason, error, ended, opened }) {
+  if (error) return new Trouble(kindOf(error.code, code), error.message);
+  if (ended) return ended.reason === "completed" ? null : new Trouble(kindOf(ended.reason, code));
+  if (code === 1006 || code === 1005) return new Trouble(opened ? "lost" : "unreachable");
+  return new Trouble(kindOf("", code), reason);
+}
+
+/** What an answer other than 200 of the server's HTTP side means. */
+export function ofResponse(response, problem) {
+  if (response.status === 401) return new Trouble("unauthorized");
+  const kind = (problem?.type ?? "").split(":").pop().replaceAll("-", "_");
+  return new Trouble(CODES[kind] ?? "refused", problem?.detail ?? `The answer was ${response.status}.`);
+}
+
+function kindOf(named, code) {
+  const name = (named ?? "").replaceAll("-", "_");
+  if (CODES[name]) return CODES[name];
+  if (name in WORDS) return name;
+  return { 1001: "idle", 1011: "error", 1012: "draining", 1013: "full" }[code] ?? "refused";
+}
+
+async function remembered() {
+  try {
+    return (await navigator.permissions.query({ name: "microphone" })).state;
+  } catch {
+    return "unknown";
+  }
+}
+
+function sentence(text) {
+  const trimmed = text.trim();
+  const begun = trimmed.charAt(0).toUpperCase() + trimmed.slice(1);
+  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
+}
