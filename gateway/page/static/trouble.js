@@ -43,6 +43,7 @@ const CODES = {
   unauthorized: "unauthorized",
   engine_unavailable: "models",
   engine_error: "engine",
+  internal_error: "error",
 };
 
 export class Trouble extends Error {

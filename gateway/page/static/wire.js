@@ -23,7 +23,7 @@ export class Wire {
   /** @param {URL} url @param {object} start what to ask for @param {string} key the API key, or "" */
   constructor(url, start, key) {
     // Headers cannot be set from a page; a subprotocol can.
-    this.#socket = new WebSocket(url, key ? [`personaplex.key.${key}`] : []);
+    this.#socket = new WebSocket(url, ["personaplex.v1", ...(key ? [`personaplex.key.${key}`] : [])]);
     this.#socket.binaryType = "arraybuffer";
     this.#socket.onopen = () => {
       this.#opened = true;
