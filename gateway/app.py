@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from gateway import page
 from gateway.api import admin, health, openapi, problems, rest
-from gateway.api.ws import converse
+from gateway.api.ws import chat, converse
 from gateway.calls import Calls
 from gateway.conversation.engine import Engine
 from gateway.engine.triton import TritonEngine
@@ -53,6 +54,8 @@ def create_app(
     app.include_router(rest.router(calls))
     app.include_router(health.router(calls))
     app.include_router(admin.router(calls))
+    app.include_router(page.router())
+    app.include_router(chat.router(calls))
     app.include_router(converse.router(calls))
     if settings.allowed_origins:
         app.add_middleware(

@@ -24,6 +24,7 @@ MAX_PACKET_SAMPLES = SAMPLE_RATE * 120 // 1000
 MAX_PACKET_BYTES = 61_440
 
 _VOIP = 2048
+_GET_LOOKAHEAD = 4027
 _MONO = 1
 # More than a packet of any length may have is wasted: what libopus chooses for 80 ms of speech is about 250 bytes.
 _ENCODED_BYTES = 4096
@@ -59,6 +60,13 @@ class OpusEncoder:
         self._library = _library()
         self._state = _State(self._library.opus_encoder_create(SAMPLE_RATE, _MONO, _VOIP, None), "opus_encoder_destroy")
         self._packet = ctypes.create_string_buffer(_ENCODED_BYTES)
+
+    @property
+    def lookahead(self) -> int:
+        """Samples at 24 kHz by which what is decoded comes after what was encoded."""
+        samples = ctypes.c_int32()
+        self._library.opus_encoder_ctl(self._state.pointer, _GET_LOOKAHEAD, ctypes.byref(samples))
+        return samples.value
 
     def encode(self, frame: Floats) -> bytes:
         """A frame [T] float32 at 24 kHz -> one packet; T is 1920, or another length an Opus packet may have."""
@@ -103,6 +111,7 @@ def _library() -> ctypes.CDLL:
         ("opus_decoder_destroy", None, (state,)),
         ("opus_encoder_create", state, (number, number, number, ctypes.c_void_p)),
         ("opus_encode_float", number, (state, _Samples, number, ctypes.c_char_p, number)),
+        ("opus_encoder_ctl", number, (state, number)),
         ("opus_encoder_destroy", None, (state,)),
         ("opus_strerror", ctypes.c_char_p, (number,)),
     ):

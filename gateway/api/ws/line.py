@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 1.0
 
 # Ends that are nobody's wish; those are told as errors too.
-_FAILURES = {Reason.SLOW_CLIENT: "slow-client", Reason.ENGINE: "engine-error", Reason.ERROR: "internal-error"}
+FAILURES = {Reason.SLOW_CLIENT: "slow-client", Reason.ENGINE: "engine-error", Reason.ERROR: "internal-error"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,8 +122,8 @@ class Line(ABC):
             return
         if self._fault is not None:
             await self.complain(codes.kind_of(self._fault), ended.message)
-        elif ended.reason in _FAILURES:
-            await self.complain(_FAILURES[ended.reason], ended.message)
+        elif ended.reason in FAILURES:
+            await self.complain(FAILURES[ended.reason], ended.message)
         await self.tell(ended)
         code = codes.of_reason(ended.reason) if self._fault is None else codes.of_error(self._fault)
         self._close = (code, ended.message)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-
 from tests.gateway.ws.conftest import FRAME, Server, hear
 
 
