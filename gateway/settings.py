@@ -16,7 +16,7 @@ class Settings(BaseSettings):
     models: Path = Field(default=Path("models"), description="folder written by `personaplex build`")
     host: str = Field(default="127.0.0.1", description="address the gateway listens on")
     port: int = Field(default=8998, ge=0, le=65535, description="port the gateway listens on")
-    triton_url: str = Field(default="127.0.0.1:8001", description="Triton's gRPC endpoint, HOST:PORT")
+    triton_url: str = Field(default="127.0.0.1:8000", description="Triton's HTTP endpoint, HOST:PORT")
 
     default_voice: str = Field(
         default="NATF0", description="voice when a request names none; the first one if it is not there"

@@ -116,4 +116,4 @@ def _announce(service: Service) -> None:
     if service.triton is None:
         print(f"  Triton   {service.settings.triton_url}", flush=True)
     else:
-        print(f"  Triton   {service.triton.grpc_url} (metrics {service.triton.metrics_url})", flush=True)
+        print(f"  Triton   {service.triton.http_url} (metrics {service.triton.metrics_url})", flush=True)

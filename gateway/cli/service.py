@@ -73,7 +73,7 @@ class Service:
             if self._keeper:
                 self._on_step("starting Triton")
                 self._keeper.start(timeout=self._wait)
-                self.settings = self.settings.model_copy(update={"triton_url": self._keeper.server.grpc_url})
+                self.settings = self.settings.model_copy(update={"triton_url": self._keeper.server.http_url})
             self._start_gateway()
             self._on_step("waiting for the models")
             self._wait_ready(deadline)

@@ -1,11 +1,11 @@
-"""A Triton inference request that is built once and refilled for every frame."""
+"""A Triton inference request that is laid out once, so that a frame only adds its tensors' bytes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from tritonclient.grpc import service_pb2
+from math import prod
 
 _ITEM_BYTES = {"FP32": 4, "INT64": 8}
 
@@ -18,45 +18,61 @@ class Tensor:
     datatype: str
     shape: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * _ITEM_BYTES[self.datatype]
+
 
 class Request:
-    """One batch-1 ModelInferRequest; with a `sequence_id`, the first one filled carries START."""
+    """Batch-1 requests to one model; with a `sequence_id`, the first one carries START."""
 
     def __init__(self, model: str, inputs: Sequence[Tensor], sequence_id: str | None = None) -> None:
         self.model = model
         self.begun = False
-        self._inputs = list(inputs)
-        self._message = service_pb2.ModelInferRequest(model_name=model)
-        for tensor in self._inputs:
-            self._message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=(1, *tensor.shape))
-            self._message.raw_input_contents.append(b"")
-        self._is_sequence = sequence_id is not None
-        if sequence_id is not None:
-            self._message.parameters["sequence_id"].string_param = sequence_id
-            self._message.parameters["sequence_end"].bool_param = False
+        self._inputs = tuple(inputs)
+        self._sequence_id = sequence_id
+        self._usual: bytes | None = None
 
-    def reshape(self, index: int, shape: Sequence[int]) -> None:
-        """Give input `index` another shape (without the batch dimension)."""
-        self._message.inputs[index].shape[:] = (1, *shape)
-
-    def fill(self, contents: Sequence[bytes]) -> service_pb2.ModelInferRequest:
-        """The message with these raw inputs, one per tensor. It is reused: send it before the next call."""
-        if self._is_sequence:
-            self._message.parameters["sequence_start"].bool_param = not self.begun
+    def fill(self, contents: Sequence[bytes]) -> list[bytes]:
+        """Head, JSON and these raw inputs, of the declared shapes, one per tensor."""
+        if self._sequence_id is not None and not self.begun:
+            head = self._head(self._inputs, start=True)
+        else:
+            if self._usual is None:
+                self._usual = self._head(self._inputs)
+            head = self._usual
         self.begun = True
-        for index, raw in enumerate(contents):
-            self._message.raw_input_contents[index] = raw
-        return self._message
+        return [head, *contents]
 
-    def end(self) -> service_pb2.ModelInferRequest:
-        """The message that ends the sequence: zeros of the declared shapes, which the model ignores."""
-        zeros = []
-        for index, tensor in enumerate(self._inputs):
-            self.reshape(index, tensor.shape)
-            size = _ITEM_BYTES[tensor.datatype]
-            for extent in tensor.shape:
-                size *= extent
-            zeros.append(bytes(size))
-        message = self.fill(zeros)
-        message.parameters["sequence_end"].bool_param = True
-        return message
+    def fill_shaped(self, contents: Sequence[bytes], *shapes: tuple[int, ...]) -> list[bytes]:
+        """The same where the first inputs have other shapes than declared."""
+        reshaped = [Tensor(t.name, t.datatype, shape) for t, shape in zip(self._inputs, shapes, strict=False)]
+        head = self._head((*reshaped, *self._inputs[len(shapes) :]), start=not self.begun)
+        self.begun = True
+        return [head, *contents]
+
+    def end(self) -> list[bytes]:
+        """What ends the sequence: zeros, which the model ignores."""
+        return [self._head(self._inputs, end=True), *(bytes(tensor.size) for tensor in self._inputs)]
+
+    def _head(self, inputs: Sequence[Tensor], *, start: bool = False, end: bool = False) -> bytes:
+        parameters: dict[str, str | bool] = {"binary_data_output": True}
+        if self._sequence_id is not None:
+            parameters |= {"sequence_id": self._sequence_id, "sequence_start": start, "sequence_end": end}
+        described = [
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype,
+                "shape": [1, *tensor.shape],
+                "parameters": {"binary_data_size": tensor.size},
+            }
+            for tensor in inputs
+        ]
+        header = json.dumps({"parameters": parameters, "inputs": described}).encode()
+        length = len(header) + sum(tensor.size for tensor in inputs)
+        head = (
+            f"POST /v2/models/{self.model}/infer HTTP/1.1\r\nHost: triton\r\n"
+            f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {length}\r\n\r\n"
+        )
+        return head.encode() + header

@@ -1,44 +1,33 @@
-"""The engine that is Triton: one sequence id per conversation, one gRPC call per stage and frame.
+"""The engine that is Triton: one sequence id per conversation, one call per stage and frame.
 
-Requests are built once per conversation and model, and only their bytes are replaced: this path runs four times
-per frame and conversation, and tritonclient's own tensors would cost more than the call.
+Requests are laid out once per conversation and model, and only their tensors are replaced: this path runs four times
+per frame and conversation.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from uuid import uuid4
 
-import grpc
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.conversation.engine import Draw, Floats, Thought, Tokens
 from gateway.conversation.grid import STREAMS
+from gateway.engine.http import TritonGone, TritonHttp, TritonRefused
 from gateway.engine.request import Request, Tensor
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-_CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # A Triton that comes back is found again within about a second.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-]
 _READY_TIMEOUT = 2.0
 
 
 class TritonEngine:
-    """Opens sessions on the Triton at `url` (HOST:PORT of its gRPC endpoint). Deadlines are in seconds per call."""
+    """Opens sessions on the Triton at `url` (HOST:PORT of its HTTP endpoint). Deadlines are in seconds per call."""
 
     def __init__(
         self,
@@ -54,15 +43,7 @@ class TritonEngine:
         self.step_deadline = step_deadline
         self.prefill_deadline = prefill_deadline
         self.release_deadline = release_deadline
-        self._channel: grpc.aio.Channel | None = None
-
-    @property
-    def stub(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
-        """Connected at first use, because a channel belongs to the event loop it is made in."""
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self.url, options=_CHANNEL_OPTIONS)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        return self._stub
+        self.http = TritonHttp(url)
 
     def open(self) -> TritonSession:
         """A session under a fresh sequence id."""
@@ -70,23 +51,16 @@ class TritonEngine:
 
     async def ready(self) -> bool:
         """Whether the server and each of its models say so."""
+        paths = ["/v2/health/ready", *(f"/v2/models/{name}/ready" for name in self.manifest.models)]
         try:
-            answers = await asyncio.gather(
-                self.stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=_READY_TIMEOUT),
-                *(
-                    self.stub.ModelReady(service_pb2.ModelReadyRequest(name=name), timeout=_READY_TIMEOUT)
-                    for name in self.manifest.models
-                ),
-            )
-        except grpc.RpcError:
+            await asyncio.gather(*(self.http.get(path, _READY_TIMEOUT) for path in paths))
+        except (TritonGone, TritonRefused):
             return False
-        return all(answer.ready for answer in answers)
+        return True
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        """Close the connections."""
+        await self.http.close()
 
 
 class TritonSession:
@@ -96,7 +70,7 @@ class TritonSession:
         manifest = engine.manifest
         self._engine = engine
         self._dim = manifest.dim
-        self._pending: asyncio.Future[dict[str, bytes]] | None = None
+        self._pending: asyncio.Future[dict[str, memoryview]] | None = None
         self._closing: asyncio.Future[None] | None = None
         self.sequence_id = str(uuid4())
         sampler = (Tensor("sampler", "INT64", (3,)), Tensor("temperature", "FP32", (1,)))
@@ -114,32 +88,29 @@ class TritonSession:
 
     async def encode(self, pcm: Floats) -> Tokens:
         """pcm [1920] -> codes [8]."""
-        answer = await self._call(self._encoder, [_bytes(pcm, np.float32)])
+        answer = await self._step(self._encoder, [_bytes(pcm, np.float32)])
         return np.frombuffer(answer["codes"], np.int64)
 
     async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Thought:
         """embeddings [E, dim], then columns [S, 17], in one call."""
-        self._temporal.reshape(0, columns.shape)
-        self._temporal.reshape(1, embeddings.shape)
         contents = [_bytes(columns, np.int64), _bytes(embeddings, np.float32), *_draw(draw)]
-        answer = await self._call(self._temporal, contents, self._engine.prefill_deadline)
-        self._temporal.reshape(0, (1, STREAMS))
-        self._temporal.reshape(1, (0, self._dim))
+        request = self._temporal.fill_shaped(contents, columns.shape, embeddings.shape)
+        answer = await self._call(self._temporal, request, self._engine.prefill_deadline)
         return _thought(answer)
 
     async def step(self, column: Tokens, draw: Draw) -> Thought:
         """One more column [17]."""
-        return _thought(await self._call(self._temporal, [_bytes(column, np.int64), b"", *_draw(draw)]))
+        return _thought(await self._step(self._temporal, [_bytes(column, np.int64), b"", *_draw(draw)]))
 
     async def depformer(self, thought: Thought, draw: Draw) -> Tokens:
         """The agent's codes [8] of the column after the last one fed."""
         text_token = np.array([thought.text_token], np.int64)
         contents = [_bytes(thought.hidden, np.float32), text_token.tobytes(), *_draw(draw)]
-        return np.frombuffer((await self._call(self._depformer, contents))["codes"], np.int64)
+        return np.frombuffer((await self._step(self._depformer, contents))["codes"], np.int64)
 
     async def decode(self, codes: Tokens) -> Floats:
         """codes [8] -> pcm [1920]."""
-        answer = await self._call(self._decoder, [_bytes(codes, np.int64)])
+        answer = await self._step(self._decoder, [_bytes(codes, np.int64)])
         return np.frombuffer(answer["pcm"], np.float32)
 
     async def close(self) -> None:
@@ -156,47 +127,46 @@ class TritonSession:
 
     async def _end(self, request: Request) -> None:
         try:
-            await self._engine.stub.ModelInfer(request.end(), timeout=self._engine.release_deadline)
-        except grpc.RpcError as error:
+            await self._engine.http.infer(request.end(), self._engine.release_deadline)
+        except (TritonGone, TritonRefused) as error:
             # Triton reuses the row by itself once the sequence has been idle for long enough.
             logger.warning("could not end %s of conversation %s: %s", request.model, self.sequence_id, _line(error))
 
-    async def _call(
-        self, request: Request, contents: Sequence[bytes], deadline: float | None = None
-    ) -> dict[str, bytes]:
+    def _step(self, request: Request, contents: Sequence[bytes]) -> Awaitable[dict[str, memoryview]]:
+        return self._call(request, request.fill(contents), self._engine.step_deadline)
+
+    async def _call(self, request: Request, filled: Sequence[bytes], deadline: float) -> dict[str, memoryview]:
         """Raw outputs by name.
 
         A caller who is cancelled does not cancel the call: cutting a step in two would leave Triton to clean up the
         sequence in its own time, instead of our END doing it now.
         """
-        self._pending = asyncio.ensure_future(self._infer(request, contents, deadline or self._engine.step_deadline))
-        return await asyncio.shield(self._pending)
-
-    async def _infer(self, request: Request, contents: Sequence[bytes], deadline: float) -> dict[str, bytes]:
+        self._pending = asyncio.ensure_future(self._engine.http.infer(filled, deadline))
         try:
-            answer = await self._engine.stub.ModelInfer(request.fill(contents), timeout=deadline)
-        except grpc.RpcError as error:
+            return await asyncio.shield(self._pending)
+        except (TritonGone, TritonRefused) as error:
             raise _translated(error, request.model) from error
-        return {output.name: raw for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)}
 
 
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-
-
-def _translated(error: grpc.RpcError, model: str) -> EngineUnavailable | EngineError:
+def _translated(error: TritonGone | TritonRefused, model: str) -> EngineUnavailable | EngineError:
     """What a caller may know; Triton's own words, which name addresses and internals, go to the log."""
     line = _line(error)
     logger.warning("a call to %s failed: %s", model, line)
-    where = f"({model}, {error.code().name})"
-    if error.code() in _GONE:
-        return EngineUnavailable(f"Triton is not available {where}")
+    if isinstance(error, TritonGone):
+        return EngineUnavailable(f"Triton is not available ({model})")
     if "must specify the START flag" in line:
-        return EngineUnavailable(f"Triton no longer knows this conversation {where}: it was restarted or too slow")
-    return EngineError(f"Triton failed {where}")
+        return EngineUnavailable(f"Triton no longer knows this conversation ({model}): it was restarted or too slow")
+    if error.status in _UNAVAILABLE:
+        return EngineUnavailable(f"Triton is not available ({model}, HTTP {error.status})")
+    return EngineError(f"Triton failed ({model}, HTTP {error.status})")
 
 
-def _line(error: grpc.RpcError) -> str:
-    return f"{error.code().name}: {(error.details() or '').splitlines()[0] if error.details() else 'no details'}"
+_UNAVAILABLE = (502, 503, 504)
+
+
+def _line(error: TritonGone | TritonRefused) -> str:
+    first = str(error).splitlines()[0] if str(error) else "no details"
+    return f"HTTP {error.status}: {first}" if isinstance(error, TritonRefused) else first
 
 
 def _bytes(array: npt.NDArray[np.float32] | npt.NDArray[np.int64], dtype: type[np.float32 | np.int64]) -> bytes:
@@ -208,6 +178,6 @@ def _draw(draw: Draw) -> tuple[bytes, bytes]:
     return sampler.tobytes(), np.array([draw.temperature], np.float32).tobytes()
 
 
-def _thought(answer: dict[str, bytes]) -> Thought:
+def _thought(answer: Mapping[str, memoryview]) -> Thought:
     text_token = int(np.frombuffer(answer["text_token"], np.int64)[0])
     return Thought(np.frombuffer(answer["hidden"], np.float32), text_token)

@@ -18,10 +18,11 @@ class TritonOptions:
     Everything listens on the loopback address only: what the world may do with the models is the gateway's affair.
 
     Attributes:
-        grpc_port: `--grpc-port`; 0 picks a free one.
+        http_port: `--http-port`, where the gateway calls; 0 picks a free one.
+        grpc_port: `--grpc-port`, for Triton's own tools; 0 picks a free one.
         metrics_port: `--metrics-port`; 0 picks a free one, None means `--allow-metrics=false`.
         exit_timeout: `--exit-timeout-secs`, seconds that requests in flight and open sequences may go on after SIGTERM.
-        infer_pool: `--grpc-infer-allocation-pool-size`, request objects kept for reuse.
+        http_threads: `--http-thread-count`.
         load_threads: `--model-load-thread-count`.
         buffer_threads: `--buffer-manager-thread-count`; 0 copies tensors in the calling thread.
         shm_bytes: `--backend-config=python,shm-default-byte-size`, first size of each model's region in /dev/shm.
@@ -31,10 +32,11 @@ class TritonOptions:
         log_info: `--log-info`.
     """
 
+    http_port: int = 0
     grpc_port: int = 0
     metrics_port: int | None = 0
     exit_timeout: int = 5
-    infer_pool: int = 64
+    http_threads: int = 2
     load_threads: int = 4
     buffer_threads: int = 0
     shm_bytes: int = 4 << 20
@@ -67,10 +69,12 @@ class TritonOptions:
             f"--backend-directory={backends}",
             "--model-control-mode=none",
             "--disable-auto-complete-config",
-            "--allow-http=false",
+            f"--http-address={LOOPBACK}",
+            f"--http-port={self.http_port}",
+            f"--http-thread-count={self.http_threads}",
+            f"--http-restricted-api={shut}",
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={self.grpc_port}",
-            f"--grpc-infer-allocation-pool-size={self.infer_pool}",
             f"--grpc-restricted-protocol={shut}",
             *self._metrics(),
             f"--exit-timeout-secs={self.exit_timeout}",
@@ -92,6 +96,7 @@ class TritonOptions:
 
             return replace(
                 self,
+                http_port=self.http_port or free(),
                 grpc_port=self.grpc_port or free(),
                 metrics_port=free() if self.metrics_port == 0 else self.metrics_port,
             )

@@ -75,6 +75,11 @@ class TritonServer:
         self._shm_prefix = ""
 
     @property
+    def http_url(self) -> str:
+        """host:port of the HTTP service, which the gateway calls; known once started."""
+        return f"{LOOPBACK}:{self.options.http_port}"
+
+    @property
     def grpc_url(self) -> str:
         """host:port of the gRPC service; known once started."""
         return f"{LOOPBACK}:{self.options.grpc_port}"
@@ -112,7 +117,7 @@ class TritonServer:
         """
         installation = self._installation or TritonInstallation.find()
         chosen = self.options
-        attempts = PORT_ATTEMPTS if 0 in (chosen.grpc_port, chosen.metrics_port) else 1
+        attempts = PORT_ATTEMPTS if 0 in (chosen.http_port, chosen.grpc_port, chosen.metrics_port) else 1
         while True:
             attempts -= 1
             self.options = chosen.with_free_ports()

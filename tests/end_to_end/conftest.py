@@ -75,7 +75,7 @@ def serve(models: Path, **settings: Any) -> Iterator[Service]:
     """Serve a built repository until the context ends."""
     with TritonServer(models / "triton") as triton, closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
-        configured = Settings(models=models, triton_url=triton.grpc_url, **settings)
+        configured = Settings(models=models, triton_url=triton.http_url, **settings)
         app = create_app(configured, manifest=Manifest.load(models))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -29,7 +29,7 @@ def test_prefilled_and_stepped_prompts_lead_to_the_same_tokens(tiny_service: Ser
     draw = Sampling(audio_temperature=0.0, audio_top_k=1, text_temperature=0.0, text_top_k=1, seed=1)
 
     async def both() -> None:
-        engine = TritonEngine(tiny_service.triton.grpc_url, manifest)
+        engine = TritonEngine(tiny_service.triton.http_url, manifest)
         at_once, stepped = engine.open(), engine.open()
         try:
             prefilled = await at_once.prefill(prefix.columns, prefix.embeddings, draw.text(prefix.length))

@@ -124,7 +124,7 @@ def test_a_triton_that_dies_comes_back(spawn: Spawn, tiny_models: Path, question
 
 def test_a_triton_that_runs_elsewhere_is_used_and_left_running(spawn: Spawn, tiny_models: Path, question: Path) -> None:
     with TritonServer(tiny_models / "triton") as triton:
-        process = spawn("serve", tiny_models, "--port", 0, "--triton", triton.grpc_url)
+        process = spawn("serve", tiny_models, "--port", 0, "--triton", triton.http_url)
         assert post(url_of(process), question, max_steps=3).status_code == 200
         assert psutil.Process(process.pid).children(recursive=True) == []
         process.send_signal(signal.SIGTERM)
