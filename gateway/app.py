@@ -10,6 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from gateway import page
 from gateway.api import admin, health, openapi, problems, rest
+from gateway.api.grpc.server import GrpcServer
 from gateway.api.ws import chat, converse
 from gateway.calls import Calls
 from gateway.conversation.engine import Engine
@@ -38,11 +39,17 @@ def create_app(
         release_deadline=settings.release_deadline,
     )
     calls = Calls(settings, manifest, engine, Metrics(manifest.slots))
+    grpc = GrpcServer(calls)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await calls.close()
+        try:
+            if (port := settings.grpc_listens_on) is not None:
+                await grpc.start(settings.host, port, settings.tls)
+            yield
+        finally:
+            await grpc.stop()
+            await calls.close()
 
     app = FastAPI(
         title="PersonaPlex",
@@ -68,4 +75,5 @@ def create_app(
     problems.install(app, settings.retry_after)
     openapi.install(app)
     app.state.calls = calls
+    app.state.grpc = grpc
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,9 @@ from gateway.keys import KeyHolder, Keys
 from gateway.manifest import Manifest
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+
+# What it takes to tell every caller that their conversation is over.
+_LAST_WORDS_S = 3.0
 
 
 class Stoppable(Protocol):
@@ -69,6 +72,8 @@ class Calls:
         self.kept = KeptConversations(self, settings.kept_idle_seconds)
         self.draining = False
         self._live: set[Stoppable] = set()
+        self._drain: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self._releasing: set[asyncio.Task[None]] = set()
 
     @property
@@ -115,6 +120,9 @@ class Calls:
         except (EngineUnavailable, EngineError):
             reason = "engine"
             raise
+        except Draining:
+            reason = "drained"
+            raise
         finally:
             self.metrics.ended.labels(reason).inc()
             figures.finish()
@@ -130,13 +138,37 @@ class Calls:
             self._live.discard(live)
 
     async def drain(self) -> None:
-        """Refuse new conversations, let those there are go on for the drain time, then end them."""
-        self.draining = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_seconds):
-                await self.admission.empty.wait()
+        """Refuse new conversations, let those there are go on for the drain time, then end them with a reason.
+
+        Returns when all have ended, or soon after they were told to. There is one drain, however often it is asked for.
+        """
+        await asyncio.shield(self.begin_drain())
+
+    def begin_drain(self) -> asyncio.Task[None]:
+        """Refuse new conversations from now on; the rest of `drain` goes on in a task."""
+        if self._drain is None:
+            self.draining = True
+            self._drain = asyncio.create_task(self._end_all())
+        return self._drain
+
+    def hurry_drain(self) -> None:
+        """The drain time is over now."""
+        self._hurry.set()
+
+    async def _end_all(self) -> None:
+        # Nobody is on the line of a conversation that waits for its next turn: it would only be waited for.
+        await self.kept.end_waiting()
+        await self._until_empty(self.settings.drain_seconds, self._hurry)
         for live in list(self._live):
             live.stop_for_drain()
+        await self._until_empty(_LAST_WORDS_S)
+
+    async def _until_empty(self, seconds: float, *others: asyncio.Event) -> None:
+        """Until no slot is taken, one of the events is set, or the time is over."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.admission.empty, *others)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     def _admit(self, key: KeyHolder | None) -> Slot:
         if self.draining:

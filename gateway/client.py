@@ -27,14 +27,15 @@ class Client:
 
     Args:
         url: where it listens, as `http://127.0.0.1:8998`.
+        verify: whether the certificate of an https server must be one that is trusted.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, verify: bool = True) -> None:
         self.url = url.rstrip("/")
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         # Proxies of the environment are for the internet, not for a server named on the command line.
         with self._explained():
-            self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+            self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False, verify=verify)
 
     def respond(self, files: Mapping[str, bytes], fields: Fields) -> dict[str, Any]:
         """`POST /v1/respond`, the answer as its JSON object.

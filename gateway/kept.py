@@ -61,7 +61,10 @@ class Kept:
             raise
         finally:
             self._busy = False
-        self._start_timer()
+        if self._registry.calls.draining:
+            await self.end("drained")
+        else:
+            self._start_timer()
 
     async def end(self, reason: str = "completed") -> None:
         """Give everything back; a second time does nothing."""
@@ -117,6 +120,10 @@ class KeptConversations:
         if kept.busy:
             raise ConversationBusy(kept.id)
         await kept.end()
+
+    async def end_waiting(self) -> None:
+        """End those without a turn under way; the server is about to stop."""
+        await asyncio.gather(*(kept.end("drained") for kept in self._by_id.values() if not kept.busy))
 
     async def close(self) -> None:
         """End all."""

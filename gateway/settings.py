@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TlsFiles(NamedTuple):
+    """PEM files: the certificate with its chain, and its private key."""
+
+    certificate: Path
+    key: Path
 
 
 class Settings(BaseSettings):
@@ -16,6 +24,16 @@ class Settings(BaseSettings):
     models: Path = Field(default=Path("models"), description="folder written by `personaplex build`")
     host: str = Field(default="127.0.0.1", description="address the gateway listens on")
     port: int = Field(default=8998, ge=0, le=65535, description="port the gateway listens on")
+    grpc_port: int | None = Field(
+        default=None,
+        ge=-1,
+        le=65535,
+        description="port of the gRPC face; by default the one after `port`, or a free one if that is 0; -1 for none",
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file with the certificate and its chain: TLS on both ports"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file with the certificate's private key")
     triton_url: str = Field(default="127.0.0.1:8000", description="Triton's HTTP endpoint, HOST:PORT")
 
     default_voice: str = Field(
@@ -70,3 +88,23 @@ class Settings(BaseSettings):
     )
 
     retry_after: int = Field(default=5, ge=1, description="seconds told to a caller who is refused for lack of a slot")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: expected both or none")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What both ports are encrypted with; None for plain text."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_certificate, self.tls_key)
+
+    @property
+    def grpc_listens_on(self) -> int | None:
+        """The gRPC face's port, 0 for a free one; None where it is switched off."""
+        if self.grpc_port is None:
+            return self.port + 1 if 0 < self.port < 65535 else 0
+        return None if self.grpc_port < 0 else self.grpc_port

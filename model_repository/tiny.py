@@ -51,7 +51,7 @@ TINY_CONFIG: Mapping[str, Mapping[str, Any]] = {
     },
     "seanet": {
         "dimension": 64,
-        "n_filters": 4,
+        "n_filters": 2,
         "ratios": [8, 6, 5, 4],
         "kernel_size": 7,
         "residual_kernel_size": 3,

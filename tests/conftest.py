@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+# Several services may run at once, ours or those of tests beside us: none asks for the default port.
+os.environ.setdefault("PERSONAPLEX_GRPC_PORT", "0")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 
 from fastapi import APIRouter, Request
@@ -16,7 +15,6 @@ from gateway.errors import NotAllowed
 def router(calls: Calls) -> APIRouter:
     """The routes under /admin, for callers on the loopback address only."""
     routes = APIRouter(prefix="/admin")
-    tasks: set[asyncio.Task[None]] = set()
 
     @routes.post("/drain", status_code=202, summary="Take no new conversations", responses=openapi.DRAIN_RESPONSES)
     async def drain(request: Request) -> Draining:
@@ -26,11 +24,7 @@ def router(calls: Calls) -> APIRouter:
         """
         if not _is_loopback(request.client.host if request.client else None):
             raise NotAllowed("draining may only be asked for from the machine itself")
-        if not calls.draining:
-            calls.draining = True
-            task = asyncio.create_task(calls.drain())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+        calls.begin_drain()
         return Draining(status="draining", active=calls.admission.taken)
 
     return routes

@@ -30,24 +30,45 @@ def serve(
     models: Annotated[Path, typer.Argument(help="Folder written by `personaplex build`.")],
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one. [default: 8998]")] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=-1, max=65535, help="For gRPC; 0 picks a free one, -1 is none. [default: the port + 1]"),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file with certificate and chain: TLS on both ports.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with the certificate's key.")] = None,
     triton: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use the Triton that runs there (its gRPC port).")
     ] = None,
     wait: Annotated[float | None, typer.Option(min=0, help="Seconds until everything must be ready.")] = None,
-    grace: Annotated[int, typer.Option(min=0, help="Seconds that answers under way may go on when stopped.")] = 30,
+    drain: Annotated[
+        float | None, typer.Option(min=0, help="Seconds conversations may go on once stopped. [default: 30]")
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="What to tell on stderr.")] = "warning",
 ) -> None:
-    """Serve a repository over HTTP: Triton and the gateway, until SIGINT or SIGTERM."""
+    """Serve a repository over HTTP and gRPC: Triton and the gateway, until SIGINT or SIGTERM.
+
+    Stopped, it takes no new conversations, and lets those there are go on for a while; a second signal cuts that short.
+    """
     from gateway.cli.service import Service
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = settings_with(models=models, host=host, port=port, triton_url=checked_address(triton))
+    settings = settings_with(
+        models=models,
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        drain_seconds=drain,
+        triton_url=checked_address(triton),
+    )
     default_wait = WAIT_EMBEDDED_S if triton is None else WAIT_EXTERNAL_S
     service = Service(
         settings,
         external_triton=triton is not None,
         wait=default_wait if wait is None else wait,
-        grace=grace,
         on_step=say,
     )
     run_until_signal(service, lambda: _announce(service))
@@ -95,6 +116,8 @@ def settings_with(**given: object) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
+        if not name:
+            raise CommandError(first["msg"].removeprefix("Value error, ")) from None
         raise CommandError(f"PERSONAPLEX_{name.upper()}={first['input']!r}: {first['msg']}") from None
 
 
@@ -111,6 +134,8 @@ def _announce(service: Service) -> None:
     url = service.url
     print(f"PersonaPlex is ready: {url}")
     print(f"  ask      POST {url}/v1/respond")
+    if service.grpc_target:
+        print(f"  gRPC     {service.grpc_target}{' (TLS)' if service.settings.tls else ''}")
     print(f"  docs     {url}/docs")
     print(f"  metrics  {url}/metrics")
     if service.triton is None:

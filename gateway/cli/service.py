@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
-import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 
-import uvicorn
+from fastapi import FastAPI
 
 from gateway.app import create_app
 from gateway.cli.console import CommandError
 from gateway.client import Client
 from gateway.manifest import Manifest
+from gateway.server import GatewayServer
 from gateway.settings import Settings
 from gateway.triton import TritonKeeper, TritonServer
 
@@ -23,13 +24,12 @@ POLL_S = 0.5
 
 
 class Service:
-    """Serves a built repository over HTTP; a context manager that is ready once entered.
+    """Serves a built repository over HTTP and gRPC; a context manager that is ready once entered.
 
     Args:
-        settings: which repository, host and port (0: a free one), and everything else about the gateway.
+        settings: which repository, host and ports (0: a free one), and everything else about the gateway.
         external_triton: whether `settings.triton_url` names a Triton that runs elsewhere; otherwise one is started.
         wait: seconds until both must be ready.
-        grace: seconds that answers under way may go on once it is stopped.
         on_step: called with each thing it waits for.
     """
 
@@ -39,25 +39,33 @@ class Service:
         *,
         external_triton: bool = False,
         wait: float = 900.0,
-        grace: int = 30,
         on_step: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.manifest = Manifest.load(settings.models)
         self._wait = wait
-        self._grace = grace
         self._on_step = on_step or (lambda _what: None)
         self._keeper = None if external_triton else TritonKeeper(TritonServer(settings.models / "triton"))
         self._socket: socket.socket | None = None
-        self._gateway: uvicorn.Server | None = None
+        self._app: FastAPI | None = None
+        self._gateway: GatewayServer | None = None
         # Not its join: in Python 3.11 a signal handler that raises in there leaves the thread marked as ended.
         self._ended = threading.Event()
 
     @property
     def url(self) -> str:
         """Where the gateway listens."""
-        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-        return f"http://{host}:{self.settings.port}"
+        return f"{'https' if self.settings.tls else 'http'}://{self._host}:{self.settings.port}"
+
+    @property
+    def grpc_target(self) -> str | None:
+        """HOST:PORT of the gRPC face; None where there is none."""
+        port = self._app.state.grpc.port if self._app else 0
+        return f"{self._host}:{port}" if port else None
+
+    @property
+    def _host(self) -> str:
+        return f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
 
     @property
     def triton(self) -> TritonServer | None:
@@ -68,8 +76,7 @@ class Service:
         """Raises CommandError, TritonError or RepositoryError; nothing is left running then."""
         deadline = time.monotonic() + self._wait
         try:
-            # The port first: what fails should fail before a checkpoint is read for minutes.
-            self._bind()
+            self._check()
             if self._keeper:
                 self._on_step("starting Triton")
                 self._keeper.start(timeout=self._wait)
@@ -91,10 +98,13 @@ class Service:
             self._ended.wait()
 
     def stop(self, *, now: bool = False) -> None:
-        """Gateway first, so that its conversations end, then Triton. `now`: cut both short. May be called again."""
+        """Gateway first, so that its conversations end, then Triton. `now`: cut both short. May be called again.
+
+        Conversations may go on for the settings' drain time; meanwhile new ones are refused.
+        """
         if self._gateway:
             if now:
-                self._gateway.config.timeout_graceful_shutdown = 1
+                self._gateway.hurry()
             self._gateway.should_exit = True
             self._ended.wait()
         if self._keeper:
@@ -105,9 +115,7 @@ class Service:
     def hurry(self) -> None:
         """Cuts a `stop` short that is under way in another thread or frame."""
         if self._gateway:
-            # Cut short, uvicorn complains of tasks that were cancelled: that is what was asked for.
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-            self._gateway.force_exit = True
+            self._gateway.hurry()
 
     def __enter__(self) -> Service:
         self.start()
@@ -118,33 +126,24 @@ class Service:
     ) -> None:
         self.stop()
 
-    def _bind(self) -> None:
-        host, port = self.settings.host, self.settings.port
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            self._socket = socket.socket(family, kind, protocol)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(address)
-        except (OSError, OverflowError) as error:
-            mend = (
-                " (choose another with --port)"
-                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-                else ""
-            )
-            reason = getattr(error, "strerror", None) or str(error)
-            raise CommandError(f"cannot listen on {host}:{port}: {reason}{mend}") from None
-        self.settings = self.settings.model_copy(update={"port": self._socket.getsockname()[1]})
+    def _check(self) -> None:
+        """Everything that would fail only after a checkpoint was read for minutes. Raises CommandError."""
+        grpc_port = self.settings.grpc_listens_on
+        self._socket = _bound(self.settings.host, self.settings.port, "--port")
+        if grpc_port:
+            _bound(self.settings.host, grpc_port, "--grpc-port").close()
+        if tls := self.settings.tls:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls)
+            except OSError as error:
+                where = f"{tls.certificate} with {tls.key}"
+                raise CommandError(f"cannot use {where} for TLS: {error.strerror or error}") from None
+        ports = {"port": self._socket.getsockname()[1], "grpc_port": -1 if grpc_port is None else grpc_port}
+        self.settings = self.settings.model_copy(update=ports)
 
     def _start_gateway(self) -> None:
-        config = uvicorn.Config(
-            create_app(self.settings, manifest=self.manifest),
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=self._grace,
-        )
-        self._gateway = gateway = uvicorn.Server(config)
+        self._app = create_app(self.settings, manifest=self.manifest)
+        self._gateway = gateway = GatewayServer(self._app, self.settings)
 
         def run() -> None:
             try:
@@ -159,7 +158,8 @@ class Service:
         # 0.0.0.0 is where to listen, not where to ask.
         local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host)  # noqa: S104
         url = self.url if local is None else self.url.replace(self.settings.host, local)
-        with Client(url) as client:
+        # The certificate is for the name callers use, which is hardly this one.
+        with Client(url, verify=False) as client:
             while (missing := client.ready()) is not None:
                 if not self.running():
                     raise CommandError("the gateway ended while starting; its log says why")
@@ -167,3 +167,20 @@ class Service:
                     where = f"Triton at {self.settings.triton_url}"
                     raise CommandError(f"{where} is not ready after {self._wait:g} s: {missing}")
                 time.sleep(POLL_S)
+
+
+def _bound(host: str, port: int, option: str) -> socket.socket:
+    """A socket that holds a port. Raises CommandError, naming the option that mends it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        mend = f" (choose another with {option})" if taken else ""
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CommandError(f"cannot listen on {host}:{port}: {reason}{mend}") from None
+    return bound

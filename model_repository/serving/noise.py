@@ -15,6 +15,9 @@ _LEAST, _MOST = np.float32(2.0**-25), np.float32(1 - 2.0**-24)
 """Uniform float32 draws are multiples of 2^-24: 0 is moved inside the open interval (0, 1)."""
 
 
+_MASK = (1 << 64) - 1
+
+
 class Stream(IntEnum):
     """Independent sources of one conversation."""
 
@@ -22,10 +25,18 @@ class Stream(IntEnum):
     AUDIO = 1
 
 
-def uniform(seed: int, stream: Stream, column: int, count: int) -> NDArray[np.float32]:
-    """`count` draws from the open interval (0, 1), float32; seed and column are taken modulo 2^64."""
-    mask = (1 << 64) - 1
-    key = np.array([seed & mask, stream], np.uint64)
-    counter = np.array([0, 0, 0, column & mask], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-    return generator.random(count, dtype=np.float32).clip(_LEAST, _MOST)
+class Noise:
+    """The draws of one model's executions; one generator, set to each row's place in its stream."""
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(key=np.zeros(2, np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._state = self._bits.state
+
+    def uniform(self, seed: int, stream: Stream, column: int, count: int) -> NDArray[np.float32]:
+        """`count` draws from the open interval (0, 1), float32; seed and column are taken modulo 2^64."""
+        inner = self._state["state"]
+        inner["key"][:] = seed & _MASK, stream
+        inner["counter"][:] = 0, 0, 0, column & _MASK
+        self._bits.state = self._state
+        return self._generator.random(count, dtype=np.float32).clip(_LEAST, _MOST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_repository.serving.noise import Stream, uniform
+from model_repository.serving.noise import Noise, Stream
 from model_repository.serving.turns import BadInputError, check
 
 
@@ -47,16 +48,29 @@ IDLE = Sampler(seed=0, column=0, top_k=1, temperature=0.0)
 """For rows that take no part."""
 
 
+_noise = Noise()
+
+
+def _width(ranks: int, vocabulary: int) -> int:
+    """Candidates to look at: a few more where that is faster.
+
+    ONNX Runtime's TopK keeps a heap for k below vocabulary^0.725 and selects above: of 2048 logits on one core it finds
+    250 in 47 µs and 256 in 32.
+    """
+    selects = math.ceil(vocabulary**0.725 + 1e-9)
+    return selects if 0.7 * selects < ranks < selects else ranks
+
+
 def draw(
     samplers: Sequence[Sampler], stream: Stream, vocabulary: int, draws: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """noise [B, draws, K], top_k [B] and temperature [B] of a batch; K is the largest row's number of candidates."""
+    """noise [B, draws, K], top_k [B] and temperature [B] of a batch; K holds every row's candidates."""
     ranks = [sampler.ranks(vocabulary) for sampler in samplers]
-    width = max(ranks)
+    width = _width(max(ranks), vocabulary)
     noise = np.full((len(samplers), draws, width), 0.5, np.float32)
     for row, (sampler, count) in enumerate(zip(samplers, ranks, strict=True)):
         if sampler.temperature != 0:
-            drawn = uniform(sampler.seed, stream, sampler.column, draws * count)
+            drawn = _noise.uniform(sampler.seed, stream, sampler.column, draws * count)
             noise[row, :, :count] = drawn.reshape(draws, count)
     temperature = np.array([sampler.temperature for sampler in samplers], np.float32)
     return noise, np.array(ranks, np.int64), temperature

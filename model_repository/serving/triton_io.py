@@ -89,9 +89,29 @@ def _respond(outcome: Outcome, row: int) -> Any:
     return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
 
 
+class _Capsule:
+    """A DLPack capsule as `np.from_dlpack` wants it: with the keywords of later versions, which the stub refuses."""
+
+    __slots__ = ("_capsule",)
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    array: NDArray[Any] = np.from_dlpack(_Capsule(tensor.to_dlpack()))
+    return array
+
+
 def _ready(request: Any) -> bool:
     """Whether a row of the sequence batcher holds a request, by its control input."""
-    return bool(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "READY")).item())
+    return bool(_array(pb_utils.get_input_tensor_by_name(request, "READY")))
 
 
 def _read(request: Any, name: str) -> NDArray[Any]:
@@ -99,7 +119,7 @@ def _read(request: Any, name: str) -> NDArray[Any]:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         raise BadInputError(f"input {name!r} is missing")
-    array: NDArray[Any] = np.from_dlpack(tensor)
+    array = _array(tensor)
     if array.shape[0] != 1:
         raise BadInputError(f"{name}: expected batch size 1, got {array.shape[0]}")
     unbatched: NDArray[Any] = array[0]

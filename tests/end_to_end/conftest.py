@@ -19,12 +19,12 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-import uvicorn
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.app import create_app
 from gateway.manifest import Manifest
+from gateway.server import GatewayServer
 from gateway.settings import Settings
 from gateway.triton.server import TritonServer
 
@@ -47,6 +47,11 @@ class Service:
     url: str
     triton: TritonServer
     app: Any
+
+    @property
+    def grpc_target(self) -> str:
+        """HOST:PORT of the gRPC face."""
+        return f"127.0.0.1:{self.app.state.grpc.port}"
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=120, **options)
@@ -75,9 +80,9 @@ def serve(models: Path, **settings: Any) -> Iterator[Service]:
     """Serve a built repository until the context ends."""
     with TritonServer(models / "triton") as triton, closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
-        configured = Settings(models=models, triton_url=triton.http_url, **settings)
+        configured = Settings(models=models, triton_url=triton.http_url, grpc_port=0, **settings)
         app = create_app(configured, manifest=Manifest.load(models))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+        server = GatewayServer(app, configured, log_level="warning")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -92,6 +97,7 @@ def serve(models: Path, **settings: Any) -> Iterator[Service]:
                     time.sleep(0.02)
             yield Service(url, triton, app)
         finally:
+            server.hurry()
             server.should_exit = True
             thread.join(timeout=20)
             assert not thread.is_alive()

@@ -21,6 +21,7 @@ from gateway.api.grpc.wishes import parser, require
 from gateway.calls import Calls
 from gateway.errors import GatewayError
 from gateway.keys import KeyHolder
+from gateway.settings import TlsFiles
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
 _HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -42,8 +43,8 @@ class GrpcServer:
         self._calls = calls
         self._server: grpc.aio.Server | None = None
 
-    async def start(self, host: str, port: int, tls: tuple[bytes, bytes] | None = None) -> None:
-        """Listen; port 0 is a free one. `tls`: certificate chain and private key, PEM. Raises CannotListen."""
+    async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> None:
+        """Listen; port 0 is a free one. Raises CannotListen."""
         server = grpc.aio.server(
             options=_options(self._calls),
             maximum_concurrent_rpcs=self._calls.manifest.slots + _CALLS_WITHOUT_SLOT,
@@ -56,9 +57,9 @@ class GrpcServer:
             if tls is None:
                 self.port = server.add_insecure_port(address)
             else:
-                certificate, key = tls
-                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
-        except (RuntimeError, ValueError) as error:
+                pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        except (RuntimeError, OSError) as error:
             raise CannotListen(f"cannot listen on {address} for gRPC: {error}") from None
         await server.start()
         self._server = server
@@ -71,7 +72,7 @@ class GrpcServer:
 
 
 class CannotListen(GatewayError):  # noqa: N818 (as in gateway.errors)
-    """The port is taken, or the certificate is none."""
+    """The port is taken, or the certificate cannot be read."""
 
 
 def _handlers(calls: Calls) -> grpc.GenericRpcHandler:
