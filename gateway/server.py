@@ -1,0 +1,72 @@
+"""The gateway's HTTP server: uvicorn, which lets conversations end before it closes their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from gateway.calls import Calls
+from gateway.settings import Settings
+
+# Once no conversation is left, only answers on their way out to slow readers are under way.
+_LAST_ANSWERS_S = 5
+
+
+class GatewayServer(uvicorn.Server):
+    """Serves an app of `create_app`, over TLS if the settings say so; to be run in a thread or in the main one.
+
+    uvicorn by itself closes every live WebSocket the moment it is told to exit, and gRPC calls are none of its
+    business. Here both, and answers under way, have the settings' drain time first, and are then ended with a reason.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings, *, log_level: str | None = None) -> None:
+        tls = settings.tls
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                log_level=log_level,
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=_LAST_ANSWERS_S,
+                ssl_certfile=tls.certificate if tls else None,
+                ssl_keyfile=tls.key if tls else None,
+            )
+        )
+        self._calls: Calls = app.state.calls
+        self._hurried = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does; from now on it can be hurried."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Conversations first, then connections, then the app."""
+        self._calls.begin_drain()
+        if self._hurried:
+            self._calls.hurry_drain()
+        await self._calls.drain()
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # Forced, uvicorn leaves this out.
+            await self.lifespan.shutdown()
+
+    def hurry(self) -> None:
+        """From any thread or signal handler: cut the stop short that is under way, or the next one."""
+        self._hurried = True
+        # Cut short, uvicorn complains of tasks that were cancelled: that is what was asked for.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self.force_exit = True
+        if self._loop is not None:
+            # It may have ended by now.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._calls.hurry_drain)
