@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import cast
 
 import httptools
 
@@ -141,8 +142,8 @@ class _Connection(asyncio.Protocol):
             self._answer.set_exception(TritonGone(reason))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (for the type checker)
-        self._transport = transport
+        # Not an assertion: uvloop's transports are none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
         self._owner._opened(self)
 
     def data_received(self, data: bytes) -> None:
