@@ -3,6 +3,7 @@
 import { RATE } from "./line.js";
 import { AGENT, Ribbon, YOU, loudness } from "./ribbon.js";
 import { Transcript, clock } from "./transcript.js";
+import { sentence } from "./trouble.js";
 
 const WARNING_SHOWN = 8000;
 
@@ -107,7 +108,7 @@ export class CallView {
 
   #warn(message) {
     const warning = find("warning");
-    warning.textContent = message;
+    warning.textContent = sentence(message);
     warning.hidden = false;
     clearTimeout(this.#warned);
     this.#warned = setTimeout(() => (warning.hidden = true), WARNING_SHOWN);

@@ -88,7 +88,7 @@ export class Line {
   }
 
   async #play() {
-    await this.#context.audioWorklet.addModule(new URL("playback.worklet.js", import.meta.url));
+    await load(this.#context, "playback.worklet.js");
     this.#playback = new AudioWorkletNode(this.#context, "playback", { numberOfInputs: 0, outputChannelCount: [1] });
     this.#playback.port.onmessage = ({ data }) => this.onplayed(data);
     this.#playback.connect(this.#context.destination);
@@ -97,7 +97,7 @@ export class Line {
 
   async #listen() {
     const source = this.#source();
-    await this.#ears.audioWorklet.addModule(new URL("capture.worklet.js", import.meta.url));
+    await load(this.#ears, "capture.worklet.js");
     this.#capture = new AudioWorkletNode(this.#ears, "capture", { numberOfOutputs: 0, channelCount: 1 });
     this.rate = this.#ears.sampleRate;
     const offset = this.#context.currentTime - this.#ears.currentTime;
@@ -118,5 +118,14 @@ export class Line {
       this.#ears = new AudioContext({ latencyHint: "interactive" });
       return this.#ears.createMediaStreamSource(this.#stream);
     }
+  }
+}
+
+async function load(context, name) {
+  try {
+    await context.audioWorklet.addModule(new URL(name, import.meta.url));
+  } catch {
+    // The browser does not say why, but the page itself was there a moment ago.
+    throw new Trouble("unreachable");
   }
 }

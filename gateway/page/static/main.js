@@ -66,6 +66,7 @@ function leave(outcome) {
     if (outcome.trouble?.kind !== "unauthorized") find("start").focus();
   }
   session = null;
+  setup.checkServer();
 }
 
 function show(state) {

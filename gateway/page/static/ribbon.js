@@ -115,15 +115,17 @@ export class Ribbon {
     if (!drawn.length) return [];
     const start = Math.min(...drawn.map((blocks) => blocks[0].at));
     const end = Math.max(...drawn.map((blocks) => blocks.at(-1).at));
-    const count = Math.max(1, Math.floor(width / PITCH));
-    const each = Math.max(BLOCK_SECONDS, (end - start + BLOCK_SECONDS) / count);
+    const bars = (end - start) / BLOCK_SECONDS + 1;
+    const each = BLOCK_SECONDS * Math.ceil(bars / Math.max(1, Math.floor(width / PITCH)));
+    const count = Math.floor((end - start) / each + 0.5) + 1;
+    const pitch = Math.min(width / count, 2 * PITCH);
     return this.#sides.flatMap((blocks, side) => {
       const levels = new Array(count).fill(0);
       for (const { at, level } of blocks) {
-        const k = Math.min(count - 1, Math.floor((at - start) / each));
+        const k = Math.min(count - 1, Math.floor((at - start) / each + 0.5));
         levels[k] = Math.max(levels[k], level);
       }
-      return levels.map((level, k) => ({ side, level, x: k * PITCH + 1 }));
+      return levels.map((level, k) => ({ side, level, x: (width - count * pitch) / 2 + k * pitch }));
     });
   }
 }

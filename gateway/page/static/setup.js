@@ -31,6 +31,7 @@ export class Setup {
     find("role").addEventListener("change", () => this.#roleChosen());
     find("prompt").addEventListener("input", () => this.#promptWritten());
     find("key").addEventListener("change", () => this.load());
+    find("voices").addEventListener("change", () => this.#nameVoice());
     const stopped = obstacle();
     if (stopped) this.complain(stopped);
     this.load();
@@ -93,6 +94,7 @@ export class Setup {
     const advice = document.createElement("span");
     advice.textContent = trouble.advice;
     alert.replaceChildren(title, advice);
+    alert.scrollIntoView({ block: "nearest" });
     if (trouble.kind === "unauthorized") {
       find("key-field").hidden = false;
       find("key").focus();
@@ -118,7 +120,7 @@ export class Setup {
     for (const name of names) {
       const [, family, number] = name.match(/^(NATF|NATM|VARF|VARM)(\d+)$/) ?? [null, "", name];
       const title = FAMILIES[family] ?? "Others";
-      families.set(title, [...(families.get(title) ?? []), chip(name, number, name === chosen)]);
+      families.set(title, [...(families.get(title) ?? []), chip(name, title, number, name === chosen)]);
     }
     const rows = [...families].map(([title, chips]) => {
       const row = element("div", { className: "family" });
@@ -128,6 +130,11 @@ export class Setup {
       return row;
     });
     find("voices").replaceChildren(...rows);
+    this.#nameVoice();
+  }
+
+  #nameVoice() {
+    find("voice-name").textContent = this.#voice ?? "";
   }
 
   #showPrompts(prompts) {
@@ -166,21 +173,24 @@ export class Setup {
     return this.#prompts.system_prompts.find((prompt) => prompt.name === name)?.text ?? "";
   }
 
+  /** Say whether the server would take a call. */
+  async checkServer() {
+    const state = await readiness();
+    find("server").dataset.state = state;
+    find("server-text").textContent = READINESS[state];
+    if (state === "ready" && !this.#loaded && find("key-field").hidden) await this.load();
+  }
+
   async #watchServer() {
-    if (document.body.dataset.state === "idle" && !document.hidden) {
-      const state = await readiness();
-      find("server").dataset.state = state;
-      find("server-text").textContent = READINESS[state];
-      if (state === "ready" && !this.#loaded && !this.key && find("key-field").hidden) await this.load();
-    }
+    if (["idle", "over"].includes(document.body.dataset.state) && !document.hidden) await this.checkServer();
     setTimeout(() => this.#watchServer(), READINESS_EVERY);
   }
 }
 
-function chip(name, text, checked) {
+function chip(name, family, text, checked) {
   const label = element("label", { className: "chip", title: name });
   const input = element("input", { type: "radio", name: "voice", value: name, checked });
-  input.setAttribute("aria-label", name);
+  input.setAttribute("aria-label", `${family} ${text}`);
   const shown = element("span", { textContent: text });
   label.append(input, shown);
   return label;

@@ -16,9 +16,9 @@ const WORDS = {
   busy: ["The microphone cannot be used", "Another program may be using it. Close that one, then start again."],
   sound: ["The sound could not be started", "Check this machine's sound output, then start again."],
   unreachable: ["The server cannot be reached", "Check your connection, then try again."],
-  full: ["Every line is taken", "The server holds as many calls as it can. Try again in a moment."],
-  "key-full": ["Your calls are all taken", "Your API key holds as many calls as it may. End one, then start again."],
-  draining: ["The server is shutting down", "It takes no new calls. Try again in a while."],
+  full: ["Every line is taken", "The server holds as many calls as it can."],
+  "key-full": ["Your calls are all taken", "Your API key holds as many calls as it may. End one, or wait."],
+  draining: ["The server is shutting down", "It takes no new calls."],
   models: ["The models are not ready", "The server is up, but cannot answer yet. Try again in a moment."],
   unauthorized: ["An API key is needed", "Enter the key you were given, then start again."],
   refused: ["The server refused the call", ""],
@@ -33,6 +33,9 @@ const WORDS = {
   engine: ["The models failed", "The server ended the call. Try again in a moment."],
   error: ["The server failed", "It ended the call. Try again in a moment."],
 };
+
+// Of these, the server's own words add nothing but how long to wait.
+const PASSING = new Set(["full", "key-full", "draining"]);
 
 const CODES = {
   at_capacity: "full",
@@ -53,7 +56,7 @@ export class Trouble extends Error {
     super(title);
     this.kind = kind;
     this.title = title;
-    this.advice = [advice, detail && sentence(detail)].filter(Boolean).join(" ");
+    this.advice = [advice, PASSING.has(kind) ? wait(detail) : sentence(detail)].filter(Boolean).join(" ");
   }
 }
 
@@ -105,8 +108,15 @@ async function remembered() {
   }
 }
 
-function sentence(text) {
+function wait(detail) {
+  const seconds = detail.match(/try again in (\d+) s/)?.[1];
+  return seconds ? `Try again in about ${seconds} seconds.` : "Try again in a while.";
+}
+
+/** What a program said, as a sentence. */
+export function sentence(text) {
   const trimmed = text.trim();
+  if (!trimmed) return "";
   const begun = trimmed.charAt(0).toUpperCase() + trimmed.slice(1);
   return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 }
