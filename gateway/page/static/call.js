@@ -30,6 +30,7 @@ export class CallView {
     this.#session = session;
     for (const url of this.#links.splice(0)) URL.revokeObjectURL(url);
     find("call-title").textContent = "On the line";
+    find("call-title").dataset.tone = "";
     find("call-note").textContent = role ? `${voice}, ${role.toLowerCase()}` : voice;
     find("agent-name").textContent = voice;
     find("timer").textContent = clock(0);
@@ -59,6 +60,7 @@ export class CallView {
     this.#ribbon.rest();
     for (const id of ["level-you", "level-agent"]) level(find(id), 0);
     find("call-title").textContent = trouble ? trouble.title : "The call is over";
+    find("call-title").dataset.tone = trouble ? "bad" : "";
     find("call-note").textContent = trouble ? trouble.advice : "You ended it.";
     find("warning").hidden = true;
     find("controls").hidden = true;
