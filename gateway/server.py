@@ -10,11 +10,14 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.api.ws.protocol import CallProtocol
 from gateway.calls import Calls
 from gateway.settings import Settings
 
 # Once no conversation is left, only answers on their way out to slow readers are under way.
 _LAST_ANSWERS_S = 5
+# A WebSocket whose other side vanished without a word is noticed after both.
+_PING_S, _PONG_S = 10.0, 20.0
 
 
 class GatewayServer(uvicorn.Server):
@@ -36,6 +39,11 @@ class GatewayServer(uvicorn.Server):
                 lifespan="on",
                 server_header=False,
                 timeout_graceful_shutdown=_LAST_ANSWERS_S,
+                ws=CallProtocol,
+                ws_max_size=settings.max_message_bytes,
+                ws_ping_interval=_PING_S,
+                ws_ping_timeout=_PONG_S,
+                ws_per_message_deflate=False,
                 ssl_certfile=tls.certificate if tls else None,
                 ssl_keyfile=tls.key if tls else None,
             )

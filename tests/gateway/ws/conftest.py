@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
@@ -22,6 +21,7 @@ from gateway.app import create_app
 from gateway.calls import Calls
 from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
+from gateway.server import GatewayServer
 from gateway.settings import Settings
 
 FRAME = 1920
@@ -100,16 +100,17 @@ def serve(write_repository: Callable[[], Any], manifest_json: dict[str, Any]) ->
         models = write_repository()
         manifest = Manifest.load(models)
         engine = FakeEngine(manifest, delay=delay)
-        app = create_app(Settings(models=models, **{"live_speed": 0, **settings}), engine, manifest)
+        configured = Settings(models=models, **{"live_speed": 0, "grpc_port": 0, **settings})
+        app = create_app(configured, engine, manifest)
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, lifespan="on", ws_per_message_deflate=False)
-        server = uvicorn.Server(config)
+        server = GatewayServer(app, configured)
         running = asyncio.create_task(server._serve([listener]))
         while not server.started:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         try:
             yield Server(f"ws://127.0.0.1:{listener.getsockname()[1]}", app, engine)
         finally:
+            server.hurry()
             server.should_exit = True
             await running
 
