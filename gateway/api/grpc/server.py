@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -42,6 +42,7 @@ class GrpcServer:
         """Where it listens, once started."""
         self._calls = calls
         self._server: grpc.aio.Server | None = None
+        self._at_work: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> None:
         """Listen; port 0 is a free one. Raises CannotListen."""
@@ -49,7 +50,7 @@ class GrpcServer:
             options=_options(self._calls),
             maximum_concurrent_rpcs=self._calls.manifest.slots + _CALLS_WITHOUT_SLOT,
         )
-        server.add_generic_rpc_handlers((_handlers(self._calls),))
+        server.add_generic_rpc_handlers((_handlers(self._calls, self._at_work),))
         health_pb2_grpc.add_HealthServicer_to_server(Health(self._calls, (SERVICE,)), server)
         reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -69,31 +70,40 @@ class GrpcServer:
         if self._server is not None:
             await self._server.stop(_GRACE_S)
             self._server = None
+        # gRPC does not wait for handlers whose callers are gone; they may still be giving back what they held.
+        if self._at_work:
+            await asyncio.wait(self._at_work, timeout=_GRACE_S)
 
 
 class CannotListen(GatewayError):  # noqa: N818 (as in gateway.errors)
     """The port is taken, or the certificate cannot be read."""
 
 
-def _handlers(calls: Calls) -> grpc.GenericRpcHandler:
-    """The three methods, each behind its caller's key, their errors told as statuses."""
-    retry_after = calls.settings.retry_after
+def _handlers(calls: Calls, at_work: set[asyncio.Task[object]]) -> grpc.GenericRpcHandler:
+    """The three methods, each behind its caller's key, their errors told as statuses, their tasks `at_work`."""
 
-    def caller(context: grpc.aio.ServicerContext) -> KeyHolder | None:
-        return key_holder(calls.keys, {name: _text(value) for name, value in context.invocation_metadata() or ()})
+    @asynccontextmanager
+    async def caller(context: grpc.aio.ServicerContext) -> AsyncIterator[KeyHolder | None]:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (a handler runs in one)
+        at_work.add(task)
+        task.add_done_callback(at_work.discard)
+        async with told(context, calls.settings.retry_after):
+            headers = {name: _text(value) for name, value in context.invocation_metadata() or ()}
+            yield key_holder(calls.keys, headers)
 
     async def on_respond(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> pb.RespondResponse:
-        async with told(context, retry_after):
-            return await respond(calls, require(asked, "RespondRequest"), caller(context))
+        async with caller(context) as key:
+            return await respond(calls, require(asked, "RespondRequest"), key)
 
     async def on_respond_stream(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> None:
-        async with told(context, retry_after):
-            chunks = respond_stream(calls, require(asked, "RespondRequest"), caller(context))
+        async with caller(context) as key:
+            chunks = respond_stream(calls, require(asked, "RespondRequest"), key)
             await _send(chunks, context, calls.settings.idle_seconds)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-        async with told(context, retry_after):
-            await converse(calls, context, caller(context))
+        async with caller(context) as key:
+            await converse(calls, context, key)
 
     request, response = parser(pb.RespondRequest), pb.RespondResponse.SerializeToString
     chunk = pb.RespondChunk.SerializeToString
@@ -136,6 +146,9 @@ def _options(calls: Calls) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         # Callers may look after their connections just as often.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # Nor should what a caller sends ahead of time be taken in by the megabyte: some seconds of audio are enough.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 2**18),
         # What a caller does not read should wait in the call, where it is counted.
         ("grpc.http2.write_buffer_size", 8_192),
     ]

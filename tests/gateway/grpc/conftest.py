@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ async def heard(call: grpc.aio.StreamStreamCall) -> Conversation:
     """Reads a call to its end."""
     conversation = Conversation()
     try:
-        async for message in call:
+        while (message := await call.read()) is not grpc.aio.EOF:
             conversation.messages.append(message)
     except grpc.aio.AioRpcError:
         pass
@@ -118,7 +120,19 @@ def talk(stub: personaplex_pb2_grpc.PersonaPlexStub) -> Talk:
     """Sends messages as fast as they are taken, then closes the sending side, and reads to the end."""
 
     async def send(messages: Iterable[pb.ConverseRequest], **options: Any) -> Conversation:
-        return await heard(stub.Converse(iter(messages), **options))
+        call = stub.Converse(**options)
+
+        async def speak() -> None:
+            # A call that has ended takes no more.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                for message in messages:
+                    await call.write(message)
+                await call.done_writing()
+
+        speaking = asyncio.create_task(speak())
+        said = await heard(call)
+        await speaking
+        return said
 
     return send
 

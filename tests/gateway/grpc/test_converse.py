@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import soxr
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.api.grpc.personaplex.v1.personaplex_pb2_grpc import PersonaPlexStub
 from gateway.audio.opus import OpusDecoder, OpusEncoder
 from gateway.audio.stream import to_bytes
 from gateway.conversation.respond import split
+from gateway.settings import Settings
 from tests.gateway.grpc.conftest import END, FRAME, audio, heard, noise, pieces, start
 
 FIXED = {"text_prompt": "You are Ana.", "voice": "NATF0", "include_tokens": True, "sampling": pb.Sampling(seed=1)}
@@ -27,6 +30,24 @@ async def offline(converse, pcm):
     await conversation.close()
     tokens = np.array([[frame.text_token, *frame.codes] for frame in frames])
     return tokens, np.concatenate([frame.pcm for frame in frames])
+
+
+@pytest.fixture
+async def talk_open(stub) -> AsyncIterator[Callable[..., grpc.aio.StreamStreamCall]]:
+    """Calls on which the messages have been sent, and `ready` been read; cancelled at the end."""
+    opened = []
+
+    async def begin(*messages: pb.ConverseRequest) -> grpc.aio.StreamStreamCall:
+        call = stub.Converse()
+        opened.append(call)
+        for message in messages:
+            await call.write(message)
+        assert (await call.read()).WhichOneof("message") == "ready"
+        return call
+
+    yield begin
+    for call in opened:
+        call.cancel()
 
 
 async def test_tokens_and_samples_are_those_of_an_offline_run(talk, converse):
@@ -57,3 +78,191 @@ async def test_the_order_of_what_is_told(talk):
     assert ended.seconds == pytest.approx(1.2)
     assert ended.transcript == "".join(frame.text for frame in said.audio).strip() != ""
     assert {len(frame.data) for frame in said.audio} == {3840}
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000, 192_000])
+@pytest.mark.parametrize(
+    ("chosen", "encoded"), [(pb.AUDIO_FORMAT_PCM_S16LE, "pcm_s16le"), (pb.AUDIO_FORMAT_PCM_F32LE, "pcm_f32le")]
+)
+async def test_any_format_and_rate_is_heard_as_resampled_at_once(talk, converse, rate, chosen, encoded):
+    sent = to_bytes(noise(4.3, rate), encoded)
+    samples = np.frombuffer(sent, "<i2") / np.float32(32768) if encoded == "pcm_s16le" else np.frombuffer(sent, "<f4")
+    said = await talk([start(**FIXED, format=chosen, sample_rate=rate), *pieces(sent, 1000), END])
+    assert said.code is grpc.StatusCode.OK
+    tokens, _ = await offline(converse, soxr.resample(samples, rate, 24_000, quality="HQ"))
+    # The fake codec depends on each sample's last bit, the resampler's on how the stream is cut; so does its length.
+    assert abs(len(said.audio) - len(tokens)) <= 1
+    assert said.ready.sample_rate == 24_000
+
+
+async def test_opus_both_ways(talk, converse):
+    encoder, decoder = OpusEncoder(), OpusDecoder()
+    packets = [encoder.encode(frame) for frame in split(noise(6), FRAME)]
+    said = await talk([start(**FIXED, format=pb.AUDIO_FORMAT_OPUS), *map(audio, packets), END])
+    assert said.ready.format == pb.AUDIO_FORMAT_OPUS
+    tokens, _ = await offline(converse, np.concatenate([decoder.decode(packet) for packet in packets]))
+    np.testing.assert_array_equal(said.tokens, tokens)
+    back = OpusDecoder()
+    assert [len(back.decode(frame.data)) for frame in said.audio] == [FRAME] * 7
+
+
+async def test_closing_the_sending_side_is_an_end_too(talk):
+    said = await talk([start(**FIXED), audio(to_bytes(noise(2.5), "pcm_s16le"))])
+    assert said.code is grpc.StatusCode.OK
+    assert said.ended.frames == 4, "the last half of a frame is answered too"
+
+
+async def test_a_caller_who_says_nothing_hears_the_forced_silence(talk):
+    said = await talk([start(**FIXED), END])
+    assert [frame.index for frame in said.audio] == [0]
+    assert said.code is grpc.StatusCode.OK
+
+
+async def test_without_include_tokens_there_are_none(talk):
+    said = await talk([start(), audio(bytes(3840)), END])
+    assert not any(frame.HasField("text_token") or frame.agent_codes for frame in said.audio)
+
+
+async def test_it_answers_one_step_ahead(stub):
+    """The frame for user frame u leaves before anything of user frame u + 1 has come."""
+    call = stub.Converse()
+    await call.write(start())
+    got = []
+    for count in range(5):
+        while len(got) <= count:
+            message = await asyncio.wait_for(call.read(), 5)
+            if message.WhichOneof("message") == "audio":
+                got.append(message.audio.index)
+        await call.write(audio(bytes(3840)))
+    assert got == [0, 1, 2, 3, 4]
+    call.cancel()
+
+
+async def test_silence_fills_gaps_where_that_was_chosen(talk_open, calls):
+    call = await talk_open(start(on_gap=pb.ON_GAP_SILENCE))
+    indexes = []
+    while len(indexes) < 4:
+        message = await asyncio.wait_for(call.read(), 5)
+        if message.WhichOneof("message") == "audio":
+            indexes.append(message.audio.index)
+    assert indexes == [0, 1, 2, 3]
+    call.cancel()
+
+
+class TestLimits:
+    """What ends a call that its caller does not end."""
+
+    @pytest.fixture
+    def settings(self, models) -> Settings:
+        return Settings(
+            models=models,
+            live_speed=0,
+            idle_seconds=0.3,
+            max_call_seconds=0.8,
+            warn_seconds=0.6,
+            handshake_seconds=0.2,
+            output_frames=5,
+            max_message_bytes=10_000,
+        )
+
+    async def test_idle(self, stub):
+        call = stub.Converse()
+        await call.write(start())
+        said = await heard(call)
+        assert said.kinds[-1] == "ended"
+        assert said.ended.reason == pb.END_REASON_IDLE
+        assert (said.code, said.trailing["personaplex-reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "idle")
+        assert said.details == said.ended.message == "no audio came for 0.3 s"
+
+    async def test_the_longest_duration_after_a_warning(self, stub):
+        call = stub.Converse()
+        await call.write(start())
+
+        async def speak() -> None:
+            while True:
+                await call.write(audio(bytes(3840)))
+                await asyncio.sleep(0.05)
+
+        speaking = asyncio.create_task(speak())
+        said = await heard(call)
+        speaking.cancel()
+        (warning,) = [message.warning for message in said.messages if message.WhichOneof("message") == "warning"]
+        assert warning.code == "max_duration"
+        assert 0 < warning.seconds_left <= 0.6
+        assert said.ended.reason == pb.END_REASON_MAX_DURATION
+        assert said.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    async def test_no_first_message(self, stub, calls):
+        call = stub.Converse()
+        said = await heard(call)
+        assert said.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert said.trailing["personaplex-problem"] == "handshake-timeout"
+        assert said.kinds == []
+        assert calls.admission.taken == 0
+
+    async def test_a_message_that_is_too_long(self, talk):
+        said = await talk([start(), audio(bytes(10_002)), END])
+        assert said.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert said.trailing["personaplex-problem"] == "payload-too-large"
+        assert said.ended.reason == pb.END_REASON_ERROR
+
+    async def test_a_caller_who_does_not_read_is_cut_off(self, server, calls):
+        # A client whose transport takes no more than its window, as one that is stuck would.
+        options = [("grpc.http2.bdp_probe", 0)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
+            call = PersonaPlexStub(channel).Converse()
+            await call.write(start(format=pb.AUDIO_FORMAT_PCM_F32LE))
+            for _ in range(40):
+                await call.write(audio(bytes(7680)))
+            async with asyncio.timeout(5):
+                await calls.admission.empty.wait()
+            assert 'personaplex_ended_total{reason="slow_client"} 1.0' in calls.metrics.text().decode()
+            said = await heard(call)
+            assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert said.trailing["personaplex-reason"] == "slow_client"
+
+
+async def test_a_caller_who_sends_ahead_is_held_back(stub, engine, calls):
+    """Back-pressure: what is not heard yet stays with the caller, and nothing is dropped."""
+    calls.settings.live_speed = 1.0
+    call = stub.Converse()
+    await call.write(start())
+    sent = 0
+    with pytest.raises(TimeoutError):  # noqa: PT012
+        async with asyncio.timeout(0.5):
+            while True:
+                await call.write(audio(bytes(38_400)))
+                sent += 10
+    # What fits the inbox and the transport's buffers, and what was heard meanwhile.
+    assert sent < 250
+    assert calls.metrics.registry.get_sample_value("personaplex_dropped_frames_total") == 0
+    call.cancel()
+
+
+async def test_a_caller_who_hangs_up_frees_the_slot(talk_open, calls):
+    call = await talk_open(start(), audio(bytes(3840)))
+    assert calls.admission.taken == 1
+    call.cancel()
+    async with asyncio.timeout(2):
+        await calls.admission.empty.wait()
+    assert 'personaplex_ended_total{reason="disconnected"} 1.0' in calls.metrics.text().decode()
+
+
+async def test_a_connection_that_is_lost_frees_the_slot(server, calls):
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+    call = PersonaPlexStub(channel).Converse()
+    await call.write(start())
+    await call.read()
+    await channel.close()
+    async with asyncio.timeout(2):
+        await calls.admission.empty.wait()
+
+
+async def test_an_engine_that_goes_away_ends_the_call(talk_open, engine):
+    call = await talk_open(start())
+    engine.down = True
+    await call.write(audio(bytes(3840)))
+    said = await heard(call)
+    assert said.ended.reason == pb.END_REASON_ENGINE
+    assert said.code is grpc.StatusCode.UNAVAILABLE
+    assert said.trailing["retry-after"] == "7"
