@@ -38,6 +38,6 @@ async function get(path, key) {
     throw new Trouble("unreachable");
   }
   const body = await response.json().catch(() => null);
-  if (!response.ok || body === null) throw ofResponse(response, body);
+  if (!response.ok || body === null) throw ofResponse(response, body, key);
   return body;
 }

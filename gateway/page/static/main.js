@@ -63,7 +63,7 @@ function leave(outcome) {
   } else {
     show("idle");
     setup.complain(outcome.trouble);
-    if (outcome.trouble?.kind !== "unauthorized") find("start").focus();
+    if (!outcome.trouble?.asksForKey) find("start").focus();
   }
   session = null;
   setup.checkServer();

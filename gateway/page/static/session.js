@@ -103,7 +103,7 @@ export class Session extends EventTarget {
       this.#wire = new Wire(url, start, key);
     } catch {
       // What a browser says of a subprotocol with characters that a header cannot hold.
-      throw new Trouble("unauthorized", "this key cannot be sent from a browser");
+      throw new Trouble("unfit-key");
     }
     Object.assign(this.#wire.on, {
       opened: () => this.#become("preparing"),

@@ -47,6 +47,7 @@ export class Setup {
       if (!this.#loaded && !obstacle()) this.complain(null);
       this.#loaded = true;
     } catch (trouble) {
+      if (!this.#loaded) find("voices").firstElementChild.textContent = "Not known yet.";
       this.complain(trouble);
     }
     this.#showMicrophones();
@@ -95,7 +96,7 @@ export class Setup {
     advice.textContent = trouble.advice;
     alert.replaceChildren(title, advice);
     alert.scrollIntoView({ block: "nearest" });
-    if (trouble.kind === "unauthorized") {
+    if (trouble.asksForKey) {
       find("key-field").hidden = false;
       find("key").focus();
     }
@@ -142,6 +143,10 @@ export class Setup {
     const role = find("role");
     const named = prompts.system_prompts.map(({ name }) => new Option(spoken(name), name));
     role.replaceChildren(...named, new Option("In your own words", ""));
+    if (this.#loaded || find("prompt").value) {
+      this.#promptWritten();
+      return;
+    }
     const { role: wanted, prompt } = this.#remembered;
     role.value = prompts.system_prompts.some(({ name }) => name === wanted) ? wanted : prompts.default;
     if (wanted === "" && prompt) role.value = "";

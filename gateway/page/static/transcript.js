@@ -1,7 +1,8 @@
 // What the agent says, in words, as it says them: a new line after every pause.
 
 const FRAME_SECONDS = 0.08;
-const PAUSE = 1.2;
+/** Frames without a word. */
+const PAUSE = 15;
 
 export class Transcript {
   #list;
@@ -21,10 +22,9 @@ export class Transcript {
 
   /** Add the piece `text` of agent frame `index`. */
   add({ index, text }) {
-    const at = index * FRAME_SECONDS;
     const follow = this.#list.scrollHeight - this.#list.scrollTop - this.#list.clientHeight < 40;
-    if (at - this.#last > PAUSE || !this.#line) this.#begin(at);
-    this.#last = at;
+    if (index - this.#last >= PAUSE) this.#begin(index * FRAME_SECONDS);
+    this.#last = index;
     const line = this.#lines.at(-1);
     line.text = (line.text + text).trimStart();
     this.#line.textContent = line.text;

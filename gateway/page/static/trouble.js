@@ -21,6 +21,8 @@ const WORDS = {
   draining: ["The server is shutting down", "It takes no new calls."],
   models: ["The models are not ready", "The server is up, but cannot answer yet. Try again in a moment."],
   unauthorized: ["An API key is needed", "Enter the key you were given, then start again."],
+  "wrong-key": ["This API key is not known", "Enter the key you were given, then start again."],
+  "unfit-key": ["This API key cannot be used here", "It has characters that a browser cannot send with a call."],
   refused: ["The server refused the call", ""],
   lost: [
     "The connection was lost",
@@ -36,6 +38,9 @@ const WORDS = {
 
 // Of these, the server's own words add nothing but how long to wait.
 const PASSING = new Set(["full", "key-full", "draining"]);
+
+// What a key would mend.
+const KEYS = new Set(["unauthorized", "wrong-key", "unfit-key"]);
 
 const CODES = {
   at_capacity: "full",
@@ -56,6 +61,7 @@ export class Trouble extends Error {
     super(title);
     this.kind = kind;
     this.title = title;
+    this.asksForKey = KEYS.has(kind);
     this.advice = [advice, PASSING.has(kind) ? wait(detail) : sentence(detail)].filter(Boolean).join(" ");
   }
 }
@@ -86,9 +92,9 @@ export function ofClosing({ code, reason, error, ended, opened }) {
   return new Trouble(kindOf("", code), reason);
 }
 
-/** What an answer other than 200 of the server's HTTP side means. */
-export function ofResponse(response, problem) {
-  if (response.status === 401) return new Trouble("unauthorized");
+/** What an answer other than 200 of the server's HTTP side means, to a request with `key`. */
+export function ofResponse(response, problem, key) {
+  if (response.status === 401) return new Trouble(key ? "wrong-key" : "unauthorized");
   const kind = (problem?.type ?? "").split(":").pop().replaceAll("-", "_");
   return new Trouble(CODES[kind] ?? "refused", problem?.detail ?? `The answer was ${response.status}.`);
 }

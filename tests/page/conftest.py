@@ -1,0 +1,143 @@
+"""The real gateway on a real port, on an engine without models, and a browser to look at its page with."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from playwright.sync_api import Browser
+
+from gateway.app import create_app
+from gateway.conversation.engine import Floats, Tokens
+from gateway.engine.fake import FakeEngine, FakeSession
+from gateway.manifest import Manifest
+from gateway.settings import Settings
+from tests.page.browser import ALLOWED, FAKE_MICROPHONE, Visit, chromium, visiting
+
+
+class EchoEngine(FakeEngine):
+    """The agent says what it has just heard. `heard`: every frame of every caller, in order."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.heard: list[Floats] = []
+
+    def open(self) -> EchoSession:
+        self.opened += 1
+        return EchoSession(self)
+
+
+class EchoSession(FakeSession):
+    def __init__(self, engine: EchoEngine) -> None:
+        super().__init__(engine)
+        self._echoes = engine
+        self._last: Floats = np.zeros(engine.manifest.frame_size, np.float32)
+
+    async def encode(self, pcm: Floats) -> Tokens:
+        self._last = pcm
+        self._echoes.heard.append(pcm)
+        return await super().encode(pcm)
+
+    async def decode(self, codes: Tokens) -> Floats:
+        await super().decode(codes)
+        return self._last
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """One that runs, and how to disturb it."""
+
+    url: str
+    engine: EchoEngine
+    app: FastAPI
+    server: uvicorn.Server
+    loop: Any
+
+    def cut_connections(self) -> None:
+        """As a cable that is pulled."""
+        connections = list(self.server.server_state.connections)
+        self.loop.call_soon_threadsafe(lambda: [one.transport.abort() for one in connections])
+
+    def drain(self) -> None:
+        assert httpx.post(f"{self.url}/admin/drain").status_code == 202
+
+
+@contextmanager
+def running(models: Path, slots: int = 8, **settings: Any) -> Iterator[Gateway]:
+    manifest = Manifest.load(models).model_copy(update={"slots": slots})
+    # A machine that stalls for a moment must not lose frames of these calls.
+    configured = Settings(models=models, **{"input_frames": 500, "grpc_port": -1, **settings})
+    engine = EchoEngine(manifest)
+    app = create_app(configured, engine, manifest)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
+    loops: list[Any] = []
+
+    async def serve(listener: socket.socket) -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve([listener])
+
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
+        thread.start()
+        try:
+            deadline = time.monotonic() + 30
+            while not server.started:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield Gateway(f"http://localhost:{listener.getsockname()[1]}", engine, app, server, loops[0])
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def gateway_with(tiny_models: Path) -> Iterator[Callable[..., Gateway]]:
+    """Makes a gateway with `slots` and settings."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(running(tiny_models, **options))
+
+
+@pytest.fixture
+def gateway(gateway_with: Callable[..., Gateway]) -> Gateway:
+    return gateway_with()
+
+
+# Not for the whole session: Playwright's own loop would be in the way of other packages' tests.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One whose microphone hears a recorded question over and over, and may be used."""
+    with chromium(*ALLOWED, *FAKE_MICROPHONE) as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Browser, gateway: Gateway) -> Iterator[Visit]:
+    with visiting(browser, gateway.url) as visit:
+        yield visit
+
+
+@pytest.fixture
+def visit_to(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """Opens another window at an address."""
+    with ExitStack() as stack:
+
+        def enter(url: str, **options: Any) -> Visit:
+            opened: AbstractContextManager[Visit] = visiting(browser, url, **options)
+            return stack.enter_context(opened)
+
+        yield enter

@@ -1,0 +1,202 @@
+"""The page without a mouse, without colours, and on a narrow screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.page.browser import Visit
+from tests.page.conftest import Gateway
+
+CONTROLS = {
+    "button",
+    "link",
+    "radio",
+    "combobox",
+    "textbox",
+    "spinbutton",
+    "meter",
+    "log",
+    "group",
+    "DisclosureTriangle",
+}
+
+# WCAG 2.2, 1.4.3: text against what lies behind it, as far as that is one colour.
+CONTRASTS = """() => {
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    pen.clearRect(0, 0, 1, 1);
+    pen.fillStyle = colour;
+    pen.fillRect(0, 0, 1, 1);
+    return [...pen.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = (colour) => colour.slice(0, 3)
+    .map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return rgba(getComputedStyle(document.documentElement).getPropertyValue("--ground"));
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const words = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!words && !element.matches("input, select, textarea")) continue;
+    if (!element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [luminance(rgba(style.color)), luminance(behind(element))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), element.outerHTML.slice(0, 120)]);
+  }
+  return found;
+}"""
+
+
+def tree(page: Page) -> list[dict[str, Any]]:
+    """The page as a screen reader gets it."""
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    return [node for node in nodes if not node["ignored"]]
+
+
+def role(node: dict[str, Any]) -> str:
+    return str(node["role"]["value"])
+
+
+def name(node: dict[str, Any]) -> str:
+    return str(node.get("name", {}).get("value", "")).strip()
+
+
+@pytest.fixture(params=["idle", "talking", "over"])
+def somewhere(request: pytest.FixtureRequest, visit: Visit) -> Visit:
+    """The page in each of its states, everything unfolded."""
+    expect(visit.page.locator(".chip").first).to_be_visible()
+    visit.page.get_by_text("More options").click()
+    if request.param != "idle":
+        visit.start()
+        visit.transcript_grows()
+    if request.param == "over":
+        visit.end()
+    return visit
+
+
+def test_every_control_has_a_name(somewhere: Visit) -> None:
+    controls = [node for node in tree(somewhere.page) if role(node) in CONTROLS]
+    assert len(controls) > 3
+    assert [node for node in controls if not name(node)] == []
+
+
+def test_there_is_one_main_heading_or_region_and_a_language(somewhere: Visit) -> None:
+    nodes = tree(somewhere.page)
+    assert [role(node) for node in nodes].count("main") == 1
+    assert any(role(node) == "heading" for node in nodes)
+    assert somewhere.page.evaluate("document.documentElement.lang") == "en"
+
+
+def test_ids_are_unique_and_references_lead_somewhere(somewhere: Visit) -> None:
+    broken = somewhere.page.evaluate(
+        """() => {
+          const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+          const names = ["for", "aria-labelledby", "aria-describedby"];
+          const used = names.flatMap((name) => [...document.querySelectorAll(`[${name}]`)].flatMap(
+            (e) => e.getAttribute(name).split(" ")));
+          return [ids.filter((id, i) => ids.indexOf(id) !== i), used.filter((id) => !ids.includes(id))];
+        }"""
+    )
+    assert broken == [[], []]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(somewhere: Visit, scheme: Any) -> None:
+    somewhere.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    somewhere.page.mouse.move(0, 0)
+    contrasts = somewhere.page.evaluate(CONTRASTS)
+    assert len(contrasts) > 10
+    assert [(ratio, html) for ratio, html in contrasts if ratio < 4.5] == []
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+def test_nothing_sticks_out_sideways(somewhere: Visit, width: int) -> None:
+    somewhere.page.set_viewport_size({"width": width, "height": 740})
+    assert somewhere.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_targets_are_large_enough_to_touch(somewhere: Visit) -> None:
+    """WCAG 2.2, 2.5.8: 24 by 24 pixels."""
+    somewhere.page.set_viewport_size({"width": 360, "height": 740})
+    small = somewhere.page.evaluate(
+        """[...document.querySelectorAll("button, a, .chip, select, textarea, input:not([type=radio]), summary")]
+          .filter((e) => e.checkVisibility()).map((e) => [e.getBoundingClientRect(), e.outerHTML.slice(0, 80)])
+          .filter(([box]) => box.width < 24 || box.height < 23).map(([, html]) => html)"""
+    )
+    assert small == []
+
+
+def test_a_whole_call_by_keyboard(visit: Visit, gateway: Gateway) -> None:
+    page, key = visit.page, visit.page.keyboard
+    expect(page.locator(".chip").first).to_be_visible()
+
+    def focused() -> str:
+        return str(page.evaluate("document.activeElement.value || document.activeElement.id"))
+
+    key.press("Tab")
+    assert focused() == "NATF0"
+    key.press("ArrowRight")
+    assert focused() == "NATF1"
+    assert visit.text("#voice-name") == "NATF1"
+    outline = page.evaluate("getComputedStyle(document.querySelector('.chip input:focus-visible + span')).outlineStyle")
+    assert outline == "solid"
+    order = []
+    for _ in range(4):
+        key.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert order == ["role", "prompt", "SUMMARY", "start"]
+    key.press("Enter")
+    visit.in_state("talking")
+    expect(page.locator("#mute")).to_be_focused()
+    key.press("Space")
+    expect(page.locator("#mute")).to_have_attribute("aria-pressed", "true")
+    key.press("Tab")
+    assert focused() == "end"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    key.press("Enter")
+    expect(page.locator("#after")).to_be_visible()
+    expect(page.locator("#call-title")).to_be_focused()
+    while focused() != "again":
+        key.press("Tab")
+        assert focused() != "start"
+    key.press("Enter")
+    expect(page.locator("#start")).to_be_focused()
+
+
+def test_what_happens_is_said_to_those_who_do_not_see_it(
+    gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
+) -> None:
+    gateway = gateway_with(slots=1)
+    visit, other = visit_to(gateway.url), visit_to(gateway.url)
+    visit.start()
+    expect(visit.page.get_by_role("status").first).to_have_text("You are on the line. Speak whenever you like.")
+    other.refused()
+    expect(other.page.get_by_role("alert")).to_contain_text("Every line is taken")
+    # The agent's words are audible: they are there to be read, not to be read out over its voice.
+    expect(visit.page.get_by_role("log", name="Transcript")).to_have_attribute("aria-live", "off")
+    visit.end()
+    expect(visit.page.get_by_role("status").first).to_have_text("The call is over.")
+
+
+def test_nothing_moves_for_those_who_wish_so(visit: Visit) -> None:
+    visit.page.emulate_media(reduced_motion="reduce")
+    visit.start()
+    visit.transcript_grows()
+    assert visit.page.evaluate("document.getAnimations().length") == 0
+    paints = """() => new Promise((resolve) => {
+      const pen = document.getElementById("ribbon").getContext("2d"), clear = pen.clearRect;
+      let count = 0;
+      pen.clearRect = function (...box) { count += 1; return clear.apply(this, box); };
+      setTimeout(() => resolve(count), 2500);
+    })"""
+    assert visit.page.evaluate(paints) <= 3
+    visit.end()

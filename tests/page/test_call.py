@@ -1,0 +1,186 @@
+"""A call from the page, from the first click to the downloaded recording."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from playwright.sync_api import expect
+
+from tests.page.browser import Visit
+from tests.page.conftest import Gateway
+
+FRAME = 1920
+RATE = 24000
+
+
+def lag(left: NDArray[np.float32], right: NDArray[np.float32]) -> int:
+    """Samples by which `right` comes after `left`, by where they are most alike."""
+    size = 2 * len(left)
+    alike = np.fft.irfft(np.fft.rfft(right, size) * np.conj(np.fft.rfft(left, size)), size)
+    return int(np.argmax(alike[: len(left)]))
+
+
+def test_a_conversation_is_heard_written_and_measured(visit: Visit) -> None:
+    visit.start()
+    visit.transcript_grows()
+    visit.transcript_grows()
+    for side in ("#level-you", "#level-agent"):
+        meter = visit.page.locator(side)
+        visit.wait_until(lambda meter=meter: int(meter.get_attribute("aria-valuenow")) > 5)
+    for figure in ("#delay", "#server-delay"):
+        expect(visit.page.locator(figure)).to_have_text(re.compile(r"\d+"))
+    assert 0 < int(visit.text("#delay")) < 10_000
+    assert int(visit.text("#dropped")) == 0
+    expect(visit.page.locator("#timer")).not_to_have_text("0:00")
+    visit.end()
+    assert visit.text("#call-title") == "The call is over"
+
+
+def test_the_server_is_asked_for_what_was_chosen(visit: Visit, gateway: Gateway) -> None:
+    page = visit.page
+    page.get_by_role("radio", name="Varied, male 2").check()
+    assert visit.text("#voice-name") == "VARM2"
+    page.get_by_label("Role").select_option("teacher")
+    assert "teacher" in page.locator("#prompt").input_value()
+    page.get_by_text("More options").click()
+    page.get_by_label("Seed").fill("42")
+    page.get_by_label("Word temperature").fill("0.5")
+    visit.start()
+    assert "VARM2, teacher" in visit.text("#call-note")
+    visit.end()
+    (kind, draw), *_ = gateway.engine.draws
+    assert (kind, draw.seed, draw.temperature) == ("text", 42, 0.5)
+    calls = gateway.app.state.calls
+    embeddings = gateway.engine.prefills[0][1]
+    assert np.array_equal(embeddings, calls.manifest.load_voice("VARM2").embeddings)
+
+
+def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) -> None:
+    visit.page.locator("#prompt").fill("You are a lighthouse.")
+    assert visit.page.locator("#role").input_value() == ""
+    visit.start()
+    visit.end()
+    tokens = gateway.app.state.calls.tokenizer.encode_prompt("You are a lighthouse.")
+    assert tokens == [token for token in gateway.engine.prefills[0][0][:, 0] if token != 3]
+
+
+def test_the_recording_has_the_caller_left_and_the_agent_right_as_they_sounded(visit: Visit, gateway: Gateway) -> None:
+    visit.start()
+    visit.wait_until(lambda: len(gateway.engine.heard) >= 75)
+    delay = visit.page.evaluate("+document.getElementById('delay').innerText") / 1000
+    visit.end()
+    left, right = visit.recording().T
+    heard = np.concatenate(gateway.engine.heard)
+    # Each side ends with the last whole block before the end; the first may have begun before the call did.
+    assert abs(len(left) - len(heard)) <= 2 * FRAME
+    for side in (left, right):
+        assert np.sqrt(np.mean(side**2)) > 0.005
+    # What was recorded is what the server heard ...
+    start = lag(heard, np.pad(left, (FRAME, 0)))
+    begin = max(0, FRAME - start)
+    assert np.allclose(left[: 20 * FRAME], heard[begin : begin + 20 * FRAME], atol=2 / 32768)
+    # ... and the echo comes as long after it as the page says, counted from the end of a frame.
+    assert abs((lag(left, right) - FRAME) / RATE - delay) < 0.2
+
+
+def test_a_muted_caller_is_not_heard(visit: Visit, gateway: Gateway) -> None:
+    heard = gateway.engine.heard
+    visit.start()
+    visit.wait_until(lambda: any(frame.any() for frame in heard))
+    visit.page.click("#mute")
+    expect(visit.page.get_by_role("button", name="Muted")).to_have_attribute("aria-pressed", "true")
+    visit.wait_until(lambda: len(heard) > 20 and not np.any(heard[-20:]))
+    visit.page.click("#mute")
+    expect(visit.page.get_by_role("button", name="Mute", exact=True)).to_have_attribute("aria-pressed", "false")
+    now = len(heard)
+    visit.wait_until(lambda: bool(np.any(heard[now:])))
+    visit.end()
+
+
+def test_the_transcript_can_be_kept(visit: Visit) -> None:
+    visit.start()
+    visit.transcript_grows()
+    visit.end()
+    with visit.page.expect_download() as download:
+        visit.page.click("#download-text")
+    kept = download.value.path().read_text()
+    shown = visit.page.locator("#lines li p").all_inner_texts()
+    assert kept.startswith("0:00  ")
+    assert all(line.strip() in kept for line in shown)
+
+
+def test_after_a_call_comes_another(visit: Visit, gateway: Gateway) -> None:
+    visit.start()
+    visit.transcript_grows()
+    visit.end()
+    visit.page.get_by_role("button", name="New call").click()
+    visit.in_state("idle")
+    visit.start()
+    assert visit.text("#timer") == "0:00"
+    visit.transcript_grows()
+    visit.end()
+    assert gateway.engine.opened == 2
+    visit.wait_until(lambda: gateway.engine.closed == 2)
+
+
+def test_a_call_can_be_given_up_while_it_is_being_set_up(visit: Visit, gateway: Gateway) -> None:
+    gateway.engine.delay = 3600
+    expect(visit.page.locator(".chip").first).to_be_visible()
+    visit.page.click("#start")
+    visit.in_state("preparing")
+    gateway.engine.delay = 0
+    visit.page.get_by_role("button", name="Cancel").click()
+    visit.in_state("idle")
+    expect(visit.page.locator("#alert")).to_be_hidden()
+    expect(visit.page.locator("#start")).to_be_focused()
+
+
+def test_closing_the_page_ends_the_call(visit: Visit, gateway: Gateway, visit_to: Callable[..., Visit]) -> None:
+    other = visit_to(gateway.url)
+    other.start()
+    other.page.close(run_before_unload=False)
+    visit.wait_until(lambda: gateway.engine.closed == 1)
+
+
+def test_a_browser_that_does_not_resample_the_microphone_leaves_it_to_the_server(
+    visit: Visit, gateway: Gateway
+) -> None:
+    visit.page.add_init_script(
+        """const source = AudioContext.prototype.createMediaStreamSource;
+        AudioContext.prototype.createMediaStreamSource = function (stream) {
+          if (this.sampleRate === 24000) throw new DOMException("different sample-rate", "NotSupportedError");
+          return source.call(this, stream);
+        };
+        const send = WebSocket.prototype.send;
+        WebSocket.prototype.send = function (data) {
+          if (typeof data === "string") (window.sent ??= []).push(JSON.parse(data));
+          return send.call(this, data);
+        };"""
+    )
+    visit.page.reload()
+    visit.start()
+    visit.wait_until(lambda: len(gateway.engine.heard) >= 50)
+    assert visit.page.evaluate("sent[0].audio.sample_rate") in (44100, 48000)
+    visit.end()
+    left, right = visit.recording().T
+    heard = np.concatenate(gateway.engine.heard)
+    assert abs(len(left) - len(heard)) <= 4 * FRAME
+    assert 0 < lag(left, right) < RATE
+    quiet = np.sqrt(np.mean(heard**2))
+    assert np.isclose(np.sqrt(np.mean(left**2)), quiet, rtol=0.2)
+
+
+def test_agent_lines_begin_anew_after_a_pause(visit: Visit) -> None:
+    lines = visit.page.evaluate(
+        """async () => {
+          const { Transcript } = await import("./page/transcript.js");
+          const transcript = new Transcript(document.createElement("ol"));
+          for (const [index, text] of [[1, " Hel"], [2, "lo."], [40, " Well"], [54, ","], [900, " so."]])
+            transcript.add({ index, text });
+          return transcript.text().trimEnd().split("\\n");
+        }"""
+    )
+    assert lines == ["0:00  Hello.", "0:03  Well,", "1:12  so."]

@@ -1,0 +1,169 @@
+"""What the page says when there can be no call, or none any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, WebSocketRoute, expect
+
+from tests.page.browser import ALLOWED, DENIED, FAKE_MICROPHONE, Visit, chromium, visiting
+from tests.page.conftest import Gateway
+
+
+def over(visit: Visit) -> str:
+    """Wait until the call is over; what the page says about it."""
+    expect(visit.page.locator("#after")).to_be_visible()
+    return f"{visit.text('#call-title')}. {visit.text('#call-note')}"
+
+
+def test_a_microphone_that_is_denied(gateway: Gateway) -> None:
+    with chromium(*DENIED, *FAKE_MICROPHONE) as browser, visiting(browser, gateway.url, permissions=()) as visit:
+        assert "The microphone is blocked" in visit.refused()
+        assert gateway.engine.opened == 0
+
+
+def test_a_machine_without_a_microphone(gateway: Gateway) -> None:
+    with chromium(*ALLOWED) as browser, visiting(browser, gateway.url) as visit:
+        # Debian's Chromium sees the machine's own devices here; a machine that has one must not decide.
+        visit.page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotFoundError'); };"
+        )
+        visit.page.reload()
+        assert "There is no microphone" in visit.refused()
+
+
+def test_a_page_that_did_not_come_over_https(gateway: Gateway) -> None:
+    host = "talk.example"
+    port = gateway.url.rsplit(":", 1)[1]
+    with (
+        chromium(*ALLOWED, *FAKE_MICROPHONE, f"--host-resolver-rules=MAP {host} 127.0.0.1") as browser,
+        visiting(browser, f"http://{host}:{port}") as visit,
+    ):
+        expect(visit.page.locator("#alert")).to_contain_text("This page is not secure")
+        assert "https://" in visit.refused()
+
+
+def test_a_server_that_is_full(gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]) -> None:
+    gateway = gateway_with(slots=1, retry_after=7)
+    first, second = visit_to(gateway.url), visit_to(gateway.url)
+    first.start()
+    said = second.refused()
+    assert "Every line is taken" in said
+    assert "about 7 seconds" in said
+    first.end()
+    second.start()
+    second.end()
+
+
+def test_a_key_whose_calls_are_all_taken(gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]) -> None:
+    gateway = gateway_with(api_keys=["sesame"], key_conversations=1)
+    first, second = visit_to(gateway.url), visit_to(gateway.url)
+    for visit in (first, second):
+        visit.page.get_by_label("API key").fill("sesame")
+        visit.page.keyboard.press("Enter")
+    first.in_state("talking")
+    expect(second.page.locator("#alert")).to_contain_text("Your calls are all taken")
+    first.end()
+
+
+def test_a_key_is_asked_for_only_where_one_is_needed(
+    visit: Visit, gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
+) -> None:
+    expect(visit.page.locator(".chip").first).to_be_visible()
+    expect(visit.page.get_by_label("API key")).to_be_hidden()
+
+    other = visit_to(gateway_with(api_keys=["open sesame", "sesame"]).url)
+    expect(other.page.locator("#alert")).to_contain_text("An API key is needed")
+    key = other.page.get_by_label("API key")
+    expect(key).to_be_focused()
+    key.fill("wrong")
+    other.page.click("#start")
+    expect(other.page.locator("#alert")).to_contain_text("This API key is not known")
+    # The server may know a key that a page cannot put into a WebSocket.
+    key.fill("open sesame")
+    other.page.click("#start")
+    expect(other.page.locator("#alert")).to_contain_text("cannot be used here")
+    key.fill("sesame")
+    other.start()
+    expect(other.page.locator("#alert")).to_be_hidden()
+    other.end()
+
+
+def test_a_server_that_shuts_down_during_the_call(
+    gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
+) -> None:
+    gateway = gateway_with(drain_seconds=0.5)
+    visit = visit_to(gateway.url)
+    visit.start()
+    gateway.drain()
+    assert "The server shut down" in over(visit)
+    expect(visit.page.locator("#server")).to_have_text("Server shutting down")
+    visit.page.click("#again")
+    assert "The server is shutting down" in visit.refused()
+
+
+def test_a_connection_that_breaks(visit: Visit, gateway: Gateway) -> None:
+    visit.start()
+    visit.transcript_grows()
+    gateway.cut_connections()
+    assert "The connection was lost" in over(visit)
+    assert "cannot be taken up again" in over(visit)
+    assert len(visit.recording()) > 0
+
+
+def test_a_connection_that_goes_quiet_is_given_up(visit: Visit, gateway: Gateway) -> None:
+    """A half-open connection never closes by itself."""
+    deaf = False
+
+    def relay(ws: WebSocketRoute) -> None:
+        server = ws.connect_to_server()
+        server.on_message(lambda message: None if deaf else ws.send(message))
+
+    visit.page.route_web_socket("**/v1/converse", relay)
+    visit.page.reload()
+    visit.start()
+    deaf = True
+    expect(visit.page.locator("#warning")).to_have_text("The server has gone quiet.")
+    assert "The connection was lost" in over(visit)
+
+
+def test_a_server_that_cannot_be_reached(visit: Visit, gateway: Gateway) -> None:
+    expect(visit.page.locator(".chip").first).to_be_visible()
+    gateway.server.should_exit = True
+    _until_gone(visit.page, gateway)
+    assert "The server cannot be reached" in visit.refused()
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_models_that_fail(visit: Visit, gateway: Gateway, when: str) -> None:
+    if when == "during":
+        visit.start()
+    gateway.engine.down = True
+    said = over(visit) if when == "during" else visit.refused()
+    assert "The models failed" in said
+
+
+def test_a_call_that_reaches_its_longest_duration(
+    gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
+) -> None:
+    visit = visit_to(gateway_with(max_call_seconds=4, warn_seconds=3).url)
+    visit.start()
+    expect(visit.page.locator("#warning")).to_contain_text("The call will end in")
+    assert "longest duration" in over(visit)
+
+
+def test_a_prompt_that_is_too_long(visit: Visit) -> None:
+    expect(visit.page.locator(".chip").first).to_be_visible()
+    visit.page.locator("#prompt").fill("word " * 3900)
+    said = visit.refused()
+    assert "The server refused the call" in said
+    assert "more than the model's context" in said
+
+
+def _until_gone(page: Page, gateway: Gateway) -> None:
+    for _ in range(600):
+        if not gateway.server.started or gateway.loop.is_closed():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("the server did not stop")
