@@ -25,10 +25,11 @@ class Tensor:
 
 
 class Request:
-    """Batch-1 requests to one model; with a `sequence_id`, the first one carries START."""
+    """Requests of `rows` rows to one model; with a `sequence_id` (then of one row), the first one carries START."""
 
-    def __init__(self, model: str, inputs: Sequence[Tensor], sequence_id: str | None = None) -> None:
+    def __init__(self, model: str, inputs: Sequence[Tensor], sequence_id: str | None = None, rows: int = 1) -> None:
         self.model = model
+        self._rows = rows
         self.begun = False
         self._inputs = tuple(inputs)
         self._sequence_id = sequence_id
@@ -64,13 +65,13 @@ class Request:
             {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
-                "shape": [1, *tensor.shape],
-                "parameters": {"binary_data_size": tensor.size},
+                "shape": [self._rows, *tensor.shape],
+                "parameters": {"binary_data_size": self._rows * tensor.size},
             }
             for tensor in inputs
         ]
         header = json.dumps({"parameters": parameters, "inputs": described}).encode()
-        length = len(header) + sum(tensor.size for tensor in inputs)
+        length = len(header) + self._rows * sum(tensor.size for tensor in inputs)
         head = (
             f"POST /v2/models/{self.model}/infer HTTP/1.1\r\nHost: triton\r\n"
             f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {length}\r\n\r\n"

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from gateway.conversation.engine import Draw, Floats, Thought, Tokens
 from gateway.conversation.grid import STREAMS
+from gateway.engine.gather import MODEL as DEPFORMER
+from gateway.engine.gather import DepformerCalls
 from gateway.engine.http import TritonGone, TritonHttp, TritonRefused
 from gateway.engine.request import Request, Tensor
 from gateway.errors import EngineError, EngineUnavailable
@@ -44,6 +46,7 @@ class TritonEngine:
         self.prefill_deadline = prefill_deadline
         self.release_deadline = release_deadline
         self.http = TritonHttp(url)
+        self.depformer = DepformerCalls(self.http, manifest.dim, manifest.slots, step_deadline)
 
     def open(self) -> TritonSession:
         """A session under a fresh sequence id."""
@@ -78,9 +81,6 @@ class TritonSession:
         self._temporal = self._stateful(
             "temporal", Tensor("columns", "INT64", (1, STREAMS)), Tensor("embeddings", "FP32", (0, self._dim)), *sampler
         )
-        self._depformer = Request(
-            "depformer", [Tensor("hidden", "FP32", (self._dim,)), Tensor("text_token", "INT64", (1,)), *sampler]
-        )
         self._decoder = self._stateful("mimi_decoder", Tensor("codes", "INT64", (manifest.codebooks,)))
 
     def _stateful(self, model: str, *inputs: Tensor) -> Request:
@@ -104,9 +104,10 @@ class TritonSession:
 
     async def depformer(self, thought: Thought, draw: Draw) -> Tokens:
         """The agent's codes [8] of the column after the last one fed."""
-        text_token = np.array([thought.text_token], np.int64)
-        contents = [_bytes(thought.hidden, np.float32), text_token.tobytes(), *_draw(draw)]
-        return np.frombuffer((await self._step(self._depformer, contents))["codes"], np.int64)
+        try:
+            return await self._engine.depformer.ask(thought, draw)
+        except (TritonGone, TritonRefused) as error:
+            raise _translated(error, DEPFORMER) from error
 
     async def decode(self, codes: Tokens) -> Floats:
         """codes [8] -> pcm [1920]."""

@@ -59,34 +59,72 @@ def execute_sequences(model: Model, requests: Sequence[Any]) -> list[Any]:
 
 
 def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
-    """Answer one execution of the dynamic batcher: requests have nothing to do with each other."""
-    return _execute(model, requests, dict(enumerate(requests)), set())
+    """Answer one execution of the dynamic batcher: requests of any number of rows that have nothing to do with each
+    other.
+    """
+    turns: list[Turn] = []
+    spans: list[range | BadInputError] = []
+    for request in requests:
+        try:
+            columns = [_input(request, name) for name in model.input_names]
+            rows = range(len(turns), len(turns) + len(columns[0]))
+            inputs = zip(*columns, strict=True)
+            turns += [
+                Turn(row, False, dict(zip(model.input_names, values, strict=True)))
+                for row, values in zip(rows, inputs, strict=True)
+            ]
+            spans.append(rows)
+        except BadInputError as error:
+            spans.append(error)
+    outcome = _run(model, turns)
+    return [_respond_all(outcome, span) for span in spans]
 
 
 def _execute(model: Model, requests: Sequence[Any], living: Mapping[int, Any], starts: set[int]) -> list[Any]:
     turns: list[Turn] = []
-    outcome = Outcome()
+    errors: dict[int, Exception] = {}
     for row, request in living.items():
         try:
             inputs = {name: _read(request, name) for name in model.input_names}
             turns.append(Turn(row, row in starts, inputs))
         except BadInputError as error:
-            outcome.errors[row] = error
-    if turns:
-        try:
-            done = model.run(turns)
-            outcome.outputs |= done.outputs
-            outcome.errors |= done.errors
-        except Exception as error:  # answered to every caller of this batch; the process must live on
-            outcome.errors |= {turn.row: error for turn in turns}
+            errors[row] = error
+    outcome = _run(model, turns)
+    outcome.errors |= errors
     return [_respond(outcome, row) for row in range(len(requests))]
+
+
+def _run(model: Model, turns: Sequence[Turn]) -> Outcome:
+    if not turns:
+        return Outcome()
+    try:
+        return model.run(turns)
+    except Exception as error:  # answered to every caller of this batch; the process must live on
+        return Outcome(errors={turn.row: error for turn in turns})
 
 
 def _respond(outcome: Outcome, row: int) -> Any:
     if row in outcome.errors:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(outcome.errors[row])))
+        return _refuse(outcome.errors[row])
     outputs = outcome.outputs.get(row, {})
-    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
+    return pb_utils.InferenceResponse([_tensor(name, array[None]) for name, array in outputs.items()])
+
+
+def _respond_all(outcome: Outcome, rows: range | BadInputError) -> Any:
+    """One answer for all rows of a request; an error of one is the error of all."""
+    if isinstance(rows, BadInputError):
+        return _refuse(rows)
+    for row in rows:
+        if row in outcome.errors:
+            return _refuse(outcome.errors[row])
+    names = outcome.outputs[rows[0]]
+    return pb_utils.InferenceResponse(
+        [_tensor(name, np.stack([outcome.outputs[row][name] for row in rows])) for name in names]
+    )
+
+
+def _refuse(error: Exception) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
 
 class _Capsule:
@@ -114,12 +152,17 @@ def _ready(request: Any) -> bool:
     return bool(_array(pb_utils.get_input_tensor_by_name(request, "READY")))
 
 
-def _read(request: Any, name: str) -> NDArray[Any]:
-    """An input without its batch dimension, which is 1; valid during `execute` only."""
+def _input(request: Any, name: str) -> NDArray[Any]:
+    """An input with its batch dimension; valid during `execute` only."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         raise BadInputError(f"input {name!r} is missing")
-    array = _array(tensor)
+    return _array(tensor)
+
+
+def _read(request: Any, name: str) -> NDArray[Any]:
+    """An input without its batch dimension, which is 1; valid during `execute` only."""
+    array = _input(request, name)
     if array.shape[0] != 1:
         raise BadInputError(f"{name}: expected batch size 1, got {array.shape[0]}")
     unbatched: NDArray[Any] = array[0]
@@ -127,11 +170,11 @@ def _read(request: Any, name: str) -> NDArray[Any]:
 
 
 def _tensor(name: str, array: NDArray[Any]) -> Any:
-    """An output with its batch dimension.
+    """An output; `array` has its batch dimension.
 
     The stub renames a consumed capsule in a way NumPy's own capsule destructor does not know and would report as an
     error, so that destructor is taken off; the stub calls the tensor's deleter, which frees the copy.
     """
-    capsule = np.array(array[None], order="C").__dlpack__()
+    capsule = np.array(array, order="C").__dlpack__()
     _set_destructor(capsule, None)
     return pb_utils.Tensor.from_dlpack(name, capsule)
