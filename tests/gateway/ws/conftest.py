@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -10,8 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import soundfile
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
@@ -43,6 +47,18 @@ class Server:
     def connect(self, path: str = "/v1/converse", **options: Any) -> connect:
         return connect(self.url + path, compression=None, proxy=None, **{"max_size": None, **options})
 
+    async def offline(self, pcm: NDArray[np.float32], frames: int, **fields: Any) -> dict[str, Any]:
+        """`POST /v1/respond` to the same samples: the JSON answer, its audio as int16 samples."""
+        buffer = io.BytesIO()
+        soundfile.write(buffer, pcm, 24_000, format="WAV", subtype="FLOAT")
+        body = {"audio": base64.b64encode(buffer.getvalue()).decode(), "max_steps": frames, **fields}
+        async with httpx.AsyncClient(base_url=self.url.replace("ws", "http", 1)) as client:
+            response = await client.post("/v1/respond", json=body, headers={"Accept": "application/json"})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        answer["audio"], _ = soundfile.read(io.BytesIO(base64.b64decode(answer["audio"])), dtype="int16")
+        return answer
+
     async def until_free(self) -> None:
         async with asyncio.timeout(10):
             while self.calls.admission.taken:  # noqa: ASYNC110
@@ -70,6 +86,14 @@ class Heard:
     def pcm(self) -> NDArray[Any]:
         form = self.one("ready")["audio"]["format"]
         return np.frombuffer(b"".join(self.audio), "<i2" if form == "pcm_s16le" else "<f4")
+
+
+def start(**fields: Any) -> str:
+    """The first message of `/v1/converse`."""
+    return json.dumps({"type": "start", **fields})
+
+
+END = json.dumps({"type": "end"})
 
 
 async def hear(client: ClientConnection) -> Heard:
