@@ -1,0 +1,72 @@
+"""grpc.health.v1 and reflection, asked by their own clients."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+def health(channel):
+    return health_pb2_grpc.HealthStub(channel)
+
+
+@pytest.mark.parametrize("service", ["", "personaplex.v1.PersonaPlex"])
+async def test_it_serves_when_the_models_are_ready_and_no_drain_has_begun(health, engine, calls, service):
+    request = health_pb2.HealthCheckRequest(service=service)
+    assert (await health.Check(request)).status == SERVING
+    engine.down = True
+    assert (await health.Check(request)).status == NOT_SERVING
+    engine.down = False
+    assert (await health.Check(request)).status == SERVING
+    calls.begin_drain()
+    assert (await health.Check(request)).status == NOT_SERVING
+
+
+async def test_a_service_there_is_not(health):
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await health.Check(health_pb2.HealthCheckRequest(service="personaplex.v2"))
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="personaplex.v2"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
+async def test_watchers_are_told_of_every_change(health, engine, calls):
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    async with asyncio.timeout(10):
+        assert (await watch.read()).status == SERVING
+        engine.down = True
+        assert (await watch.read()).status == NOT_SERVING
+        engine.down = False
+        assert (await watch.read()).status == SERVING
+        calls.begin_drain()
+        assert (await watch.read()).status == NOT_SERVING
+    watch.cancel()
+
+
+async def test_reflection_tells_the_services_and_their_messages(channel):
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="personaplex.v1.PersonaPlex"),
+    ]
+    services, described = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
+    assert {service.name for service in services.list_services_response.service} == {
+        "personaplex.v1.PersonaPlex",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    pool = DescriptorPool()
+    for data in described.file_descriptor_response.file_descriptor_proto:
+        pool.AddSerializedFile(data)
+    methods = pool.FindServiceByName("personaplex.v1.PersonaPlex").methods_by_name
+    assert set(methods) == {"Respond", "RespondStream", "Converse"}

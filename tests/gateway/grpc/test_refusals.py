@@ -1,0 +1,120 @@
+"""Who does not get in over gRPC: full, without a key, while the server drains; and how soon they know."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+import grpc
+import pytest
+
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.audio.wav import wav
+from gateway.settings import Settings
+from tests.gateway.grpc.conftest import END, audio, heard, noise, start
+
+QUESTION = pb.RespondRequest(audio=wav(noise(5), 24_000), max_steps=3)
+
+
+async def on_the_line(stub, **options):
+    """A call that has become ready."""
+    call = stub.Converse(**options)
+    await call.write(start())
+    assert (await call.read()).WhichOneof("message") == "ready"
+    return call
+
+
+async def refused_everywhere(stub, **options):
+    """The status of each method, all of which must refuse: code, trailing metadata."""
+    call = stub.Converse(**options)
+    await call.write(start())
+    said = await heard(call)
+    assert said.kinds == []
+    answers = [(said.code, said.trailing)]
+    for begin in (
+        lambda: stub.Respond(QUESTION, **options),
+        lambda: stub.RespondStream(QUESTION, **options).read(),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await begin()
+        answers.append((refused.value.code(), dict(refused.value.trailing_metadata())))
+    return answers
+
+
+async def test_one_too_many_is_refused_at_once_and_admitted_after_one_ends(stub, talk):
+    first, second = await on_the_line(stub), await on_the_line(stub)
+    began = monotonic()
+    said = await talk([start()])
+    assert monotonic() - began < 0.1
+    assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert said.details == "all 2 conversations are taken; try again in 7 s"
+    for code, trailing in await refused_everywhere(stub):
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (trailing["personaplex-problem"], trailing["retry-after"]) == ("at-capacity", "7")
+    await first.write(END)
+    assert (await heard(first)).code is grpc.StatusCode.OK
+    assert (await talk([start(), END])).code is grpc.StatusCode.OK
+    second.cancel()
+
+
+class TestKeys:
+    """With API keys."""
+
+    @pytest.fixture
+    def settings(self, models) -> Settings:
+        return Settings(models=models, live_speed=0, api_keys=["first-key", "second-key"], key_conversations=1)
+
+    @pytest.mark.parametrize("metadata", [None, (("x-api-key", "third-key"),), (("authorization", "Basic first-key"),)])
+    async def test_nobody_gets_in_without_one(self, stub, calls, metadata):
+        for code, _ in await refused_everywhere(stub, metadata=metadata):
+            assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert calls.admission.taken == 0
+
+    @pytest.mark.parametrize("metadata", [("x-api-key", "first-key"), ("authorization", "Bearer first-key")])
+    async def test_with_one_they_do(self, stub, talk, metadata):
+        assert (await talk([start(), END], metadata=(metadata,))).code is grpc.StatusCode.OK
+        assert (await stub.Respond(QUESTION, metadata=(metadata,))).frames == 3
+
+    async def test_each_has_its_own_number_of_conversations(self, stub, talk):
+        first = await on_the_line(stub, metadata=(("x-api-key", "first-key"),))
+        for code, trailing in await refused_everywhere(stub, metadata=(("x-api-key", "first-key"),)):
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert trailing["personaplex-problem"] == "too-many-for-key"
+        assert (await talk([start(), END], metadata=(("x-api-key", "second-key"),))).code is grpc.StatusCode.OK
+        first.cancel()
+
+
+class TestDraining:
+    """Once the server is told to stop."""
+
+    async def test_new_conversations_are_refused_and_those_there_are_go_on(self, stub, calls):
+        call = await on_the_line(stub)
+        drain = calls.begin_drain()
+        for code, trailing in await refused_everywhere(stub):
+            assert code is grpc.StatusCode.UNAVAILABLE
+            assert (trailing["personaplex-problem"], trailing["retry-after"]) == ("draining", "7")
+        await call.write(audio(bytes(3840)))
+        await call.write(END)
+        said = await heard(call)
+        assert (said.code, said.ended.frames) == (grpc.StatusCode.OK, 2)
+        async with asyncio.timeout(1):
+            await drain
+
+    async def test_after_the_drain_time_they_are_ended_with_the_reason(self, stub, calls, engine):
+        engine.delay = 0.005
+        call = await on_the_line(stub)
+        answer = asyncio.ensure_future(stub.Respond(pb.RespondRequest(audio=QUESTION.audio, max_steps=400)))
+        await asyncio.sleep(0.1)
+        calls.settings.drain_seconds = 0.2
+        began = monotonic()
+        calls.begin_drain()
+        said = await heard(call)
+        assert 0.2 <= monotonic() - began < 1
+        assert said.ended.reason == pb.END_REASON_DRAINED
+        assert (said.code, said.trailing["personaplex-reason"]) == (grpc.StatusCode.UNAVAILABLE, "drained")
+        with pytest.raises(grpc.aio.AioRpcError) as cut:
+            await answer
+        assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
+        await calls.drain()
+        text = calls.metrics.text().decode()
+        assert 'personaplex_ended_total{reason="drained"} 2.0' in text
