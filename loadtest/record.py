@@ -74,8 +74,12 @@ class Record:
     @property
     def latencies(self) -> list[float]:
         """Seconds, of the frames that came."""
+        return self.latencies_from(0)
+
+    def latencies_from(self, first: int) -> list[float]:
+        """Those of frame `first` and later."""
         # A frame cannot come before it is asked for, so `came` is never the longer one.
-        return [came - sent for sent, came in zip(self.sent, self.came, strict=False)]
+        return [came - sent for sent, came in zip(self.sent[first:], self.came[first:], strict=False)]
 
     def to_json(self) -> dict[str, Any]:
         """As `of_json` takes it; times to 10 µs."""

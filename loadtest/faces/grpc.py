@@ -1,0 +1,82 @@
+"""A live conversation over gRPC: personaplex.v1.PersonaPlex/Converse."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from loadtest.faces import Heard
+from loadtest.http2 import GrpcCall, Status
+from loadtest.plan import Plan
+from loadtest.question import FRAME_SIZE, RATE, Question
+from loadtest.record import CallFailed, Malformed, Refused
+
+PATH = "/personaplex.v1.PersonaPlex/Converse"
+_OK, _RESOURCE_EXHAUSTED = 0, 8
+
+
+class GrpcLine:
+    """See Line."""
+
+    def __init__(self, plan: Plan, question: Question, seed: int, heard: Heard) -> None:
+        self._plan = plan
+        self._seed = seed
+        self._heard = heard
+        # Encoded once: what is measured is the server.
+        self._frames = [pb.ConverseRequest(audio=frame).SerializeToString() for frame in question.frames]
+        self._ready = asyncio.Event()
+        self._ended: pb.Ended | None = None
+        self._call: GrpcCall
+        self._hang_up: Callable[[], None] = lambda: None
+
+    async def open(self) -> None:
+        metadata = [("authorization", f"Bearer {self._plan.api_key}")] if self._plan.api_key else []
+        self._call = call = await GrpcCall.open(self._plan.grpc, PATH, metadata, self._came)
+        self._hang_up = call.close
+        start = pb.Start(sampling=pb.Sampling(seed=self._seed), format=pb.AUDIO_FORMAT_PCM_S16LE)
+        await call.send(pb.ConverseRequest(start=start).SerializeToString())
+        call.ended.add_done_callback(lambda _: self._ready.set())
+        await self._ready.wait()
+        if call.ended.done():
+            raise _fault(call.ended.result())
+
+    async def send(self, u: int) -> None:
+        await self._call.send(self._frames[u % len(self._frames)])
+
+    async def finish(self) -> tuple[int, int]:
+        await self._call.send(pb.ConverseRequest(end=pb.End()).SerializeToString())
+        self._call.half_close()
+        status = await self._call.ended
+        if status.code != _OK:
+            raise _fault(status)
+        if self._ended is None or self._ended.reason != pb.END_REASON_COMPLETED:
+            raise Malformed("status OK without `ended` and its reason completed")
+        return self._ended.dropped_frames, self._ended.late_frames
+
+    def close(self) -> None:
+        self._hang_up()
+
+    def _came(self, message: bytes) -> None:
+        try:
+            response = pb.ConverseResponse.FromString(message)
+        except Exception as error:
+            raise Malformed(f"not a ConverseResponse: {error}") from None
+        kind = response.WhichOneof("message")
+        if kind == "audio" and self._ready.is_set():
+            self._heard(response.audio.index, len(response.audio.data))
+        elif kind == "ready" and not self._ready.is_set():
+            ready = response.ready
+            if (ready.sample_rate, ready.frame_size) != (RATE, FRAME_SIZE):
+                raise Malformed(f"frames of {ready.frame_size} samples at {ready.sample_rate} Hz")
+            self._ready.set()
+        elif kind == "ended":
+            self._ended = response.ended
+        elif kind not in ("stats", "warning"):
+            raise Malformed(f"an unexpected message: {kind}")
+
+
+def _fault(status: Status) -> CallFailed | Refused:
+    if status.code == _RESOURCE_EXHAUSTED:
+        return Refused(status.message)
+    return CallFailed(f"gRPC status {status.code}: {status.message}")
