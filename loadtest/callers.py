@@ -129,11 +129,12 @@ async def main(plan: Plan) -> None:
 
     listening = asyncio.create_task(listen())
     await asyncio.wait([running, listening], return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        listening.cancel()
-    else:
+    listening.cancel()
+    # Whoever told the callers to call is gone: nobody will read what they would say.
+    if not running.done():
         running.cancel()
-    await asyncio.gather(running, listening, return_exceptions=not running.done())
+    await asyncio.wait([running, listening])
+    running.result()
 
 
 if __name__ == "__main__":
