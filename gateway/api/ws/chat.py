@@ -100,7 +100,9 @@ class Chat(Line):
     async def begin(self) -> Wanted:
         """What the query says."""
         try:
-            wishes = ChatQuery.model_validate(dict(self.connection.query)).wishes()
+            # Nothing after the = is no wish, but for the prompt, where it wishes for none.
+            said = {name: value for name, value in self.connection.query.items() if value or name == "text_prompt"}
+            wishes = ChatQuery.model_validate(said).wishes()
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             name = str(first["loc"][0])
