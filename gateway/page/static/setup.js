@@ -21,6 +21,7 @@ export class Setup {
 
   #prompts = { default: "", system_prompts: [] };
   #loaded = false;
+  #loading = null;
   #remembered = recall();
 
   constructor() {
@@ -38,10 +39,16 @@ export class Setup {
     this.#watchServer();
   }
 
-  /** Ask the server for what can be chosen. */
-  async load() {
+  /** Ask the server for what can be chosen; once at a time, lest the choices be made anew under the reader's hands. */
+  load() {
+    this.#loading ??= this.#load().finally(() => (this.#loading = null));
+    return this.#loading;
+  }
+
+  async #load() {
+    const { key } = this;
     try {
-      const { voices, prompts } = await catalogue(this.key);
+      const { voices, prompts } = await catalogue(key);
       this.#showVoices(voices);
       this.#showPrompts(prompts);
       if (!this.#loaded && !obstacle()) this.complain(null);
@@ -51,6 +58,8 @@ export class Setup {
       this.complain(trouble);
     }
     this.#showMicrophones();
+    // The key was changed meanwhile.
+    if (key !== this.key) await this.#load();
   }
 
   get key() {
