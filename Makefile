@@ -1,12 +1,15 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo loadtest test lint lock clean
 
 BIN := .venv/bin
+USERS := 32
+SECONDS := 60
+FACE := grpc
 STAMP := .venv/.stamp
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## everything into .venv; .venv/bin/personaplex is the command (PYTHON=... picks the interpreter)
 
@@ -16,6 +19,10 @@ $(STAMP): requirements.lock pyproject.toml .ci/setup
 
 demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, write answer.wav
 	@$(BIN)/personaplex demo --input tests/data/question.wav --output answer.wav --folder build/demo
+
+# More of its options in LOADTEST; .venv/bin/python -m loadtest --help has them all.
+loadtest: $(STAMP) ## callers in real time against tiny models: USERS=32 SECONDS=60 FACE=grpc|websocket|rest|mixed
+	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --face $(FACE) $(LOADTEST)
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from loadtest.record import FRAME_SECONDS, Outcome, Record
 
 UNDERRUN_SECONDS = 0.1
+MOST_LATE = 0.001
 SLOW_CLIENT_SECONDS = FRAME_SECONDS
 
 
@@ -103,7 +105,15 @@ class Figures:
             found.append(f"{self.refused} of {self.conversations} conversations were refused")
         if self.missing:
             found.append(f"{self.missing} of {self.expected} frames are missing ({self.unsent} never sent)")
+        if self.latency is not None and self.latency.p99 >= FRAME_SECONDS * 1000:
+            found.append(f"frame latency: the 99th percentile is {self.latency.p99:.1f} ms, not below 80")
+        if self.late_share >= MOST_LATE:
+            found.append(f"{self.late} of {self.expected} frames are late: {self.late_share:.2%}, not below 0.1 %")
         return found
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs; milliseconds, except `held_seconds`."""
+        return asdict(self) | {"slow_client": self.slow_client}
 
 
 def expected_frames(seconds: float) -> int:

@@ -19,7 +19,6 @@ from gevent import subprocess
 from gevent.queue import Queue
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
-from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import Runner
 
@@ -42,7 +41,7 @@ class Caller(User):
     @task
     def converse(self) -> None:
         """Dial, and count what happens until it is over."""
-        exchange: Exchange = self.environment.exchange  # type: ignore[attr-defined]
+        exchange: Exchange = self.environment.exchange
         for told in exchange.dial(self.face):
             self._count(told)
         exchange.hung_up()
@@ -162,16 +161,16 @@ def _options(parser: LocustArgumentParser) -> None:
 
 
 @events.init.add_listener
-def _faces(environment: Environment, **_: Any) -> None:
+def _faces(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     wanted = shares(options.face, options.num_users or 1)
     for kind in environment.user_classes:
-        kind.fixed_count = wanted.get(kind.face, 0)  # type: ignore[attr-defined]
+        kind.fixed_count = wanted.get(kind.face, 0)
     environment.user_classes = [kind for kind in environment.user_classes if kind.fixed_count]
 
 
 @events.test_start.add_listener
-def _connect(environment: Environment, **_: Any) -> None:
+def _connect(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     plan = Plan(
         server=environment.host or options.host,
@@ -184,9 +183,9 @@ def _connect(environment: Environment, **_: Any) -> None:
         drain=options.drain,
         api_key=options.api_key,
     )
-    environment.exchange = Exchange(plan, environment.runner)  # type: ignore[attr-defined]
+    environment.exchange = Exchange(plan, environment.runner)
 
 
 @events.test_stop.add_listener
-def _disconnect(environment: Environment, **_: Any) -> None:
-    environment.exchange.close()  # type: ignore[attr-defined]
+def _disconnect(environment: Any, **_: Any) -> None:
+    environment.exchange.close()

@@ -1,0 +1,116 @@
+"""`python -m loadtest`: start what is needed, let so many callers speak for so long, print what they got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from loadtest.plan import Phases, Plan
+from loadtest.report import show, write
+from loadtest.run import Result, run
+from loadtest.search import highest
+from loadtest.server import NoServer, Server, build_tiny, started
+
+MOST_SLOTS = 128
+_QUESTION = Path("tests/data/question.wav")
+
+
+class Through(StrEnum):
+    """Which face callers come through."""
+
+    GRPC = "grpc"
+    WEBSOCKET = "websocket"
+    REST = "rest"
+    MIXED = "mixed"
+
+
+def main(
+    users: Annotated[int, typer.Option(min=1, help="Callers at once.")] = 32,
+    seconds: Annotated[float, typer.Option(min=1, help="How long they speak.")] = 60.0,
+    face: Annotated[Through, typer.Option(help="Which face they come through.")] = Through.GRPC,
+    phases: Annotated[
+        str, typer.Option(help="spread: callers begin all over the 80 ms of a frame; together: at one instant.")
+    ] = "spread",
+    spawn_rate: Annotated[float, typer.Option(min=0.1, help="Callers per second, until all are in.")] = 50.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for the last frames to come.")] = 2.0,
+    recording: Annotated[Path, typer.Option(help="What they say.")] = _QUESTION,
+    models: Annotated[Path | None, typer.Option(help="A built repository. [default: tiny models, built now]")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Of the tiny models. [default: the callers]")] = None,
+    server: Annotated[str | None, typer.Option(metavar="URL", help="One that runs already; with --grpc.")] = None,
+    grpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="Its gRPC port.")] = "127.0.0.1:8999",
+    api_key: Annotated[str, typer.Option(envvar="PERSONAPLEX_API_KEY", help="Shown by every caller.")] = "",
+    find_highest: Annotated[
+        bool, typer.Option("--find-highest", help="How many hold? --users is where it begins.")
+    ] = False,
+    step: Annotated[int, typer.Option(min=1, help="How exactly to find that.")] = 4,
+    folder: Annotated[Path, typer.Option(help="Where models and results go.")] = Path("build/loadtest"),
+) -> None:
+    """Load a server with callers who speak in real time. Ends with 1 if the run did not pass, 2 if there was none."""
+    console = Console()
+    wanted: Phases = "together" if phases == "together" else "spread"
+
+    def one(at: Server, callers: int) -> Result:
+        results = _fresh(folder / f"{datetime.now():%Y%m%d-%H%M%S}-{face.value}-{callers}")
+        plan = Plan(
+            server=at.url,
+            grpc=at.grpc,
+            recording=str(recording.resolve()),
+            out=str(results / "records.json"),
+            users=callers,
+            seconds=seconds,
+            phases=wanted,
+            drain=drain,
+            api_key=api_key,
+        )
+        console.print(f"{callers} callers over {face.value} for {seconds:g} s; results in {results}")
+        result = run(at, plan, face.value, spawn_rate, results)
+        write(result, results)
+        return result
+
+    def holds(at: Server, callers: int) -> bool:
+        result = one(at, callers)
+        show(result, console)
+        return not result.faults()
+
+    try:
+        room = slots or (MOST_SLOTS if find_highest else users)
+        with _server(folder, models, room, server, grpc) as at:
+            if find_highest:
+                found = highest(lambda callers: holds(at, callers), users, room, step)
+                console.print(f"{found} callers over {face.value} hold")
+                passed = found > 0
+            else:
+                result = one(at, users)
+                show(result, console)
+                passed = not result.faults()
+    except NoServer as error:
+        Console(stderr=True).print(f"loadtest: error: {error}", highlight=False)
+        raise typer.Exit(2) from None
+    raise typer.Exit(0 if passed else 1)
+
+
+@contextmanager
+def _server(folder: Path, models: Path | None, slots: int, url: str | None, grpc: str) -> Iterator[Server]:
+    if url is not None:
+        yield Server(url.rstrip("/"), grpc)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with started(models or build_tiny(folder, slots), folder / "server.log") as server:
+        yield server
+
+
+def _fresh(folder: Path) -> Path:
+    """A folder that was not there: results are never written over."""
+    folder.mkdir(parents=True)
+    return folder
+
+
+if __name__ == "__main__":
+    typer.run(main)

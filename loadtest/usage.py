@@ -1,0 +1,92 @@
+"""Who uses how much CPU during a run: the gateway, Triton and each of its models' processes, and the load itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import psutil
+
+SAMPLE_SECONDS = 0.5
+GATEWAY, TRITON, LOCUST, CALLERS = "gateway", "triton", "locust", "callers"
+_CLIENT = (LOCUST, CALLERS)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """CPU seconds by process over `seconds` of time."""
+
+    seconds: float
+    cpu: Mapping[str, float]
+
+    @property
+    def gateway(self) -> float:
+        return self.cpu.get(GATEWAY, 0.0)
+
+    @property
+    def triton(self) -> float:
+        """Triton and its models' processes together."""
+        return sum(value for name, value in self.cpu.items() if name != GATEWAY and name not in _CLIENT)
+
+    @property
+    def client(self) -> float:
+        return sum(self.cpu.get(name, 0.0) for name in _CLIENT)
+
+
+class Sampler:
+    """While entered, notes down the CPU times of `processes`, which must all be there from the beginning."""
+
+    def __init__(self, processes: Mapping[str, psutil.Process]) -> None:
+        self._processes = dict(processes)
+        self._at: list[float] = []
+        self._times: dict[str, list[float]] = {name: [] for name in processes}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="usage")
+
+    def between(self, begin: float, end: float) -> Usage:
+        """What was used from `begin` to `end`, moments of time.monotonic, as far as it was watched."""
+        cpu = {}
+        for name, times in self._times.items():
+            at = self._at[: len(times)]
+            first, last = np.interp([begin, end], at, times) if times else (0.0, 0.0)
+            cpu[name] = float(last - first)
+        return Usage(end - begin, cpu)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._at.append(time.monotonic())
+            for name, process in list(self._processes.items()):
+                try:
+                    times = process.cpu_times()
+                except psutil.NoSuchProcess:
+                    # Its times so far remain.
+                    del self._processes[name]
+                else:
+                    self._times[name].append(times.user + times.system)
+            if self._over.wait(SAMPLE_SECONDS):
+                return
+
+
+def server_processes(pid: int, models: tuple[str, ...]) -> dict[str, psutil.Process]:
+    """The gateway at `pid`, Triton below it, and Triton's process for each of `models`."""
+    gateway = psutil.Process(pid)
+    found = {GATEWAY: gateway}
+    for process in gateway.children(recursive=True):
+        command = " ".join(process.cmdline())
+        model = next((model for model in models if f"/{model}/" in command), None)
+        found[model or (TRITON if "bin/tritonserver" in command else f"process {process.pid}")] = process
+    return found
