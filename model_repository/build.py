@@ -115,7 +115,7 @@ def _write(source: Checkpoint, out: Path, slots: int, variant: str, report: Prog
         graph = graphs[model.name]
         version = out / "triton" / model.name / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(model.pbtxt(slots))
+        (version.parent / "config.pbtxt").write_text(model.pbtxt(slots, graph.weight_bytes))
         shutil.copyfile(Path(__file__).parent / model.name / "1" / "model.py", version / "model.py")
 
         def weight_done(name: str, size: int, model: str = model.name) -> None:

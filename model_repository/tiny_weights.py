@@ -18,7 +18,7 @@ _GAINS: tuple[tuple[str, float], ...] = (
     (r"(emb|text_emb)\.", 17**-0.5),
     (r"depformer_(text_)?emb\.", 1.0),
     (r"text_linear\.", 2.0),
-    (r"linears\.", 2.0),
+    (r"linears\.", 4.0),
     # Mimi. An ELU takes about a third of the variance; speech comes in at a tenth of full scale; blocks are corrections
     # to their skip connection; what goes out must stay within full scale.
     (r"encoder\.model\.0\.", 10.0),

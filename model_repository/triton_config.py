@@ -20,9 +20,21 @@ SEQUENCE_IDLE_MICROSECONDS = 3600 * 1_000_000
 """After this long without a request Triton frees a row. The gateway ends conversations long before; this frees rows
 whose gateway died. Triton's default of one second would take the row of a caller who is merely late."""
 
-QUEUE_DELAY_MICROSECONDS = 300
-"""Wait for the neighbours of a frame, unless all slots are ready: the requests of conversations that share a frame
-arrive one after the other, and a model that starts with the first alone runs twice."""
+READ_BYTES_PER_SECOND = 40e9
+"""What an execution of a big model takes is the time to read its weights: memory of a server's socket gives 40 to 80
+GB/s."""
+
+QUEUE_SHARE, LONGEST_QUEUE_SECONDS, SHORTEST_QUEUE_SECONDS = 0.05, 1.5e-3, 50e-6
+
+
+def queue_delay(weight_bytes: int) -> int:
+    """Microseconds a first request waits for its neighbours, whose requests arrive one after the other.
+
+    A batch that starts without them costs a second execution, so the wait is a share of what one takes. A model that
+    is done in a few of those microseconds does not wait: a lone caller would pay for nothing.
+    """
+    seconds = min(QUEUE_SHARE * weight_bytes / READ_BYTES_PER_SECOND, LONGEST_QUEUE_SECONDS)
+    return round(seconds * 1e6) if seconds >= SHORTEST_QUEUE_SECONDS else 0
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,12 @@ class ServedModel:
     stateful: bool
     parameters: Mapping[str, int]
 
-    def pbtxt(self, slots: int) -> str:
-        """The file's text, for `slots` rows."""
-        text: str = text_format.MessageToString(self._message(slots))
+    def pbtxt(self, slots: int, weight_bytes: int) -> str:
+        """The file's text, for `slots` rows and a graph of so many bytes."""
+        text: str = text_format.MessageToString(self._message(slots, queue_delay(weight_bytes)))
         return text
 
-    def _message(self, slots: int) -> Any:
+    def _message(self, slots: int, delay: int) -> Any:
         config = pb.ModelConfig(name=self.name, backend="python", max_batch_size=slots)
         for tensor in self.inputs:
             config.input.add(
@@ -61,9 +73,9 @@ class ServedModel:
         for tensor in self.outputs:
             config.output.add(name=tensor.name, data_type=pb.DataType.Value(tensor.dtype), dims=tensor.shape)
         if self.stateful:
-            _sequence_batching(config.sequence_batching)
+            _sequence_batching(config.sequence_batching, delay)
         else:
-            config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
+            config.dynamic_batching.max_queue_delay_microseconds = delay
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         for name, value in self.parameters.items():
             config.parameters[name].string_value = str(value)
@@ -95,10 +107,11 @@ def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
     )
 
 
-def _sequence_batching(batching: Any) -> None:
+def _sequence_batching(batching: Any, delay: int) -> None:
     """Direct: a sequence keeps its row for life, and the row is where its state lies."""
-    batching.direct.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
-    batching.direct.minimum_slot_utilization = 1.0
+    batching.direct.max_queue_delay_microseconds = delay
+    # Of a delay, only a full batch is an end.
+    batching.direct.minimum_slot_utilization = 1.0 if delay else 0.0
     batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_MICROSECONDS
     # START and END reach the model as flags of the request; a row without a request is told by READY alone.
     ready = pb.ModelSequenceBatching.Control.CONTROL_SEQUENCE_READY

@@ -12,23 +12,23 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Graph, Value
 from model_repository.graph.layers import Weights, gated_feed_forward, rms_norm
-from model_repository.graph.sampling import sample
+from model_repository.graph.sampling import GUESSES, sample_guessing
 
 
 def build(geometry: LmGeometry, source: TensorSource) -> Graph:
-    """Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, K] float32, top_k [B] int64 and
+    """Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, GUESSES + 1] float32, top_k [B] int64 and
     temperature [B] float32 for the audio tokens. Output: codes [B, 8] int64.
     """
     graph = Graph("depformer")
     op = graph.op
     hidden = graph.input("hidden", ir.DataType.FLOAT, [ROWS, geometry.temporal.dim])
     text_token = graph.input("text_token", ir.DataType.INT64, [ROWS])
-    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, AGENT_CODEBOOKS, "ranks"])
+    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, AGENT_CODEBOOKS, GUESSES + 1])
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 
     weights = Weights(graph, source)
-    draws = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
+    noises = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
     history = _History(graph, geometry)
     token, table = text_token, "depformer_text_emb.weight"
     codes = []
@@ -38,7 +38,8 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
         for layer in range(geometry.depformer.num_layers):
             x = _layer(weights, history, geometry, x, layer, step)
         logits = weights.linear(x, f"linears.{step}.weight")
-        token = sample(graph, logits, op.Squeeze(draws[step], graph.constant([1])), top_k, temperature)
+        draws = op.Squeeze(noises[step], graph.constant([1]))
+        token = sample_guessing(graph, logits, geometry.card, draws, top_k, temperature)
         codes.append(op.Unsqueeze(token, graph.constant([1])))
         table = f"depformer_emb.{step}.weight"
     graph.output("codes", op.Concat(*codes, axis=1))

@@ -43,6 +43,7 @@ class Graph:
         self.contrib: Any = self._builder.opset("com.microsoft", 1)
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], Value] = {}
         self._weights: dict[str, Value] = {}
+        self._choices = 0
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> Value:
         """Declare a graph input; strings name dynamic dimensions."""
@@ -71,6 +72,32 @@ class Graph:
         if key not in self._constants:
             self._constants[key] = self._builder.initializer(ir.tensor(array), f"constant.{len(self._constants)}")
         return self._constants[key]
+
+    def choose(self, condition: Value, then: Callable[[Value], Value], otherwise: Value) -> Value:
+        """What `then` builds, in a subgraph run only if the scalar `condition` is true, else `otherwise`: [B] int64."""
+
+        def output(name: str) -> Value:
+            return ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([ROWS]))
+
+        outer = self.op
+        branches = []
+        for name, trace in (("then", then), ("else", lambda op: op.Identity(otherwise))):
+
+            def inner(op: Value, trace: Callable[[Value], Value] = trace) -> Value:
+                self.op = op
+                return trace(op)
+
+            prefix = f"choice{self._choices}.{name}"
+            branch = self._builder.subgraph(inner, [], [output("chosen")], name=prefix)
+            # Names are unique in the whole model, the builder's only in their own graph.
+            for node in branch:
+                node.name = f"{prefix}.{node.name}"
+                for value in node.outputs:
+                    value.name = f"{prefix}.{value.name}"
+            branches.append(branch)
+            self.op = outer
+        self._choices += 1
+        return outer.If(condition, then_branch=branches[0], else_branch=branches[1])
 
     def weight(self, name: str, shape: Sequence[int], load: Callable[[], Float32]) -> Value:
         """A float32 weight of `shape`, made by `load` only while the graph is saved; one value per name."""

@@ -25,7 +25,7 @@ class DepformerModel:
         self._session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])
         shapes = {node.name: node.shape for node in self._session.get_inputs()}
         self._dim = int(shapes["hidden"][1])
-        self._codebooks = int(shapes["noise"][1])
+        self._draws = tuple(shapes["noise"][1:])
         self._text_card = text_card
         self._card = card
 
@@ -42,7 +42,7 @@ class DepformerModel:
                 outcome.errors[turn.row] = error
         if accepted:
             noise, top_k, temperature = draw(
-                [sampler for _, _, sampler in accepted], Stream.AUDIO, self._card, self._codebooks
+                [sampler for _, _, sampler in accepted], Stream.AUDIO, self._card, self._draws
             )
             feeds = {
                 "hidden": np.stack([inputs["hidden"] for _, inputs, _ in accepted]),

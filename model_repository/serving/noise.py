@@ -33,10 +33,10 @@ class Noise:
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
 
-    def uniform(self, seed: int, stream: Stream, column: int, count: int) -> NDArray[np.float32]:
-        """`count` draws from the open interval (0, 1), float32; seed and column are taken modulo 2^64."""
+    def uniform(self, seed: int, stream: Stream, column: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Draws of `shape` from the open interval (0, 1), float32; seed and column are taken modulo 2^64."""
         inner = self._state["state"]
         inner["key"][:] = seed & _MASK, stream
         inner["counter"][:] = 0, 0, 0, column & _MASK
         self._bits.state = self._state
-        return self._generator.random(count, dtype=np.float32).clip(_LEAST, _MOST)
+        return self._generator.random(shape, dtype=np.float32).clip(_LEAST, _MOST)

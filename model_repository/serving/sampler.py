@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +37,7 @@ class Sampler:
         return cls(seed, column, top_k, temperature)
 
     def ranks(self, vocabulary: int) -> int:
-        """Candidates this row needs noise for (1 where it takes the maximum)."""
+        """Candidates of this row: 1 where it takes the maximum."""
         if self.temperature == 0:
             return 1
         return min(self.top_k or vocabulary, vocabulary)
@@ -47,30 +46,16 @@ class Sampler:
 IDLE = Sampler(seed=0, column=0, top_k=1, temperature=0.0)
 """For rows that take no part."""
 
-
 _noise = Noise()
 
 
-def _width(ranks: int, vocabulary: int) -> int:
-    """Candidates to look at: a few more where that is faster.
-
-    ONNX Runtime's TopK keeps a heap for k below vocabulary^0.725 and selects above: of 2048 logits on one core it finds
-    250 in 47 µs and 256 in 32.
-    """
-    selects = math.ceil(vocabulary**0.725 + 1e-9)
-    return selects if 0.7 * selects < ranks < selects else ranks
-
-
 def draw(
-    samplers: Sequence[Sampler], stream: Stream, vocabulary: int, draws: int = 1
+    samplers: Sequence[Sampler], stream: Stream, vocabulary: int, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """noise [B, draws, K], top_k [B] and temperature [B] of a batch; K holds every row's candidates."""
-    ranks = [sampler.ranks(vocabulary) for sampler in samplers]
-    width = _width(max(ranks), vocabulary)
-    noise = np.full((len(samplers), draws, width), 0.5, np.float32)
-    for row, (sampler, count) in enumerate(zip(samplers, ranks, strict=True)):
+    """noise [B, *shape], top_k [B] and temperature [B] of a batch."""
+    noise = np.full((len(samplers), *shape), 0.5, np.float32)
+    for row, sampler in enumerate(samplers):
         if sampler.temperature != 0:
-            drawn = _noise.uniform(sampler.seed, stream, sampler.column, draws * count)
-            noise[row, :, :count] = drawn.reshape(draws, count)
+            noise[row] = _noise.uniform(sampler.seed, stream, sampler.column, shape)
     temperature = np.array([sampler.temperature for sampler in samplers], np.float32)
-    return noise, np.array(ranks, np.int64), temperature
+    return noise, np.array([sampler.ranks(vocabulary) for sampler in samplers], np.int64), temperature

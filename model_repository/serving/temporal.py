@@ -89,10 +89,11 @@ class TemporalModel:
             done += count
 
     def _run(self, start: int, stop: int, columns: Array, embeddings: Array, samplers: Sequence[Sampler]) -> None:
-        noise, top_k, temperature = draw(samplers, Stream.TEXT, self._text_card)
+        noise, top_k, temperature = draw(samplers, Stream.TEXT, self._text_card, (1,))
+        self._session.feeds["noise"][start:stop] = noise
         self._session.feeds["top_k"][start:stop] = top_k
         self._session.feeds["temperature"][start:stop] = temperature
-        dynamic = {"columns": columns, "embeddings": embeddings, "noise": noise[:, 0]}
+        dynamic = {"columns": columns, "embeddings": embeddings}
         self._session.run(start, stop, {name: np.ascontiguousarray(array) for name, array in dynamic.items()})
 
     def _answer(self, row: int) -> dict[str, Array]:

@@ -25,7 +25,7 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
     """Inputs, for B rows and S columns (S = 1 in a step; B = 1 where S > 1):
 
     columns [B, S, 17] int64; embeddings [B, S, dim] float32, used instead of the tokens in columns whose text token is
-    -1; position [B] int64, the first column's index; noise [B, K] float32, top_k [B] int64 and temperature [B] float32
+    -1; position [B] int64, the first column's index; noise [B, 1] float32, top_k [B] int64 and temperature [B] float32
     for the text token. Outputs, both of the last column: hidden [B, dim] float32 (after the final norm) and
     text_token [B] int64, sampled for the next column.
     """
@@ -35,7 +35,7 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
     columns = graph.input("columns", ir.DataType.INT64, [ROWS, "columns", geometry.num_streams])
     embeddings = graph.input("embeddings", ir.DataType.FLOAT, [ROWS, "columns", transformer.dim])
     position = graph.input("position", ir.DataType.INT64, [ROWS])
-    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, "ranks"])
+    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, 1])
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 

@@ -6,11 +6,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from model_repository.checkpoint.geometry import Geometry
-from model_repository.triton_config import served_models
+from model_repository.triton_config import queue_delay, served_models
 
 
-def parsed(slots: int = 8):
-    configs = [model.pbtxt(slots) for model in served_models(Geometry.from_config({}))]
+def parsed(slots: int = 8, weight_bytes: int = 4 << 30):
+    configs = [model.pbtxt(slots, weight_bytes) for model in served_models(Geometry.from_config({}))]
     return {
         config.name: config for config in (text_format.Parse(text, model_config_pb2.ModelConfig()) for text in configs)
     }
@@ -40,3 +40,16 @@ def test_shapes_are_the_published_models():
     }
     assert [tensor.name for tensor in temporal.input if tensor.allow_ragged_batch] == ["columns", "embeddings"]
     assert temporal.parameters["window"].string_value == "2999"
+
+
+def test_a_big_model_waits_for_neighbours_and_a_small_one_does_not():
+    for weight_bytes, delay in ((4 << 30, 1500), (1 << 20, 0)):
+        for config in parsed(weight_bytes=weight_bytes).values():
+            batching = config.sequence_batching.direct if config.name != "depformer" else config.dynamic_batching
+            assert batching.max_queue_delay_microseconds == delay
+
+
+def test_the_wait_is_a_share_of_the_time_to_read_the_weights():
+    assert queue_delay(500_000_000) == 625
+    assert queue_delay(40_000_000) == 50
+    assert queue_delay(39_000_000) == 0

@@ -39,7 +39,8 @@ def test_the_warning_that_the_other_test_looks_for_exists(golden_models: Path, c
     session = models.temporal._session
     feeds = {name: array[:1] for name, array in (session.feeds | states(session)).items()}
     dynamic = {"columns": np.ones((1, 1, 17), np.int64), "embeddings": np.zeros((1, 1, models.dim), np.float32)}
-    session._session.run(None, {**feeds, **dynamic, "noise": np.full((1, 25), 0.5, np.float32)})
+    feeds["top_k"] = np.ones(1, np.int64)
+    session._session.run(None, {**feeds, **dynamic})
     assert "in-place optimization not activated" in capfd.readouterr().err
 
 
