@@ -62,6 +62,7 @@ function leave(outcome) {
     announce(outcome.trouble ? `${outcome.trouble.title}. ${outcome.trouble.advice}` : "The call is over.");
   } else {
     show("idle");
+    announce("");
     setup.complain(outcome.trouble);
     if (!outcome.trouble?.asksForKey) find("start").focus();
   }
