@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -26,7 +27,8 @@ class Figures:
         self._metrics = metrics
         self._frame_seconds = frame_seconds
         self._began = perf_counter()
-        self._stages: list[tuple[float, ...]] = []
+        # A call may last for hours: 32 bytes a frame, not a tuple of floats.
+        self._stages = array("d")
         self._busy = 0.0
         self.setup_seconds = 0.0
         self.first_audio_seconds = 0.0
@@ -44,7 +46,8 @@ class Figures:
             self.first_audio_seconds = passed
             self._metrics.first_audio_seconds.observe(passed)
         self._busy += frame.seconds
-        self._stages.append(tuple(getattr(frame.stages, stage) for stage in STAGES))
+        stages = frame.stages
+        self._stages.extend((stages.encode, stages.temporal, stages.depformer, stages.decode))
 
     def finish(self) -> None:
         """Called once, when the conversation is over."""
@@ -54,10 +57,11 @@ class Figures:
     @property
     def rtf(self) -> float:
         """Seconds spent on frames over seconds of audio made; the setup and frame 0 are not in it."""
-        return self._busy / (len(self._stages) * self._frame_seconds) if self._stages else 0.0
+        frames = len(self._stages) // len(STAGES)
+        return self._busy / (frames * self._frame_seconds) if frames else 0.0
 
     def stages(self) -> dict[str, StageFigures]:
         """Median and 99th percentile by stage, over all frames but frame 0; zeros if there was no other."""
-        times = np.array(self._stages or [(0.0,) * len(STAGES)]) * 1000
+        times = np.array(self._stages or [0.0] * len(STAGES)).reshape(-1, len(STAGES)) * 1000
         median, p99 = np.percentile(times, [50, 99], axis=0)
         return {stage: StageFigures(float(median[i]), float(p99[i])) for i, stage in enumerate(STAGES)}
