@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gateway.cli.console import CommandError
 from loadtest.plan import Phases, Plan
 from loadtest.report import show, write
 from loadtest.run import Result, run
@@ -90,7 +91,7 @@ def main(
                 result = one(at, users)
                 show(result, console)
                 passed = not result.faults()
-    except NoServer as error:
+    except (NoServer, CommandError) as error:
         Console(stderr=True).print(f"loadtest: error: {error}", highlight=False)
         raise typer.Exit(2) from None
     raise typer.Exit(0 if passed else 1)
