@@ -1,0 +1,107 @@
+"""Live WebSocket calls through Triton: what is said live is what is said offline to the same samples."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+from websockets.sync.client import ClientConnection, connect
+
+from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
+from tests.conftest import GOLDEN
+from tests.end_to_end.conftest import Service, respond, wav
+from tests.gateway.ws.moshi import Conversation
+from tests.gateway.ws.test_moshi_client import SEED, Overheard
+
+FRAME = 1920
+PROMPT = "You are Ana."
+
+
+@pytest.fixture(scope="module")
+def user() -> NDArray[np.float32]:
+    """2 s of the golden question."""
+    pcm, _ = soundfile.read(GOLDEN / "user.wav", dtype="float32")
+    return pcm[: 25 * FRAME]
+
+
+def socket(service: Service, path: str) -> ClientConnection:
+    return connect(service.url.replace("http", "ws", 1) + path, compression=None, proxy=None)
+
+
+def test_converse_says_what_an_offline_run_says(golden_service: Service, user: NDArray[np.float32]) -> None:
+    wishes = {"seed": 7, "voice": "NATF0", "text_prompt": PROMPT}
+    with socket(golden_service, "/v1/converse") as client:
+        client.send(json.dumps({"type": "start", "audio": {"format": "pcm_f32le"}, **wishes}))
+        for at in range(0, len(user), 3000):
+            client.send(user[at : at + 3000].tobytes())
+        client.send(json.dumps({"type": "end"}))
+        messages = list(client)
+    spoken = np.frombuffer(b"".join(part for part in messages if isinstance(part, bytes)), "<f4")
+    with golden_service.client() as http:
+        answer = respond(http, wav(user), max_steps=26, **wishes)
+    assert np.array_equal((np.clip(spoken, -1, 1) * 32767).astype(np.int16), np.round(answer.pcm * 32768))
+    ended = json.loads(messages[-1])
+    assert ended["reason"] == "completed"
+    assert ended["frames"] == 26
+    assert ended["transcript"] == answer.body["transcript"]
+    golden_service.wait_until_free()
+
+
+def test_chat_says_what_an_offline_run_says_to_the_decoded_stream(
+    golden_service: Service, user: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overheard = Overheard(monkeypatch)
+    ours = OggOpusWriter()
+    stream = [ours.head(), *(ours.write(frame) for frame in user.reshape(-1, FRAME))]
+    stream.append(ours.write(np.zeros(FRAME, np.float32), last=True))
+    query = {"voice_prompt": "NATF0.pt", "text_prompt": PROMPT, "seed": 7, "audio_topk": 9, "text_temperature": 0.5}
+    with socket(golden_service, "/api/chat?" + urlencode(query)) as client:
+        for page in stream:
+            client.send(b"\x01" + page)
+        messages = [message for message in client if isinstance(message, bytes)]
+    heard = np.concatenate(list(OggOpusReader().read(b"".join(stream))))
+    frames = -(-len(heard) // FRAME) + 1
+    with golden_service.client() as http:
+        answer = respond(
+            http, wav(heard), max_steps=frames, voice="NATF0", text_prompt=PROMPT, seed=7, audio_top_k=9,
+            text_temperature=0.5,
+        )  # fmt: skip
+    assert messages[0] == b"\x00"
+    text = b"".join(message[1:] for message in messages if message[:1] == b"\x02").decode()
+    assert text.strip() == answer.body["transcript"]
+    spoken = [event.frame for event in overheard.spoken]
+    assert np.array_equal([frame.codes for frame in spoken], answer.agent_codes)
+    again = OggOpusWriter()
+    pages = [again.head(), *(again.write(frame.pcm) for frame in spoken)]
+    assert [message[1:] for message in messages if message[:1] == b"\x01"] == pages
+    golden_service.wait_until_free()
+
+
+def test_the_moshi_client_holds_a_conversation(
+    tiny_service: Service, user: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overheard = Overheard(monkeypatch)
+    conversation = Conversation(user)
+
+    async def all_answered() -> None:
+        async with asyncio.timeout(60):
+            while len(overheard.spoken) < 25 or len(conversation.printer.said) < len(overheard.texts):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    with conversation.running(tiny_service.url):
+        asyncio.run(all_answered())
+    heard = np.concatenate(list(OggOpusReader().read(b"".join(overheard.stream))))
+    with tiny_service.client() as http:
+        answer = respond(http, wav(heard), max_steps=25, seed=SEED)
+    spoken = [event.frame for event in overheard.spoken]
+    assert np.array_equal([frame.text_token for frame in spoken], answer.text_tokens)
+    assert np.array_equal([frame.codes for frame in spoken], answer.agent_codes)
+    assert conversation.printer.said == overheard.texts
+    assert np.isfinite(conversation.device.played).all()
+    assert np.any(conversation.device.played)
+    tiny_service.wait_until_free()
