@@ -44,6 +44,7 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class ServedModel:
                 data_type=pb.DataType.Value(tensor.dtype),
                 dims=tensor.shape,
                 allow_ragged_batch=-1 in tensor.shape,
+                optional=tensor.optional,
             )
         for tensor in self.outputs:
             config.output.add(name=tensor.name, data_type=pb.DataType.Value(tensor.dtype), dims=tensor.shape)
@@ -91,7 +93,7 @@ def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
     text_token = Tensor("text_token", "TYPE_INT64", (1,))
     sampling = (Tensor("sampler", "TYPE_INT64", (3,)), Tensor("temperature", "TYPE_FP32", (1,)))
     columns = Tensor("columns", "TYPE_INT64", (-1, lm.num_streams))
-    embeddings = Tensor("embeddings", "TYPE_FP32", (-1, lm.temporal.dim))
+    embeddings = Tensor("embeddings", "TYPE_FP32", (-1, lm.temporal.dim), optional=True)
     vocabularies = {"text_card": lm.text_card, "card": lm.card}
     return (
         ServedModel("mimi_encoder", (frame,), (codes,), True, {}),

@@ -46,10 +46,9 @@ class Request:
         self.begun = True
         return [head, *contents]
 
-    def fill_shaped(self, contents: Sequence[bytes], *shapes: tuple[int, ...]) -> list[bytes]:
-        """The same where the first inputs have other shapes than declared."""
-        reshaped = [Tensor(t.name, t.datatype, shape) for t, shape in zip(self._inputs, shapes, strict=False)]
-        head = self._head((*reshaped, *self._inputs[len(shapes) :]), start=not self.begun)
+    def fill_with(self, inputs: Sequence[Tensor], contents: Sequence[bytes]) -> list[bytes]:
+        """The same with other inputs than declared."""
+        head = self._head(inputs, start=self._sequence_id is not None and not self.begun)
         self.begun = True
         return [head, *contents]
 

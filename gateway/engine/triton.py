@@ -26,6 +26,7 @@ from gateway.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 _READY_TIMEOUT = 2.0
+_SAMPLER = (Tensor("sampler", "INT64", (3,)), Tensor("temperature", "FP32", (1,)))
 
 
 class TritonEngine:
@@ -72,15 +73,11 @@ class TritonSession:
     def __init__(self, engine: TritonEngine) -> None:
         manifest = engine.manifest
         self._engine = engine
-        self._dim = manifest.dim
         self._pending: asyncio.Future[dict[str, memoryview]] | None = None
         self._closing: asyncio.Future[None] | None = None
         self.sequence_id = str(uuid4())
-        sampler = (Tensor("sampler", "INT64", (3,)), Tensor("temperature", "FP32", (1,)))
         self._encoder = self._stateful("mimi_encoder", Tensor("pcm", "FP32", (manifest.frame_size,)))
-        self._temporal = self._stateful(
-            "temporal", Tensor("columns", "INT64", (1, STREAMS)), Tensor("embeddings", "FP32", (0, self._dim)), *sampler
-        )
+        self._temporal = self._stateful("temporal", Tensor("columns", "INT64", (1, STREAMS)), *_SAMPLER)
         self._decoder = self._stateful("mimi_decoder", Tensor("codes", "INT64", (manifest.codebooks,)))
 
     def _stateful(self, model: str, *inputs: Tensor) -> Request:
@@ -93,14 +90,18 @@ class TritonSession:
 
     async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Thought:
         """embeddings [E, dim], then columns [S, 17], in one call."""
-        contents = [_bytes(columns, np.int64), _bytes(embeddings, np.float32), *_draw(draw)]
-        request = self._temporal.fill_shaped(contents, columns.shape, embeddings.shape)
+        inputs = [Tensor("columns", "INT64", columns.shape), *_SAMPLER]
+        contents = [_bytes(columns, np.int64), *_draw(draw)]
+        if len(embeddings):
+            inputs.append(Tensor("embeddings", "FP32", embeddings.shape))
+            contents.append(_bytes(embeddings, np.float32))
+        request = self._temporal.fill_with(inputs, contents)
         answer = await self._call(self._temporal, request, self._engine.prefill_deadline)
         return _thought(answer)
 
     async def step(self, column: Tokens, draw: Draw) -> Thought:
         """One more column [17]."""
-        return _thought(await self._step(self._temporal, [_bytes(column, np.int64), b"", *_draw(draw)]))
+        return _thought(await self._step(self._temporal, [_bytes(column, np.int64), *_draw(draw)]))
 
     async def depformer(self, thought: Thought, draw: Draw) -> Tokens:
         """The agent's codes [8] of the column after the last one fed."""

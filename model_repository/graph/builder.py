@@ -116,7 +116,8 @@ class Graph:
     @property
     def weight_bytes(self) -> int:
         """Bytes that `save` will write as weights."""
-        return sum(int(weight.const_value.nbytes) for weight in self._weights.values())
+        sizes = [int(value.const_value.nbytes) for value in (*self._weights.values(), *self._constants.values())]
+        return sum(size for size in sizes if size >= _INLINE_BYTES)
 
     def save(self, path: Path, progress: Callable[[str, int], None] | None = None) -> None:
         """Write `path` and, beside it, its weights `path`.data.

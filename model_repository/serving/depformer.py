@@ -20,6 +20,7 @@ class DepformerModel:
     """
 
     input_names = ("hidden", "text_token", "sampler", "temperature")
+    optional: frozenset[str] = frozenset()
 
     def __init__(self, model: Path, text_card: int, card: int) -> None:
         self._session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])

@@ -20,6 +20,8 @@ class MimiModel:
     `high` bounds an integer input's values (codes), exclusively; None for samples, which must be finite.
     """
 
+    optional: frozenset[str] = frozenset()
+
     def __init__(self, model: Path, slots: int, high: int | None = None) -> None:
         self._session = StatefulSession(model, slots)
         names = [name for name in self._session.feeds if name not in ("position", "active")]

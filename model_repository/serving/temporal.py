@@ -25,11 +25,13 @@ class TemporalModel:
     """
 
     input_names = ("columns", "embeddings", "sampler", "temperature")
+    optional = frozenset({"embeddings"})
 
     def __init__(self, model: Path, slots: int, text_card: int, card: int, window: int) -> None:
         self._session = StatefulSession(model, slots)
         self._text_card = text_card
         self._card = card
+        self._cards = np.array([text_card + 1] + 16 * [card + 1], np.uint64)
         self._window = window
         hidden = self._session.results["hidden"]
         self._dim = int(hidden.shape[1])
@@ -50,7 +52,7 @@ class TemporalModel:
             if turn.start:
                 self._session.reset(turn.row)
                 self._position[turn.row] = 0
-            if len(turn.inputs["embeddings"]) + len(turn.inputs["columns"]) == 1:
+            if len(turn.inputs["columns"]) == 1 and not len(turn.inputs.get("embeddings", ())):
                 steps.append((turn, sampler))
             else:
                 self._prefill(turn, sampler)
@@ -74,7 +76,8 @@ class TemporalModel:
 
     def _prefill(self, turn: Turn, sampler: Sampler) -> None:
         """Many columns of one row, in chunks that do not wrap around the ring; past its end, one by one."""
-        given, tokens = turn.inputs["embeddings"], turn.inputs["columns"]
+        tokens = turn.inputs["columns"]
+        given = turn.inputs.get("embeddings", np.empty((0, self._dim), np.float32))
         columns = np.full((len(given) + len(tokens), 17), -1, np.int64)
         columns[len(given) :] = tokens
         embeddings = np.zeros((len(columns), self._dim), np.float32)
@@ -103,9 +106,11 @@ class TemporalModel:
     def _check(self, turn: Turn) -> Sampler:
         columns = turn.inputs["columns"]
         check(columns, "columns", np.int64, (-1, 17))
-        check(columns[:, 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
-        check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
-        check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
+        if columns.size and not (columns.view(np.uint64) < self._cards).all():
+            check(columns[:, 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
+            check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
+        if "embeddings" in turn.inputs:
+            check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
         if len(columns) < 1:
             raise BadInputError("columns: expected at least one column")
         return Sampler.of(turn.inputs)

@@ -85,7 +85,10 @@ def _execute(model: Model, requests: Sequence[Any], living: Mapping[int, Any], s
     errors: dict[int, Exception] = {}
     for row, request in living.items():
         try:
-            inputs = {name: _read(request, name) for name in model.input_names}
+            inputs = {name: _read(request, name) for name in model.input_names if name not in model.optional}
+            for name in model.optional:
+                if pb_utils.get_input_tensor_by_name(request, name) is not None:
+                    inputs[name] = _read(request, name)
             turns.append(Turn(row, row in starts, inputs))
         except BadInputError as error:
             errors[row] = error

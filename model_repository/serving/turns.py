@@ -40,18 +40,25 @@ class Model(Protocol):
     """What Triton hands requests to."""
 
     input_names: Sequence[str]
+    optional: frozenset[str]
+    """Inputs that a request may leave out."""
 
     def run(self, turns: Sequence[Turn]) -> Outcome:
         """Do every row's turn in as few graph runs as possible. Raises only if the whole batch failed."""
 
 
 def check(array: Array, name: str, dtype: type, shape: tuple[int, ...], high: int | None = None) -> None:
-    """Raise `BadInputError` unless array has dtype and shape (-1: any) and, if `high` is given, values below it."""
-    fits = array.ndim == len(shape) and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True))
-    if array.dtype != dtype or not fits:
+    """Raise `BadInputError` unless array has dtype and shape (-1: any) and, if `high` is given, values 0..high-1."""
+    # Once per tensor, row and frame: what is as it should be leaves after two comparisons.
+    if array.dtype != dtype or (array.shape != shape and not _fits(array.shape, shape)):
         raise BadInputError(
             f"{name}: expected {np.dtype(dtype).name} of shape {list(shape)}, "
             f"got {array.dtype.name} {list(array.shape)}"
         )
-    if high is not None and array.size and not (array.min() >= 0 and array.max() < high):
+    # As unsigned numbers negative ones are the largest.
+    if high is not None and array.size and array.view(np.uint64).max() >= high:
         raise BadInputError(f"{name}: values must be in 0..{high - 1}, got {array.min()}..{array.max()}")
+
+
+def _fits(got: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(got) == len(wanted) and all(want in (-1, size) for want, size in zip(wanted, got, strict=True))

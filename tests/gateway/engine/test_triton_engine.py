@@ -1,16 +1,15 @@
-"""The Triton engine against a gRPC server that speaks Triton's protocol and records what it is sent."""
+"""The Triton engine against an HTTP server that speaks Triton's protocol and records what it is sent."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.conversation.engine import Draw, Thought
 from gateway.engine.triton import TritonEngine, TritonSession
@@ -28,42 +27,97 @@ OUTPUTS = {
 DRAW = Draw(seed=2**62 + 1, position=40, top_k=25, temperature=0.7)
 
 
-class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
+class Refusal(Exception):  # noqa: N818
+    """Answered with a status and a body."""
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+
+
+class Server:
     """Answers every model, and keeps what came."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.not_ready: set[str] = set()
-        self.before: Callable[[Any, Any], Awaitable[None]] | None = None
+        self.before: Callable[[], Awaitable[None]] | None = None
+        self.connections: set[asyncio.StreamWriter] = set()
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802 (Triton's name)
-        return service_pb2.ServerReadyResponse(ready="server" not in self.not_ready)
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(writer)
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                headers = dict(line.lower().split(": ") for line in head[1:] if line)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                path = head[0].split()[1]
+                try:
+                    status, extra, answer = 200, "", b""
+                    if path.endswith("/ready"):
+                        name = "server" if "health" in path else path.split("/")[3]
+                        status = 400 if name in self.not_ready else 200
+                    else:
+                        size = int(headers["inference-header-content-length"])
+                        extra, answer = await self.infer(path.split("/")[3], json.loads(body[:size]), body[size:])
+                except Refusal as refusal:
+                    status, answer = refusal.status, json.dumps({"error": str(refusal)}).encode()
+                # In pieces, as a network may deliver it.
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(answer)}\r\n{extra}".encode())
+                await asyncio.sleep(0)
+                writer.write(b"\r\n" + answer[:7])
+                await writer.drain()
+                writer.write(answer[7:])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.connections.discard(writer)
+            writer.close()
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802 (Triton's name)
-        return service_pb2.ModelReadyResponse(ready=request.name not in self.not_ready)
-
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 (Triton's name)
+    async def infer(self, model: str, header: dict[str, Any], tensors: bytes) -> tuple[str, bytes]:
         if self.before is not None:
-            await self.before(request, context)
-        parameters = request.parameters
+            await self.before()
+        parameters = header["parameters"]
+        assert parameters["binary_data_output"] is True
+        arrays, start = {}, 0
+        for tensor in header["inputs"]:
+            stop = start + tensor["parameters"]["binary_data_size"]
+            array = np.frombuffer(tensors[start:stop], DTYPES[tensor["datatype"]])
+            arrays[tensor["name"]] = array.reshape(tensor["shape"])
+            start = stop
+        assert start == len(tensors)
         self.calls.append(
             {
-                "model": request.model_name,
-                "id": parameters["sequence_id"].string_param if "sequence_id" in parameters else None,
-                "start": parameters["sequence_start"].bool_param if "sequence_start" in parameters else None,
-                "end": parameters["sequence_end"].bool_param if "sequence_end" in parameters else None,
-                **{
-                    tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(tensor.shape)
-                    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
-                },
+                "model": model,
+                "id": parameters.get("sequence_id"),
+                "start": parameters.get("sequence_start"),
+                "end": parameters.get("sequence_end"),
+                **arrays,
             }
         )
-        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, (datatype, value) in OUTPUTS[request.model_name].items():
-            array = np.asarray(value, DTYPES[datatype])
-            answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
-            answer.raw_output_contents.append(array.tobytes())
-        return answer
+        outputs, raw = [], b""
+        if not parameters.get("sequence_end"):
+            rows = len(next(iter(arrays.values())))
+            for name, (datatype, value) in OUTPUTS[model].items():
+                array = np.repeat(np.asarray(value, DTYPES[datatype]), rows, axis=0)
+                if model == "depformer":
+                    array = array + 8 * np.arange(rows)[:, None]
+                described = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+                outputs.append(described | {"parameters": {"binary_data_size": array.nbytes}})
+                raw += array.tobytes()
+        answer = json.dumps({"model_name": model, "outputs": outputs}).encode()
+        extra = f"Inference-Header-Content-Length: {len(answer)}\r\n" if raw else ""
+        return extra, answer + raw
+
+    async def listen(self, port: int = 0) -> tuple[asyncio.Server, int]:
+        listening = await asyncio.start_server(self.serve, "127.0.0.1", port)
+        return listening, listening.sockets[0].getsockname()[1]
+
+    async def stop(self, listening: asyncio.Server) -> None:
+        listening.close()
+        for connection in list(self.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -71,21 +125,13 @@ def server() -> Server:
     return Server()
 
 
-async def listen(server: Server, address: str) -> tuple[grpc.aio.Server, int]:
-    listening = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(server, listening)
-    port = listening.add_insecure_port(address)
-    await listening.start()
-    return listening, port
-
-
 @pytest.fixture
 async def engine(server: Server, manifest: Manifest) -> AsyncIterator[TritonEngine]:
-    listening, port = await listen(server, "127.0.0.1:0")
+    listening, port = await server.listen()
     engine = TritonEngine(f"127.0.0.1:{port}", manifest, step_deadline=1, prefill_deadline=1, release_deadline=1)
     yield engine
     await engine.close()
-    await listening.stop(None)
+    await server.stop(listening)
 
 
 @pytest.fixture
@@ -128,7 +174,7 @@ async def test_a_step_after_a_prefill_carries_one_column_and_no_embedding(sessio
     call = server.calls[-1]
     assert call["columns"].shape == (1, 1, 17)
     assert call["columns"].ravel().tolist() == list(range(17))
-    assert call["embeddings"].shape == (1, 0, 32)
+    assert "embeddings" not in call
 
 
 async def test_the_depformer_gets_the_thought_and_belongs_to_no_sequence(session: TritonSession, server: Server):
@@ -177,7 +223,6 @@ async def test_close_ends_each_model_once_with_inputs_of_the_right_shape(session
     assert shapes == {
         "pcm": (1, 1920),
         "columns": (1, 1, 17),
-        "embeddings": (1, 0, 32),
         "sampler": (1, 3),
         "temperature": (1, 1),
         "codes": (1, 8),
@@ -194,7 +239,7 @@ async def test_close_ends_only_what_was_begun(session: TritonSession, server: Se
 
 
 async def test_a_cancelled_call_reaches_the_model_whole_and_is_ended_after_it(session: TritonSession, server: Server):
-    async def slow(request: Any, context: Any) -> None:
+    async def slow() -> None:
         await asyncio.sleep(0.1)
 
     server.before = slow
@@ -215,7 +260,7 @@ async def test_a_cancelled_call_reaches_the_model_whole_and_is_ended_after_it(se
 async def test_a_cancelled_close_goes_on_and_can_be_waited_for_again(session: TritonSession, server: Server):
     await session.encode(np.zeros(1920, np.float32))
 
-    async def slow(request: Any, context: Any) -> None:
+    async def slow() -> None:
         await asyncio.sleep(0.1)
 
     server.before = slow
@@ -233,57 +278,56 @@ async def test_an_end_that_fails_is_logged_and_not_raised(
 ):
     await session.encode(np.zeros(1920, np.float32))
 
-    async def refuse(request: Any, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+    async def refuse() -> None:
+        raise Refusal(503, "going down")
 
     server.before = refuse
     await session.close()
     assert "could not end mimi_encoder" in caplog.text
-    assert "UNAVAILABLE: going down" in caplog.text
+    assert "HTTP 503: going down" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("code", "details", "raised"),
+    ("status", "details", "raised"),
     [
-        (grpc.StatusCode.UNAVAILABLE, "Server is stopping", EngineUnavailable),
-        (grpc.StatusCode.CANCELLED, "shutdown", EngineUnavailable),
+        (503, "Server is stopping", EngineUnavailable),
+        (504, "too slow", EngineUnavailable),
         (
-            grpc.StatusCode.INVALID_ARGUMENT,
+            400,
             "inference request for sequence x to model 'temporal' must specify the START flag on the first request",
             EngineUnavailable,
         ),
-        (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape\nfor input 'pcm'", EngineError),
-        (grpc.StatusCode.INTERNAL, "", EngineError),
+        (400, "unexpected shape\nfor input 'pcm'", EngineError),
+        (500, "", EngineError),
     ],
 )
 async def test_what_triton_says_becomes_our_errors(
     session: TritonSession,
     server: Server,
     caplog: pytest.LogCaptureFixture,
-    code: grpc.StatusCode,
+    status: int,
     details: str,
     raised: type[Exception],
 ):
-    async def refuse(request: Any, context: Any) -> None:
-        await context.abort(code, details)
+    async def refuse() -> None:
+        raise Refusal(status, details)
 
     server.before = refuse
     with pytest.raises(raised) as told:
         await session.encode(np.zeros(1920, np.float32))
     assert "mimi_encoder" in str(told.value)
-    assert code.name in str(told.value)
     if details:
         assert details.splitlines()[0] in caplog.text
         assert details not in str(told.value)
 
 
 async def test_a_call_that_takes_too_long_is_given_up(session: TritonSession, server: Server):
-    async def never(request: Any, context: Any) -> None:
+    async def never() -> None:
         await asyncio.sleep(30)
 
     server.before = never
     session._engine.step_deadline = 0.1
-    with pytest.raises(EngineUnavailable, match="DEADLINE_EXCEEDED"):
+    with pytest.raises(EngineUnavailable, match="not available"):
         await session.encode(np.zeros(1920, np.float32))
 
 
@@ -295,17 +339,67 @@ async def test_ready_is_the_server_and_each_of_the_four_models(engine: TritonEng
 
 
 async def test_a_triton_that_goes_and_comes_back_is_found_again(manifest: Manifest, server: Server):
-    listening, port = await listen(server, "127.0.0.1:0")
+    listening, port = await server.listen()
     engine = TritonEngine(f"127.0.0.1:{port}", manifest, step_deadline=1)
     assert await engine.ready()
-    await listening.stop(None)
+    await server.stop(listening)
     assert not await engine.ready()
     with pytest.raises(EngineUnavailable):
         await engine.open().encode(np.zeros(1920, np.float32))
-    listening, _ = await listen(server, f"127.0.0.1:{port}")
-    async with asyncio.timeout(5):
-        while not await engine.ready():  # noqa: ASYNC110 (nothing but asking tells)
-            await asyncio.sleep(0.05)
+    listening, _ = await server.listen(port)
+    assert await engine.ready()
     await engine.open().encode(np.zeros(1920, np.float32))
     await engine.close()
-    await listening.stop(None)
+    await server.stop(listening)
+
+
+async def test_a_triton_that_goes_in_the_middle_of_a_call_is_told_at_once(session: TritonSession, server: Server):
+    async def gone() -> None:
+        for connection in list(server.connections):
+            connection.transport.abort()
+
+    server.before = gone
+    async with asyncio.timeout(0.5):
+        with pytest.raises(EngineUnavailable):
+            await session.encode(np.zeros(1920, np.float32))
+
+
+async def test_what_is_not_http_is_an_error(manifest: Manifest):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(talk, "127.0.0.1", 0)
+    engine = TritonEngine(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", manifest, step_deadline=1)
+    with pytest.raises(EngineUnavailable):
+        await engine.open().encode(np.zeros(1920, np.float32))
+    await engine.close()
+    listening.close()
+
+
+async def test_depformer_calls_of_the_same_moment_are_one_request(engine: TritonEngine, server: Server):
+    thoughts = [Thought(np.full(32, row, np.float32), row) for row in range(5)]
+    draws = [Draw(seed=row, position=40, top_k=25, temperature=0.5) for row in range(5)]
+    sessions = [engine.open() for _ in range(5)]
+    calls = zip(sessions, thoughts, draws, strict=True)
+    codes = await asyncio.gather(*(session.depformer(thought, draw) for session, thought, draw in calls))
+    rows = engine.manifest.slots
+    firsts = [8 + 8 * (row % rows) for row in range(5)]
+    assert [answer.tolist() for answer in codes] == [list(range(first, first + 8)) for first in firsts]
+    assert [len(call["hidden"]) for call in server.calls] == [rows] * (5 // rows) + [5 % rows] * (5 % rows > 0)
+    sent = np.concatenate([call["sampler"] for call in server.calls])
+    assert sent.tolist() == [[row, 40, 25] for row in range(5)]
+    assert np.concatenate([call["text_token"] for call in server.calls]).ravel().tolist() == list(range(5))
+    hidden = np.concatenate([call["hidden"] for call in server.calls])
+    assert np.array_equal(hidden, np.stack([thought.hidden for thought in thoughts]))
+
+
+async def test_a_depformer_call_that_fails_fails_for_all_who_shared_it(engine: TritonEngine, server: Server):
+    async def refuse() -> None:
+        raise Refusal(500, "broken")
+
+    server.before = refuse
+    calls = [engine.open().depformer(Thought(np.zeros(32, np.float32), 1), DRAW) for _ in range(2)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [EngineError, EngineError]
