@@ -42,11 +42,14 @@ class GrpcLine:
             raise _fault(call.ended.result())
 
     async def send(self, u: int) -> None:
+        if self._call.ended.done():
+            raise _fault(self._call.ended.result())
         await self._call.send(self._frames[u % len(self._frames)])
 
     async def finish(self) -> tuple[int, int]:
-        await self._call.send(pb.ConverseRequest(end=pb.End()).SerializeToString())
-        self._call.half_close()
+        if not self._call.ended.done():
+            await self._call.send(pb.ConverseRequest(end=pb.End()).SerializeToString())
+            self._call.half_close()
         status = await self._call.ended
         if status.code != _OK:
             raise _fault(status)

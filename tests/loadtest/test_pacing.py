@@ -1,0 +1,113 @@
+"""When callers speak: on the tick, late if it must be, never two at once; and all after one start."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from loadtest.pacing import Pace, Start, speak
+from loadtest.record import FRAME_SECONDS, Face, Record
+
+
+def due_after(lateness: list[float], start: float = 10.0) -> list[float]:
+    """When each frame was due, and the one after them, if frame u goes out `lateness[u]` after it was due."""
+    pace = Pace(start)
+    due = [pace.due]
+    for late in lateness:
+        pace.spoke(pace.due + late)
+        due.append(pace.due)
+    return due
+
+
+def test_frames_are_due_every_80_ms():
+    assert due_after([0.0, 0.0, 0.0]) == pytest.approx([10.0, 10.08, 10.16, 10.24])
+
+
+def test_a_little_late_does_not_move_the_ticks():
+    assert due_after([0.05, 0.079]) == pytest.approx([10.0, 10.08, 10.16])
+
+
+def test_more_than_a_tick_late_moves_them_instead_of_catching_up():
+    assert due_after([0.1, 0.0]) == pytest.approx([10.0, 10.18, 10.26])
+
+
+class SteppedClock:
+    """Time passes only in `asyncio.sleep` and in the sender."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self._sleep = asyncio.sleep
+        monkeypatch.setattr("loadtest.pacing.asyncio.sleep", self.sleep)
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await self._sleep(0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SteppedClock:
+    return SteppedClock(monkeypatch)
+
+
+async def spoken(clock: SteppedClock, takes: dict[int, float], expected: int = 5, seconds: float = 0.4) -> Record:
+    """A caller who starts at once, and whose transport takes `takes[u]` seconds for frame u."""
+    record = Record(Face.GRPC, 0, expected)
+
+    async def send(u: int) -> None:
+        clock.now += takes.get(u, 0.0)
+
+    start = clock()
+    await speak(record, send, start, 0.02, start + seconds, clock)
+    return record
+
+
+async def test_a_caller_who_is_not_held_up_sends_all_on_time(clock: SteppedClock):
+    record = await spoken(clock, {})
+    assert record.sent == pytest.approx([0.02 + u * FRAME_SECONDS for u in range(5)])
+    assert record.late == pytest.approx([0.0] * 5, abs=1e-9)
+    assert record.held == 0
+
+
+async def test_a_stuck_transport_is_not_the_clients_lateness_and_is_not_caught_up(clock: SteppedClock):
+    record = await spoken(clock, {1: 0.2})
+    gaps = [after - before for before, after in zip(record.sent, record.sent[1:], strict=False)]
+    assert min(gaps) >= FRAME_SECONDS - 1e-9
+    assert record.late == pytest.approx([0.0] * len(record.late), abs=1e-9)
+    assert record.held == pytest.approx(0.2)
+
+
+async def test_frames_that_no_time_is_left_for_are_not_sent(clock: SteppedClock):
+    record = await spoken(clock, {0: 0.3})
+    assert len(record.sent) == 3
+    assert record.sent[-1] < 0.42
+
+
+async def test_the_clients_own_delay_is_its_lateness(clock: SteppedClock, monkeypatch: pytest.MonkeyPatch):
+    async def oversleep(seconds: float) -> None:
+        clock.now += seconds + 0.03
+
+    monkeypatch.setattr("loadtest.pacing.asyncio.sleep", oversleep)
+    record = await spoken(clock, {}, expected=3)
+    assert record.late == pytest.approx([0.03, 0.03, 0.03])
+
+
+async def test_all_start_together_once_the_last_has_come_or_gone():
+    announced: list[float] = []
+    start = Start(3, 0.5, lambda: 7.0, announced.append)
+    first, second = asyncio.create_task(start.arrive()), asyncio.create_task(start.arrive())
+    await asyncio.sleep(0)
+    assert not announced
+    start.leave()
+    assert await first == await second == 7.5
+    assert announced == [7.5]
+
+
+async def test_if_nobody_gets_through_nobody_waits():
+    announced: list[float] = []
+    start = Start(1, 0.5, lambda: 7.0, announced.append)
+    start.leave()
+    assert announced == [7.5]
