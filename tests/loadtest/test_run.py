@@ -1,0 +1,124 @@
+"""The whole of it: Locust and its callers against the real service with tiny models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.plan import Plan
+from loadtest.record import Face
+from loadtest.report import write
+from loadtest.run import Result, run
+from loadtest.server import Server, started
+
+RECORDING = Path(__file__).parents[1] / "data" / "question.wav"
+SECONDS = 2.0
+FRAMES = 25
+REST_FRAMES = 80
+SLOTS = 8
+
+
+@pytest.fixture(scope="module")
+def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(tiny_models, tmp_path_factory.mktemp("server") / "server.log") as server:
+        yield server
+
+
+@pytest.fixture
+def load(server: Server, tmp_path: Path) -> Callable[..., Result]:
+    def load(face: str, users: int, at: Server = server) -> Result:
+        # However slow the machine, everything should come.
+        plan = Plan(at.url, at.grpc, str(RECORDING), str(tmp_path / "records.json"), users, SECONDS, drain=30.0)
+        result = run(at, plan, face, 50, tmp_path)
+        write(result, tmp_path)
+        return result
+
+    return load
+
+
+@pytest.mark.parametrize("face", [Face.GRPC, Face.WEBSOCKET])
+def test_live_callers_get_every_frame(load: Callable[..., Result], face: Face, tmp_path: Path):
+    result = load(face.value, 3)
+    figures = result.figures[face]
+    assert (figures.conversations, figures.completed) == (3, 3)
+    assert (figures.expected, figures.received, figures.missing) == (3 * FRAMES, 3 * FRAMES, 0)
+    assert figures.latency is not None
+    assert figures.setup is not None
+    assert figures.first_audio is not None
+    assert figures.first_audio.p50 > figures.setup.p50
+    assert result.batch is not None
+    assert 1 <= result.batch <= 3
+
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert told["figures"][face.value]["received"] == 3 * FRAMES
+    per_frame = told["cpu_ms_per_frame"]
+    assert per_frame["gateway"] > 0
+    assert per_frame["triton"] > per_frame["client"] > 0
+    assert {"temporal", "mimi_encoder", "triton", "gateway"} <= set(told["cpu_seconds"])
+
+
+def test_rest_callers_get_their_answers(load: Callable[..., Result]):
+    figures = load("rest", 2).figures[Face.REST]
+    assert (figures.completed, figures.received, figures.missing) == (2, 2 * REST_FRAMES, 0)
+    assert figures.answer is not None
+    assert figures.first_audio is not None
+    assert figures.first_audio.max < figures.answer.max
+
+
+def test_all_faces_at_once_and_locusts_own_figures(load: Callable[..., Result], tmp_path: Path):
+    result = load("mixed", 3)
+    assert set(result.figures) == set(Face)
+    assert [figures.completed for figures in result.figures.values()] == [1, 1, 1]
+    page = (tmp_path / "report.html").read_text()
+    for row in ("grpc", "websocket", "rest", "first audio", "frame latency"):
+        assert row in page
+    # Locust's own count: what its users were told, one by one.
+    counted = {(row["method"], row["name"]): row["num_requests"] for row in locusts_rows(page)}
+    assert counted["grpc", "frame"] == counted["websocket", "frame"] == FRAMES
+    assert counted["grpc", "conversation"] == counted["rest", "answer"] == 1
+
+
+def locusts_rows(page: str) -> list[dict[str, Any]]:
+    """The statistics in Locust's page."""
+    _, _, told = page.rpartition("window.templateArgs = ")
+    arguments, _ = json.JSONDecoder().raw_decode(told)
+    return arguments["requests_statistics"]
+
+
+def test_callers_beyond_the_slots_are_refused_and_their_frames_are_missing(load: Callable[..., Result]):
+    result = load("grpc", SLOTS + 1)
+    figures = result.figures[Face.GRPC]
+    assert (figures.completed, figures.refused, figures.failed) == (SLOTS, 1, 0)
+    assert figures.missing == FRAMES
+    assert any("refused" in fault for fault in result.faults())
+
+
+def test_a_server_that_is_not_there_fails_every_caller(load: Callable[..., Result], server: Server):
+    result = load("grpc", 2, replace(server, grpc="127.0.0.1:1", pid=None))
+    assert result.figures[Face.GRPC].failed == 2
+    assert result.usage is None
+    assert result.faults()
+
+
+def test_the_command_ends_with_1_if_a_run_did_not_pass(server: Server, tmp_path: Path):
+    command = [sys.executable, "-m", "loadtest", "--server", server.url, "--grpc", server.grpc]
+    options = ["--users", str(SLOTS + 1), "--seconds", "1", "--folder", str(tmp_path), "--recording", str(RECORDING)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "1 of 9 conversations were refused" in done.stdout
+    (results,) = tmp_path.iterdir()
+    assert {path.name for path in results.iterdir()} == {"locust.log", "records.json", "report.html", "result.json"}
+
+
+def test_the_command_ends_with_2_if_there_was_no_run(tmp_path: Path):
+    command = [sys.executable, "-m", "loadtest", "--server", "http://127.0.0.1:1", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "loadtest: error" in done.stderr
