@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -100,11 +101,16 @@ def main(
 @contextmanager
 def _server(folder: Path, models: Path | None, slots: int, url: str | None, grpc: str) -> Iterator[Server]:
     if url is not None:
+        if not url.startswith("http://"):
+            raise NoServer(f"--server: expected http://HOST:PORT, got {url!r}; TLS is not spoken here")
         yield Server(url.rstrip("/"), grpc)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with started(models or build_tiny(folder, slots), folder / "server.log") as server:
-        yield server
+    # Two runs at once disturb each other's figures, but should not take each other's models away.
+    with TemporaryDirectory(prefix="tiny-", dir=folder) as built:
+        repository = models or build_tiny(Path(built), slots)
+        with started(repository, folder / f"server-{datetime.now():%Y%m%d-%H%M%S}.log") as server:
+            yield server
 
 
 def _fresh(folder: Path) -> Path:

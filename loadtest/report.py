@@ -25,6 +25,7 @@ def show(result: Result, console: Console) -> None:
     """To the terminal."""
     for table in tables(result):
         console.print(table)
+        console.print()
     console.print(verdict(result), highlight=False)
 
 
