@@ -235,7 +235,12 @@ async def test_who_vanishes_leaves_nothing_behind(serve: Callable[..., Any], pat
                 for message in chat_audio() if "chat" in path else [bytes(2 * FRAME)]:
                     await client.send(message)
             client.transport.abort()
-        await server.until_free()
+            await server.until_free()
+        if when != "connected":
+            ended = server.calls.metrics.registry.get_sample_value(
+                "personaplex_ended_total", {"reason": "disconnected"}
+            )
+            assert ended == 5
 
 
 @pytest.mark.parametrize("path", FACES)
