@@ -25,6 +25,7 @@ loadtest: $(STAMP) ## callers in real time against tiny models: USERS=32 SECONDS
 	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --face $(FACE) $(LOADTEST)
 
 test: $(STAMP) ## run the tests
+	@.ci/chromium
 	@$(BIN)/python -m pytest
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
@@ -32,11 +33,12 @@ lint: $(STAMP) ## ruff (rules and format) and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# setuptools builds the project itself; nvidia-pytriton is only the carrier of the Triton binary (see .ci/setup).
+# setuptools builds the project itself; nvidia-pytriton is only the carrier of the Triton binary (see .ci/setup);
+# moshi's client is tested against, without PyTorch, which only its models need.
 lock: $(STAMP) ## resolve pyproject.toml again into requirements.lock (needs uv)
 	@printf 'setuptools>=77\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
 		--no-annotate --no-emit-index-url --custom-compile-command "make lock" --quiet -o requirements.lock
-	@printf 'nvidia-pytriton==0.7.0\n' >> requirements.lock
+	@printf 'nvidia-pytriton==0.7.0\nmoshi==0.2.13\n' >> requirements.lock
 
 clean: ## remove what the other targets made
 	@rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis answer.wav
