@@ -117,9 +117,9 @@ Talk = Callable[..., Awaitable[Conversation]]
 
 @pytest.fixture
 def talk(stub: personaplex_pb2_grpc.PersonaPlexStub) -> Talk:
-    """Sends messages as fast as they are taken, then closes the sending side, and reads to the end."""
+    """Sends messages as fast as they are taken, then closes the sending side if `done`, and reads to the end."""
 
-    async def send(messages: Iterable[pb.ConverseRequest], **options: Any) -> Conversation:
+    async def send(messages: Iterable[pb.ConverseRequest], *, done: bool = True, **options: Any) -> Conversation:
         call = stub.Converse(**options)
 
         async def speak() -> None:
@@ -127,7 +127,8 @@ def talk(stub: personaplex_pb2_grpc.PersonaPlexStub) -> Talk:
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 for message in messages:
                     await call.write(message)
-                await call.done_writing()
+                if done:
+                    await call.done_writing()
 
         speaking = asyncio.create_task(speak())
         said = await heard(call)

@@ -201,7 +201,7 @@ class TestLimits:
         assert calls.admission.taken == 0
 
     async def test_a_message_that_is_too_long(self, talk):
-        said = await talk([start(), audio(bytes(10_002)), END])
+        said = await talk([start(), audio(bytes(10_002))], done=False)
         assert said.code is grpc.StatusCode.INVALID_ARGUMENT
         assert said.trailing["personaplex-problem"] == "payload-too-large"
         assert said.ended.reason == pb.END_REASON_ERROR

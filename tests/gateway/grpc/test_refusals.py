@@ -44,7 +44,7 @@ async def refused_everywhere(stub, **options):
 async def test_one_too_many_is_refused_at_once_and_admitted_after_one_ends(stub, talk):
     first, second = await on_the_line(stub), await on_the_line(stub)
     began = monotonic()
-    said = await talk([start()])
+    said = await talk([start()], done=False)
     assert monotonic() - began < 0.1
     assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert said.details == "all 2 conversations are taken; try again in 7 s"
