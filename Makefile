@@ -1,6 +1,6 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest test lint lock clean
+.PHONY: help setup demo loadtest bench-overhead test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -9,7 +9,7 @@ FACE := grpc
 STAMP := .venv/.stamp
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## everything into .venv; .venv/bin/personaplex is the command (PYTHON=... picks the interpreter)
 
@@ -23,6 +23,9 @@ demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, w
 # More of its options in LOADTEST; .venv/bin/python -m loadtest --help has them all.
 loadtest: $(STAMP) ## callers in real time against tiny models: USERS=32 SECONDS=60 FACE=grpc|websocket|rest|mixed
 	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --face $(FACE) $(LOADTEST)
+
+bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, for one caller
+	@$(BIN)/python -m tests.benchmarks.overhead
 
 test: $(STAMP) ## run the tests
 	@.ci/chromium
