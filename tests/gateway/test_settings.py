@@ -34,3 +34,21 @@ def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv(f"PERSONAPLEX_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("port", "grpc_port", "listens_on"),
+    [(8998, None, 8999), (0, None, 0), (65535, None, 0), (8998, 0, 0), (8998, 50051, 50051), (8998, -1, None)],
+)
+def test_the_grpc_port_follows_the_other_one(
+    monkeypatch: pytest.MonkeyPatch, port: int, grpc_port: int | None, listens_on: int | None
+):
+    monkeypatch.delenv("PERSONAPLEX_GRPC_PORT")
+    assert Settings(port=port, grpc_port=grpc_port).grpc_listens_on == listens_on
+
+
+def test_a_certificate_comes_with_its_key():
+    assert Settings().tls is None
+    assert Settings(tls_certificate=Path("a.pem"), tls_key=Path("b.pem")).tls == (Path("a.pem"), Path("b.pem"))
+    with pytest.raises(ValidationError, match="go together"):
+        Settings(tls_certificate=Path("a.pem"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -15,6 +16,8 @@ import pytest
 
 from gateway.triton import TritonServer
 from tests.gateway.cli.conftest import Outcome
+
+DATA = Path(__file__).parents[2] / "data"
 
 Run = Callable[..., Outcome]
 Spawn = Callable[..., subprocess.Popen[str]]
@@ -138,6 +141,35 @@ def test_a_port_in_use_is_told_before_anything_starts(personaplex: Run, tiny_mod
         port = taken.getsockname()[1]
         error = personaplex("serve", tiny_models, "--port", port).error
     assert error == f"cannot listen on 127.0.0.1:{port}: Address already in use (choose another with --port)"
+
+
+def test_a_grpc_port_in_use_is_told_as_soon(personaplex: Run, tiny_models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = personaplex("serve", tiny_models, "--port", 0, "--grpc-port", port).error
+    assert error == f"cannot listen on 127.0.0.1:{port}: Address already in use (choose another with --grpc-port)"
+
+
+def test_tls_that_cannot_be_is_told(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+    assert personaplex("serve", tiny_models, "--tls-key", "key.pem").error == (
+        "tls_certificate and tls_key go together: expected both or none"
+    )
+    missing = tmp_path / "missing.pem"
+    files = ("--tls-certificate", missing, "--tls-key", missing)
+    assert personaplex("serve", tiny_models, "--port", 0, *files).error == (
+        f"cannot use {missing} with {missing} for TLS: No such file or directory"
+    )
+
+
+def test_it_serves_over_tls(spawn: Spawn, tiny_models: Path) -> None:
+    certificate, key = DATA / "localhost.pem", DATA / "localhost-key.pem"
+    process = spawn("serve", tiny_models, "--port", 0, "--tls-certificate", certificate, "--tls-key", key)
+    url = url_of(process)
+    assert url.startswith("https://")
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    assert httpx.get(f"{url}/readyz", verify=trusted).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
 
 
 def test_a_folder_that_was_not_built_is_told(personaplex: Run, tmp_path: Path) -> None:
