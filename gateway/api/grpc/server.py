@@ -26,6 +26,7 @@ from gateway.settings import TlsFiles
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
 _HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
+KEEPALIVE_MS = 10_000
 # Calls beyond the slots: those who are about to be told that there is none, health checks and watchers.
 _CALLS_WITHOUT_SLOT = 256
 # What the protobuf around a recording adds.
@@ -139,9 +140,11 @@ def _options(calls: Calls) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", calls.settings.max_body_bytes + _ENVELOPE_BYTES),
         ("grpc.max_send_message_length", -1),
-        # A caller whose machine or network went away is noticed within 20 s, also while nothing is sent.
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        # A caller whose machine or network went away is noticed within twice this, also while nothing is sent.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+        # By itself this is a minute, and overrules the one before where the network still takes our bytes.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Callers may look after their connections just as often.

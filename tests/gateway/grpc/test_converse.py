@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -256,6 +257,41 @@ async def test_a_connection_that_is_lost_frees_the_slot(server, calls):
     await channel.close()
     async with asyncio.timeout(2):
         await calls.admission.empty.wait()
+
+
+class TestHalfOpen:
+    """A network that swallows everything, both ways, and tells nobody."""
+
+    @pytest.fixture
+    def settings(self, models, monkeypatch) -> Settings:
+        monkeypatch.setattr("gateway.api.grpc.server.KEEPALIVE_MS", 500)
+        return Settings(models=models)
+
+    async def test_it_is_noticed_and_the_slot_freed(self, server, calls):
+        swallow = asyncio.Event()
+
+        async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with suppress(OSError, asyncio.CancelledError):
+                while data := await source.read(65_536):
+                    if not swallow.is_set():
+                        sink.write(data)
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            back, forth = await asyncio.open_connection("127.0.0.1", server.port)
+            await asyncio.gather(carry(reader, forth), carry(back, writer))
+
+        proxy = await asyncio.start_server(connected, "127.0.0.1", 0)
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        call = PersonaPlexStub(channel).Converse()
+        await call.write(start())
+        assert (await call.read()).WhichOneof("message") == "ready"
+        swallow.set()
+        async with asyncio.timeout(5):
+            await calls.admission.empty.wait()
+        assert 'personaplex_ended_total{reason="disconnected"} 1.0' in calls.metrics.text().decode()
+        call.cancel()
+        await channel.close()
+        proxy.close()
 
 
 async def test_an_engine_that_goes_away_ends_the_call(talk_open, engine):
