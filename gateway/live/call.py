@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 from uuid import uuid4
@@ -89,7 +89,7 @@ class LiveCall:
         """The server's drain time is over."""
         self.stop(Reason.DRAINED)
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """What happens, until and including Ended; for one reader."""
         while True:
             event = await self._outbox.get()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import grpc
 
@@ -128,8 +128,12 @@ class _Mouth:
         write = self._context.write
         ended = None
         with suppress(TimeoutError):
-            async with asyncio.timeout(None) as limit, _beside(self._limit_last_words(limit)):
-                async for event in self._live.events():
+            async with (
+                asyncio.timeout(None) as limit,
+                _beside(self._limit_last_words(limit)),
+                aclosing(self._live.events()) as events,
+            ):
+                async for event in events:
                     if isinstance(event, Ended):
                         ended = event
                     await write(self._message(event))

@@ -208,13 +208,13 @@ class TestLimits:
         assert said.ended.reason == pb.END_REASON_ERROR
 
     async def test_a_caller_who_does_not_read_is_cut_off(self, server, calls):
+        calls.settings.max_message_bytes = 2**20
         # A client whose transport takes no more than its window, as one that is stuck would.
         options = [("grpc.http2.bdp_probe", 0)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
             call = PersonaPlexStub(channel).Converse()
             await call.write(start(format=pb.AUDIO_FORMAT_PCM_F32LE))
-            for _ in range(40):
-                await call.write(audio(bytes(7680)))
+            await call.write(audio(bytes(40 * 7680)))
             async with asyncio.timeout(5):
                 await calls.admission.empty.wait()
             assert 'personaplex_ended_total{reason="slow_client"} 1.0' in calls.metrics.text().decode()

@@ -183,7 +183,7 @@ class Line:
 
     def at_work(self) -> int:
         """Tasks of the server; those of calls are the client's."""
-        names = (task.get_coro().__qualname__ for task in asyncio.all_tasks())
+        names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
         return sum(not name.startswith("_AioCall.") for name in names)
 
     async def close(self) -> None:
