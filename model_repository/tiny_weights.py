@@ -22,7 +22,7 @@ _GAINS: tuple[tuple[str, float], ...] = (
     # Mimi. An ELU takes about a third of the variance; speech comes in at a tenth of full scale; blocks are corrections
     # to their skip connection; what goes out must stay within full scale.
     (r"encoder\.model\.0\.", 10.0),
-    (r"decoder\.model\.[1-9]\d*\.conv\.", 0.028),
+    (r"decoder\.model\.[1-9]\d*\.conv\.", 0.016),
     (r".*\.block\.3\.", 0.5),
     (r"(encoder|decoder)\.model\.", 1.25),
     (r"downsample\.", 0.7),
