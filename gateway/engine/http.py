@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import httptools
+
+T = TypeVar("T")
 
 _HEADER_LENGTH = b"inference-header-content-length"
 
@@ -39,12 +41,34 @@ class TritonHttp:
         self._all: set[_Connection] = set()
         self._layouts: dict[bytes, Layout] = {}
 
-    async def infer(self, request: Sequence[bytes], deadline: float) -> dict[str, memoryview]:
+    def infer(self, request: Sequence[bytes], deadline: float) -> asyncio.Future[Tensors]:
         """The raw outputs by name. `request`: head, JSON and tensors as `Request` lays them out; `deadline`: seconds.
 
-        Raises TritonRefused or TritonGone.
+        Fails with TritonRefused or TritonGone.
         """
-        header_length, body = await self._call(request, deadline)
+        # A task only where there is something to wait for besides the answer: this runs for every stage of every frame.
+        if self._idle:
+            return self._idle.pop().call(request, deadline, self._tensors)
+        return asyncio.ensure_future(self._connected(request, deadline, self._tensors))
+
+    async def get(self, path: str, deadline: float) -> bytes:
+        """The body of a GET. Raises TritonRefused for any status but 200, and TritonGone."""
+        request = [b"GET %s HTTP/1.1\r\nHost: triton\r\n\r\n" % path.encode()]
+        return await self._connected(request, deadline, lambda _, body: body)
+
+    async def close(self) -> None:
+        """Close every connection; calls under way fail."""
+        for connection in list(self._all):
+            connection.fail("closed")
+        self._idle.clear()
+        # An aborted transport closes its socket in the loop's next turn.
+        await asyncio.sleep(0)
+
+    async def _connected(self, request: Sequence[bytes], deadline: float, read: Callable[[int, bytes], T]) -> T:
+        connection = self._idle.pop() if self._idle else await self._connect(deadline)
+        return await connection.call(request, deadline, read)
+
+    def _tensors(self, header_length: int, body: bytes) -> Tensors:
         # Without tensors in binary form the body is JSON throughout.
         header_length = header_length or len(body)
         header = body[:header_length]
@@ -55,22 +79,6 @@ class TritonHttp:
             layout = self._layouts[header] = _layout(header)
         tensors = memoryview(body)[header_length:]
         return {name: tensors[start:stop] for name, start, stop in layout}
-
-    async def get(self, path: str, deadline: float) -> bytes:
-        """The body of a GET. Raises TritonRefused for any status but 200, and TritonGone."""
-        return (await self._call([b"GET %s HTTP/1.1\r\nHost: triton\r\n\r\n" % path.encode()], deadline))[1]
-
-    async def close(self) -> None:
-        """Close every connection; calls under way fail."""
-        for connection in list(self._all):
-            connection.fail("closed")
-        self._idle.clear()
-        # An aborted transport closes its socket in the loop's next turn.
-        await asyncio.sleep(0)
-
-    async def _call(self, request: Sequence[bytes], deadline: float) -> tuple[int, bytes]:
-        connection = self._idle.pop() if self._idle else await self._connect(deadline)
-        return await connection.call(request, deadline)
 
     async def _connect(self, deadline: float) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -96,6 +104,9 @@ class TritonHttp:
             self._idle.remove(connection)
 
 
+Tensors = dict[str, memoryview]
+"""Raw outputs by name."""
+
 Layout = list[tuple[str, int, int]]
 """Of an answer's tensors: name, first and last byte after the JSON."""
 
@@ -115,21 +126,24 @@ class _Connection(asyncio.Protocol):
     def __init__(self, owner: TritonHttp) -> None:
         self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._answer: asyncio.Future[Any] | None = None
+        self._read: Callable[[int, bytes], Any]
         self._timer: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._header_length = 0
 
-    def call(self, request: Sequence[bytes], deadline: float) -> asyncio.Future[tuple[int, bytes]]:
-        """Length of the JSON and the whole body of the answer; the caller may go away, the call goes on."""
-        if self._transport is None:
-            raise TritonGone("the connection was lost")
+    def call(self, request: Sequence[bytes], deadline: float, read: Callable[[int, bytes], T]) -> asyncio.Future[T]:
+        """What `read` makes of the answer: length of the JSON, whole body. The caller may go away, the call goes on."""
         loop = asyncio.get_running_loop()
-        self._answer = loop.create_future()
+        answer: asyncio.Future[T] = loop.create_future()
+        if self._transport is None:
+            answer.set_exception(TritonGone("the connection was lost"))
+            return answer
+        self._answer, self._read = answer, read
         self._timer = loop.call_later(deadline, self.fail, f"no answer within {deadline:g} s")
         self._transport.write(b"".join(request))
-        return self._answer
+        return answer
 
     def fail(self, reason: str) -> None:
         """Break off: what might still come belongs to no call."""
@@ -175,10 +189,13 @@ class _Connection(asyncio.Protocol):
         self._owner._free(self)
         if answer is None or answer.done():
             return
-        if status == 200:
-            answer.set_result((header_length, body))
-        else:
+        if status != 200:
             answer.set_exception(TritonRefused(status, _error(body)))
+            return
+        try:
+            answer.set_result(self._read(header_length, body))
+        except (ValueError, KeyError, TypeError):
+            answer.set_exception(TritonGone("an answer that is not Triton's"))
 
 
 def _error(body: bytes) -> str:

@@ -143,7 +143,7 @@ class TritonSession:
         A caller who is cancelled does not cancel the call: cutting a step in two would leave Triton to clean up the
         sequence in its own time, instead of our END doing it now.
         """
-        self._pending = asyncio.ensure_future(self._engine.http.infer(filled, deadline))
+        self._pending = self._engine.http.infer(filled, deadline)
         try:
             return await asyncio.shield(self._pending)
         except (TritonGone, TritonRefused) as error:
