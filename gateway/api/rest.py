@@ -6,6 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
 from gateway.api import answer, body, openapi
 from gateway.api.access import key_holder
@@ -40,7 +41,10 @@ def router(calls: Calls) -> APIRouter:
         """
         key = key_holder(calls.keys, request.headers)
         json = prefers_json(request.headers.getlist("accept"))
-        asked = await body.read(request, calls.settings.max_body_bytes)
+        try:
+            asked = await body.read(request, calls.settings.max_body_bytes)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
         if json and asked.stream:
             raise InvalidRequest("a JSON answer cannot be streamed: accept audio/wav, or leave stream out", "stream")
         question = await understand(asked, calls, key)

@@ -42,13 +42,20 @@ class Caller:
         self.reads = asyncio.Event()
         self.reads.set()
         self.sent: list[dict[str, Any]] = []
+        self._broken_off = False
+
+    def break_off_after(self, half: bytes) -> None:
+        """Hang up when this much of the body has been sent."""
+        self._body = [half]
+        self._broken_off = True
+        self._gone.set()
 
     def hang_up(self) -> None:
         self._gone.set()
 
     async def receive(self) -> dict[str, Any]:
         if self._body:
-            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
+            return {"type": "http.request", "body": self._body.pop(), "more_body": self._broken_off}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
@@ -100,6 +107,21 @@ async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
     await asyncio.wait_for(task, 1)
     assert free(app, engine)
     assert ended(app, "disconnected") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "half"),
+    [
+        (b"application/json", b'{"audio": "'),
+        (b"multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="text_prompt"\r\n\r\nYou'),
+    ],
+)
+async def test_a_caller_who_hangs_up_within_the_question_is_no_error_of_ours(app: FastAPI, kind: bytes, half: bytes):
+    caller = Caller({})
+    caller.scope["headers"] = [(b"content-type", kind)]
+    caller.break_off_after(half)
+    await asyncio.wait_for(caller.call(app), 1)
+    assert caller.sent[0]["status"] == 499
 
 
 async def test_a_stream_sends_its_first_frame_long_before_its_last(
