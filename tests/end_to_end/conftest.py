@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -47,6 +48,7 @@ class Service:
     url: str
     triton: TritonServer
     app: Any
+    server: GatewayServer
 
     @property
     def grpc_target(self) -> str:
@@ -68,9 +70,20 @@ class Service:
         (line,) = [line for line in page.splitlines() if line.startswith("personaplex_conversations_active ")]
         return float(line.split()[1])
 
-    def wait_until_free(self, timeout: float = 10.0) -> None:
+    def tasks(self) -> list[str]:
+        """What runs in the gateway's event loop, the question itself left out."""
+
+        async def others() -> list[str]:
+            return [repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()}]
+
+        loop = self.server._loop
+        assert loop is not None
+        return asyncio.run_coroutine_threadsafe(others(), loop).result(10)
+
+    def wait_until_free(self, timeout: float = 10.0, but: int = 0) -> None:
+        """Until no more than `but` slots are taken."""
         deadline = time.monotonic() + timeout
-        while self.active_conversations():
+        while self.active_conversations() > but:
             assert time.monotonic() < deadline, "a slot was not given back"
             time.sleep(0.02)
 
@@ -95,7 +108,7 @@ def serve(models: Path, **settings: Any) -> Iterator[Service]:
                     except httpx.TransportError:
                         pass
                     time.sleep(0.02)
-            yield Service(url, triton, app)
+            yield Service(url, triton, app, server)
         finally:
             server.hurry()
             server.should_exit = True

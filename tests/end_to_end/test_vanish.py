@@ -1,0 +1,133 @@
+"""Two thousand callers who vanish at random points of the protocol leave nothing behind on the real service."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
+from tests.end_to_end.conftest import Service
+from tests.end_to_end.vanishing import PCM, Visitors, visits
+
+SLOTS = 8
+VISITS = 2000
+# Of the slots, for those who vanish; the rest are for those who stay, and for those who are on their way out.
+VISITORS = 5
+
+
+def conversation(service: Service) -> NDArray[np.int64]:
+    """What the agent says in an undisturbed call: tokens [frames, 9]. Fails if it cannot start at once."""
+
+    def speak() -> Any:
+        yield pb.ConverseRequest(start=pb.Start(sampling=pb.Sampling(seed=11), include_tokens=True))
+        for pcm in PCM[:8]:
+            yield pb.ConverseRequest(audio=pcm)
+        yield pb.ConverseRequest(end=pb.End())
+
+    with grpc.insecure_channel(service.grpc_target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        messages = personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(speak(), timeout=15)
+        frames = [message.audio for message in messages if message.WhichOneof("message") == "audio"]
+    return np.array([[frame.text_token, *frame.agent_codes] for frame in frames])
+
+
+class Held:
+    """What the process and the gateway in it hold now."""
+
+    def __init__(self, service: Service) -> None:
+        gc.collect()
+        self.taken = service.app.state.calls.admission.taken
+        self.tasks = service.tasks()
+        # Connections to Triton are kept for the next caller; they are counted by themselves.
+        self.to_triton = len(service.app.state.calls.engine.http._all)
+        self.files = psutil.Process().num_fds() - self.to_triton
+        self.releasing = len(service.app.state.calls._releasing)
+        self.on_air = len(service.app.state.calls._live)
+        self.kept = len(service.app.state.calls.kept._by_id)
+
+    def no_more_than(self, before: Held) -> bool:
+        return (
+            self.taken == self.releasing == self.on_air == self.kept == 0
+            and len(self.tasks) <= len(before.tasks)
+            and self.files <= before.files
+        )
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}: {value}" for name, value in vars(self).items())
+
+
+def settled(service: Service, before: Held) -> Held:
+    """What is held once everybody's end has been dealt with."""
+    deadline = time.monotonic() + 15
+    while not (held := Held(service)).no_more_than(before):
+        assert time.monotonic() < deadline, f"left behind: {held}\nbefore: {before}"
+        time.sleep(0.1)
+    return held
+
+
+def test_nothing_is_left_of_callers_who_vanish(tiny_service: Service) -> None:
+    service = tiny_service
+    metrics = service.app.state.calls.metrics.registry
+    expected = conversation(service)
+    assert expected.shape == (9, 9)
+
+    def ended(reason: str) -> float:
+        return metrics.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
+
+    async def storm() -> tuple[Held, int]:
+        async def witness() -> int:
+            """Somebody who stays, again and again, and hears nothing of the others."""
+            calls = 0
+            while not over.is_set():
+                try:
+                    said = await asyncio.to_thread(conversation, service)
+                except grpc.RpcError as error:
+                    # Those who are gone may not be all out yet.
+                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        raise
+                    await asyncio.sleep(0.05)
+                else:
+                    assert np.array_equal(said, expected)
+                    calls += 1
+            return calls
+
+        visitors = Visitors(service, VISITORS)
+        await visitors.all(visits(100, seed=1))
+        service.wait_until_free()
+        # The half second in which clients of this process let go of what they had.
+        await asyncio.sleep(0.5)
+        before = Held(service)
+        over = asyncio.Event()
+        staying = asyncio.create_task(witness())
+        await visitors.all(visits(VISITS, seed=2))
+        over.set()
+        assert await staying > 5
+        assert visitors.gone == VISITS + 100
+        after = await asyncio.to_thread(settled, service, before)
+        return after, visitors.refused
+
+    began, vanished = time.monotonic(), ended("disconnected")
+    after, refused = asyncio.run(storm())
+    took = time.monotonic() - began
+    vanished = ended("disconnected") - vanished
+    print(f"{VISITS} came and went in {took:.1f} s: {vanished:.0f} from a call, {refused} were refused")
+    assert vanished > VISITS / 4, "not enough of them got as far as a call"
+    assert ended("engine") == ended("error") == 0
+    # A frame has at most one call of each conversation under way, a start or end one per model.
+    assert after.to_triton <= 4 * SLOTS
+
+    # A sequence that was left behind would hold its row: one of these would wait inside Triton.
+    with ThreadPoolExecutor(SLOTS) as callers:
+        began = time.monotonic()
+        said = list(callers.map(lambda _: conversation(service), range(SLOTS)))
+        assert time.monotonic() - began < 10
+    assert all(np.array_equal(tokens, expected) for tokens in said)
+    service.wait_until_free()
