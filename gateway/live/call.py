@@ -23,6 +23,9 @@ from gateway.live.options import LiveLimits, OnGap
 
 logger = logging.getLogger(__name__)
 
+# While a caller is silent nothing is asked of the engine: this often, whether it is still there.
+_LOOK_S = 1.0
+
 _MESSAGES = {
     Reason.COMPLETED: "the conversation is over",
     Reason.DISCONNECTED: "the connection was lost",
@@ -151,7 +154,7 @@ class LiveCall:
     async def _next_frame(self) -> UserFrame | tuple[Reason, str]:
         """The next user frame, silence in its place where the caller wished so, or why there is none."""
         while True:
-            wait = self._until_next_limit()
+            wait = min(self._until_next_limit(), _LOOK_S)
             if self._on_gap == "silence":
                 wait = min(wait, max(self._due_in() + self._frame_seconds, 0.0))
             try:
@@ -164,6 +167,8 @@ class LiveCall:
                 if self._on_gap == "silence" and self._due_in() + self._frame_seconds <= 0:
                     self._calls.metrics.gap_frames.inc()
                     return UserFrame(self._silence, self._clock())
+                if self._on_gap == "wait" and not await self._calls.engine.ready():
+                    return Reason.ENGINE, "the models are not available"
                 continue
             ended = self._check_limits()
             if ended is not None:
