@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from model_repository.serving.noise import Stream
 from model_repository.serving.sampler import Sampler, draw
-from model_repository.serving.session import session_options
+from model_repository.serving.session import session_options, warm_up_sizes
 from model_repository.serving.turns import Array, Outcome, Turn, check
 
 
@@ -29,6 +29,17 @@ class DepformerModel:
         self._draws = tuple(shapes["noise"][1:])
         self._text_card = text_card
         self._card = card
+
+    def warm_up(self, slots: int) -> None:
+        """Run once what the first callers would otherwise wait for."""
+        inputs: Mapping[str, Array] = {
+            "hidden": np.zeros(self._dim, np.float32),
+            "text_token": np.zeros(1, np.int64),
+            "sampler": np.array([0, 0, 1], np.int64),
+            "temperature": np.ones(1, np.float32),
+        }
+        for size in warm_up_sizes(slots):
+            self.run([Turn(row, False, inputs) for row in range(size)])
 
     def run(self, turns: Sequence[Turn]) -> Outcome:
         """See `Model.run`; rows are just places in the batch here."""

@@ -39,6 +39,11 @@ def session_options(model: Path) -> ort.SessionOptions:
     return options
 
 
+def warm_up_sizes(slots: int) -> list[int]:
+    """Batches to run once before the first caller comes: ONNX Runtime plans its memory at a shape's first run."""
+    return [*(1 << power for power in range(slots.bit_length()) if 1 << power < slots), slots]
+
+
 class StatefulSession:
     """One graph, `slots` rows of state.
 

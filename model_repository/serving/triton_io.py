@@ -24,6 +24,10 @@ _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
 _set_destructor.restype = ctypes.c_int
 
 
+_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+_END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+
 @dataclass(frozen=True)
 class ModelArguments:
     """What Triton tells a model when it loads it."""
@@ -50,12 +54,19 @@ def execute_sequences(model: Model, requests: Sequence[Any]) -> list[Any]:
     Rows without a request arrive as copies of another one with READY false: they are answered with nothing and never
     looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
     """
-    flags = {row: request.flags() for row, request in enumerate(requests) if _ready(request)}
-    living = {
-        row: requests[row] for row, flag in flags.items() if not flag & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
-    }
-    starts = {row for row in living if flags[row] & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START}
-    return _execute(model, requests, living, starts)
+    living: dict[int, Mapping[str, Any]] = {}
+    starts: set[int] = set()
+    for row, request in enumerate(requests):
+        tensors = _tensors(request)
+        if not _array(tensors["READY"]):
+            continue
+        flags = request.flags()
+        if flags & _END:
+            continue
+        living[row] = tensors
+        if flags & _START:
+            starts.add(row)
+    return _execute(model, len(requests), living, starts)
 
 
 def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
@@ -66,7 +77,8 @@ def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
     spans: list[range | BadInputError] = []
     for request in requests:
         try:
-            columns = [_input(request, name) for name in model.input_names]
+            tensors = _tensors(request)
+            columns = [_input(tensors, name) for name in model.input_names]
             rows = range(len(turns), len(turns) + len(columns[0]))
             inputs = zip(*columns, strict=True)
             turns += [
@@ -80,21 +92,22 @@ def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
     return [_respond_all(outcome, span) for span in spans]
 
 
-def _execute(model: Model, requests: Sequence[Any], living: Mapping[int, Any], starts: set[int]) -> list[Any]:
+def _execute(model: Model, count: int, living: Mapping[int, Mapping[str, Any]], starts: set[int]) -> list[Any]:
     turns: list[Turn] = []
     errors: dict[int, Exception] = {}
-    for row, request in living.items():
+    for row, tensors in living.items():
         try:
-            inputs = {name: _read(request, name) for name in model.input_names if name not in model.optional}
-            for name in model.optional:
-                if pb_utils.get_input_tensor_by_name(request, name) is not None:
-                    inputs[name] = _read(request, name)
+            inputs = {
+                name: _read(tensors, name)
+                for name in model.input_names
+                if name in tensors or name not in model.optional
+            }
             turns.append(Turn(row, row in starts, inputs))
         except BadInputError as error:
             errors[row] = error
     outcome = _run(model, turns)
     outcome.errors |= errors
-    return [_respond(outcome, row) for row in range(len(requests))]
+    return [_respond(outcome, row) for row in range(count)]
 
 
 def _run(model: Model, turns: Sequence[Turn]) -> Outcome:
@@ -150,22 +163,21 @@ def _array(tensor: Any) -> NDArray[Any]:
     return array
 
 
-def _ready(request: Any) -> bool:
-    """Whether a row of the sequence batcher holds a request, by its control input."""
-    return bool(_array(pb_utils.get_input_tensor_by_name(request, "READY")))
+def _tensors(request: Any) -> dict[str, Any]:
+    """A request's inputs by name; asked for one by one, each call would go through all of them."""
+    return {tensor.name(): tensor for tensor in request.inputs()}
 
 
-def _input(request: Any, name: str) -> NDArray[Any]:
+def _input(tensors: Mapping[str, Any], name: str) -> NDArray[Any]:
     """An input with its batch dimension; valid during `execute` only."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    if tensor is None:
+    if name not in tensors:
         raise BadInputError(f"input {name!r} is missing")
-    return _array(tensor)
+    return _array(tensors[name])
 
 
-def _read(request: Any, name: str) -> NDArray[Any]:
+def _read(tensors: Mapping[str, Any], name: str) -> NDArray[Any]:
     """An input without its batch dimension, which is 1; valid during `execute` only."""
-    array = _input(request, name)
+    array = _input(tensors, name)
     if array.shape[0] != 1:
         raise BadInputError(f"{name}: expected batch size 1, got {array.shape[0]}")
     unbatched: NDArray[Any] = array[0]
@@ -173,11 +185,12 @@ def _read(request: Any, name: str) -> NDArray[Any]:
 
 
 def _tensor(name: str, array: NDArray[Any]) -> Any:
-    """An output; `array` has its batch dimension.
+    """An output; `array`, contiguous, has its batch dimension.
 
-    The stub renames a consumed capsule in a way NumPy's own capsule destructor does not know and would report as an
-    error, so that destructor is taken off; the stub calls the tensor's deleter, which frees the copy.
+    It is not copied here: the stub does that before it calls the model again. The stub renames a consumed capsule in a
+    way NumPy's own capsule destructor does not know and would report as an error, so that destructor is taken off; the
+    stub calls the tensor's deleter, which lets go of the array.
     """
-    capsule = np.array(array, order="C").__dlpack__()
+    capsule = array.__dlpack__()
     _set_destructor(capsule, None)
     return pb_utils.Tensor.from_dlpack(name, capsule)

@@ -10,6 +10,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         model = triton_io.ModelArguments.of(args)
         self._model = DepformerModel(model.graph, model.integer("text_card"), model.integer("card"))
+        self._model.warm_up(model.slots)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton_io.execute_independent(self._model, requests)

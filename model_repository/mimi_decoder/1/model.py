@@ -10,6 +10,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         model = triton_io.ModelArguments.of(args)
         self._model = MimiModel(model.graph, model.slots, high=model.integer("card"))
+        self._model.warm_up()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton_io.execute_sequences(self._model, requests)

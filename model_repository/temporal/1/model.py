@@ -12,6 +12,7 @@ class TritonPythonModel:
         self._model = TemporalModel(
             model.graph, model.slots, model.integer("text_card"), model.integer("card"), model.integer("window")
         )
+        self._model.warm_up()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton_io.execute_sequences(self._model, requests)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_repository.serving.session import StatefulSession
+from model_repository.serving.session import StatefulSession, warm_up_sizes
 from tests.model_repository.serving.conftest import Models, one, sampler
 
 
@@ -55,3 +55,30 @@ def test_streaming_state_of_rows_that_rest_is_kept(golden_models: Path):
     one(models.encoder, 4, {"pcm": frames[2]}, start=True)
     for name, kept in before.items():
         np.testing.assert_array_equal(states(models.encoder._session)[name][2], kept)
+
+
+def test_a_row_is_as_good_as_new_after_a_warm_up(golden_models: Path):
+    cold, warm = Models(golden_models), Models(golden_models)
+    warm.encoder.warm_up()
+    warm.decoder.warm_up()
+    warm.temporal.warm_up()
+    warm.depformer.warm_up(8)
+    frame = np.random.default_rng(3).standard_normal(1920).astype(np.float32)
+    columns = np.random.default_rng(4).integers(0, 20, (3, 17))
+    for row in (0, 7):
+        answers = []
+        for models in (cold, warm):
+            heard = one(models.encoder, row, {"pcm": frame}, start=True)
+            thought = one(models.temporal, row, {"columns": columns, **sampler(3)}, start=True)
+            spoken = one(models.decoder, row, {"codes": heard["codes"]}, start=True)
+            codes = one(models.depformer, 0, {**thought, **sampler(3)})
+            answers.append([*heard.values(), *thought.values(), *spoken.values(), *codes.values()])
+        for before, after in zip(*answers, strict=True):
+            np.testing.assert_array_equal(before, after)
+
+
+def test_a_warm_up_covers_every_size_up_to_all_slots():
+    assert warm_up_sizes(1) == [1]
+    assert warm_up_sizes(2) == [1, 2]
+    assert warm_up_sizes(6) == [1, 2, 4, 6]
+    assert warm_up_sizes(64) == [1, 2, 4, 8, 16, 32, 64]
