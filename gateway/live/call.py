@@ -161,7 +161,7 @@ class LiveCall:
                 async with asyncio.timeout(wait):
                     frame = await self._inbox.take()
             except TimeoutError:
-                ended = self._check_limits()
+                ended = self._check_duration() or self._check_idle()
                 if ended is not None:
                     return ended
                 if self._on_gap == "silence" and self._due_in() + self._frame_seconds <= 0:
@@ -170,12 +170,9 @@ class LiveCall:
                 if self._on_gap == "wait" and not await self._calls.engine.ready():
                     return Reason.ENGINE, "the models are not available"
                 continue
-            ended = self._check_limits()
-            if ended is not None:
-                return ended
             if frame is None:
                 return Reason.COMPLETED, _MESSAGES[Reason.COMPLETED]
-            return frame
+            return self._check_duration() or frame
 
     async def _keep_time(self) -> None:
         """Hear no faster than the limit on speed, so that a caller who sends ahead does not take others' share."""
@@ -194,14 +191,18 @@ class LiveCall:
         moments = [self._inbox.last_at + limits.idle, end if self._warned else end - limits.warn]
         return max(min(moments) - now, 0.0)
 
-    def _check_limits(self) -> tuple[Reason, str] | None:
-        """Why the call must end now, if it must; warns once before the longest duration is reached."""
-        now, limits = self._clock(), self._limits
-        left = self._began + limits.duration - now
+    def _check_idle(self) -> tuple[Reason, str] | None:
+        """Why the call must end now that nothing waits to be heard, if it must."""
+        if self._clock() - self._inbox.last_at >= self._limits.idle and not len(self._inbox):
+            return Reason.IDLE, f"no audio came for {self._limits.idle:g} s"
+        return None
+
+    def _check_duration(self) -> tuple[Reason, str] | None:
+        """Why the call must end now, if it must; warns once before."""
+        limits = self._limits
+        left = self._began + limits.duration - self._clock()
         if left <= 0:
             return Reason.MAX_DURATION, f"the call reached its longest duration of {limits.duration:g} s"
-        if now - self._inbox.last_at >= limits.idle and not len(self._inbox):
-            return Reason.IDLE, f"no audio came for {limits.idle:g} s"
         if left <= limits.warn and not self._warned:
             self._warned = True
             self._outbox.put_nowait(Warned("max_duration", f"the call will end in {left:.0f} s", left))

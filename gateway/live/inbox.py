@@ -95,7 +95,9 @@ class Inbox:
             self._frames.popleft()
             self.dropped += 1
         self._received += 1
-        self._frames.append(UserFrame(pcm, self._clock()))
+        # Again: who is held back is not idle.
+        self.last_at = self._clock()
+        self._frames.append(UserFrame(pcm, self.last_at))
         self._arrived.set()
 
     def _ahead(self) -> bool:
