@@ -1,11 +1,12 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest bench-overhead test lint lock clean
+.PHONY: help setup demo loadtest soak bench-overhead test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
 SECONDS := 60
 FACE := grpc
+MINUTES := 30
 STAMP := .venv/.stamp
 
 help: ## this list
@@ -23,6 +24,9 @@ demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, w
 # More of its options in LOADTEST; .venv/bin/python -m loadtest --help has them all.
 loadtest: $(STAMP) ## callers in real time against tiny models: USERS=32 SECONDS=60 FACE=grpc|websocket|rest|mixed
 	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --face $(FACE) $(LOADTEST)
+
+soak: $(STAMP) ## callers come and go over every face: does memory stay level? MINUTES=30
+	@$(BIN)/python -m loadtest.soak --minutes $(MINUTES) $(SOAK)
 
 bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, for one caller
 	@$(BIN)/python -m tests.benchmarks.overhead
