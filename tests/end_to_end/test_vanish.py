@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 import numpy as np
@@ -24,18 +25,30 @@ VISITS = 2000
 VISITORS = 5
 
 
-def conversation(service: Service) -> NDArray[np.int64]:
-    """What the agent says in an undisturbed call: tokens [frames, 9]. Fails if it cannot start at once."""
+def conversation(service: Service, together: Callable[[], object] = lambda: None) -> NDArray[np.int64]:
+    """What the agent says in an undisturbed call: tokens [frames, 9]. Calls `together` when it has begun to talk."""
+    begun = threading.Event()
 
-    def speak() -> Any:
+    def speak() -> Iterator[pb.ConverseRequest]:
         yield pb.ConverseRequest(start=pb.Start(sampling=pb.Sampling(seed=11), include_tokens=True))
-        for pcm in PCM[:8]:
+        # After one frame, a row of every model is taken.
+        yield pb.ConverseRequest(audio=PCM[0])
+        begun.wait(15)
+        for pcm in PCM[1:8]:
             yield pb.ConverseRequest(audio=pcm)
         yield pb.ConverseRequest(end=pb.End())
 
+    frames = []
     with grpc.insecure_channel(service.grpc_target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        messages = personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(speak(), timeout=15)
-        frames = [message.audio for message in messages if message.WhichOneof("message") == "audio"]
+        try:
+            for message in personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(speak(), timeout=15):
+                if message.WhichOneof("message") == "audio":
+                    frames.append(message.audio)
+                    if message.audio.index == 1:
+                        together()
+                        begun.set()
+        finally:
+            begun.set()
     return np.array([[frame.text_token, *frame.agent_codes] for frame in frames])
 
 
@@ -124,10 +137,9 @@ def test_nothing_is_left_of_callers_who_vanish(tiny_service: Service) -> None:
     # A frame has at most one call of each conversation under way, a start or end one per model.
     assert after.to_triton <= 4 * SLOTS
 
-    # A sequence that was left behind would hold its row: one of these would wait inside Triton.
+    # A sequence that was left behind would hold its row: one of these would wait inside Triton, and all of them for it.
+    everybody = threading.Barrier(SLOTS, timeout=10)
     with ThreadPoolExecutor(SLOTS) as callers:
-        began = time.monotonic()
-        said = list(callers.map(lambda _: conversation(service), range(SLOTS)))
-        assert time.monotonic() - began < 10
+        said = list(callers.map(lambda _: conversation(service, everybody.wait), range(SLOTS)))
     assert all(np.array_equal(tokens, expected) for tokens in said)
     service.wait_until_free()
