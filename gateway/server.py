@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from contextlib import suppress
@@ -56,6 +57,9 @@ class GatewayServer(uvicorn.Server):
         """As uvicorn does; from now on it can be hurried."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        # What there is now stays: a full collection that went through it again would hold up every call's frame.
+        gc.collect()
+        gc.freeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Conversations first, then connections, then the app."""

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         default=2.0, gt=0, description="seconds a caller waits for that; the slot waits longer"
     )
     cohort_window: float = Field(
-        default=0.0, ge=0, description="seconds a frame waits for other conversations to join it"
+        default=0.006, ge=0, description="seconds a frame waits for others to join it while many conversations go on"
     )
     cohort_patience: float = Field(
         default=2.0, gt=0, description="seconds after which a stuck shared frame is not waited for"

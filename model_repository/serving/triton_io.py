@@ -7,6 +7,7 @@ sizes under NumPy 2; DLPack does not depend on NumPy's own layout and works unde
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ class ModelArguments:
 
     def integer(self, name: str) -> int:
         return int(self.parameters[name])
+
+
+def settle() -> None:
+    """To be called when a model is loaded: what there is now stays, and collections need not go through it again.
+
+    A full one takes as long as several frames' executions.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def execute_sequences(model: Model, requests: Sequence[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ class TritonPythonModel:
         model = triton_io.ModelArguments.of(args)
         self._model = DepformerModel(model.graph, model.integer("text_card"), model.integer("card"))
         self._model.warm_up(model.slots)
+        triton_io.settle()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton_io.execute_independent(self._model, requests)

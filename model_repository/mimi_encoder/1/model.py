@@ -11,6 +11,7 @@ class TritonPythonModel:
         model = triton_io.ModelArguments.of(args)
         self._model = MimiModel(model.graph, model.slots)
         self._model.warm_up()
+        triton_io.settle()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton_io.execute_sequences(self._model, requests)

@@ -13,6 +13,7 @@ class TritonPythonModel:
             model.graph, model.slots, model.integer("text_card"), model.integer("card"), model.integer("window")
         )
         self._model.warm_up()
+        triton_io.settle()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton_io.execute_sequences(self._model, requests)

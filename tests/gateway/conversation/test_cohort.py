@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.conversation.cohort import Cohort
+from gateway.conversation.cohort import MANY, Cohort
 
 
 class Rounds:
@@ -111,9 +111,17 @@ async def test_a_stuck_member_is_left_behind_after_the_patience():
         pass
 
 
-async def test_a_window_lets_others_join():
+async def test_where_many_take_part_a_window_lets_others_join():
     rounds = Rounds(Cohort(window=0.02))
+    await asyncio.gather(*(rounds.frame(str(index)) for index in range(MANY)))
     first = asyncio.create_task(rounds.frame("first"))
     await asyncio.sleep(0.005)
     await asyncio.gather(first, rounds.frame("second"))
-    assert rounds.rounds == [{"first", "second"}]
+    assert rounds.rounds[1:] == [{"first", "second"}]
+
+
+async def test_where_few_take_part_nobody_waits():
+    cohort = Cohort(window=60)
+    for _ in range(3):
+        async with asyncio.timeout(0.5):
+            await asyncio.gather(*(Rounds(cohort).frame(str(index)) for index in range(MANY - 1)))
