@@ -24,17 +24,21 @@ READ_BYTES_PER_SECOND = 40e9
 """What an execution of a big model takes is the time to read its weights: memory of a server's socket gives 40 to 80
 GB/s."""
 
-QUEUE_SHARE, LONGEST_QUEUE_SECONDS, SHORTEST_QUEUE_SECONDS = 0.05, 1.5e-3, 50e-6
+QUEUE_SHARE, LONGEST_QUEUE_SECONDS = 0.05, 1.5e-3
+
+ARRIVAL_SECONDS, LONGEST_ARRIVAL_SECONDS = 100e-6, 1.5e-3
+"""From one request of a shared frame to the next, as the gateway sends them."""
 
 
-def queue_delay(weight_bytes: int) -> int:
+def queue_delay(weight_bytes: int, slots: int) -> int:
     """Microseconds a first request waits for its neighbours, whose requests arrive one after the other.
 
-    A batch that starts without them costs a second execution, so the wait is a share of what one takes. A model that
-    is done in a few of those microseconds does not wait: a lone caller would pay for nothing.
+    A batch that starts without them costs a second execution. So the wait is as long as the requests of all slots take to arrive,
+    or a share of what an execution of a big model takes, whichever is longer; a lone caller pays no more than that.
     """
-    seconds = min(QUEUE_SHARE * weight_bytes / READ_BYTES_PER_SECOND, LONGEST_QUEUE_SECONDS)
-    return round(seconds * 1e6) if seconds >= SHORTEST_QUEUE_SECONDS else 0
+    arrival = min(ARRIVAL_SECONDS * slots, LONGEST_ARRIVAL_SECONDS) if slots > 1 else 0.0
+    execution = min(QUEUE_SHARE * weight_bytes / READ_BYTES_PER_SECOND, LONGEST_QUEUE_SECONDS)
+    return round(max(arrival, execution) * 1e6)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ServedModel:
 
     def pbtxt(self, slots: int, weight_bytes: int) -> str:
         """The file's text, for `slots` rows and a graph of so many bytes."""
-        text: str = text_format.MessageToString(self._message(slots, queue_delay(weight_bytes)))
+        text: str = text_format.MessageToString(self._message(slots, queue_delay(weight_bytes, slots)))
         return text
 
     def _message(self, slots: int, delay: int) -> Any:
@@ -77,7 +81,8 @@ class ServedModel:
         if self.stateful:
             _sequence_batching(config.sequence_batching, delay)
         else:
-            config.dynamic_batching.max_queue_delay_microseconds = delay
+            # The gateway sends one request for all rows of a frame: there is nothing to wait for.
+            config.dynamic_batching.SetInParent()
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         for name, value in self.parameters.items():
             config.parameters[name].string_value = str(value)

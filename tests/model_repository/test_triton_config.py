@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -42,14 +43,23 @@ def test_shapes_are_the_published_models():
     assert temporal.parameters["window"].string_value == "2999"
 
 
-def test_a_big_model_waits_for_neighbours_and_a_small_one_does_not():
-    for weight_bytes, delay in ((4 << 30, 1500), (1 << 20, 0)):
-        for config in parsed(weight_bytes=weight_bytes).values():
-            batching = config.sequence_batching.direct if config.name != "depformer" else config.dynamic_batching
-            assert batching.max_queue_delay_microseconds == delay
+def test_sequences_wait_for_their_neighbours_and_whole_batches_for_nothing():
+    configs = parsed(slots=8, weight_bytes=1 << 20)
+    for name in ("mimi_encoder", "temporal", "mimi_decoder"):
+        assert configs[name].sequence_batching.direct.max_queue_delay_microseconds == 800
+    assert configs["depformer"].dynamic_batching.max_queue_delay_microseconds == 0
 
 
-def test_the_wait_is_a_share_of_the_time_to_read_the_weights():
-    assert queue_delay(500_000_000) == 625
-    assert queue_delay(40_000_000) == 50
-    assert queue_delay(39_000_000) == 0
+@pytest.mark.parametrize(
+    ("weight_bytes", "slots", "microseconds"),
+    [
+        (1 << 20, 1, 1),
+        (1 << 20, 8, 800),
+        (1 << 20, 64, 1500),
+        (500_000_000, 2, 625),
+        (4 << 30, 1, 1500),
+        (4 << 30, 64, 1500),
+    ],
+)
+def test_the_wait_is_as_long_as_neighbours_take_or_a_share_of_an_execution(weight_bytes, slots, microseconds):
+    assert queue_delay(weight_bytes, slots) == microseconds
