@@ -33,8 +33,8 @@ ARRIVAL_SECONDS, LONGEST_ARRIVAL_SECONDS = 100e-6, 1.5e-3
 def queue_delay(weight_bytes: int, slots: int) -> int:
     """Microseconds a first request waits for its neighbours, whose requests arrive one after the other.
 
-    A batch that starts without them costs a second execution. So the wait is as long as the requests of all slots take to arrive,
-    or a share of what an execution of a big model takes, whichever is longer; a lone caller pays no more than that.
+    A batch that starts without them costs a second execution. So the wait is as long as the requests of all slots take
+    to arrive, or a share of what an execution of a big model takes, whichever is longer; a lone caller pays no more.
     """
     arrival = min(ARRIVAL_SECONDS * slots, LONGEST_ARRIVAL_SECONDS) if slots > 1 else 0.0
     execution = min(QUEUE_SHARE * weight_bytes / READ_BYTES_PER_SECOND, LONGEST_QUEUE_SECONDS)
