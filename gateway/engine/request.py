@@ -37,14 +37,11 @@ class Request:
 
     def fill(self, contents: Sequence[bytes]) -> list[bytes]:
         """Head, JSON and these raw inputs, of the declared shapes, one per tensor."""
-        if self._sequence_id is not None and not self.begun:
-            head = self._head(self._inputs, start=True)
-        else:
-            if self._usual is None:
-                self._usual = self._head(self._inputs)
-            head = self._usual
-        self.begun = True
-        return [head, *contents]
+        if not self.begun:
+            return self.fill_with(self._inputs, contents)
+        if self._usual is None:
+            self._usual = self._head(self._inputs)
+        return [self._usual, *contents]
 
     def fill_with(self, inputs: Sequence[Tensor], contents: Sequence[bytes]) -> list[bytes]:
         """The same with other inputs than declared."""

@@ -42,10 +42,13 @@ async def refused_everywhere(stub, **options):
 
 async def test_one_too_many_is_refused_at_once_and_admitted_after_one_ends(stub, talk):
     first, second = await on_the_line(stub), await on_the_line(stub)
-    began = monotonic()
-    said = await talk([start()], done=False)
-    # A tenth of that on a machine with nothing else to do.
-    assert monotonic() - began < 1
+    took = []
+    for _ in range(3):
+        began = monotonic()
+        said = await talk([start()], done=False)
+        took.append(monotonic() - began)
+    # The machine's own pauses are not the gateway's.
+    assert min(took) < 0.1
     assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert said.details == "all 2 conversations are taken; try again in 7 s"
     for code, trailing in await refused_everywhere(stub):

@@ -24,14 +24,14 @@ Callback = Callable[[NDArray[np.float32], int, Any, Any], None]
 
 
 def client_module() -> Any:
-    """`moshi.client`, without the package's own start, which wants torch; skips where it is not installed.
+    """`moshi.client`, without the package's own start, which wants torch; fails where it is not installed.
 
     `pip install --no-deps moshi==0.2.13 sphn aiohttp` is all it needs.
     """
     try:
         files = importlib.metadata.files("moshi") or []
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("moshi is not installed: pip install --no-deps moshi==0.2.13")
+        pytest.fail("moshi is not installed: pip install --no-deps moshi==0.2.13")
     (package,) = [file.locate() for file in files if str(file) == "moshi/__init__.py"]
     bare = ModuleType("moshi")
     bare.__path__ = [str(Path(str(package)).parent)]
