@@ -1,0 +1,112 @@
+"""An HTTP server that speaks Triton's protocol, answers every model the same, and records what it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+
+DTYPES = {"FP32": np.float32, "INT64": np.int64}
+OUTPUTS = {
+    "mimi_encoder": {"codes": ("INT64", np.arange(8)[None])},
+    # In an order of its own: outputs are found by name.
+    "temporal": {"text_token": ("INT64", [[17]]), "hidden": ("FP32", np.arange(32)[None] / 2)},
+    "depformer": {"codes": ("INT64", np.arange(8, 16)[None])},
+    "mimi_decoder": {"pcm": ("FP32", np.linspace(-1, 1, 1920)[None])},
+}
+
+
+class Refusal(Exception):  # noqa: N818
+    """Answered with a status and a body."""
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+
+
+class Server:
+    """Answers every model, and keeps what came."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.not_ready: set[str] = set()
+        self.before: Callable[[], Awaitable[None]] | None = None
+        self.connections: set[asyncio.StreamWriter] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(writer)
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                headers = dict(line.lower().split(": ") for line in head[1:] if line)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                path = head[0].split()[1]
+                try:
+                    status, extra, answer = 200, "", b""
+                    if path.endswith("/ready"):
+                        name = "server" if "health" in path else path.split("/")[3]
+                        status = 400 if name in self.not_ready else 200
+                    else:
+                        size = int(headers["inference-header-content-length"])
+                        extra, answer = await self.infer(path.split("/")[3], json.loads(body[:size]), body[size:])
+                except Refusal as refusal:
+                    status, answer = refusal.status, json.dumps({"error": str(refusal)}).encode()
+                # In pieces, as a network may deliver it.
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(answer)}\r\n{extra}".encode())
+                await asyncio.sleep(0)
+                writer.write(b"\r\n" + answer[:7])
+                await writer.drain()
+                writer.write(answer[7:])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.connections.discard(writer)
+            writer.close()
+
+    async def infer(self, model: str, header: dict[str, Any], tensors: bytes) -> tuple[str, bytes]:
+        if self.before is not None:
+            await self.before()
+        parameters = header["parameters"]
+        assert parameters["binary_data_output"] is True
+        arrays, start = {}, 0
+        for tensor in header["inputs"]:
+            stop = start + tensor["parameters"]["binary_data_size"]
+            array = np.frombuffer(tensors[start:stop], DTYPES[tensor["datatype"]])
+            arrays[tensor["name"]] = array.reshape(tensor["shape"])
+            start = stop
+        assert start == len(tensors)
+        self.calls.append(
+            {
+                "model": model,
+                "id": parameters.get("sequence_id"),
+                "start": parameters.get("sequence_start"),
+                "end": parameters.get("sequence_end"),
+                **arrays,
+            }
+        )
+        outputs, raw = [], b""
+        if not parameters.get("sequence_end"):
+            rows = len(next(iter(arrays.values())))
+            for name, (datatype, value) in OUTPUTS[model].items():
+                array = np.repeat(np.asarray(value, DTYPES[datatype]), rows, axis=0)
+                if model == "depformer":
+                    array = array + 8 * np.arange(rows)[:, None]
+                described = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+                outputs.append(described | {"parameters": {"binary_data_size": array.nbytes}})
+                raw += array.tobytes()
+        answer = json.dumps({"model_name": model, "outputs": outputs}).encode()
+        extra = f"Inference-Header-Content-Length: {len(answer)}\r\n" if raw else ""
+        return extra, answer + raw
+
+    async def listen(self, port: int = 0) -> tuple[asyncio.Server, int]:
+        listening = await asyncio.start_server(self.serve, "127.0.0.1", port)
+        return listening, listening.sockets[0].getsockname()[1]
+
+    async def stop(self, listening: asyncio.Server) -> None:
+        listening.close()
+        for connection in list(self.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.01)
