@@ -38,6 +38,7 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
         for layer in range(geometry.depformer.num_layers):
             x = _layer(weights, history, geometry, x, layer, step)
         logits = weights.linear(x, f"linears.{step}.weight")
+        logits.name = f"logits.{step}"
         draws = op.Squeeze(noises[step], graph.constant([1]))
         token = sample_guessing(graph, logits, geometry.card, draws, top_k, temperature)
         codes.append(op.Unsqueeze(token, graph.constant([1])))

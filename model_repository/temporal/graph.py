@@ -57,10 +57,12 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
         x = op.Add(x, weights.linear(attended, f"{layer}.self_attn.out_proj.weight"))
         normed = rms_norm(weights, x, f"{layer}.norm2.alpha")
         x = op.Add(x, gated_feed_forward(weights, normed, f"{layer}.gating"))
+        x.name = f"layers.{index}.out"
 
     last = op.Gather(x, graph.constant(np.int64(-1)), axis=1)
     hidden = rms_norm(weights, last, "out_norm.alpha")
     text_logits = weights.linear(hidden, "text_linear.weight")
+    text_logits.name = "text_logits"
     graph.output("hidden", hidden)
     graph.output("text_token", sample(graph, text_logits, noise, top_k, temperature))
     return graph
