@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE, VOICES_FOLDER
+from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry, LmGeometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.checkpoint.torch_writer import write_torch_tensors
+from model_repository.checkpoint.voices import VOICES_FOLDER
 from model_repository.errors import BuildError
 from model_repository.tiny_tokenizer import train_tiny_tokenizer
 from model_repository.tiny_weights import random_weights

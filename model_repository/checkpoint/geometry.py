@@ -74,6 +74,11 @@ class LmGeometry:
     """Delay in frames of each stream: text, 8 agent codebooks, 8 user codebooks."""
 
     @property
+    def dim(self) -> int:
+        """Width of the temporal transformer and of the summed input embeddings."""
+        return self.temporal.dim
+
+    @property
     def num_streams(self) -> int:
         return len(self.delays)
 

@@ -24,6 +24,12 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_INTEGERS: Mapping[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "U8": np.dtype("<u1"),
+}
 _MAX_HEADER = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
 
@@ -61,10 +67,13 @@ class _Entry:
 class SafetensorsFile:
     """One safetensors file. Only its header is kept in memory; the file is open during a read and not between."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads and checks the header; raises `CheckpointError` naming the file and, where it is one, the tensor."""
+    def __init__(self, path: Path, integers: bool = False) -> None:
+        """Reads and checks the header; raises `CheckpointError` naming the file and, where it is one, the tensor.
+
+        Tensors of whole numbers are refused unless `integers`; `stored` reads them.
+        """
         self.path = path
-        self._entries = _read_header(path)
+        self._entries = _read_header(path, {**_DTYPES, **_INTEGERS} if integers else _DTYPES)
 
     def names(self) -> Iterable[str]:
         return self._entries.keys()
@@ -75,7 +84,15 @@ class SafetensorsFile:
     def shape(self, name: str) -> Shape:
         return self._entry(name).shape
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The dtype in which a tensor lies in the file."""
+        return self._entry(name).dtype
+
     def read(self, name: str, rows: slice | None = None) -> Float32:
+        return self.stored(name, rows).astype(np.float32, copy=False)
+
+    def stored(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
+        """What `read` reads, in the dtype of the file."""
         entry = self._entry(name)
         shape, begin = entry.shape, entry.begin
         if rows is not None:
@@ -93,7 +110,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
         if count != stored.nbytes:
             raise CheckpointError(f"{self.path}: the file ends inside tensor {name!r}")
-        return stored.astype(np.float32, copy=False)
+        return stored
 
     def _entry(self, name: str) -> _Entry:
         try:
@@ -175,7 +192,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
+def _read_header(path: Path, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, _Entry]:
     """Parses the header: u64 length, a JSON object {name: {dtype, shape, data_offsets}}, then the data."""
     try:
         with path.open("rb") as file:
@@ -195,29 +212,31 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         raise CheckpointError(f"{path}: no safetensors file: its header is not a JSON object")
     data = 8 + length
     return {
-        name: _entry(path, name, description, data, size)
+        name: _entry(path, name, description, data, size, dtypes)
         for name, description in header.items()
         if name != "__metadata__"
     }
 
 
-def _entry(path: Path, name: str, description: Any, data: int, size: int) -> _Entry:
+def _entry(
+    path: Path, name: str, description: Any, data: int, size: int, dtypes: Mapping[str, np.dtype[Any]]
+) -> _Entry:
     """Checks one tensor's description against the file: the data starts at byte `data` of `size`."""
     where = f"{path}: tensor {name!r}"
     if not isinstance(description, dict):
         raise CheckpointError(f"{where}: its description is not an object")
     dtype = description.get("dtype")
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise CheckpointError(f"{where}: dtype {dtype!r} is not read, only {', '.join(_DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise CheckpointError(f"{where}: dtype {dtype!r} is not read, only {', '.join(dtypes)}")
     shape, offsets = description.get("shape"), description.get("data_offsets")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{where}: shape {shape!r} and offsets {offsets!r} must be lists of natural numbers")
     begin, end = offsets
-    if end - begin != prod(shape) * _DTYPES[dtype].itemsize:
+    if end - begin != prod(shape) * dtypes[dtype].itemsize:
         raise CheckpointError(f"{where}: {end - begin} bytes do not hold {dtype} {shape}")
     if data + end > size:
         raise CheckpointError(f"{where}: its data ends at byte {data + end}, the file at {size}: truncated")
-    return _Entry(_DTYPES[dtype], tuple(shape), data + begin)
+    return _Entry(dtypes[dtype], tuple(shape), data + begin)
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:

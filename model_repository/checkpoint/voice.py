@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from model_repository.checkpoint.geometry import LmGeometry
 from model_repository.checkpoint.tensors import Float32
 from model_repository.errors import CheckpointError
 
@@ -26,6 +25,22 @@ def check_voice_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise CheckpointError(f"voice name {name[:80]!r} must be 1 to 64 letters, digits, '_' or '-'")
     return name
+
+
+class VoiceGeometry(Protocol):
+    """What a voice must fit: an `LmGeometry` says it, and so does a built repository's manifest."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def card(self) -> int: ...
+
+    @property
+    def text_card(self) -> int: ...
+
+    @property
+    def delays(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,28 +71,41 @@ class Voice:
         return len(self.embeddings) + 1
 
     @classmethod
-    def from_cache(cls, name: str, embeddings: npt.NDArray[Any], cache: npt.NDArray[Any], lm: LmGeometry) -> Voice:
+    def from_cache(cls, name: str, embeddings: npt.NDArray[Any], cache: npt.NDArray[Any], lm: VoiceGeometry) -> Voice:
         """A voice from what the reference saves: `embeddings` [N-1, 1, 1, dim] and its token ring `cache` [1, 17, 4].
 
         The ring holds column p at p modulo its length; only the columns N-1 and N of it are not stale. Raises
         `CheckpointError` for other shapes and for tokens outside the vocabularies.
         """
-        ring = max(lm.delays) + 3
+        ring, streams = max(lm.delays) + 3, len(lm.delays)
         check_voice_name(name)
-        if embeddings.ndim != 4 or embeddings.shape[1:] != (1, 1, lm.temporal.dim):
-            shape = f"[frames - 1, 1, 1, {lm.temporal.dim}]"
+        if embeddings.ndim != 4 or embeddings.shape[1:] != (1, 1, lm.dim):
+            shape = f"[frames - 1, 1, 1, {lm.dim}]"
             raise CheckpointError(f"voice {name}: 'embeddings' must be {shape}, got {list(embeddings.shape)}")
-        if cache.shape != (1, lm.num_streams, ring) or not np.issubdtype(cache.dtype, np.integer):
-            shape = f"[1, {lm.num_streams}, {ring}] of integers"
+        if cache.shape != (1, streams, ring) or not np.issubdtype(cache.dtype, np.integer):
+            shape = f"[1, {streams}, {ring}] of integers"
             raise CheckpointError(f"voice {name}: 'cache' must be {shape}, got {cache.dtype} {list(cache.shape)}")
         frames = len(embeddings) + 1
         columns = cache[0].T[[(frames - 1) % ring, frames % ring]].astype(np.int64)
-        known = np.array([[True] * lm.num_streams, [delay > 0 for delay in lm.delays]])
-        last = np.array([lm.text_card, *[lm.card] * (lm.num_streams - 1)])
+        return cls.from_columns(name, embeddings[:, 0, 0].astype(np.float32), columns, lm)
+
+    @classmethod
+    def from_columns(cls, name: str, embeddings: Float32, columns: npt.NDArray[np.int64], lm: VoiceGeometry) -> Voice:
+        """A voice from `embeddings` [N-1, dim] and its last two columns; what column N does not fix is ignored.
+
+        Raises `CheckpointError` for other shapes and for tokens outside the vocabularies.
+        """
+        voice = cls(name, embeddings, columns.copy())
+        if embeddings.shape[1] != lm.dim:
+            raise voice._wrong("embeddings", f"float32 [frames - 1, {lm.dim}]", embeddings)
+        if columns.shape[1] != len(lm.delays):
+            raise voice._wrong("columns", f"int64 [2, {len(lm.delays)}]", columns)
+        known = np.array([[True] * len(lm.delays), [delay > 0 for delay in lm.delays]])
+        last = np.array([lm.text_card, *[lm.card] * (len(lm.delays) - 1)])
         if not ((columns >= 0) & (columns <= last))[known].all():
-            raise CheckpointError(f"voice {name}: its 'cache' holds tokens outside the vocabularies")
-        columns[~known] = UNKNOWN
-        return cls(name, embeddings[:, 0, 0].astype(np.float32), columns)
+            raise CheckpointError(f"voice {name}: it holds tokens outside the vocabularies")
+        voice.columns[~known] = UNKNOWN
+        return voice
 
     def save(self, path: Path) -> None:
         """Writes the two arrays as safetensors."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from model_repository.checkpoint import folder as folder_module
 from model_repository.checkpoint.folder import LM_FILE, MIMI_FILE, TOKENIZER_FILE, Checkpoint
-from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.errors import CheckpointError
-
-GOLDEN = Path(__file__).parents[2] / "golden"
-
-VOICE = GOLDEN / "checkpoint" / "voices" / "NATF0.pt"
 
 
 def rewrite(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
@@ -118,114 +110,3 @@ def test_legacy_codebook_names_are_read(checkpoint_copy: Path, golden_checkpoint
     )
     found = Checkpoint.open(checkpoint_copy).mimi.read(name + "embedding_sum")
     np.testing.assert_array_equal(found, golden_checkpoint.mimi.read(name + "embedding_sum"))
-
-
-@pytest.mark.parametrize("name", ["NATF9", "../voices/NATF0", "/etc/passwd", "", "NATF0.pt"])
-def test_an_unknown_voice_says_which_exist(golden_checkpoint: Checkpoint, name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"no voice .*; it has NATF0"):
-        golden_checkpoint.voice(name)
-    with pytest.raises(KeyError):
-        golden_checkpoint.voices[name]
-
-
-def test_a_voice_file_with_a_strange_name_is_refused(checkpoint_copy: Path) -> None:
-    (checkpoint_copy / "voices" / "my voice.pt").write_bytes(VOICE.read_bytes())
-    with pytest.raises(CheckpointError, match="voice name 'my voice'"):
-        Checkpoint.open(checkpoint_copy)
-
-
-def test_a_tampered_voice_is_named(checkpoint_copy: Path) -> None:
-    (checkpoint_copy / "voices" / "BAD.pt").write_bytes(VOICE.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"^voices/BAD\.pt: truncated"):
-        Checkpoint.open(checkpoint_copy).voice("BAD")
-
-
-def test_a_voice_without_its_tensors_is_named(checkpoint_copy: Path) -> None:
-    write_torch_tensors(checkpoint_copy / "voices" / "BAD.pt", {"embeddings": np.zeros((3, 1, 1, 32), np.float32)})
-    with pytest.raises(CheckpointError, match=r"^voices/BAD\.pt: no tensor 'cache'; it holds \['embeddings'\]"):
-        Checkpoint.open(checkpoint_copy).voice("BAD")
-
-
-def write_tar(path: Path, *members: tuple[str, bytes | None]) -> None:
-    """A gzipped tar of files; content None makes a folder."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
-            info.size = len(content or b"")
-            tar.addfile(info, io.BytesIO(content or b""))
-
-
-@pytest.fixture
-def archived(checkpoint_copy: Path) -> Path:
-    """The checkpoint copy with no voices folder: a test puts `voices.tgz` there."""
-    (checkpoint_copy / "voices" / "NATF0.pt").unlink()
-    (checkpoint_copy / "voices").rmdir()
-    return checkpoint_copy
-
-
-def test_voices_are_read_from_the_archive_without_unpacking_it(archived: Path, golden_checkpoint: Checkpoint) -> None:
-    content = VOICE.read_bytes()
-    members = [("voices", None), ("voices/NATM1.pt", b"junk"), ("voices/NATF0.pt", content), ("voices/._NATF0.pt", b"")]
-    write_tar(archived / "voices.tgz", *members, ("voices/README", b"text"))
-    before = set(archived.rglob("*"))
-    checkpoint = Checkpoint.open(archived)
-    assert list(checkpoint.voices) == ["NATF0", "NATM1"]
-    voice, expected = checkpoint.voice("NATF0"), golden_checkpoint.voice("NATF0")
-    np.testing.assert_array_equal(voice.embeddings, expected.embeddings)
-    np.testing.assert_array_equal(voice.columns, expected.columns)
-    with pytest.raises(CheckpointError, match=r"^voices/NATM1\.pt: "):
-        checkpoint.voice("NATM1")
-    assert set(archived.rglob("*")) == before
-
-
-@pytest.mark.parametrize("name", ["/voices/A.pt", "../A.pt", "voices/../../A.pt", "voices\\..\\A.pt", "/etc/passwd"])
-def test_a_member_that_leads_out_of_the_archive_is_refused(archived: Path, name: str) -> None:
-    write_tar(archived / "voices.tgz", ("voices/NATF0.pt", b"x"), (name, b"x"))
-    with pytest.raises(CheckpointError, match="leads out of the archive"):
-        Checkpoint.open(archived)
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_refused(archived: Path, kind: bytes) -> None:
-    with tarfile.open(archived / "voices.tgz", "w:gz") as tar:
-        info = tarfile.TarInfo("voices/NATF0.pt")
-        info.type, info.linkname = kind, "/etc/passwd"
-        tar.addfile(info)
-    with pytest.raises(CheckpointError, match=r"'voices/NATF0\.pt' is neither a file nor a folder"):
-        Checkpoint.open(archived)
-
-
-def test_oversize_members_are_refused(archived: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tar(archived / "voices.tgz", ("voices/A.pt", bytes(600)), ("voices/B.pt", bytes(600)))
-    monkeypatch.setattr(folder_module, "_MAX_ARCHIVE_BYTES", 1000)
-    with pytest.raises(CheckpointError, match=r"'voices/B\.pt' is larger than voices are"):
-        Checkpoint.open(archived)
-    monkeypatch.setattr(folder_module, "MAX_FILE_BYTES", 500)
-    with pytest.raises(CheckpointError, match=r"'voices/A\.pt' is larger than voices are"):
-        Checkpoint.open(archived)
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ([("voices/A.pt", b"x"), ("A.pt", b"y")], "voice A is there twice"),
-        ([("voices/a b.pt", b"x")], "voice name 'a b'"),
-        ([("voices", None)], r"voices\.tgz: holds no voice"),
-    ],
-)
-def test_an_archive_that_is_not_one_of_voices_is_refused(
-    archived: Path, members: list[tuple[str, bytes | None]], message: str
-) -> None:
-    write_tar(archived / "voices.tgz", *members)
-    with pytest.raises(CheckpointError, match=message):
-        Checkpoint.open(archived)
-
-
-def test_a_broken_archive_is_named(archived: Path) -> None:
-    write_tar(archived / "voices.tgz", ("voices/NATF0.pt", VOICE.read_bytes()))
-    content = (archived / "voices.tgz").read_bytes()
-    for broken in (b"", b"text", content[: len(content) // 2], content[:40] + bytes(20) + content[60:]):
-        (archived / "voices.tgz").write_bytes(broken)
-        with pytest.raises(CheckpointError, match=r"voices\.tgz: "):
-            Checkpoint.open(archived)
