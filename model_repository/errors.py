@@ -2,7 +2,8 @@
 
 ModelRepositoryError
 ├── CheckpointError      a checkpoint lacks something, or holds something unexpected
-└── BuildError           a repository cannot be written where it was asked for
+├── BuildError           a repository cannot be written where it was asked for
+└── EvaluationError      repositories cannot be compared, or one of them does not run
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class CheckpointError(ModelRepositoryError):
 
 class BuildError(ModelRepositoryError):
     """A model repository cannot be written."""
+
+
+class EvaluationError(ModelRepositoryError):
+    """Model repositories that cannot be compared, or one that does not run."""
