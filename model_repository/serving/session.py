@@ -74,6 +74,16 @@ class StatefulSession:
             if name.startswith("state."):
                 array[row] = 0
 
+    def saved(self, row: int, columns: int) -> dict[str, Array]:
+        """Copies of the first `columns` entries of a row's caches, [heads, columns, head_dim] each."""
+        caches = self._caches().items()
+        return {name: array[row, :, :columns].copy() for name, array in caches}
+
+    def restore(self, row: int, saved: Mapping[str, Array]) -> None:
+        """Put what `saved` gave, of this or another row, at the beginning of a row's caches."""
+        for name, array in self._caches().items():
+            array[row, :, : saved[name].shape[1]] = saved[name]
+
     def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
         """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [stop - start, ...] each."""
         binding = self._bindings.get((start, stop))
@@ -82,6 +92,9 @@ class StatefulSession:
         for name, array in (dynamic or {}).items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         self._session.run_with_iobinding(binding)
+
+    def _caches(self) -> dict[str, Array]:
+        return {name: array for name, array in self._states.items() if name.startswith("cache.")}
 
     def _bind(self, start: int, stop: int) -> ort.IOBinding:
         binding = self._session.io_binding()

@@ -44,6 +44,28 @@ def test_the_warning_that_the_other_test_looks_for_exists(golden_models: Path, c
     assert "in-place optimization not activated" in capfd.readouterr().err
 
 
+def test_a_rows_first_columns_can_be_put_into_another_row(golden_models: Path):
+    """All of its caches and nothing else: neither later columns nor other rows change."""
+    session = Models(golden_models).temporal._session
+    random = np.random.default_rng(1)
+    for array in states(session).values():
+        array[:] = random.standard_normal(array.shape)
+    before = {name: array.copy() for name, array in states(session).items()}
+    session.restore(5, session.saved(2, 7))
+    for name, array in states(session).items():
+        expected = before[name].copy()
+        expected[5, :, :7] = before[name][2, :, :7]
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+def test_what_was_saved_does_not_follow_the_row(golden_models: Path):
+    session = Models(golden_models).temporal._session
+    saved = session.saved(0, 3)
+    for array in states(session).values():
+        array[0] = 1
+    assert not any(array.any() for array in saved.values())
+
+
 def test_streaming_state_of_rows_that_rest_is_kept(golden_models: Path):
     models = Models(golden_models)
     random = np.random.default_rng(0)
