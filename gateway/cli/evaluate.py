@@ -1,0 +1,117 @@
+"""`personaplex evaluate`: what the variants of a checkpoint cost and save, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from gateway.audio.decode import decode
+from gateway.cli.console import CommandError, progress
+from gateway.conversation.engine import Floats
+from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, prefix_of_preset, system_prompt
+from gateway.conversation.respond import split
+from gateway.conversation.tokenizer import Tokenizer
+from gateway.manifest import Manifest
+
+if TYPE_CHECKING:
+    from model_repository.evaluation.conversation import Prompt
+
+SECONDS = 8.0
+MAX_SECONDS = 600.0
+
+
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Built repositories to compare.")],
+    against: Annotated[Path, typer.Option(help="The repository that is right, usually fp32.")],
+    audio: Annotated[
+        Path | None, typer.Option(help="Recording to answer. [default: synthetic speech, see --seed]")
+    ] = None,
+    voice: Annotated[str | None, typer.Option(help="The agent's voice. [default: the first one]")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Who the agent is, in words.")] = None,
+    columns: Annotated[
+        int | None, typer.Option(min=1, help="Frames of 80 ms. [default: the audio's; 100 if it is synthetic]")
+    ] = None,
+    layers: Annotated[int, typer.Option(min=0, help="Frames at which every layer is compared.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the synthetic speech.")] = 0,
+    slots: Annotated[int, typer.Option(min=1, help="Conversations to hold memory for.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads per model; 0: as it is served.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all figures; - is stdout, instead of tables.")
+    ] = None,
+) -> None:
+    """Compare builds of one checkpoint with a reference: size, speed, and how far their answers are from its own."""
+    from gateway.cli.evaluation_tables import show
+    from model_repository.errors import ModelRepositoryError
+    from model_repository.evaluation.evaluate import evaluate as run
+    from model_repository.evaluation.repository import Repository
+
+    try:
+        reference = Repository.open(against)
+        others = [Repository.open(folder) for folder in models]
+        manifest = Manifest.load(against)
+        name = voice or next(iter(reference.manifest["voices"]))
+        text = system_prompt(DEFAULT_SYSTEM_PROMPT) if prompt is None else prompt
+        frames = _frames(manifest, audio, columns, seed)
+        with progress("evaluating", total=1.0) as bar:
+            report = run(
+                others,
+                reference,
+                _prompt(manifest, name, text),
+                frames,
+                layers=layers,
+                slots=slots,
+                threads=threads,
+                progress=bar,
+            )
+    except ModelRepositoryError as error:
+        raise CommandError(str(error)) from None
+    asked = {"audio": str(audio) if audio else f"synthetic speech, seed {seed}", "voice": name, "prompt": text}
+    figures = report.as_json()
+    figures["parameters"] = {**asked, **figures["parameters"]}
+    _write(json_file, json.dumps(figures, indent=1))
+    if str(json_file) != "-":
+        show(report)
+
+
+def _prompt(manifest: Manifest, voice: str, text: str) -> Prompt:
+    from model_repository.evaluation.conversation import Prompt
+
+    tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
+    prefix = prefix_of_preset(manifest.load_voice(voice), tokenizer.encode_prompt(text), manifest)
+    return Prompt(prefix.embeddings, prefix.columns, prefix.known)
+
+
+def _frames(manifest: Manifest, audio: Path | None, count: int | None, seed: int) -> Floats:
+    """[count, 1920] of the recording, silence after its end, or of synthetic speech."""
+    from model_repository.evaluation.speech import synthetic_speech
+
+    if audio is None:
+        count = count or round(SECONDS * manifest.frame_rate)
+        pcm = synthetic_speech(count / manifest.frame_rate, manifest.sample_rate, seed)
+    else:
+        try:
+            data = audio.read_bytes()
+        except OSError as error:
+            raise CommandError(f"cannot read {audio}: {error.strerror}") from None
+        pcm = decode(data, manifest.sample_rate, MAX_SECONDS, "--audio")
+    frames = split(pcm, manifest.frame_size)
+    if count is None:
+        return frames
+    missing = np.zeros((max(count - len(frames), 0), manifest.frame_size), np.float32)
+    return np.concatenate([frames[:count], missing])
+
+
+def _write(file: Path | None, text: str) -> None:
+    if file is None:
+        return
+    if str(file) == "-":
+        print(text)
+        return
+    try:
+        file.write_text(text + "\n")
+    except OSError as error:
+        raise CommandError(f"cannot write {file}: {error.strerror}") from None

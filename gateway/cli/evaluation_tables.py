@@ -1,0 +1,112 @@
+"""An evaluation's report as tables: size and speed, quality, and the error layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from model_repository.evaluation.report import Evaluated, Report
+
+GB = 1e9
+WIDTH = 120
+"""Where nobody knows how wide the paper is."""
+
+
+def show(report: Report) -> None:
+    """Prints all of it, with what it was measured on below."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    for table in (cost(report), quality(report), layers(report)):
+        if table.row_count:
+            console.print(table)
+    for repository in report.repositories:
+        if repository.weights:
+            console.print(f"largest errors of {_label(repository)}'s {repository.weights.tensors} quantized tensors:")
+            for tensor in repository.weights.worst:
+                errors = ", ".join(f"{name} {_short(value)}" for name, value in tensor.items() if name not in _NAMES)
+                console.print(f"  {escape(tensor['model'])} {escape(tensor['tensor'])}: {errors}", highlight=False)
+    machine, asked = report.machine, report.parameters
+    console.print(
+        f"{asked['frames']} frames after a prompt of {asked['prompt_columns']} columns; memory for {asked['slots']} "
+        f"conversation(s). {machine['cpu']}, {machine['cores']} cores, ONNX Runtime {machine['onnxruntime']}.",
+        highlight=False,
+    )
+
+
+def cost(report: Report) -> Table:
+    """Disk, memory and time: one conversation, everything in one process."""
+    table = _table(
+        "models", "variant", "KV", "disk", "host RAM", "per slot", "device", "ms/frame", "RTF", "hidden cosine"
+    )
+    for repository in report.repositories:
+        table.add_row(
+            _label(repository),
+            repository.variant,
+            repository.kv,
+            _size(repository.disk_bytes),
+            _size(repository.host_bytes),
+            _size(repository.slot_bytes),
+            "–" if repository.device_bytes is None else _size(repository.device_bytes),
+            f"{repository.frame_ms:.1f}",
+            f"{repository.rtf:.3f}",
+            f"{repository.quality.hidden_cosine.mean:.5f}",
+        )
+    return table
+
+
+def quality(report: Report) -> Table:
+    """Everyone led along the reference's own answer."""
+    table = _table(
+        "variant", "cosine: mean", "1 %", "least", "text =", "audio =", "text ppl", "audio ppl", "own way from"
+    )
+    for repository in report.repositories:
+        found = repository.quality
+        table.add_row(
+            _label(repository),
+            f"{found.hidden_cosine.mean:.5f}",
+            f"{found.hidden_cosine.p1:.5f}",
+            f"{found.hidden_cosine.min:.5f}",
+            f"{found.text.agreement:.1%}",
+            f"{found.audio.agreement:.1%}",
+            f"{found.text.perplexity:.3g} ({found.text.change:+.1%})",
+            f"{found.audio.perplexity:.3g} ({found.audio.change:+.1%})",
+            "never" if repository.diverges_at is None else f"frame {repository.diverges_at}",
+        )
+    return table
+
+
+def layers(report: Report) -> Table:
+    """Relative error of the residual stream after each layer; the reference itself is left out."""
+    others = report.repositories[1:]
+    table = _table("error after layer", *(_label(repository) for repository in others))
+    for row in zip(*(repository.quality.layers for repository in others), strict=True):
+        table.add_row(str(row[0].layer), *(f"{found.error:.4f}" for found in row))
+    return table
+
+
+_NAMES = ("model", "tensor")
+
+
+def _label(repository: Evaluated) -> str:
+    return escape(Path(repository.models).name)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("models", "variant", "KV") else "right")
+    return table
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

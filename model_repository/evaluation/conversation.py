@@ -1,0 +1,122 @@
+"""One greedy conversation through the four served models in this process: its tokens, and what its frames took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_repository.evaluation.repository import Repository
+from model_repository.serving.depformer import DepformerModel
+from model_repository.serving.mimi import MimiModel
+from model_repository.serving.temporal import TemporalModel
+from model_repository.serving.turns import Array, Turn
+
+TEXT, AGENT, USER = 0, slice(1, 9), slice(9, 17)
+UNKNOWN = -1
+STAGES = ("encode", "temporal", "depformer", "decode")
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a conversation begins with.
+
+    embeddings: [E, dim] float32, summed input embeddings of columns 0..E-1.
+    columns: [P - E, 17] int64, the rest of the prompt's columns.
+    known: [17] int64, what is fixed of column P; -1 elsewhere.
+    """
+
+    embeddings: NDArray[np.float32]
+    columns: NDArray[np.int64]
+    known: NDArray[np.int64]
+
+    @property
+    def length(self) -> int:
+        """P, the position of the first column that is not part of the prompt."""
+        return len(self.embeddings) + len(self.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """columns: [T + 1, 17] int64 from position P on; the last lacks what the user says in it (-1).
+
+    seconds: [T, 4], what each stage of each frame took.
+    """
+
+    columns: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
+class Models:
+    """The four models of a repository, with memory for `slots` conversations, of which one is held."""
+
+    def __init__(self, repository: Repository, slots: int) -> None:
+        manifest = repository.manifest
+        text_card, card = manifest["text_card"], manifest["card"]
+        self.encoder = MimiModel(repository.graph("mimi_encoder"), slots)
+        self.temporal = TemporalModel(repository.graph("temporal"), slots, text_card, card, manifest["context"] - 1)
+        self.depformer = DepformerModel(repository.graph("depformer"), text_card, card)
+        self.decoder = MimiModel(repository.graph("mimi_decoder"), slots, high=card)
+        self._delayed = np.array(manifest["delays"]) > 0
+        self._slots = slots
+
+    def converse(self, prompt: Prompt, frames: NDArray[np.float32], done: Callable[[float], None]) -> Conversation:
+        """Answer frames [T, 1920] greedily; `done` is called with the fraction that is done."""
+        count = len(frames)
+        columns = np.full((count + 1, len(self._delayed)), UNKNOWN, np.int64)
+        columns[0] = prompt.known
+        seconds = np.zeros((count, len(STAGES)))
+        begun: dict[str, Array] = {"columns": prompt.columns, "embeddings": prompt.embeddings}
+        thought = _turn(self.temporal, begun | _greedy(prompt.length), start=True)
+        self._draw(columns[0], thought, prompt.length)
+        for index, frame in enumerate(frames):
+            now, following = columns[index], columns[index + 1]
+            position = prompt.length + index + 1
+            times = [perf_counter()]
+            heard = _turn(self.encoder, {"pcm": frame}, start=index == 0)["codes"]
+            delayed = self._delayed[USER]
+            now[USER][~delayed] = heard[~delayed]
+            following[USER][delayed] = heard[delayed]
+            times.append(perf_counter())
+            thought = _turn(self.temporal, {"columns": now[None]} | _greedy(position))
+            times.append(perf_counter())
+            self._draw(following, thought, position)
+            times.append(perf_counter())
+            _turn(self.decoder, {"codes": np.where(self._delayed, following, now)[AGENT]}, start=index == 0)
+            times.append(perf_counter())
+            seconds[index] = np.diff(times)
+            done((index + 1) / count)
+        return Conversation(columns, seconds)
+
+    def fill_states(self) -> int:
+        """Write all states of all slots, so that their memory is taken; the bytes of one slot."""
+        total = 0
+        for model in (self.encoder, self.temporal, self.decoder):
+            for array in model._session._states.values():
+                array.fill(0)
+                total += array.nbytes
+        return total // self._slots
+
+    def _draw(self, column: NDArray[np.int64], thought: dict[str, Array], position: int) -> None:
+        """Fill in the column at `position` what is drawn for it and not fixed before."""
+        codes = _turn(self.depformer, thought | _greedy(position))["codes"]
+        if column[TEXT] == UNKNOWN:
+            column[TEXT] = thought["text_token"][0]
+        agent = column[AGENT]
+        np.copyto(agent, codes, where=agent == UNKNOWN)
+
+
+def _greedy(position: int) -> dict[str, Array]:
+    return {"sampler": np.array([0, position, 1], np.int64), "temperature": np.zeros(1, np.float32)}
+
+
+def _turn(model: Any, inputs: dict[str, Array], *, start: bool = False) -> dict[str, Any]:
+    """What a served model answers the one conversation there is."""
+    outcome = model.run([Turn(0, start, inputs)])
+    for error in outcome.errors.values():
+        raise error
+    return dict(outcome.outputs[0])

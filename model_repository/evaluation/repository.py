@@ -1,0 +1,88 @@
+"""A built repository as an evaluation sees it, and whether two of them come from one checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from model_repository.errors import EvaluationError
+
+_GEOMETRY = ("sample_rate", "frame_size", "codebooks", "dim", "card", "text_card", "delays", "context")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """MODELS with its manifest, which `build` wrote."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Repository:
+        """Raises `EvaluationError` for a folder that is no built repository."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            missing = {*_GEOMETRY, "variant", "files", "voices", "tokenizer"} - manifest.keys()
+        except (OSError, ValueError, AttributeError):
+            raise EvaluationError(f"{folder} is not a built repository: it has no readable manifest.json") from None
+        if missing:
+            raise EvaluationError(f"{folder}/manifest.json lacks {', '.join(sorted(missing))}: build it again")
+        repository = cls(folder, manifest)
+        for name in ("mimi_encoder", "temporal", "depformer", "mimi_decoder"):
+            if not repository.graph(name).is_file():
+                raise EvaluationError(f"{folder} is incomplete: {repository.graph(name)} is missing")
+        return repository
+
+    def graph(self, model: str) -> Path:
+        """The ONNX file of one of the four models."""
+        return self.folder / "triton" / model / "1" / "model.onnx"
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def kv(self) -> str:
+        """Precision of the keys and values."""
+        return str(self.manifest.get("kv", "fp32"))
+
+    @cached_property
+    def layers(self) -> int:
+        """Layers of the temporal transformer: each has one ring of keys."""
+        graph = onnx.load(str(self.graph("temporal")), load_external_data=False).graph
+        return sum(node.name.startswith("cache.layers.") and node.name.endswith(".key") for node in graph.input)
+
+
+def check_same_checkpoint(reference: Repository, others: Sequence[Repository]) -> None:
+    """Raises `EvaluationError`, naming what differs, for a repository that was not made from the reference's
+    checkpoint: geometry, tokenizer and the built-in voices, whose embeddings are made of the weights, must be equal.
+    """
+    for other in others:
+        for what, of in _identity(reference).items():
+            found = _identity(other).get(what)
+            # Voices that only one of them has were added later, or left out.
+            if found != of and not (found is None and what.startswith("voice ")):
+                raise EvaluationError(
+                    f"{other.folder} was built from another checkpoint than {reference.folder}: {what} differs"
+                    + (f" ({found} instead of {of})" if not isinstance(of, str) else "")
+                )
+        if not _voices(reference).keys() & _voices(other).keys():
+            raise EvaluationError(f"{other.folder} and {reference.folder} have no voice in common")
+
+
+def _identity(repository: Repository) -> dict[str, Any]:
+    manifest = repository.manifest
+    identity = {name: manifest[name] for name in _GEOMETRY}
+    identity["number of layers"] = repository.layers
+    identity["tokenizer"] = manifest["files"].get(manifest["tokenizer"], {}).get("sha256", "")
+    return identity | {f"voice {name}": sha256 for name, sha256 in _voices(repository).items()}
+
+
+def _voices(repository: Repository) -> dict[str, str]:
+    return {name: str(voice.get("sha256", "")) for name, voice in repository.manifest["voices"].items()}
