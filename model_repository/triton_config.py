@@ -99,13 +99,15 @@ def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
     sampling = (Tensor("sampler", "TYPE_INT64", (3,)), Tensor("temperature", "TYPE_FP32", (1,)))
     columns = Tensor("columns", "TYPE_INT64", (-1, lm.num_streams))
     embeddings = Tensor("embeddings", "TYPE_FP32", (-1, lm.temporal.dim), optional=True)
+    prefix = Tensor("prefix", "TYPE_INT64", (6,), optional=True)
+    progress = Tensor("progress", "TYPE_INT64", (2,))
     vocabularies = {"text_card": lm.text_card, "card": lm.card}
     return (
         ServedModel("mimi_encoder", (frame,), (codes,), True, {}),
         ServedModel(
             "temporal",
-            (columns, embeddings, *sampling),
-            (hidden, text_token),
+            (columns, embeddings, prefix, *sampling),
+            (hidden, text_token, progress),
             True,
             {**vocabularies, "window": lm.temporal.window},
         ),

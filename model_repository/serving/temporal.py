@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
 from model_repository.serving.noise import Stream
+from model_repository.serving.prefix import Prefix, Prefixes, most_columns
 from model_repository.serving.sampler import IDLE, Sampler, draw
 from model_repository.serving.session import StatefulSession, warm_up_sizes
 from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
@@ -22,10 +24,15 @@ class TemporalModel:
     A turn's inputs: columns [S, 17] int64; embeddings [E, dim] float32 of E columns that come before them; sampler
     [3] int64 (seed, index of the column to sample, top_k); temperature [1] float32. E + S = 1 is a step, more a
     prefill. Outputs, for the last column: hidden [dim] float32 and text_token [1] int64.
+
+    With a `prefix` (see there) a turn is about how its conversation begins. The column right after the prefix is a
+    step if the prefix is kept, which is then copied into the row; else nothing is done. Columns of the prefix are fed,
+    piece by piece, and kept when they are all there. Where no step was done, the only output is progress [2] int64:
+    columns of the prefix that are in place, and microseconds the turn took.
     """
 
-    input_names = ("columns", "embeddings", "sampler", "temperature")
-    optional = frozenset({"embeddings"})
+    input_names = ("columns", "embeddings", "prefix", "sampler", "temperature")
+    optional = frozenset({"embeddings", "prefix"})
 
     def __init__(self, model: Path, slots: int, text_card: int, card: int, window: int) -> None:
         self._session = StatefulSession(model, slots)
@@ -36,6 +43,7 @@ class TemporalModel:
         hidden = self._session.results["hidden"]
         self._dim = int(hidden.shape[1])
         self._position = self._session.feeds["position"]
+        self._prefixes = Prefixes(self._session, most_columns(window), window)
         self._columns = np.zeros((slots, 1, 17), np.int64)
         self._no_embeddings = np.zeros((slots, 1, self._dim), np.float32)
 
@@ -51,21 +59,39 @@ class TemporalModel:
         for turn in turns:
             try:
                 sampler = self._check(turn)
+                prefix = Prefix.of(turn.inputs)
+                if turn.start:
+                    self._session.reset(turn.row)
+                    self._position[turn.row] = 0
+                    self._prefixes.begin(turn.row)
+                if prefix is not None and not self._recall(turn, prefix):
+                    outcome.outputs[turn.row] = self._feed(turn, prefix, sampler)
+                elif len(turn.inputs["columns"]) == 1 and not len(turn.inputs.get("embeddings", ())):
+                    steps.append((turn, sampler))
+                else:
+                    self._prefill(turn, sampler)
+                    outcome.outputs[turn.row] = self._answer(turn.row)
             except ValueError as error:
                 outcome.errors[turn.row] = error
-                continue
-            if turn.start:
-                self._session.reset(turn.row)
-                self._position[turn.row] = 0
-            if len(turn.inputs["columns"]) == 1 and not len(turn.inputs.get("embeddings", ())):
-                steps.append((turn, sampler))
-            else:
-                self._prefill(turn, sampler)
-                outcome.outputs[turn.row] = self._answer(turn.row)
         if steps:
             self._step(steps)
             outcome.outputs |= {turn.row: self._answer(turn.row) for turn, _ in steps}
         return outcome
+
+    def _recall(self, turn: Turn, prefix: Prefix) -> bool:
+        """Whether the turn's column may be stepped, because it follows a prefix that is now in place."""
+        return prefix.at == prefix.columns and self._prefixes.recall(turn.row, prefix)
+
+    def _feed(self, turn: Turn, prefix: Prefix, sampler: Sampler) -> dict[str, Array]:
+        """Columns of a prefix, or nothing for the column behind it; the answer is how far it has come."""
+        began = perf_counter()
+        if prefix.at < prefix.columns:
+            embeddings, columns = self._given(turn), turn.inputs["columns"]
+            self._prefixes.expect(turn.row, prefix, len(embeddings) + len(columns))
+            self._prefill(turn, sampler)
+            self._prefixes.add(turn.row, prefix, embeddings, columns)
+        microseconds = round((perf_counter() - began) * 1e6)
+        return {"progress": np.array([self._position[turn.row], microseconds], np.int64)}
 
     def _step(self, steps: Sequence[tuple[Turn, Sampler]]) -> None:
         """One column for each of several rows, in one graph run over the rows they span."""
@@ -82,7 +108,7 @@ class TemporalModel:
     def _prefill(self, turn: Turn, sampler: Sampler) -> None:
         """Many columns of one row, in chunks that do not wrap around the ring; past its end, one by one."""
         tokens = turn.inputs["columns"]
-        given = turn.inputs.get("embeddings", np.empty((0, self._dim), np.float32))
+        given = self._given(turn)
         columns = np.full((len(given) + len(tokens), 17), -1, np.int64)
         columns[len(given) :] = tokens
         embeddings = np.zeros((len(columns), self._dim), np.float32)
@@ -95,6 +121,9 @@ class TemporalModel:
             self._run(turn.row, turn.row + 1, columns[None, chunk], embeddings[None, chunk], [sampler])
             self._position[turn.row] += count
             done += count
+
+    def _given(self, turn: Turn) -> Array:
+        return turn.inputs.get("embeddings", self._no_embeddings[0, :0])
 
     def _run(self, start: int, stop: int, columns: Array, embeddings: Array, samplers: Sequence[Sampler]) -> None:
         noise, top_k, temperature = draw(samplers, Stream.TEXT, self._text_card, (1,))
@@ -116,6 +145,6 @@ class TemporalModel:
             check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
         if "embeddings" in turn.inputs:
             check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
-        if len(columns) < 1:
+        if not len(columns) and not len(turn.inputs.get("embeddings", ())):
             raise BadInputError("columns: expected at least one column")
         return Sampler.of(turn.inputs)

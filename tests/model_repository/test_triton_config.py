@@ -34,11 +34,14 @@ def test_shapes_are_the_published_models():
     assert shapes == {
         "columns": [-1, 17],
         "embeddings": [-1, 4096],
+        "prefix": [6],
         "sampler": [3],
         "temperature": [1],
         "hidden": [4096],
         "text_token": [1],
+        "progress": [2],
     }
+    assert [tensor.name for tensor in temporal.input if tensor.optional] == ["embeddings", "prefix"]
     assert [tensor.name for tensor in temporal.input if tensor.allow_ragged_batch] == ["columns", "embeddings"]
     assert temporal.parameters["window"].string_value == "2999"
 
