@@ -6,7 +6,7 @@ Its weights are random, so what it says is noise; its files, names, voices and t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import safetensors.numpy
 from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry, LmGeometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
+from model_repository.checkpoint.tensors import Shape
 from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import VOICES_FOLDER
 from model_repository.errors import BuildError
@@ -82,6 +83,8 @@ _SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 _UNGENERATED = -2
 """What the reference's token ring holds before anything is written to it."""
 
+MakeWeights = Callable[[Mapping[str, Shape], int], Mapping[str, npt.NDArray[np.float32]]]
+
 
 def write_tiny_checkpoint(
     out: Path,
@@ -89,11 +92,13 @@ def write_tiny_checkpoint(
     force: bool = False,
     config: Mapping[str, Mapping[str, Any]] | None = None,
     lm_dtype: str = "bfloat16",
+    lm_weights: MakeWeights = random_weights,
 ) -> None:
     """Writes a checkpoint of random weights to the folder `out`, deterministic for a seed to the byte.
 
     `config` overrides single values of `TINY_CONFIG`, section by section; `lm_dtype` is the dtype in which the
-    language model and the voices are stored ("bfloat16", "float16" or "float32"; Mimi is always float32). Raises
+    language model and the voices are stored ("bfloat16", "float16" or "float32"; Mimi is always float32). `lm_weights`
+    makes the language model's weights from their shapes and the seed. Raises
     `BuildError` if `out` is not empty (unless `force`, which writes over what is there), cannot be written or a
     value cannot be, and `CheckpointError` for a geometry that cannot be.
     """
@@ -113,8 +118,7 @@ def write_tiny_checkpoint(
         _claim(out, force)
         (out / TOKENIZER_FILE).write_bytes(tokenizer)
         lm = {
-            name: weight.astype(_DTYPES[lm_dtype])
-            for name, weight in random_weights(lm_shapes(geometry.lm), seed).items()
+            name: weight.astype(_DTYPES[lm_dtype]) for name, weight in lm_weights(lm_shapes(geometry.lm), seed).items()
         }
         safetensors.numpy.save_file(lm, out / LM_FILE)
         safetensors.numpy.save_file(random_weights(mimi_shapes(geometry.mimi), seed), out / MIMI_FILE)
