@@ -73,7 +73,7 @@ def create_app(
             expose_headers=["*"],
         )
     problems.install(app, settings.retry_after)
-    openapi.install(app)
+    openapi.install(app, calls)
     app.state.calls = calls
     app.state.grpc = grpc
     return app

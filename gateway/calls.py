@@ -78,9 +78,9 @@ class Calls:
 
     @property
     def default_voice(self) -> str:
-        """The voice of a request that names none."""
-        name = self.settings.default_voice
-        return name if name in self.manifest.voices else next(iter(self.manifest.voices))
+        """The voice of a request that names none: the first one if the operator's choice is not there."""
+        name, voices = self.settings.default_voice, self.manifest.voices.now()
+        return name if name in voices else next(iter(voices), name)
 
     def figures(self) -> Figures:
         """A fresh watch on a conversation's frames, or on one turn's."""

@@ -18,7 +18,9 @@ GatewayError
 ├── Draining                   the server is about to stop; `retry_after` as above
 ├── EngineUnavailable          Triton cannot be reached, is not ready, or lost the conversation
 ├── EngineError                Triton answered with an error
-└── RepositoryError            the folder to serve is not a usable built repository
+├── RepositoryError            the folder to serve is not a usable built repository
+├── NameNotAllowed             a voice may not be called so, or not be removed
+└── NameTaken                  there is a voice of that name already
 """
 
 # ruff: noqa: N818 (the names say what is the matter, and all of them are errors)
@@ -48,7 +50,7 @@ class UnknownVoice(InvalidRequest):
     """No preset voice of that name; the message lists those there are."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"no voice named {name!r}; there are: {', '.join(known)}", field="voice")
+        super().__init__(f"no voice named {name!r}; there are: {', '.join(known) or 'none'}", field="voice")
 
 
 class UnknownSystemPrompt(InvalidRequest):
@@ -144,3 +146,14 @@ class EngineError(GatewayError):
 
 class RepositoryError(GatewayError):
     """The models folder is not a usable built repository."""
+
+
+class NameNotAllowed(GatewayError):
+    """A voice may not be called so, or not be removed."""
+
+
+class NameTaken(GatewayError):
+    """There is a voice of that name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a voice named {name} already; --force replaces it")

@@ -14,6 +14,7 @@ from gateway.api.schemas import RespondAnswer, RespondRequest
 from gateway.calls import Calls
 from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
 
+_RESPOND = "/v1/respond"
 _REF = "#/components/schemas/{model}"
 # Models named only in the hand-written parts.
 _COMPONENTS: tuple[type[BaseModel], ...] = (Problem, RespondAnswer)
@@ -82,8 +83,8 @@ def respond_body(calls: Calls) -> dict[str, Any]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Let the app's document hold the models that only the hand-written parts name."""
+def install(app: FastAPI, calls: Calls) -> None:
+    """Let the app's document hold the models that only the hand-written parts name, and the voices there are now."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -93,6 +94,7 @@ def install(app: FastAPI) -> None:
             _, models = models_json_schema([(model, "serialization") for model in _COMPONENTS], ref_template=_REF)
             schema.setdefault("components", {}).setdefault("schemas", {}).update(models["$defs"])
             app.openapi_schema = schema
+        app.openapi_schema["paths"][_RESPOND]["post"]["requestBody"] = respond_body(calls)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
@@ -107,7 +109,7 @@ def _request_schema(calls: Calls) -> dict[str, Any]:
     for name, value in calls.manifest.sampling:
         fields[name]["default"] = value
     fields["voice"]["default"] = calls.default_voice
-    _value(fields["voice"])["enum"] = list(calls.manifest.voices)
+    _value(fields["voice"])["enum"] = list(calls.manifest.voices.now())
     fields["system_prompt"]["default"] = DEFAULT_SYSTEM_PROMPT
     _value(fields["system_prompt"])["enum"] = list(SYSTEM_PROMPTS)
     _value(fields["max_steps"])["maximum"] = calls.settings.max_steps

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from gateway.api.schemas import PersonaWishes, RespondRequest
 from gateway.audio.decode import decode
-from gateway.audio.loudness import normalise
 from gateway.calls import Calls, Persona
 from gateway.conversation.engine import Floats
 from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, system_prompt
@@ -17,6 +16,7 @@ from gateway.conversation.sampling import Sampling
 from gateway.errors import InvalidRequest, NotAllowed
 from gateway.kept import Kept
 from gateway.keys import KeyHolder
+from gateway.voices.clip import recorded_voice
 
 T = TypeVar("T")
 
@@ -66,7 +66,10 @@ async def understand(asked: RespondRequest, calls: Calls, key: KeyHolder | None 
             raise NotAllowed("taking the voice from a recording (voice_audio) is switched off here")
         if asked.voice is not None:
             raise InvalidRequest("expected voice or voice_audio, got both", field="voice_audio")
-        voice = await asyncio.to_thread(_voice, asked.voice_audio, manifest.sample_rate, settings.max_voice_seconds)
+        seconds = settings.max_voice_seconds
+        voice = await asyncio.to_thread(
+            recorded_voice, asked.voice_audio, manifest.sample_rate, seconds, field="voice_audio"
+        )
         who = Persona(voice, who.text)
     pcm = await asyncio.to_thread(decode, asked.audio, manifest.sample_rate, settings.max_audio_seconds)
     drawn = sampling(asked, calls)
@@ -89,7 +92,7 @@ async def _next_turn(asked: RespondRequest, calls: Calls, key: KeyHolder | None)
 def persona(asked: PersonaWishes, calls: Calls) -> Persona:
     """A preset voice and a prompt. Raises UnknownVoice, UnknownSystemPrompt or InvalidRequest."""
     text = _text(asked)
-    return Persona(calls.manifest.require_voice(calls.default_voice if asked.voice is None else asked.voice), text)
+    return Persona(_voice(asked, calls), text)
 
 
 def sampling(asked: PersonaWishes, calls: Calls) -> Sampling:
@@ -113,8 +116,8 @@ def _text(asked: PersonaWishes) -> str:
     return asked.text_prompt
 
 
-def _voice(data: bytes, sample_rate: int, max_seconds: float) -> Floats:
-    return normalise(decode(data, sample_rate, max_seconds, field="voice_audio"), sample_rate)
+def _voice(asked: PersonaWishes, calls: Calls) -> str:
+    return calls.manifest.voices.require(calls.default_voice if asked.voice is None else asked.voice).name
 
 
 def _given(value: T | None, default: T) -> T:

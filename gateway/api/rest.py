@@ -78,7 +78,8 @@ def router(calls: Calls) -> APIRouter:
         return Voices(
             default=calls.default_voice,
             voices=[
-                Voice(name=name, seconds=voice.frames / manifest.frame_rate) for name, voice in manifest.voices.items()
+                Voice(name=voice.name, seconds=voice.frames / manifest.frame_rate, origin=voice.origin)
+                for voice in manifest.voices.now().values()
             ],
             voice_audio=calls.settings.allow_voice_audio,
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from gateway.live.options import OnGap
+from gateway.voices.catalogue import Origin
 
 SEED_BITS = 63
 MAX_TEMPERATURE = 2.0
@@ -149,6 +150,7 @@ class Voice(BaseModel):
 
     name: str
     seconds: float = Field(description="how much of it the model is shown")
+    origin: Origin = Field(description="`built-in`: came with the checkpoint; `added`: put there by the operator")
 
 
 class Voices(BaseModel):

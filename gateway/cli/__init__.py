@@ -1,4 +1,4 @@
-"""The `personaplex` command: tiny, build, serve, respond, doctor, demo.
+"""The `personaplex` command: tiny, build, voice, serve, respond, doctor, demo.
 
 Exit codes: 0 done; 2 it could not be done, with one line on stderr that says why; 130 interrupted.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import build, demo, doctor, respond, serve
+from gateway.cli import build, demo, doctor, respond, serve, voice
 from gateway.cli.console import FAILURE, complain
 from gateway.errors import GatewayError
 
@@ -23,6 +23,7 @@ DISTRIBUTION = "personaplex-triton"
 app = typer.Typer(name="personaplex", add_completion=False, rich_markup_mode=None)
 for command in (build.tiny, build.build, serve.serve, respond.respond, doctor.doctor, demo.demo):
     app.command()(command)
+app.add_typer(voice.app, name="voice", help="Preset voices: add one from a clip, list them, remove one.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,14 +25,17 @@ def tiny(
 
 
 def build(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder in the published layout.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder in any published format.")],
     models: Annotated[Path, typer.Argument(help="Folder to write: what `personaplex serve` takes.")],
     slots: Annotated[int, typer.Option(min=1, help="Conversations at once.")] = 8,
-    variant: Annotated[str, typer.Option(help="Precision of the weights.")] = "fp32",
+    variant: Annotated[str, typer.Option(help="Precision of the weights: fp32, fp16, int8, int4 or mixed.")] = "fp32",
+    kv: Annotated[
+        str | None, typer.Option(help="Precision of keys and values: fp32, fp16 or int8. [default: the variant's]")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Build a checkpoint into a repository of Triton models."""
-    write_models(checkpoint, models, slots=slots, variant=variant, force=force)
+    write_models(checkpoint, models, slots=slots, variant=variant, kv=kv, force=force)
     say(f"{models}: built for {slots} conversations; personaplex serve {models}")
 
 
@@ -41,20 +44,29 @@ def write_tiny(out: Path, *, seed: int = 0, force: bool = False) -> None:
     # Building needs ONNX; serving and asking do not wait for its import.
     from model_repository.tiny import write_tiny_checkpoint
 
-    with _explained():
+    with explained():
         write_tiny_checkpoint(out, seed=seed, force=force)
 
 
-def write_models(checkpoint: Path, models: Path, *, slots: int = 8, variant: str = "fp32", force: bool = False) -> None:
+def write_models(
+    checkpoint: Path,
+    models: Path,
+    *,
+    slots: int = 8,
+    variant: str = "fp32",
+    kv: str | None = None,
+    force: bool = False,
+) -> None:
     """Builds the repository, with a bar on a terminal. Raises CommandError."""
     from model_repository.build import build_repository
 
-    with _explained(), progress("building", total=1.0) as report:
-        build_repository(checkpoint, models, slots=slots, variant=variant, force=force, progress=report)
+    with explained(), progress("building", total=1.0) as report:
+        build_repository(checkpoint, models, slots=slots, variant=variant, kv=kv, force=force, progress=report)
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
+    """Turns errors of the models' side, inside, into CommandError."""
     from model_repository.errors import ModelRepositoryError
 
     try:

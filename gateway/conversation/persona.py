@@ -14,7 +14,8 @@ import numpy as np
 from gateway.conversation.engine import Floats, Tokens
 from gateway.conversation.grid import AGENT, STREAMS, TEXT, USER, begin, lay_out
 from gateway.errors import PromptTooLong, UnknownSystemPrompt
-from gateway.manifest import Manifest, VoicePreset
+from gateway.manifest import Manifest
+from gateway.voices.preset import VoicePreset
 
 # Fixed token constants of the published model, part of how it was trained (they are not re-encoded).
 SILENCE = np.array([948, 243, 1178, 546, 1736, 1030, 1978, 2008], np.int64)
@@ -38,7 +39,7 @@ DEFAULT_SYSTEM_PROMPT = "assistant"
 class Prefix:
     """Columns 0..P-1 of a conversation, complete, and what they fix of column P.
 
-    embeddings: [E, dim] float32, the summed input embeddings of columns 0..E-1 (E is 0 unless the voice is a preset).
+    embeddings: [E, dim] float32, the summed input embeddings of columns 0..E-1 (E is 0 for a voice of tokens).
     columns: [P - E, 17] int64, the rest of the columns.
     known: [17] int64, the delayed tokens of column P; -1 elsewhere.
     """
@@ -67,30 +68,39 @@ def check_prompt(text_tokens: Sequence[int], manifest: Manifest) -> None:
 
 
 def prefix_of_preset(voice: VoicePreset, text_tokens: Sequence[int], manifest: Manifest) -> Prefix:
-    """The prefix of a preset voice: its embeddings stand for all but the last of its columns."""
-    after_voice = lay_out(_prompt_frames(np.empty((0, 8), np.int64), text_tokens, manifest), manifest.delays)
-    last_column, first_fixed = voice.columns
-    after_voice[0] = np.where(after_voice[0] >= 0, after_voice[0], first_fixed)
-    columns = np.concatenate([last_column[None], after_voice[:-1]])
+    """The prefix of a preset voice: its embeddings stand for the columns it does not hold as tokens."""
+    after_voice = lay_out(_prompt_frames(text_tokens, manifest), manifest.delays)
+    after_voice[0] = np.where(after_voice[0] >= 0, after_voice[0], voice.columns[-1])
+    columns = np.concatenate([voice.columns[:-1], after_voice[:-1]])
     return Prefix(embeddings=voice.embeddings, columns=columns, known=after_voice[-1])
 
 
 def prefix_of_codes(codes: Tokens, text_tokens: Sequence[int], manifest: Manifest) -> Prefix:
     """The prefix of a voice given by its codes [N, 8], as encoded from a recording."""
-    columns = lay_out(_prompt_frames(codes, text_tokens, manifest), manifest.delays)
+    return prefix_of_preset(preset_of_codes(codes, manifest), text_tokens, manifest)
+
+
+def preset_of_codes(codes: Tokens, manifest: Manifest) -> VoicePreset:
+    """A voice given by its codes [N, 8] as a preset: tokens alone, no embeddings."""
+    columns = lay_out(_frames(codes, manifest), manifest.delays)
     initial = np.full(STREAMS, manifest.card, np.int64)
     initial[TEXT] = manifest.text_card
     begin(columns, manifest.delays, initial)
-    return Prefix(embeddings=np.empty((0, manifest.dim), np.float32), columns=columns[:-1], known=columns[-1])
+    return VoicePreset(embeddings=np.empty((0, manifest.dim), np.float32), columns=columns)
 
 
-def _prompt_frames(voice_codes: Tokens, text_tokens: Sequence[int], manifest: Manifest) -> Tokens:
-    """[N + 6 + L + 6, 17]: the prompt frame by frame, before any delay."""
-    voice, text = len(voice_codes), len(text_tokens)
-    frames = np.empty((voice + text + 2 * SILENT_FRAMES, STREAMS), np.int64)
+def _prompt_frames(text_tokens: Sequence[int], manifest: Manifest) -> Tokens:
+    """[6 + L + 6, 17]: what follows the voice, frame by frame, before any delay."""
+    text = len(text_tokens)
+    frames = _frames(np.tile(SILENCE, (text + 2 * SILENT_FRAMES, 1)), manifest)
+    frames[SILENT_FRAMES : SILENT_FRAMES + text, TEXT] = text_tokens
+    return frames
+
+
+def _frames(agent_codes: Tokens, manifest: Manifest) -> Tokens:
+    """[N, 17] from the agent's codes [N, 8]: no text, and the user's fixed tone."""
+    frames = np.empty((len(agent_codes), STREAMS), np.int64)
     frames[:, TEXT] = manifest.text_padding_id
-    frames[:, AGENT] = SILENCE
+    frames[:, AGENT] = agent_codes
     frames[:, USER] = SINE
-    frames[:voice, AGENT] = voice_codes
-    frames[voice + SILENT_FRAMES : voice + SILENT_FRAMES + text, TEXT] = text_tokens
     return frames

@@ -2,20 +2,81 @@
 
 from __future__ import annotations
 
-import httpx
+from collections.abc import Callable
+from typing import Any
 
+import httpx
+import numpy as np
+
+from gateway.conversation.persona import preset_of_codes
+from gateway.engine.fake import FakeEngine
+from gateway.manifest import Manifest
 from gateway.settings import Settings
+from gateway.voices import shelf
+
+Ask = Callable[..., Any]
 
 
 async def test_the_voices_are_the_repositorys(client: httpx.AsyncClient, settings: Settings):
     body = (await client.get("/v1/voices")).json()
     assert body == {
         "default": "NATF0",
-        "voices": [{"name": "NATF0", "seconds": 0.4}, {"name": "NATM1", "seconds": 0.56}],
+        "voices": [
+            {"name": "NATF0", "seconds": 0.4, "origin": "built-in"},
+            {"name": "NATM1", "seconds": 0.56, "origin": "built-in"},
+        ],
         "voice_audio": False,
     }
     settings.allow_voice_audio = True
     assert (await client.get("/v1/voices")).json()["voice_audio"] is True
+
+
+async def test_a_voice_that_is_added_replaced_or_removed_is_so_at_once(
+    client: httpx.AsyncClient, ask: Ask, manifest: Manifest, engine: FakeEngine
+):
+    """In the list, in the document, and in answers; the next caller of a name gets what lies under it now."""
+    assert (await ask(voice="ANA")).json()["type"] == "urn:personaplex:unknown-voice"
+    for seed, frames in ((1, 50), (2, 75)):
+        made = preset_of_codes(np.random.default_rng(seed).integers(0, 2048, (frames, 8)), manifest)
+        shelf.add(manifest.voices, "ANA", made, "clip", force=True)
+        listed = (await client.get("/v1/voices")).json()["voices"]
+        assert listed[2:] == [{"name": "ANA", "seconds": frames * 0.08, "origin": "added"}]
+        assert (await ask(voice="ANA")).json()["voice"] == "ANA"
+        columns, embeddings = engine.prefills[-1]
+        assert np.array_equal(columns[:frames], made.columns[:-1])
+        assert embeddings.shape == (0, 32)
+        assert await names_in_the_document(client) == ["NATF0", "NATM1", "ANA"]
+    shelf.remove(manifest.voices, "ANA")
+    assert (await ask(voice="ANA")).status_code == 422
+    assert len((await client.get("/v1/voices")).json()["voices"]) == 2
+    assert await names_in_the_document(client) == ["NATF0", "NATM1"]
+
+
+async def names_in_the_document(client: httpx.AsyncClient) -> list[str]:
+    body = (await client.get("/openapi.json")).json()["paths"]["/v1/respond"]["post"]["requestBody"]
+    kinds = [content["schema"]["properties"]["voice"] for content in body["content"].values()]
+    names: list[str] = kinds[0]["enum"]
+    assert names == kinds[1]["anyOf"][0]["enum"]
+    return names
+
+
+async def test_a_broken_voice_fails_its_own_callers_alone(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
+    (manifest.voices.folder / "NATF0.safetensors").write_bytes(b"oops")
+    listed = (await client.get("/v1/voices")).json()
+    assert [voice["name"] for voice in listed["voices"]] == ["NATM1"]
+    assert listed["default"] == "NATM1"
+    answer = await ask(voice="NATF0")
+    assert answer.status_code == 500
+    assert answer.json()["detail"].startswith("voices/NATF0.safetensors cannot be read: ")
+    assert (await ask(voice="NATM1")).status_code == 200
+
+
+async def test_a_server_whose_voices_are_all_gone_says_so(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
+    for file in manifest.voices.folder.iterdir():
+        file.unlink()
+    assert (await client.get("/v1/voices")).json()["voices"] == []
+    answer = await ask()
+    assert (answer.status_code, answer.json()["detail"]) == (422, "no voice named 'NATF0'; there are: none")
 
 
 async def test_a_default_voice_that_is_not_there_gives_way_to_the_first(client: httpx.AsyncClient, settings: Settings):

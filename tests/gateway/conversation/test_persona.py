@@ -18,7 +18,8 @@ from gateway.conversation.persona import (
     system_prompt,
 )
 from gateway.errors import PromptTooLong, UnknownSystemPrompt
-from gateway.manifest import Manifest, VoicePreset
+from gateway.manifest import Manifest
+from gateway.voices.preset import VoicePreset
 
 UNDELAYED = [0, 1, 9]
 
