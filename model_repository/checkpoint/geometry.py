@@ -2,7 +2,8 @@
 
 Defaults are the published release's (loader constants of the reference and the shapes of its tensors). The published
 `config.json` carries no geometry; a checkpoint of another size states it in the sections `lm`, `seanet`, `quantizer`
-and `mimi_transformer`, with the reference's own keyword names.
+and `mimi_transformer`, with the reference's own keyword names. `sizes` adds to `lm` what its tensors tell, and the
+three keys `hidden`, `depformer_hidden` (widths after gating) and `depformer_steps` (those in the file).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ AGENT_CODEBOOKS = 8
 
 FRAME_SIZE = 1920
 """Samples per frame: 80 ms. Every checkpoint shares it, for the conversation's clock does."""
+
+_MAX_COUNT = 1024
+"""Of layers, depth steps, codebooks: far more than any model's, few enough to name all their tensors in memory."""
 
 _DELAYS = (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1)
 
@@ -64,7 +68,7 @@ class LmGeometry:
     temporal: TransformerGeometry
     depformer: TransformerGeometry
     depformer_steps: int
-    """Depth steps in the file (16); only the first `AGENT_CODEBOOKS` are used."""
+    """Depth steps in the file (16, or 8); only the first `AGENT_CODEBOOKS` are used."""
     card: int
     """Audio vocabulary; id `card` is the initial token."""
     text_card: int
@@ -145,22 +149,23 @@ class Geometry:
             dim=dim,
             num_layers=lm.integer("num_layers", 32),
             num_heads=lm.integer("num_heads", 32),
-            hidden=gated_hidden(int(lm.number("hidden_scale", 4.125) * dim)),
+            hidden=lm.integer("hidden", gated_hidden(int(lm.number("hidden_scale", 4.125) * dim))),
             context=lm.integer("context", 3000),
             max_period=lm.number("max_period", 10_000.0),
         )
+        nominal = lm.integer("depformer_dim_feedforward", int(4.125 * depformer_dim))
         depformer = TransformerGeometry(
             dim=depformer_dim,
             num_layers=lm.integer("depformer_num_layers", 6),
             num_heads=lm.integer("depformer_num_heads", 16),
-            hidden=gated_hidden(lm.integer("depformer_dim_feedforward", int(4.125 * depformer_dim))),
+            hidden=lm.integer("depformer_hidden", gated_hidden(nominal)),
             context=steps,
         )
         delays = lm.integers("delays", _DELAYS)
         language_model = LmGeometry(
             temporal=temporal,
             depformer=depformer,
-            depformer_steps=steps,
+            depformer_steps=lm.integer("depformer_steps", steps),
             card=lm.integer("card", 2048),
             text_card=lm.integer("text_card", 32_000),
             text_padding_id=lm.integer("existing_text_padding_id", 3),
@@ -189,23 +194,23 @@ class Geometry:
             layer_scale=mimi_transformer.number("layer_scale", 0.01),
         )
         geometry = cls(language_model, mimi)
-        geometry._check(lm.integer("n_q", 16))
+        geometry._check(lm.integer("n_q", 16), steps)
         return geometry
 
-    def _check(self, n_q: int) -> None:
+    def _check(self, n_q: int, dep_q: int) -> None:
         expectations = [
             (n_q == 2 * AGENT_CODEBOOKS, f"lm.n_q must be {2 * AGENT_CODEBOOKS}, got {n_q}"),
             (
-                self.lm.depformer_steps >= AGENT_CODEBOOKS,
-                f"lm.dep_q must be at least {AGENT_CODEBOOKS}, got {self.lm.depformer_steps}",
+                all(AGENT_CODEBOOKS <= count <= _MAX_COUNT for count in (dep_q, self.lm.depformer_steps)),
+                f"lm.dep_q must be from {AGENT_CODEBOOKS} to {_MAX_COUNT}, got {min(dep_q, self.lm.depformer_steps)}",
             ),
             (
                 self.lm.num_streams == n_q + 1 and set(self.lm.delays) <= {0, 1},
                 f"lm.delays must be {n_q + 1} values of 0 or 1, got {list(self.lm.delays)}",
             ),
             (
-                self.mimi.num_codebooks >= AGENT_CODEBOOKS,
-                f"quantizer.n_q must be at least {AGENT_CODEBOOKS}, got {self.mimi.num_codebooks}",
+                AGENT_CODEBOOKS <= self.mimi.num_codebooks <= _MAX_COUNT,
+                f"quantizer.n_q must be from {AGENT_CODEBOOKS} to {_MAX_COUNT}, got {self.mimi.num_codebooks}",
             ),
             (
                 self.lm.card == self.mimi.codebook_size,
@@ -230,6 +235,8 @@ class Geometry:
             ("lm.depformer", self.lm.depformer),
             ("mimi_transformer", self.mimi.transformer),
         ):
+            layers = transformer.num_layers
+            expectations.append((layers <= _MAX_COUNT, f"{name}: {layers} layers are more than {_MAX_COUNT}"))
             fits = transformer.dim % transformer.num_heads == 0 and transformer.head_dim % 2 == 0
             expectations.append(
                 (fits, f"{name}: width {transformer.dim} is not {transformer.num_heads} heads of an even width")

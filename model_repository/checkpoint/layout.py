@@ -15,9 +15,9 @@ _LEGACY_BUFFERS = {
 }
 """Older names of a codebook's buffers, which the reference's loader accepts too."""
 
-_DEPTH_STEP = re.compile(r"^(?:depformer_in|linears|depformer\.layers\.\d+\.gating)\.(\d+)\.")
-_DEPTH_EMBEDDING = re.compile(r"^depformer_emb\.(\d+)\.")
-_REST_CODEBOOK = re.compile(r"^quantizer\.rvq_rest\.vq\.layers\.(\d+)\.")
+_DEPTH_STEP = re.compile(r"^(?:depformer_in|linears|depformer\.layers\.\d+\.gating)\.(\d{1,9})\.")
+_DEPTH_EMBEDDING = re.compile(r"^depformer_emb\.(\d{1,9})\.")
+_REST_CODEBOOK = re.compile(r"^quantizer\.rvq_rest\.vq\.layers\.(\d{1,9})\.")
 _LAYER = re.compile(r"^(.+?)\.layers\.(\d+)\.")
 
 

@@ -96,11 +96,9 @@ class SafetensorsFile:
         entry = self._entry(name)
         shape, begin = entry.shape, entry.begin
         if rows is not None:
-            first, last, step = rows.indices(shape[0])
-            if step != 1:
-                raise ValueError(f"rows are read with step 1, not {step}")
+            first, last = row_range(rows, shape[0])
             begin += first * prod(shape[1:]) * entry.dtype.itemsize
-            shape = (max(last - first, 0), *shape[1:])
+            shape = (last - first, *shape[1:])
         stored = np.empty(shape, entry.dtype)
         try:
             with self.path.open("rb") as file:
@@ -177,6 +175,19 @@ class RenamedTensors:
 
     def read(self, name: str, rows: slice | None = None) -> Float32:
         return self._source.read(self._stored_names.get(name, name), rows)
+
+
+def row_range(rows: slice | None, count: int) -> tuple[int, int]:
+    """First row and the one after the last that `rows` (None: all) takes of `count`."""
+    first, last, step = (rows or slice(None)).indices(count)
+    if step != 1:
+        raise ValueError(f"rows are read with step 1, not {step}")
+    return first, max(last, first)
+
+
+def as_norm(name: str, shape: Shape) -> Shape:
+    """`shape`, or the reference's [1, 1, dim] for a norm that is stored without its empty axes."""
+    return (1, 1, shape[-1]) if name.endswith(".alpha") and shape and prod(shape[:-1]) == 1 else shape
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_everything_of_the_golden_checkpoint_is_at_hand(golden_checkpoint: Check
     assert golden_checkpoint.voice("NATF0").frames == 13
 
 
-@pytest.mark.parametrize("name", [LM_FILE, MIMI_FILE, TOKENIZER_FILE])
+@pytest.mark.parametrize("name", [MIMI_FILE, TOKENIZER_FILE])
 def test_a_missing_file_is_named(checkpoint_copy: Path, name: str) -> None:
     (checkpoint_copy / name).unlink()
     with pytest.raises(CheckpointError, match=rf"checkpoint: {name} is missing \(expected: "):
@@ -52,10 +53,57 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "nowhere")
 
 
-def test_without_a_config_the_published_geometry_is_expected(checkpoint_copy: Path) -> None:
-    (checkpoint_copy / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"wrong shape of tensor 'emb.0.weight': expected \[2049, 4096\], got"):
+def rewrite_config(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    change(config["lm"])
+    (checkpoint / "config.json").unlink()
+    (checkpoint / "config.json").write_text(json.dumps(config))
+
+
+def test_what_the_tensors_tell_the_config_need_not(checkpoint_copy: Path, golden_checkpoint: Checkpoint) -> None:
+    told = ("dim", "num_layers", "hidden_scale", "card", "text_card", "depformer_dim", "depformer_num_layers")
+    rewrite_config(checkpoint_copy, lambda lm: [lm.pop(key) for key in (*told, "depformer_dim_feedforward", "dep_q")])
+    assert Checkpoint.open(checkpoint_copy).geometry.lm == golden_checkpoint.geometry.lm
+
+
+@pytest.mark.parametrize("heads", ["num_heads", "depformer_num_heads"])
+def test_the_number_of_heads_must_be_said_if_the_width_is_not_the_published(checkpoint_copy: Path, heads: str) -> None:
+    rewrite_config(checkpoint_copy, lambda lm: lm.pop(heads))
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: its width .*config\.json must say lm\.{heads}"):
         Checkpoint.open(checkpoint_copy)
+
+
+def test_a_config_that_the_tensors_contradict_is_an_error(checkpoint_copy: Path) -> None:
+    rewrite_config(checkpoint_copy, lambda lm: lm.update(num_layers=1))
+    with pytest.raises(CheckpointError, match=r"unexpected tensor 'transformer\.layers\.1\."):
+        Checkpoint.open(checkpoint_copy)
+
+
+def test_a_layer_missing_between_others_is_named(checkpoint_copy: Path) -> None:
+    rewrite_config(checkpoint_copy, lambda lm: lm.pop("num_layers"))
+    layer = "transformer.layers.0."
+    rewrite(
+        checkpoint_copy / LM_FILE,
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(layer)],
+    )
+    with pytest.raises(CheckpointError, match=r"missing tensors of layer 'transformer\.layers\.0' .there is a layer 1"):
+        Checkpoint.open(checkpoint_copy)
+
+
+@pytest.mark.parametrize(("names", "found"), [((), "nothing"), (("a.onnx", "b.txt"), r"a\.onnx, b\.txt")])
+def test_a_folder_without_weights_says_what_is_there_and_what_is_read(
+    tmp_path: Path, names: tuple[str, ...], found: str
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=rf"expected model\.safetensors .*NAME\.gguf.*MLX.*; found {found}$"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_file_of_another_kind_says_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(CheckpointError, match=r"model\.onnx: not a checkpoint; what is read is a folder with"):
+        Checkpoint.open(tmp_path / "model.onnx")
 
 
 def test_a_broken_config_is_named(checkpoint_copy: Path) -> None:

@@ -1,0 +1,91 @@
+"""The tensors of a GGUF file, whole or in pieces, each dequantized as it is read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from model_repository.checkpoint.gguf_header import GgufError, GgufTensor, Value, read_header
+from model_repository.checkpoint.pieces import Pieces
+from model_repository.checkpoint.tensors import Float32, Shape, as_norm, row_range
+from model_repository.errors import CheckpointError
+
+_TYPES = frozenset(
+    GGMLQuantizationType[name]
+    for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+)
+_CHUNK = 2**22
+"""Elements dequantized at a time: the package's intermediate arrays take several times as much."""
+
+
+class GgufFile:
+    """A GGUF file. Only its header is kept in memory; the file is open during a read and not between."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """`paths` are its pieces in order, one if it is whole.
+
+        Reads and checks the header; raises `CheckpointError` naming the file and, where it is one, the tensor.
+        """
+        self.path = paths[0]
+        self._paths = paths
+        try:
+            with io.BufferedReader(Pieces(paths)) as file:
+                header = read_header(file)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+        except GgufError as error:
+            cut = " or in pieces of which the last are missing" if len(paths) > 1 else ""
+            raise CheckpointError(f"{self.path}: no GGUF file{cut}: {error}"[:400]) from None
+        self._tensors = header.tensors
+        for name, tensor in self._tensors.items():
+            if tensor.type not in _TYPES:
+                read = ", ".join(sorted(kind.name for kind in _TYPES))
+                raise CheckpointError(f"{self.path}: tensor {name!r} is {tensor.type.name}; read are {read}"[:400])
+        self.metadata: Mapping[str, Value] = header.metadata
+
+    def names(self) -> Iterable[str]:
+        return self._tensors.keys()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> Shape:
+        return as_norm(name, self._tensor(name).shape)
+
+    def read(self, name: str, rows: slice | None = None) -> Float32:
+        tensor, shape = self._tensor(name), self.shape(name)
+        first, last = row_range(rows, shape[0])
+        if prod(tensor.shape[:-1]) == 1:
+            return self._lines(name, tensor, 0, 1).reshape(shape)[first:last]
+        per_row = prod(tensor.shape[1:-1])
+        return self._lines(name, tensor, first * per_row, last * per_row).reshape(last - first, *shape[1:])
+
+    def _lines(self, name: str, tensor: GgufTensor, first: int, last: int) -> Float32:
+        """The tensor as a matrix [prod of the other axes, last axis], from line `first` up to `last`."""
+        values = np.empty((last - first, tensor.shape[-1]), np.float32)
+        step = max(_CHUNK // max(tensor.shape[-1], 1), 1)
+        try:
+            with io.BufferedReader(Pieces(self._paths)) as file:
+                file.seek(tensor.begin + first * tensor.line_bytes)
+                for line in range(0, len(values), step):
+                    part = values[line : line + step]
+                    content = file.read(len(part) * tensor.line_bytes)
+                    if len(content) != len(part) * tensor.line_bytes:
+                        raise CheckpointError(f"{self.path}: the file ends inside tensor {name!r}")
+                    blocks = np.frombuffer(content, np.uint8).reshape(len(part), tensor.line_bytes)
+                    part[...] = dequantize(blocks, tensor.type)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+        return values
+
+    def _tensor(self, name: str) -> GgufTensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
