@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from model_repository.evaluation.report import Evaluated, Report
+    from model_repository.evaluation.report import Report
 
 GB = 1e9
 WIDTH = 120
@@ -25,12 +25,8 @@ def show(report: Report) -> None:
     for table in (cost(report), quality(report), layers(report)):
         if table.row_count:
             console.print(table)
-    for repository in report.repositories:
-        if repository.weights:
-            console.print(f"largest errors of {_label(repository)}'s {repository.weights.tensors} quantized tensors:")
-            for tensor in repository.weights.worst:
-                errors = ", ".join(f"{name} {_short(value)}" for name, value in tensor.items() if name not in _NAMES)
-                console.print(f"  {escape(tensor['model'])} {escape(tensor['tensor'])}: {errors}", highlight=False)
+    for line in weights(report):
+        console.print(line, highlight=False)
     machine, asked = report.machine, report.parameters
     console.print(
         f"{asked['frames']} frames after a prompt of {asked['prompt_columns']} columns; memory for {asked['slots']} "
@@ -44,9 +40,9 @@ def cost(report: Report) -> Table:
     table = _table(
         "models", "variant", "KV", "disk", "host RAM", "per slot", "device", "ms/frame", "RTF", "hidden cosine"
     )
-    for repository in report.repositories:
+    for label, repository in zip(_labels(report), report.repositories, strict=True):
         table.add_row(
-            _label(repository),
+            label,
             repository.variant,
             repository.kv,
             _size(repository.disk_bytes),
@@ -65,10 +61,10 @@ def quality(report: Report) -> Table:
     table = _table(
         "variant", "cosine: mean", "1 %", "least", "text =", "audio =", "text ppl", "audio ppl", "own way from"
     )
-    for repository in report.repositories:
+    for label, repository in zip(_labels(report), report.repositories, strict=True):
         found = repository.quality
         table.add_row(
-            _label(repository),
+            label,
             f"{found.hidden_cosine.mean:.5f}",
             f"{found.hidden_cosine.p1:.5f}",
             f"{found.hidden_cosine.min:.5f}",
@@ -84,17 +80,33 @@ def quality(report: Report) -> Table:
 def layers(report: Report) -> Table:
     """Relative error of the residual stream after each layer; the reference itself is left out."""
     others = report.repositories[1:]
-    table = _table("error after layer", *(_label(repository) for repository in others))
+    table = _table("error after layer", *_labels(report)[1:])
     for row in zip(*(repository.quality.layers for repository in others), strict=True):
         table.add_row(str(row[0].layer), *(f"{found.error:.4f}" for found in row))
     return table
 
 
+def weights(report: Report) -> list[str]:
+    """What the quantizers said of the tensors they rounded worst, a line each."""
+    lines = []
+    for label, repository in zip(_labels(report), report.repositories, strict=True):
+        if found := repository.weights:
+            lines.append(f"{label}: {found.tensors} quantized tensors, those with the largest relative errors are")
+            for tensor in found.worst:
+                errors = ", ".join(f"{name} {_short(value)}" for name, value in tensor.items() if name not in _NAMES)
+                lines.append(f"  {escape(tensor['model'])} {escape(tensor['tensor'])}: {errors}")
+    return lines
+
+
 _NAMES = ("model", "tensor")
 
 
-def _label(repository: Evaluated) -> str:
-    return escape(Path(repository.models).name)
+def _labels(report: Report) -> list[str]:
+    """Names of the folders; their whole paths where two have the same one."""
+    folders = [Path(repository.models) for repository in report.repositories]
+    names = {folder.name for folder in set(folders)}
+    unique = len(names) == len(set(folders))
+    return [escape(folder.name if unique else str(folder)) for folder in folders]
 
 
 def _table(*headings: str) -> Table:
