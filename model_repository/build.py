@@ -13,31 +13,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, SAMPLE_RATE, Geometry
-from model_repository.depformer import graph as depformer
 from model_repository.errors import BuildError
-from model_repository.graph.builder import Graph
-from model_repository.mimi_decoder import graph as mimi_decoder
-from model_repository.mimi_encoder import graph as mimi_encoder
-from model_repository.temporal import graph as temporal
+from model_repository.graphs import graphs_of
 from model_repository.triton_config import served_models
+from model_repository.variants import VARIANTS, CachePrecision, Variant
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of the manifest's own layout."""
 
-VARIANTS = ("fp32",)
-
 SAMPLING_DEFAULTS = {"audio_temperature": 0.8, "audio_top_k": 250, "text_temperature": 0.7, "text_top_k": 25}
 """The reference's defaults."""
+
+_CALIBRATION_SHARE = 0.1
+"""Of a build's progress."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction of the whole that is done."""
@@ -49,16 +49,17 @@ def build_repository(
     *,
     slots: int = 8,
     variant: str = "fp32",
+    kv: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Build the checkpoint at `checkpoint` into the repository `models`, for `slots` conversations at once.
 
-    An earlier repository at `models` is replaced; any other non-empty folder only with `force`. Raises
-    `CheckpointError` for a checkpoint that cannot be read and `BuildError` for a place that cannot be written.
+    `variant` is a name in `VARIANTS`, `kv` one of `CachePrecision` (by default the variant's). An earlier repository at
+    `models` is replaced; any other non-empty folder only with `force`. Raises `CheckpointError` for a checkpoint that
+    cannot be read and `BuildError` for a place that cannot be written.
     """
-    if variant not in VARIANTS:
-        raise BuildError(f"unknown variant {variant!r}; this version builds {', '.join(VARIANTS)}")
+    recipe = _recipe(variant, kv)
     if not 1 <= slots <= 1024:
         raise BuildError(f"slots must be from 1 to 1024, got {slots}")
     _check_place(models, force)
@@ -66,9 +67,10 @@ def build_repository(
     report("reading the checkpoint", 0.0)
     source = Checkpoint.open(checkpoint)
     models.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{models.name}.building-", dir=models.parent))
+    _remove_abandoned(models)
+    staging = Path(tempfile.mkdtemp(prefix=f"{_staging_prefix(models)}{os.getpid()}-", dir=models.parent))
     try:
-        _write(source, staging, slots, variant, report)
+        _write(source, staging, slots, recipe, report)
         if models.exists():
             shutil.rmtree(models)
         staging.rename(models)
@@ -97,18 +99,31 @@ def _is_ours(models: Path) -> bool:
     return isinstance(manifest, dict) and {"format", "variant", "slots", "files"} <= manifest.keys()
 
 
-def _graphs(source: Checkpoint) -> dict[str, Graph]:
-    geometry = source.geometry
-    return {
-        "mimi_encoder": mimi_encoder.build(geometry.mimi, source.mimi),
-        "temporal": temporal.build(geometry.lm, source.lm),
-        "depformer": depformer.build(geometry.lm, source.lm),
-        "mimi_decoder": mimi_decoder.build(geometry.mimi, source.mimi),
-    }
+def _recipe(variant: str, kv: str | None) -> Variant:
+    if variant not in VARIANTS:
+        raise BuildError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
+    recipe = VARIANTS[variant]
+    if kv is None:
+        return recipe
+    if kv not in list(CachePrecision):
+        raise BuildError(f"unknown precision of keys and values {kv!r}; expected one of {', '.join(CachePrecision)}")
+    return replace(recipe, cache=CachePrecision(kv))
 
 
-def _write(source: Checkpoint, out: Path, slots: int, variant: str, report: Progress) -> None:
-    graphs = _graphs(source)
+def _staging_prefix(models: Path) -> str:
+    return f".{models.name}.building-"
+
+
+def _remove_abandoned(models: Path) -> None:
+    """What a build that was killed left behind; its process is named in the folder's name."""
+    for left in models.parent.glob(f"{_staging_prefix(models)}*"):
+        process = left.name.removeprefix(_staging_prefix(models)).partition("-")[0]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: Progress) -> None:
+    graphs, plans = graphs_of(source, recipe, lambda done: report("calibrating", _CALIBRATION_SHARE * done))
     expected = sum(graph.weight_bytes for graph in graphs.values())
     written = 0
     for model in served_models(source.geometry):
@@ -121,7 +136,8 @@ def _write(source: Checkpoint, out: Path, slots: int, variant: str, report: Prog
         def weight_done(name: str, size: int, model: str = model.name) -> None:
             nonlocal written
             written += size
-            report(f"{model}: {name}", 0.9 * written / expected)
+            share = _CALIBRATION_SHARE + (0.9 - _CALIBRATION_SHARE) * written / expected
+            report(f"{model}: {name}", share)
 
         graph.save(version / "model.onnx", weight_done)
 
@@ -141,16 +157,18 @@ def _write(source: Checkpoint, out: Path, slots: int, variant: str, report: Prog
         for path in sorted(out.rglob("*"))
         if path.is_file()
     }
-    manifest = _manifest(source.geometry, slots, variant) | {"voices": voices, "files": files}
+    weights = {model: {name: asdict(error) for name, error in plan.errors.items()} for model, plan in plans.items()}
+    manifest = _manifest(source.geometry, slots, recipe) | {"voices": voices, "files": files, "weights": weights}
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _manifest(geometry: Geometry, slots: int, variant: str) -> dict[str, Any]:
+def _manifest(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, Any]:
     lm, mimi = geometry.lm, geometry.mimi
     return {
         "format": FORMAT,
         "project_version": metadata.version("personaplex-triton"),
-        "variant": variant,
+        "variant": recipe.name,
+        "kv": recipe.cache.value,
         "slots": slots,
         "sample_rate": SAMPLE_RATE,
         "frame_size": mimi.frame_size,

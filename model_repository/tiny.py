@@ -22,6 +22,7 @@ from model_repository.checkpoint.tensors import Shape
 from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import VOICES_FOLDER
 from model_repository.errors import BuildError
+from model_repository.prompt_codes import SINE
 from model_repository.tiny_tokenizer import train_tiny_tokenizer
 from model_repository.tiny_weights import random_weights
 
@@ -78,8 +79,6 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
-_SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
-"""What the user's codebooks hold while a prompt is fed: the reference's codes of a 440 Hz sine."""
 _UNGENERATED = -2
 """What the reference's token ring holds before anything is written to it."""
 
@@ -111,8 +110,8 @@ def write_tiny_checkpoint(
         raise BuildError(f"config has no section {', '.join(sorted(unknown))}; it has {', '.join(TINY_CONFIG)}")
     sections = {name: {**values, **(config or {}).get(name, {})} for name, values in TINY_CONFIG.items()}
     geometry = Geometry.from_config(sections)
-    if geometry.lm.card <= max(_SINE):
-        raise BuildError(f"lm.card must be above {max(_SINE)}, the largest of the reference's constant codes")
+    if geometry.lm.card <= max(SINE):
+        raise BuildError(f"lm.card must be above {max(SINE)}, the largest of the reference's constant codes")
     tokenizer = train_tiny_tokenizer(geometry.lm.text_card)
     try:
         _claim(out, force)
@@ -152,7 +151,7 @@ def _voice(
     delays = np.array(lm.delays)
     columns = np.full((frames + 1, lm.num_streams), _UNGENERATED, np.int64)
     for frame, agent in enumerate(codes):
-        columns[frame + delays, np.arange(lm.num_streams)] = [lm.text_padding_id, *agent, *_SINE]
+        columns[frame + delays, np.arange(lm.num_streams)] = [lm.text_padding_id, *agent, *SINE]
     initial = np.array([lm.text_card, *[lm.card] * (lm.num_streams - 1)])
     columns[0] = initial
     columns[1, delays == 1] = initial[delays == 1]

@@ -13,10 +13,13 @@ from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Graph, Value
 from model_repository.graph.layers import Weights, gated_feed_forward, rms_norm
 from model_repository.graph.sampling import GUESSES, sample_guessing
+from model_repository.quantize.plan import Plan
 
 
-def build(geometry: LmGeometry, source: TensorSource) -> Graph:
-    """Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, GUESSES + 1] float32, top_k [B] int64 and
+def build(geometry: LmGeometry, source: TensorSource, plan: Plan | None = None) -> Graph:
+    """`plan`: how matrices are kept.
+
+    Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, GUESSES + 1] float32, top_k [B] int64 and
     temperature [B] float32 for the audio tokens. Output: codes [B, 8] int64.
     """
     graph = Graph("depformer")
@@ -27,14 +30,14 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 
-    weights = Weights(graph, source)
+    weights = Weights(graph, source, plan)
     noises = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
     history = _History(graph, geometry)
     token, table = text_token, "depformer_text_emb.weight"
     codes = []
     for step in range(AGENT_CODEBOOKS):
         entry = weights.linear(hidden, f"depformer_in.{step}.weight")
-        x = op.Add(entry, op.Gather(weights.tensor(table), token))
+        x = op.Add(entry, weights.rows([table], token))
         for layer in range(geometry.depformer.num_layers):
             x = _layer(weights, history, geometry, x, layer, step)
         logits = weights.linear(x, f"linears.{step}.weight")

@@ -7,30 +7,62 @@ A row that takes no part keeps its position: what it writes lies in slots that i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
+import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import TransformerGeometry
 from model_repository.graph.builder import Graph, Value
 from model_repository.graph.layers import merge_heads, split_heads
+from model_repository.variants import CachePrecision
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """In which precision keys and values are kept; `key` and `value` are what an int8 step stands for."""
+
+    precision: CachePrecision = CachePrecision.FP32
+    key: float = 1.0
+    value: float = 1.0
+
+
+_DTYPES = {
+    CachePrecision.FP32: ir.DataType.FLOAT,
+    CachePrecision.FP16: ir.DataType.FLOAT16,
+    CachePrecision.INT8: ir.DataType.INT8,
+}
 
 
 class Ring:
     """The key and value caches of one layer: [rows, heads, window, head_dim] each."""
 
-    def __init__(self, graph: Graph, name: str, geometry: TransformerGeometry) -> None:
-        shape = (geometry.num_heads, geometry.window, geometry.head_dim)
+    def __init__(
+        self, graph: Graph, name: str, geometry: TransformerGeometry, scales: CacheScales | None = None
+    ) -> None:
         self._graph = graph
-        self._key = graph.cache(f"{name}.key", shape)
-        self._value = graph.cache(f"{name}.value", shape)
+        self.scales = scales or CacheScales()
+        shape = (geometry.num_heads, geometry.window, geometry.head_dim)
+        dtype = _DTYPES[self.scales.precision]
+        self.key = graph.cache(f"{name}.key", shape, dtype)
+        self.value = graph.cache(f"{name}.value", shape, dtype)
 
     def write(self, key: Value, value: Value, position: Value) -> tuple[Value, Value]:
         """Put key and value [B, heads, S, head_dim] at slots position[b].. (mod window); the updated caches."""
         updated = []
-        for cache, new in ((self._key, key), (self._value, value)):
-            written = self._graph.op.TensorScatter(cache, new, position, axis=2, mode="circular")
+        for cache, new, scale in ((self.key, key, self.scales.key), (self.value, value, self.scales.value)):
+            stored = self._stored(new, scale)
+            written = self._graph.op.TensorScatter(cache, stored, position, axis=2, mode="circular")
             self._graph.update(cache, written)
             updated.append(written)
         return updated[0], updated[1]
+
+    def _stored(self, new: Value, scale: float) -> Value:
+        graph, op = self._graph, self._graph.op
+        if self.scales.precision is CachePrecision.INT8:
+            return op.QuantizeLinear(new, graph.constant(np.float32(scale)), graph.constant(np.int8(0)))
+        return new if self.scales.precision is CachePrecision.FP32 else op.Cast(new, to=_DTYPES[self.scales.precision])
 
 
 class FilledAttention:
@@ -45,26 +77,28 @@ class FilledAttention:
         self._geometry = geometry
         window = graph.constant(np.int64(geometry.window))
         filled = op.Min(op.Add(position, steps), window)
-        self._last = op.Cast(op.Sub(filled, graph.constant(np.int64(1))), to=6)
+        self._last = op.Cast(op.Sub(filled, graph.constant(np.int64(1))), to=ir.DataType.INT32)
         self._capacity = graph.constant(np.int32(geometry.window))
         rows = op.Shape(position)
         shape = op.Concat(rows, graph.constant([0, geometry.dim]), axis=0)
         self._nothing_new = op.ConstantOfShape(shape)
 
-    def __call__(self, query: Value, key: Value, value: Value) -> Value:
-        """query [B, S, dim], key and value: updated caches [B, heads, window, head_dim] -> [B, S, dim]."""
+    def __call__(self, query: Value, ring: Ring, key: Value, value: Value) -> Value:
+        """query [B, S, dim]; key and value: `ring`'s caches after its `write` -> [B, S, dim]."""
         heads = self._geometry.num_heads
-        return self._graph.contrib.GroupQueryAttention(
-            query,
-            self._nothing_new,
-            self._nothing_new,
-            key,
-            value,
-            self._last,
-            self._capacity,
-            num_heads=heads,
-            kv_num_heads=heads,
+        inputs = (query, self._nothing_new, self._nothing_new, key, value, self._last, self._capacity)
+        attend = partial(self._graph.contrib.GroupQueryAttention, *inputs, num_heads=heads, kv_num_heads=heads)
+        if ring.scales.precision is not CachePrecision.INT8:
+            return attend()
+        scales = (self._graph.constant(np.array([scale], np.float32)) for scale in (ring.scales.key, ring.scales.value))
+        unused = (None,) * 5
+        attended, keys, values = attend(
+            *unused, *scales, k_quant_type="PER_TENSOR", v_quant_type="PER_TENSOR", kv_cache_bit_width=8, _outputs=3
         )
+        # For quantized caches the operator insists on its `present` outputs.
+        self._graph.unchanged(ring.key, keys)
+        self._graph.unchanged(ring.value, values)
+        return attended
 
 
 class MaskedAttention:

@@ -1,14 +1,16 @@
 """An ONNX graph under construction whose weights stay on disk until the file is written.
 
-Weights are `onnx_ir.LazyTensor`s: a checkpoint tensor is read and converted while the graph is saved, one at a time,
-and dropped again. State is a pair of graph input and output with the names `NAME` and `NAME.next`; the serving side
+Weights are declared first: a checkpoint tensor is read and converted while the graph is saved, one at a time, and
+dropped again. State is a pair of graph input and output with the names `NAME` and `NAME.next`; the serving side
 binds both to the same memory, so that a state is updated in place. `cache.*` states never need clearing (what a reset
 row holds there is not read before it is overwritten); `state.*` states are zeroed when a row starts anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ Float32 = NDArray[np.float32]
 OPSET = 24
 """First opset with TensorScatter."""
 
-_INLINE_BYTES = 256
-"""Smaller constants stay in the .onnx file: ONNX Runtime cannot infer shapes from external ones."""
+_ALIGNMENT = 4096
+"""Bytes; ONNX Runtime maps weights into memory page by page."""
 
 ROWS = "rows"
 """Name of the batch dimension of every graph."""
@@ -42,7 +44,7 @@ class Graph:
         self.op: Any = self._builder.op
         self.contrib: Any = self._builder.opset("com.microsoft", 1)
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], Value] = {}
-        self._weights: dict[str, Value] = {}
+        self._groups: dict[str, _Group] = {}
         self._choices = 0
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> Value:
@@ -57,13 +59,17 @@ class Graph:
         """A float32 state of `shape` per row, as it was before this run: [rows, *shape]."""
         return self.input(f"state.{name}", ir.DataType.FLOAT, [ROWS, *shape])
 
-    def cache(self, name: str, shape: Sequence[int]) -> Value:
+    def cache(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> Value:
         """As `state`, for memory that is never read before it is written (a ring of keys or values)."""
-        return self.input(f"cache.{name}", ir.DataType.FLOAT, [ROWS, *shape])
+        return self.input(f"cache.{name}", dtype, [ROWS, *shape])
 
     def update(self, state: Value, value: Value) -> None:
         """What `state` is after this run."""
         self.output(f"{state.name}.next", value)
+
+    def unchanged(self, state: Value, value: Value) -> None:
+        """An operator's view of `state` after its update, which it insists on putting out: bound to the same memory."""
+        self.output(f"{state.name}.same", value)
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Value:
         """A small constant, shared by equal uses."""
@@ -99,36 +105,66 @@ class Graph:
         self._choices += 1
         return outer.If(condition, then_branch=branches[0], else_branch=branches[1])
 
-    def weight(self, name: str, shape: Sequence[int], load: Callable[[], Float32]) -> Value:
-        """A float32 weight of `shape`, made by `load` only while the graph is saved; one value per name."""
-        if name not in self._weights:
+    def weight(
+        self,
+        name: str,
+        shape: Sequence[int],
+        load: Callable[[], npt.NDArray[Any]],
+        dtype: npt.DTypeLike = np.float32,
+    ) -> Value:
+        """A weight of `shape`, made by `load` only while the graph is saved; one value per name."""
+        return self.weights({name: (shape, dtype)}, lambda: (load(),))[0]
 
-            def evaluate() -> ir.TensorProtocol:
-                array = np.ascontiguousarray(load(), dtype=np.float32)
-                if array.shape != tuple(shape):
-                    raise ValueError(f"weight {name}: made {array.shape}, declared {tuple(shape)}")
-                return ir.tensor(array)
-
-            lazy = ir.LazyTensor(evaluate, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
-            self._weights[name] = self._builder.initializer(lazy, name)
-        return self._weights[name]
+    def weights(
+        self,
+        declared: Mapping[str, tuple[Sequence[int], npt.DTypeLike]],
+        make: Callable[[], Sequence[npt.NDArray[Any]]],
+    ) -> tuple[Value, ...]:
+        """Weights that are made together: shapes and dtypes by name, and all arrays from one call of `make`."""
+        first = next(iter(declared))
+        if first not in self._groups:
+            values = []
+            for name, (shape, dtype) in declared.items():
+                # Where it lies is known when it is written.
+                there = ir.ExternalTensor(
+                    "", 0, 0, ir.DataType.from_numpy(np.dtype(dtype)), shape=ir.Shape(shape), name=name
+                )
+                values.append(self._builder.initializer(there, name))
+            self._groups[first] = _Group(tuple(values), make)
+        return self._groups[first].values
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that `save` will write as weights."""
-        sizes = [int(value.const_value.nbytes) for value in (*self._weights.values(), *self._constants.values())]
-        return sum(size for size in sizes if size >= _INLINE_BYTES)
+        return sum(int(value.const_value.nbytes) for group in self._groups.values() for value in group.values)
 
     def save(self, path: Path, progress: Callable[[str, int], None] | None = None) -> None:
-        """Write `path` and, beside it, its weights `path`.data.
+        """Write `path` and, beside it, its weights `path`.data, one group at a time.
 
         `progress` is called with each weight's name and size in bytes as it is written.
         """
-        model = ir.Model(self._graph, ir_version=11, producer_name="personaplex-triton")
-
-        def report(tensor: Any, _info: Any) -> None:
-            if progress is not None:
-                progress(str(tensor.name), int(tensor.nbytes))
-
         data = path.name + ".data"
-        ir.save(model, path, external_data=data, size_threshold_bytes=_INLINE_BYTES, callback=report)
+        with path.with_name(data).open("wb") as file:
+            for group in self._groups.values():
+                arrays = group.make()
+                for value, array in zip(group.values, arrays, strict=True):
+                    declared = value.const_value
+                    if array.shape != tuple(declared.shape.numpy()):
+                        raise ValueError(f"weight {value.name}: made {array.shape}, declared {declared.shape}")
+                    stored = np.ascontiguousarray(array, dtype=declared.dtype.numpy())
+                    file.seek(-file.tell() % _ALIGNMENT, os.SEEK_CUR)
+                    value.const_value = ir.ExternalTensor(
+                        data, file.tell(), stored.nbytes, declared.dtype, shape=declared.shape, name=value.name
+                    )
+                    file.write(stored.reshape(-1).view(np.uint8).data)
+                    if progress is not None:
+                        progress(str(value.name), stored.nbytes)
+        ir.save(ir.Model(self._graph, ir_version=11, producer_name="personaplex-triton"), path)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Weights that are made together."""
+
+    values: tuple[Value, ...]
+    make: Callable[[], Sequence[npt.NDArray[Any]]]

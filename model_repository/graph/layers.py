@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import Float32, Graph, Value
+from model_repository.graph.matrices import product
+from model_repository.quantize.plan import Plan
 
 _VECTOR = 16
 """Elements of the widest float32 vector register. ONNX Runtime's Cos and Sin round differently in vectors and in the
@@ -17,12 +22,13 @@ remainder after the last whole one; tables padded to whole vectors make a row's 
 class Weights:
     """A graph's access to a checkpoint: every weight enters the graph through one of these methods.
 
-    This is where a precision is chosen; a quantized variant overrides `linear`.
+    `plan` says in which precision matrices and embedding tables are kept; everything else is float32.
     """
 
-    def __init__(self, graph: Graph, source: TensorSource) -> None:
+    def __init__(self, graph: Graph, source: TensorSource, plan: Plan | None = None) -> None:
         self.graph = graph
         self.source = source
+        self._plan = plan or Plan()
 
     def tensor(self, key: str) -> Value:
         """The tensor as it is in the checkpoint."""
@@ -37,13 +43,30 @@ class Weights:
         """A weight computed from several checkpoint tensors."""
         return self.graph.weight(name, shape, make)
 
+    def rows(self, keys: Sequence[str], indices: Value) -> Value:
+        """Rows of the tables `keys`, laid below one another: indices [...] int64 -> [..., width] float32."""
+        shapes = [self.source.shape(key) for key in keys]
+        name = keys[0] if len(keys) == 1 else f"{keys[0]}.stacked"
+        dtype = np.dtype(self._plan.tables)
+        shape = (sum(rows for rows, _ in shapes), shapes[0][1])
+
+        def stack() -> NDArray[Any]:
+            table = np.empty(shape, dtype)
+            ends = np.cumsum([rows for rows, _ in shapes])
+            for key, (rows, _), end in zip(keys, shapes, ends, strict=True):
+                table[end - rows : end] = self.source.read(key)
+            return table
+
+        taken = self.graph.op.Gather(self.graph.weight(name, shape, stack, dtype), indices)
+        return taken if dtype == np.float32 else self.graph.op.Cast(taken, to=ir.DataType.FLOAT)
+
     def linear(self, x: Value, key: str, rows: slice | None = None) -> Value:
         """x [..., in] times the transpose of checkpoint matrix `key` [out, in], or of the rows given -> [..., out]."""
         total, columns = self.source.shape(key)
         start, stop, _ = (rows or slice(None)).indices(total)
         name = key if rows is None else f"{key}[{start}:{stop}]"
-        transposed = self.graph.weight(f"{name}.T", (columns, stop - start), lambda: self.source.read(key, rows).T)
-        return self.graph.op.MatMul(x, transposed)
+        shape = (stop - start, columns)
+        return product(self.graph, self._plan, x, key, name, shape, lambda: self.source.read(key, rows))
 
 
 def summed(graph: Graph, x: Value, axis: int, count: int, *others: Value) -> Value:

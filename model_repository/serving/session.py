@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
+_DTYPES: Mapping[str, type] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+_OF_STATES = (".next", ".same")
+"""Endings of the outputs that are bound to the memory of the state they are named after."""
 
 _SMALL_MODEL_BYTES = 64 << 20
 """Weights below this fit the caches: threads would cost more than they bring."""
@@ -64,8 +73,12 @@ class StatefulSession:
             kept = self._states if node.name.startswith(("state.", "cache.")) else self.feeds
             kept[node.name] = array
         for node in self._session.get_outputs():
-            if not node.name.endswith(".next"):
+            if not node.name.endswith(_OF_STATES):
                 self.results[node.name] = np.zeros((slots, *node.shape[1:]), _DTYPES[node.type])
+        self._outputs_of = {
+            name: [node.name for node in self._session.get_outputs() if node.name.rpartition(".")[0] == name]
+            for name in self._states
+        }
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
 
     def reset(self, row: int) -> None:
@@ -102,7 +115,8 @@ class StatefulSession:
             value = ort.OrtValue.ortvalue_from_numpy(array[start:stop])
             binding.bind_ortvalue_input(name, value)
             if name in self._states:
-                binding.bind_ortvalue_output(f"{name}.next", value)
+                for output in self._outputs_of[name]:
+                    binding.bind_ortvalue_output(output, value)
         for name, array in self.results.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array[start:stop]))
         return binding

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import LmGeometry
 from model_repository.checkpoint.tensors import TensorSource
-from model_repository.graph.attention import FilledAttention, Ring
-from model_repository.graph.builder import ROWS, Float32, Graph, Value
+from model_repository.graph.attention import CacheScales, FilledAttention, Ring
+from model_repository.graph.builder import ROWS, Graph, Value
 from model_repository.graph.layers import (
     Weights,
     gated_feed_forward,
@@ -19,10 +21,15 @@ from model_repository.graph.layers import (
     summed,
 )
 from model_repository.graph.sampling import sample
+from model_repository.quantize.plan import Plan
 
 
-def build(geometry: LmGeometry, source: TensorSource) -> Graph:
-    """Inputs, for B rows and S columns (S = 1 in a step; B = 1 where S > 1):
+def build(
+    geometry: LmGeometry, source: TensorSource, plan: Plan | None = None, caches: Sequence[CacheScales] | None = None
+) -> Graph:
+    """`plan`: how matrices are kept; `caches`: how keys and values of each layer are, float32 by default.
+
+    Inputs, for B rows and S columns (S = 1 in a step; B = 1 where S > 1):
 
     columns [B, S, 17] int64; embeddings [B, S, dim] float32, used instead of the tokens in columns whose text token is
     -1; position [B] int64, the first column's index; noise [B, 1] float32, top_k [B] int64 and temperature [B] float32
@@ -39,7 +46,7 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 
-    weights = Weights(graph, source)
+    weights = Weights(graph, source, plan)
     x = _embed(weights, geometry, columns, embeddings)
     steps = op.Squeeze(op.Shape(columns, start=1, end=2), graph.constant([0]))
     tables = rotary_tables(graph, position, steps, transformer.head_dim, transformer.max_period)
@@ -52,8 +59,8 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
         query, key, value = op.Split(projected, axis=-1, num_outputs=3, _outputs=3)
         query, key = rotate(graph, query, tables, heads), rotate(graph, key, tables, heads)
         key, value = (split_heads(graph, new, heads, head_dim) for new in (key, value))
-        keys, values = Ring(graph, f"layers.{index}", transformer).write(key, value, position)
-        attended = attend(query, keys, values)
+        ring = Ring(graph, f"layers.{index}", transformer, caches[index] if caches else None)
+        attended = attend(query, ring, *ring.write(key, value, position))
         x = op.Add(x, weights.linear(attended, f"{layer}.self_attn.out_proj.weight"))
         normed = rms_norm(weights, x, f"{layer}.norm2.alpha")
         x = op.Add(x, gated_feed_forward(weights, normed, f"{layer}.gating"))
@@ -71,17 +78,13 @@ def build(geometry: LmGeometry, source: TensorSource) -> Graph:
 def _embed(weights: Weights, geometry: LmGeometry, columns: Value, embeddings: Value) -> Value:
     """Sum of a column's 17 embeddings, audio streams first and text last (the reference's order) -> [B, S, dim]."""
     graph, op = weights.graph, weights.graph.op
-    streams, rows, dim = geometry.num_streams - 1, geometry.card + 1, geometry.temporal.dim
-
-    def stacked() -> Float32:
-        return np.concatenate([weights.source.read(f"emb.{stream}.weight") for stream in range(streams)])
-
-    table = weights.made("emb.stacked", (streams * rows, dim), stacked)
+    streams, rows = geometry.num_streams - 1, geometry.card + 1
     tokens = op.Max(columns, graph.constant(np.int64(0)))
     text, audio = op.Split(tokens, graph.constant([1, streams]), axis=2, _outputs=2)
     first_rows = graph.constant(np.arange(streams, dtype=np.int64) * rows)
-    audio_embeddings = op.Gather(table, op.Add(audio, first_rows))
-    text_embedding = op.Gather(weights.tensor("text_emb.weight"), op.Squeeze(text, graph.constant([2])))
+    tables = [f"emb.{stream}.weight" for stream in range(streams)]
+    audio_embeddings = weights.rows(tables, op.Add(audio, first_rows))
+    text_embedding = weights.rows(["text_emb.weight"], op.Squeeze(text, graph.constant([2])))
     embedded = summed(graph, audio_embeddings, 2, streams, text_embedding)
     first_stream = op.Slice(columns, graph.constant([0]), graph.constant([1]), graph.constant([2]))
     given = op.Less(first_stream, graph.constant(np.int64(0)))

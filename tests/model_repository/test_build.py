@@ -109,7 +109,11 @@ def test_a_missing_file_of_the_checkpoint_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"variant": "fp64"}, "unknown variant 'fp64'; this version builds fp32"), ({"slots": 0}, "slots must be from 1")],
+    [
+        ({"variant": "fp64"}, "unknown variant 'fp64'; expected one of fp32, fp16, int8, int4, mixed"),
+        ({"kv": "int2"}, "unknown precision of keys and values 'int2'; expected one of fp32, fp16, int8"),
+        ({"slots": 0}, "slots must be from 1"),
+    ],
 )
 def test_options_are_checked(tmp_path: Path, options, message):
     with pytest.raises(BuildError, match=message):

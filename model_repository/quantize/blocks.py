@@ -1,0 +1,191 @@
+"""Block quantizers: [N, K] float32 -> the operands of ONNX Runtime's MatMulNBits, `BLOCK` elements of a row to a scale.
+
+8 bits: symmetric, the block's largest magnitude to 127. 4 bits: with a zero point, and the scale is searched: the range
+is shrunk step by step, each time followed by the scale that is best for the codes found (least squares), and what gives
+the least error, weighted by how much each input channel carries, is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+
+BLOCK = 128
+"""Elements per scale: what the published int8 has; 4.28 bits per weight at 4 bits."""
+
+_SHRINK = (1.0, 0.93, 0.86, 0.79, 0.72)
+_CHUNK_ELEMENTS = 1 << 19
+"""Of a matrix at a time on a core, so that the passes over it stay in its cache."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`codes` [N, K / BLOCK, BLOCK * bits / 8], `scales` [N, K / BLOCK] float32, `zeros` [N, ceil(K / BLOCK / 2)] at
+    4 bits, else None. w = scale * (code - zero), zero being 128 at 8 bits; 4-bit numbers lie low half first. K is
+    rounded up to whole blocks.
+    """
+
+    codes: Bytes
+    scales: Float32
+    zeros: Bytes | None
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """What rounding did to a tensor: its `largest` and `mean` error, and the root mean square `relative` to its own."""
+
+    bits: int
+    largest: float
+    mean: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """A chunk [n, blocks, BLOCK] of codes with scales and zeros [n, blocks]."""
+
+    codes: Bytes
+    scales: Float32
+    zeros: Float32
+
+    def values(self) -> Float32:
+        values: Float32 = (self.codes - self.zeros[..., None]) * self.scales[..., None]
+        return values
+
+
+def quantize(weight: Float32, bits: int, importance: Float32 | None = None) -> tuple[Blocks, TensorError]:
+    """weight [N, K] in blocks of `bits` (4 or 8); `importance` [K]: mean square of what each column is multiplied with.
+
+    Uses all cores.
+    """
+    rows, columns = weight.shape
+    blocks = -(-columns // BLOCK)
+    codes = np.empty((rows, blocks, BLOCK * bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    zeros = np.empty((rows, -(-blocks // 2)), np.uint8) if bits == 4 else None
+    carried = None if importance is None else _blocked(importance[None])[0]
+
+    def work(chunk: slice) -> Float64:
+        part = _blocked(weight[chunk])
+        rounded = symmetric(part) if bits == 8 else searched(part, carried)
+        codes[chunk] = rounded.codes if bits == 8 else _nibbles(rounded.codes)
+        scales[chunk] = rounded.scales
+        if zeros is not None:
+            zeros[chunk] = _nibbles(rounded.zeros.astype(np.uint8))
+        return _error_sums(part, rounded.values())
+
+    sums = np.stack(list(_on_all_cores(work, _chunks(rows, blocks * BLOCK))))
+    return Blocks(codes, scales, zeros), _error(bits, sums, weight.size)
+
+
+def rounded_error(weight: Float32, values: npt.NDArray[Any], bits: int) -> TensorError:
+    """What keeping `weight` as `values` did to it."""
+    sums = _error_sums(weight, values.astype(np.float32))
+    return TensorError(
+        bits, float(sums[0]), float(sums[1] / weight.size), float(np.sqrt(sums[2] / max(sums[3], 1e-30)))
+    )
+
+
+def symmetric(part: Float32) -> _Rounded:
+    """[n, blocks, BLOCK] to 8 bits around 128."""
+    scales = np.abs(part).max(-1) / np.float32(127)
+    scales = np.where(scales > 0, scales, np.float32(1))
+    codes = np.rint(part / scales[..., None]) + np.float32(128)
+    return _Rounded(codes.astype(np.uint8), scales, np.full(scales.shape, 128, np.float32))
+
+
+def plain(part: Float32) -> _Rounded:
+    """[n, blocks, BLOCK] to 4 bits from least to largest, nothing searched."""
+    scales, zeros = _range(part, 1.0)
+    return _Rounded(_codes(part, scales, zeros).astype(np.uint8), scales, zeros)
+
+
+def searched(part: Float32, importance: Float32 | None) -> _Rounded:
+    """[n, blocks, BLOCK] to 4 bits with the least error among the candidates; `importance` [blocks, BLOCK]."""
+    best_scales, best_zeros = _range(part, 1.0)
+    best = np.full(best_scales.shape, np.inf, np.float32)
+    carried = np.float32(1) if importance is None else importance
+    weighted = part * carried
+    for shrink in _SHRINK:
+        scales, zeros = _range(part, shrink)
+        for _ in range(2):
+            steps = _codes(part, scales, zeros) - zeros[..., None]
+            scaled = steps * carried
+            along = np.einsum("nbk,nbk->nb", weighted, steps)
+            square = np.einsum("nbk,nbk->nb", scaled, steps)
+            # Of the error only this part depends on scale and codes: s^2 * square - 2 s * along.
+            error = scales * (scales * square - 2 * along)
+            better = error < best
+            best = np.where(better, error, best)
+            best_scales, best_zeros = np.where(better, scales, best_scales), np.where(better, zeros, best_zeros)
+            scales = np.where((square > 0) & (along > 0), along / np.maximum(square, 1e-30), scales).astype(np.float32)
+            better = (refit := scales * (scales * square - 2 * along)) < best
+            best = np.where(better, refit, best)
+            best_scales, best_zeros = np.where(better, scales, best_scales), np.where(better, zeros, best_zeros)
+    return _Rounded(_codes(part, best_scales, best_zeros).astype(np.uint8), best_scales, best_zeros)
+
+
+def _range(part: Float32, shrink: float) -> tuple[Float32, Float32]:
+    """Scale and zero point that spread 0..15 over the block's range, made `shrink` of itself."""
+    low = np.minimum(part.min(-1), 0) * np.float32(shrink)
+    high = np.maximum(part.max(-1), 0) * np.float32(shrink)
+    spread = (high - low) / np.float32(15)
+    scales: Float32 = np.where(spread > 0, spread, 1).astype(np.float32)
+    zeros: Float32 = np.rint(-low / scales)
+    return scales, zeros
+
+
+def _codes(part: Float32, scales: Float32, zeros: Float32) -> Float32:
+    codes: Float32 = part / scales[..., None]
+    np.rint(codes, out=codes)
+    codes += zeros[..., None]
+    np.clip(codes, 0, 15, out=codes)
+    return codes
+
+
+def _error(bits: int, sums: Float64, size: int) -> TensorError:
+    """From `_error_sums` of all chunks [n, 4]."""
+    relative = np.sqrt(sums[:, 2].sum() / max(sums[:, 3].sum(), 1e-30))
+    return TensorError(bits, float(sums[:, 0].max()), float(sums[:, 1].sum() / size), float(relative))
+
+
+def _error_sums(weight: Float32, values: Float32) -> Float64:
+    """Largest magnitude, sum of magnitudes and of squares of the error, sum of squares of the weight."""
+    error = np.abs(values - weight).astype(np.float64)
+    return np.array([error.max(initial=0), error.sum(), (error**2).sum(), (weight.astype(np.float64) ** 2).sum()])
+
+
+def _blocked(weight: Float32) -> Float32:
+    """[N, K] -> [N, blocks, BLOCK], padded with zeros."""
+    rows, columns = weight.shape
+    if columns % BLOCK:
+        weight = np.pad(weight, ((0, 0), (0, -columns % BLOCK)))
+    return weight.reshape(rows, -1, BLOCK)
+
+
+def _nibbles(numbers: Bytes) -> Bytes:
+    """Pairs of 4-bit numbers along the last axis into bytes, low half first."""
+    if numbers.shape[-1] % 2:
+        numbers = np.concatenate([numbers, np.zeros((*numbers.shape[:-1], 1), np.uint8)], axis=-1)
+    packed: Bytes = numbers[..., ::2] | (numbers[..., 1::2] << np.uint8(4))
+    return packed
+
+
+def _chunks(rows: int, columns: int) -> Iterator[slice]:
+    size = max(1, _CHUNK_ELEMENTS // columns)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _on_all_cores(work: Callable[[slice], Float64], chunks: Iterator[slice]) -> Iterator[Float64]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(work, chunks)

@@ -1,0 +1,154 @@
+"""What the temporal transformer's matrices meet: its layers run once, in float32, over a few known columns.
+
+The columns are those that calls begin with: voices of the checkpoint, each followed by text. One layer is in memory
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from model_repository.checkpoint.folder import Checkpoint
+from model_repository.checkpoint.geometry import LmGeometry, TransformerGeometry
+from model_repository.checkpoint.tensors import TensorSource
+from model_repository.prompt_codes import SILENCE, SINE
+from model_repository.quantize.blocks import Float32
+
+VOICES = 4
+TEXT_COLUMNS = 24
+"""Columns of random text after each voice."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """Mean squares of each channel of what a layer's four matrices are multiplied with, and of keys and values.
+
+    attention_in, gating_in: [dim], norms' outputs; attended: [dim], heads' outputs; gated: [hidden]; key: [dim / 2],
+    of rotated pairs; value: [dim]. The peaks are largest magnitudes over the channel's root mean square.
+    """
+
+    attention_in: Float32
+    attended: Float32
+    gating_in: Float32
+    gated: Float32
+    key: Float32
+    value: Float32
+    key_peak: float
+    value_peak: float
+
+
+def calibrate(
+    checkpoint: Checkpoint, report: Callable[[float], None] = lambda done: None
+) -> tuple[LayerStatistics, ...]:
+    """Statistics of every layer of the temporal transformer; `report` is told the fraction done."""
+    lm = checkpoint.geometry.lm
+    sequences = [
+        np.concatenate([checkpoint.voice(name).embeddings, embedded])
+        for name, embedded in zip(list(checkpoint.voices)[:VOICES], _texts(checkpoint), strict=False)
+    ]
+    return layer_statistics(lm.temporal, checkpoint.lm, sequences, report)
+
+
+def layer_statistics(
+    shape: TransformerGeometry,
+    source: TensorSource,
+    sequences: Sequence[Float32],
+    report: Callable[[float], None] = lambda done: None,
+) -> tuple[LayerStatistics, ...]:
+    """Statistics over `sequences` of embedded columns, [S, dim] each."""
+    x = np.concatenate(sequences)
+    lengths = [len(sequence) for sequence in sequences]
+    statistics = []
+    for index in range(shape.num_layers):
+        layer = f"transformer.layers.{index}"
+        normed = _rms_norm(x, source.read(f"{layer}.norm1.alpha"))
+        query, key, value = np.split(normed @ source.read(f"{layer}.self_attn.in_proj_weight").T, 3, axis=1)
+        attended = np.concatenate(
+            [
+                _attention(query[start:end], key[start:end], value[start:end], shape)
+                for start, end in pairwise([0, *np.cumsum(lengths)])
+            ]
+        )
+        x += attended @ source.read(f"{layer}.self_attn.out_proj.weight").T
+        gating_in = _rms_norm(x, source.read(f"{layer}.norm2.alpha"))
+        gate, up = np.split(gating_in @ source.read(f"{layer}.gating.linear_in.weight").T, 2, axis=1)
+        gated = _silu(gate) * up
+        x += gated @ source.read(f"{layer}.gating.linear_out.weight").T
+        pairs = np.square(key).reshape(len(key), -1, 2).mean(-1)
+        pair_power, value_power = _power(np.sqrt(pairs)), _power(value)
+        statistics.append(
+            LayerStatistics(
+                attention_in=_power(normed),
+                attended=_power(attended),
+                gating_in=_power(gating_in),
+                gated=_power(gated),
+                key=pair_power,
+                value=value_power,
+                # A rotation moves a pair's whole length into one of the two.
+                key_peak=float(np.sqrt((2 * pairs / pair_power).max())),
+                value_peak=float((np.abs(value) / np.sqrt(value_power)).max()),
+            )
+        )
+        report((index + 1) / shape.num_layers)
+    return tuple(statistics)
+
+
+def _texts(checkpoint: Checkpoint) -> list[Float32]:
+    """[TEXT_COLUMNS, dim] for each voice: random text over the constant codes that a prompt is fed with."""
+    lm = checkpoint.geometry.lm
+    generator = np.random.default_rng(0)
+    constant = _constant_codes(checkpoint.lm, lm)
+    table = checkpoint.lm.read("text_emb.weight")
+    return [table[generator.integers(0, lm.text_card, TEXT_COLUMNS)] + constant for _ in range(VOICES)]
+
+
+def _constant_codes(source: TensorSource, lm: LmGeometry) -> Float32:
+    """[dim]: sum of the audio streams' embeddings while a text prompt is fed."""
+    codes = [code % lm.card for code in (*SILENCE, *SINE)]
+    rows = [source.read(f"emb.{stream}.weight", slice(code, code + 1))[0] for stream, code in enumerate(codes)]
+    total: Float32 = np.sum(rows, axis=0)
+    return total
+
+
+def _power(x: Float32) -> Float32:
+    """Mean square of each channel of x [S, n], kept above nothing."""
+    power = np.square(x).mean(axis=0)
+    floored: Float32 = np.maximum(power, max(float(power.mean()) * 1e-6, 1e-20))
+    return floored
+
+
+def _rms_norm(x: Float32, alpha: Float32) -> Float32:
+    normed: Float32 = x * (alpha.reshape(-1) / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8))
+    return normed
+
+
+def _silu(x: Float32) -> Float32:
+    activated: Float32 = x / (1 + np.exp(-x))
+    return activated
+
+
+def _attention(query: Float32, key: Float32, value: Float32, shape: TransformerGeometry) -> Float32:
+    """Causal self-attention with rotary positions from 0: [S, dim] each -> [S, dim]."""
+    length = len(query)
+    half = shape.head_dim // 2
+    frequencies = np.exp(np.arange(half) * (-np.log(shape.max_period) * 2 / shape.head_dim))
+    turn = np.exp(1j * np.arange(length)[:, None] * frequencies).astype(np.complex64)
+
+    def heads(x: Float32) -> Float32:
+        return x.reshape(length, shape.num_heads, shape.head_dim).transpose(1, 0, 2)
+
+    def rotated(x: Float32) -> Float32:
+        pairs = np.ascontiguousarray(heads(x)).view(np.complex64)
+        turned: Float32 = (pairs * turn).view(np.float32)
+        return turned
+
+    scores = rotated(query) @ rotated(key).transpose(0, 2, 1) * np.float32(shape.head_dim**-0.5)
+    scores[:, ~np.tri(length, dtype=bool)] = -np.inf
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    attended: Float32 = (weights @ heads(value)).transpose(1, 0, 2).reshape(length, -1)
+    return attended

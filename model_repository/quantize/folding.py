@@ -1,0 +1,190 @@
+"""Rescaling that leaves a layer's function as it is and makes its rounding kinder.
+
+A channel between two linear maps can be scaled by any factor in the one if the other takes it back. So
+* the columns of `in_proj` and `linear_in` are scaled, and the norm before them takes it back (as AWQ and SmoothQuant
+  do, arXiv:2306.00978 and 2211.10438): a channel that carries much is rounded finer, one whose weights stick out no
+  longer coarsens its block;
+* the values of attention are scaled to one power, and `out_proj` takes it back; so with gated channels and
+  `linear_out`;
+* each rotary pair of the keys is scaled to one power, and the queries take it back.
+Keys and values then need one int8 scale for a whole layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from model_repository.checkpoint.geometry import TransformerGeometry
+from model_repository.checkpoint.tensors import Shape, TensorSource
+from model_repository.quantize.blocks import BLOCK, Float32, plain, symmetric
+from model_repository.quantize.calibration import LayerStatistics
+
+_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SAMPLE_ROWS = 192
+"""Rows of a matrix that its columns' factors are searched on."""
+
+_LARGEST_FACTOR = 64.0
+_PEAK = 4.0
+"""Largest magnitude of a block of activations over their root mean square, for their own rounding to 8 bits."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's factors: what columns or rows are multiplied by.
+
+    columns of in_proj [dim] and linear_in [dim]; `pairs` [dim] divides key rows and multiplies query rows; `values`
+    [dim] and `gated` [hidden] divide rows of value and up, and multiply columns of out_proj and linear_out.
+    """
+
+    attention_in: Float32
+    gating_in: Float32
+    pairs: Float32
+    values: Float32
+    gated: Float32
+
+
+class FoldedTensors:
+    """A temporal transformer's tensors with the factors in them; everything else as in the source."""
+
+    def __init__(
+        self, source: TensorSource, shape: TransformerGeometry, statistics: Sequence[LayerStatistics], bits: int
+    ) -> None:
+        self._source = source
+        self._shape = shape
+        self._statistics = statistics
+        self._bits = bits
+        self._layers: dict[int, _Layer] = {}
+
+    def names(self) -> Iterable[str]:
+        return self._source.names()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source
+
+    def shape(self, name: str) -> Shape:
+        return self._source.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Float32:
+        """As `TensorSource.read`."""
+        stored = self._source.read(name, rows)
+        index, part = _place(name)
+        if index is None or part not in _FOLDS:
+            return stored
+        layer = self._layer(index)
+        return _FOLDS[part](stored, layer, _Rows(rows, self._source.shape(name)[0]))
+
+    def importance(self, name: str) -> Float32 | None:
+        """Mean square of what each column of a matrix is multiplied with; None where that is not known."""
+        index, part = _place(name)
+        if index is None or part not in _FOLDS:
+            return None
+        layer, statistics = self._layer(index), self._statistics[index]
+        powers = {
+            "self_attn.in_proj_weight": statistics.attention_in / layer.attention_in**2,
+            "self_attn.out_proj.weight": statistics.attended / layer.values**2,
+            "gating.linear_in.weight": statistics.gating_in / layer.gating_in**2,
+            "gating.linear_out.weight": statistics.gated / layer.gated**2,
+        }
+        return powers.get(part)
+
+    def _layer(self, index: int) -> _Layer:
+        """A layer's factors, found when first asked for; those of one layer are kept at a time."""
+        if index not in self._layers:
+            self._layers = {index: self._find(index)}
+        return self._layers[index]
+
+    def _find(self, index: int) -> _Layer:
+        statistics, layer = self._statistics[index], f"transformer.layers.{index}"
+        return _Layer(
+            attention_in=self._column_factors(f"{layer}.self_attn.in_proj_weight", statistics.attention_in),
+            gating_in=self._column_factors(f"{layer}.gating.linear_in.weight", statistics.gating_in),
+            pairs=np.repeat(np.sqrt(statistics.key), 2),
+            values=np.sqrt(statistics.value),
+            gated=self._column_factors(f"{layer}.gating.linear_out.weight", statistics.gated),
+        )
+
+    def _column_factors(self, name: str, power: Float32) -> Float32:
+        """The factors that give the least error, on a sample of rows, of all that follow the two powers of a channel:
+        of what comes in, and of its weights.
+        """
+        total = self._source.shape(name)[0]
+        wanted = min(_SAMPLE_ROWS, total)
+        parts = [slice(start, start + wanted // 3 or 1) for start in (0, total // 3, total - wanted // 3)]
+        sample = np.concatenate([self._source.read(name, part) for part in parts])
+        carried = np.sqrt(power)
+        weight = np.sqrt(np.square(sample).mean(axis=0)) + 1e-12
+        best, factors = np.inf, np.ones_like(power)
+        for up, down in product(_EXPONENTS, (0.0, 0.5, 1.0)):
+            candidate = _bounded(carried**up / weight**down)
+            error = self._error(sample * candidate, power / candidate**2)
+            if error < best:
+                best, factors = error, candidate
+        return factors
+
+    def _error(self, weight: Float32, power: Float32) -> float:
+        """Of products with rounded `weight` [n, K], whose columns meet activations of `power`, rounded too."""
+        columns = weight.shape[1]
+        padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(len(weight), -1, BLOCK)
+        powers = np.pad(power, (0, -columns % BLOCK)).reshape(-1, BLOCK)
+        rounded = plain(padded) if self._bits == 4 else symmetric(padded)
+        of_weight = np.square(rounded.values() - padded).mean(axis=0) * powers
+        step = powers.max(axis=-1, keepdims=True) * (_PEAK / 127) ** 2 / 12
+        of_activations = np.square(padded).mean(axis=0) * step
+        return float(of_weight.sum() + of_activations.sum())
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which of a matrix's rows were read."""
+
+    rows: slice | None
+    total: int
+
+    @cached_property
+    def indices(self) -> slice:
+        return self.rows or slice(0, self.total)
+
+    def take(self, factors: Float32) -> Float32:
+        """`factors` [total] of those rows, as a column."""
+        return factors[self.indices][:, None]
+
+
+def _in_proj(stored: Float32, layer: _Layer, rows: _Rows) -> Float32:
+    by_row = np.concatenate([layer.pairs, 1 / layer.pairs, 1 / layer.values])
+    return stored * rows.take(by_row) * layer.attention_in
+
+
+def _linear_in(stored: Float32, layer: _Layer, rows: _Rows) -> Float32:
+    by_row = np.concatenate([np.ones_like(layer.gated), 1 / layer.gated])
+    return stored * rows.take(by_row) * layer.gating_in
+
+
+_FOLDS: dict[str, Callable[[Float32, _Layer, _Rows], Float32]] = {
+    "norm1.alpha": lambda stored, layer, _: stored / layer.attention_in,
+    "self_attn.in_proj_weight": _in_proj,
+    "self_attn.out_proj.weight": lambda stored, layer, _: stored * layer.values,
+    "norm2.alpha": lambda stored, layer, _: stored / layer.gating_in,
+    "gating.linear_in.weight": _linear_in,
+    "gating.linear_out.weight": lambda stored, layer, _: stored * layer.gated,
+}
+
+
+def _bounded(factors: Float32) -> Float32:
+    """Around 1, and not further from it than the largest factor."""
+    centred = factors / np.exp(np.log(factors).mean())
+    bounded: Float32 = centred.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR).astype(np.float32)
+    return bounded
+
+
+def _place(name: str) -> tuple[int | None, str]:
+    """Layer index and the rest of the name; None for what is not in a temporal layer."""
+    prefix = "transformer.layers."
+    if not name.startswith(prefix):
+        return None, name
+    index, _, part = name.removeprefix(prefix).partition(".")
+    return int(index), part

@@ -1,0 +1,43 @@
+"""What becomes of each matrix and embedding table of a graph, and what that did to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from model_repository.quantize.blocks import Float32, TensorError
+from model_repository.variants import Precision
+
+SENSITIVE = frozenset({"text_linear.weight"})
+"""Matrices that never have less than 8 bits: their products are the logits themselves."""
+
+
+def _unknown(_key: str) -> Float32 | None:
+    return None
+
+
+@dataclass
+class Plan:
+    """`importance` gives, per matrix, the mean square of what each of its columns is multiplied with, if known.
+
+    `errors` is filled while a graph is saved.
+    """
+
+    matrices: Precision = Precision.FP32
+    importance: Callable[[str], Float32 | None] = _unknown
+    errors: dict[str, TensorError] = field(default_factory=dict)
+
+    def precision(self, key: str) -> Precision:
+        """Of the matrix `key`."""
+        if self.matrices is Precision.INT4 and key in SENSITIVE:
+            return Precision.INT8
+        return self.matrices
+
+    @property
+    def tables(self) -> npt.DTypeLike:
+        """Of embedding tables: only rows are read, so they are not rounded further than the published bfloat16."""
+        return np.float32 if self.matrices is Precision.FP32 else ml_dtypes.bfloat16

@@ -1,0 +1,54 @@
+"""Variants: in which precision a repository keeps its weights, and its keys and values.
+
+Names are the field's: `int8` and `int4` are what others publish as `int8-nb-dep_gint8` and `int4-nb-dep_gint8` (block
+quantized temporal transformer, 8-bit depformer), `mixed` keeps the depformer at 16 bits. Mimi is always float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Precision(StrEnum):
+    """Of a matrix's elements. `INT8` and `INT4` have a scale for every block of a row."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class CachePrecision(StrEnum):
+    """Of a key's or value's elements; `INT8` has one scale for each layer's keys and one for its values."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`temporal` and `depformer` are the precisions of their matrices, `cache` that of keys and values by default."""
+
+    name: str
+    temporal: Precision
+    depformer: Precision
+    cache: CachePrecision
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its quantizers look at what a temporal matrix is multiplied with."""
+        return self.temporal in (Precision.INT8, Precision.INT4)
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("fp32", Precision.FP32, Precision.FP32, CachePrecision.FP32),
+        Variant("fp16", Precision.FP16, Precision.FP16, CachePrecision.FP16),
+        Variant("int8", Precision.INT8, Precision.INT8, CachePrecision.INT8),
+        Variant("int4", Precision.INT4, Precision.INT8, CachePrecision.INT8),
+        Variant("mixed", Precision.INT8, Precision.FP16, CachePrecision.INT8),
+    )
+}

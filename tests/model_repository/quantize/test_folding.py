@@ -1,0 +1,113 @@
+"""Rescaled layers compute what they did, and what they keep has one scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_repository.checkpoint.folder import Checkpoint
+from model_repository.graph.attention import CacheScales
+from model_repository.graphs import HEADROOM, graphs_of
+from model_repository.quantize.calibration import calibrate
+from model_repository.quantize.folding import FoldedTensors
+from model_repository.serving.session import StatefulSession
+from model_repository.temporal import graph as temporal
+from model_repository.tiny import write_tiny_checkpoint
+from model_repository.variants import CachePrecision, Precision, Variant
+from tests.conftest import GOLDEN
+
+LAYER = "transformer.layers.1"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("folding") / "checkpoint"
+    write_tiny_checkpoint(folder, config={"lm": {"dim": 128, "num_layers": 3}})
+    return Checkpoint.open(folder)
+
+
+@pytest.fixture(scope="module")
+def statistics(checkpoint):
+    return calibrate(checkpoint)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_folded_layer_is_the_same_function(checkpoint, statistics, bits):
+    """Its four maps, with the norms before them: x -> q k^T, v -> out, gate and up -> out."""
+    folded = FoldedTensors(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, bits)
+    x = np.random.default_rng(0).standard_normal((6, 128)).astype(np.float32)
+
+    def parts(source):
+        def read(name):
+            return source.read(f"{LAYER}.{name}").astype(np.float64)
+
+        query, key, value = np.split((x * read("norm1.alpha")[0]) @ read("self_attn.in_proj_weight").T, 3, axis=1)
+        pairs = [(part.reshape(6, -1, 2)[..., 0], part.reshape(6, -1, 2)[..., 1]) for part in (query, key)]
+        scores = [pairs[0][i] * pairs[1][j] for i in (0, 1) for j in (0, 1)]
+        gate, up = np.split((x * read("norm2.alpha")[0]) @ read("gating.linear_in.weight").T, 2, axis=1)
+        return [
+            *scores,
+            value @ read("self_attn.out_proj.weight").T,
+            (np.tanh(gate) * up) @ read("gating.linear_out.weight").T,
+        ]
+
+    for before, after in zip(parts(checkpoint.lm), parts(folded), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5 * np.abs(before).max())
+    changed = [name for name in folded.names() if not np.array_equal(folded.read(name), checkpoint.lm.read(name))]
+    assert {name.partition(".layers.")[0] for name in changed} == {"transformer"}
+
+
+def test_rows_read_alone_are_the_rows_of_the_whole(checkpoint, statistics):
+    folded = FoldedTensors(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, 4)
+    for part in ("self_attn.in_proj_weight", "gating.linear_in.weight", "self_attn.out_proj.weight"):
+        rows = slice(5, 90)
+        np.testing.assert_array_equal(folded.read(f"{LAYER}.{part}", rows), folded.read(f"{LAYER}.{part}")[rows])
+
+
+def test_int8_caches_use_their_range_and_cut_off_little(checkpoint, tmp_path: Path):
+    graphs, _ = graphs_of(checkpoint, Variant("fp32", Precision.FP32, Precision.FP32, CachePrecision.INT8))
+    graphs["temporal"].save(tmp_path / "model.onnx")
+    session = StatefulSession(tmp_path / "model.onnx", 1)
+    session.feeds["top_k"][:] = 1
+    lm, steps = checkpoint.geometry.lm, 60
+    generator = np.random.default_rng(1)
+    for position in range(steps):
+        column = generator.integers(0, lm.card, (1, 1, 17))
+        column[..., 0] %= lm.text_card
+        session.feeds["position"][:] = position
+        session.run(0, 1, {"columns": column, "embeddings": np.zeros((1, 1, lm.temporal.dim), np.float32)})
+    for name, cache in session.saved(0, steps).items():
+        assert cache.dtype == np.int8, name
+        assert (np.abs(cache.astype(int)) >= 127).mean() < 1e-3, name
+        assert 127 / HEADROOM / 12 < np.sqrt((cache.astype(float) ** 2).mean()) < 127 / 2, name
+
+
+def test_calibration_sees_what_the_graph_computes(statistics, checkpoint, tmp_path: Path):
+    """Keys and values that the graph caches for the same columns have the power that calibration saw."""
+    lm = checkpoint.geometry.lm
+    voice = checkpoint.voice(next(iter(checkpoint.voices)))
+    graph = temporal.build(lm, checkpoint.lm, None, [CacheScales()] * lm.temporal.num_layers)
+    graph.save(tmp_path / "model.onnx")
+    session = StatefulSession(tmp_path / "model.onnx", 1)
+    session.feeds["top_k"][:] = 1
+    count = len(voice.embeddings)
+    given = {"columns": np.full((1, count, 17), -1), "embeddings": voice.embeddings[None]}
+    session.run(0, 1, given)
+    from model_repository.quantize.calibration import layer_statistics
+
+    alone = layer_statistics(lm.temporal, checkpoint.lm, [voice.embeddings])
+    for index, layer in enumerate(alone):
+        keys = session.saved(0, count)[f"cache.layers.{index}.key"]
+        values = session.saved(0, count)[f"cache.layers.{index}.value"]
+        pairs = np.square(keys).reshape(keys.shape[0], count, -1, 2).mean(axis=(1, 3)).reshape(-1)
+        np.testing.assert_allclose(pairs, layer.key, rtol=1e-3)
+        np.testing.assert_allclose(np.square(values).mean(axis=1).reshape(-1), layer.value, rtol=1e-3)
+
+
+def test_golden_checkpoint_has_all_that_calibration_needs():
+    assert (
+        len(calibrate(Checkpoint.open(GOLDEN / "checkpoint")))
+        == Checkpoint.open(GOLDEN / "checkpoint").geometry.lm.temporal.num_layers
+    )

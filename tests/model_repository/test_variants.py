@@ -1,0 +1,62 @@
+"""Every variant of the golden checkpoint, past the end of its ring, beside the reference's hidden states."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_repository.build import build_repository
+from model_repository.variants import VARIANTS
+from tests.conftest import GOLDEN
+from tests.model_repository.serving.conftest import Models, one, sampler
+
+LEAST_COSINE = {
+    ("fp32", "fp32"): 0.999999,
+    ("fp32", "fp16"): 0.99999,
+    ("fp32", "int8"): 0.999,
+    ("fp16", "fp16"): 0.99999,
+    ("int8", "int8"): 0.995,
+    ("int4", "int8"): 0.9,
+    ("mixed", "int8"): 0.995,
+}
+"""Of a model 64 wide with random weights, where rounding shows more than in a large one."""
+
+
+@pytest.mark.parametrize(("variant", "kv"), LEAST_COSINE)
+def test_hidden_states_stay_close_through_prefill_and_wrap(golden, tmp_path: Path, variant, kv):
+    build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=2, variant=variant, kv=kv)
+    models = Models(tmp_path / "models", slots=2)
+    columns, hidden = golden["model_input"], golden["hidden"]
+    cosines = []
+    position = 0
+    for chunk in (columns[:30], *(columns[step : step + 1] for step in range(30, len(columns)))):
+        start, position = position == 0, position + len(chunk)
+        answer = one(models.temporal, 1, {"columns": chunk, **sampler(position)}, start=start)
+        mine, theirs = answer["hidden"], hidden[position - 1]
+        cosines.append(mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs))
+    assert len(cosines) > models.window
+    assert np.mean(cosines) > LEAST_COSINE[variant, kv]
+
+    codes = one(models.depformer, 0, {"hidden": hidden[80], "text_token": columns[81, :1], **sampler(81)})["codes"]
+    assert codes.shape == (8,)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_manifest_says_what_rounding_did(tmp_path: Path, variant):
+    build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=1, variant=variant)
+    manifest = json.loads((tmp_path / "models" / "manifest.json").read_text())
+    assert manifest["variant"] == variant
+    assert manifest["kv"] == VARIANTS[variant].cache
+    bits = {"fp32": None, "fp16": 16, "int8": 8, "int4": 4}
+    for model, precision in (("temporal", VARIANTS[variant].temporal), ("depformer", VARIANTS[variant].depformer)):
+        errors = manifest["weights"][model]
+        if precision == "fp32":
+            assert errors == {}
+            continue
+        assert {error["bits"] for name, error in errors.items() if "text_linear" not in name} == {bits[precision]}
+        assert all(0 < error["mean"] <= error["largest"] and 0 < error["relative"] < 0.15 for error in errors.values())
+    if variant == "int4":
+        assert manifest["weights"]["temporal"]["text_linear.weight"]["bits"] == 8
