@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from gateway.cli.build import explained
 from gateway.cli.console import CommandError, progress, say
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_CLIP_BYTES = 2**28
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
 Models = Annotated[Path, typer.Argument(help="Folder written by `personaplex build`.")]
 Name = Annotated[str, typer.Argument(help="What requests call the voice.")]
@@ -69,12 +67,10 @@ def list_(models: Models, as_json: Annotated[bool, typer.Option("--json", help="
         ]
         print(json.dumps({"voices": listed, "broken": [{"name": one.name, "problem": one.problem} for one in broken]}))
         return
-    table = Table("name", "seconds", "origin", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
+    width = max((len(voice.name) for voice in voices), default=0)
     for voice in voices:
         origin = f"{voice.origin}, from a {voice.source}" if voice.source else voice.origin
-        table.add_row(voice.name, f"{_seconds(voice.frames, manifest):.1f}", origin)
-    Console(soft_wrap=True, highlight=False).print(table)
+        print(f"{voice.name:{width}}  {_seconds(voice.frames, manifest):5.1f} s  {origin}")
     for one in broken:
         say(f"cannot be used: {one.problem}")
 
@@ -112,8 +108,11 @@ def _published(file: Path, name: str, manifest: Manifest) -> VoicePreset:
             return read(file, manifest)[0]
         except RepositoryError:
             pass
-    with explained():
-        voice = read_voice(file, manifest, name)
+    try:
+        with explained():
+            voice = read_voice(file, manifest, name)
+    except CommandError as error:
+        raise CommandError(error.message if str(file) in error.message else f"{file}: {error.message}") from None
     return VoicePreset(voice.embeddings, voice.columns)
 
 
