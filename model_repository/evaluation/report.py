@@ -24,20 +24,23 @@ FRAME_MS = 80.0
 
 @dataclass(frozen=True)
 class WeightErrors:
-    """What quantizing did to a repository's weights, as its manifest says; largest mean errors first."""
+    """What quantizing did to a repository's weights, as its manifest says.
+
+    worst: those with the largest error relative to the tensor, worst first.
+    """
 
     tensors: int
     worst: list[dict[str, Any]]
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], count: int = 5) -> WeightErrors | None:
-        """None for a repository whose weights are as they were."""
+        """None for a repository whose weights are as they were. `count` of `worst` at most."""
         tensors = [
             {"model": model, "tensor": tensor, **errors}
-            for model, weights in (manifest.get("weights") or {}).items()
+            for model, weights in manifest.get("weights", {}).items()
             for tensor, errors in weights.items()
         ]
-        worst = sorted(tensors, key=lambda tensor: -float(tensor.get("mean_error", 0)))
+        worst = sorted(tensors, key=lambda tensor: -float(tensor["relative"]))
         return cls(len(tensors), worst[:count]) if tensors else None
 
 
