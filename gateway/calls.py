@@ -108,9 +108,9 @@ class Calls:
                 self.tokenizer,
                 self.cohort,
                 observe=lambda frame: call.figures.observe(frame),
+                prefilled=self.metrics.prefilled,
             )
             held.push_async_callback(conversation.close)
-            self.metrics.prefill_columns.inc(prefix.length)
             call = Call(conversation, figures)
             yield call
             reason = call.reason

@@ -66,7 +66,10 @@ class Metrics:
         self._queued = self._histogram(
             "input_queue_frames", "Frames of a live caller that wait when one is answered", _QUEUE_BUCKETS
         )
-        self.prefill_columns = self._counter("prefill_columns", "Columns of prompts fed to the temporal model")
+        self._fed_columns = self._counter("prefill_columns", "Columns of prompts fed to the temporal model")
+        self._cached_columns = self._counter(
+            "prefill_cached_columns", "Columns of prompts that the temporal model had kept from an earlier conversation"
+        )
         self._batch = Summary(
             "personaplex_shared_frame_conversations",
             "Conversations per shared frame; sum over count is the mean temporal batch",
@@ -105,6 +108,11 @@ class Metrics:
         if late:
             self._late.inc()
         self._queued.observe(queued)
+
+    def prefilled(self, fed: int, cached: int) -> None:
+        """A conversation has begun: columns of its prompt that were computed, and that did not have to be."""
+        self._fed_columns.inc(fed)
+        self._cached_columns.inc(cached)
 
     def shared(self, members: int) -> None:
         """A shared frame of so many conversations."""

@@ -62,8 +62,11 @@ class Conversation:
         tokenizer: Tokenizer,
         cohort: Cohort,
         observe: Callable[[AgentFrame], None] = lambda frame: None,
+        prefilled: Callable[[int, int], None] = lambda fed, cached: None,
     ) -> None:
-        """`observe` is called with every frame made, in order."""
+        """`observe` is called with every frame made, in order; `prefilled` once, with the columns of the prompt that
+        were computed and those that did not have to be.
+        """
         self._session = session
         self._prefix = prefix
         self._sampling = sampling
@@ -71,19 +74,22 @@ class Conversation:
         self._tokenizer = tokenizer
         self._cohort = cohort
         self._observe = observe
+        self._prefilled = prefilled
         self._frames = 0
         self._unanswered: Tokens | None = None
         last = prefix.columns[-1]
         self._grid = TokenGrid(manifest.delays, last=last, known=prefix.known, position=prefix.length - 1)
 
     async def start(self) -> AgentFrame:
-        """Feed the whole prompt in one call, and return output frame 0, the forced silence.
+        """Feed the whole prompt, and return output frame 0, the forced silence.
 
         Not part of a shared frame: a prompt takes many frames' time and would hold up everyone in it.
         """
         began = perf_counter()
         prefix = self._prefix
-        thought = await self._session.prefill(prefix.columns, prefix.embeddings, self._sampling.text(prefix.length))
+        begun = await self._session.prefill(prefix.columns, prefix.embeddings, self._sampling.text(prefix.length))
+        thought = begun.thought
+        self._prefilled(prefix.length - begun.cached, begun.cached)
         fed = perf_counter()
         codes = await self._session.depformer(thought, self._sampling.audio(prefix.length))
         drawn = perf_counter()

@@ -34,14 +34,28 @@ class Thought:
     text_token: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefilled:
+    """How a conversation begins: what the last column of its prompt led to.
+
+    cached: of the columns before that, those that did not have to be computed.
+    """
+
+    thought: Thought
+    cached: int
+
+
 class Session(Protocol):
     """One conversation's state inside the models. Calls to one session are made one after another."""
 
     async def encode(self, pcm: Floats) -> Tokens:
         """pcm [1920] (24 kHz, one frame) -> codes [8] int64."""
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Thought:
-        """Begin with `embeddings` [E, dim] (may be empty), then `columns` [S, 17]; answers for the last of them."""
+    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Prefilled:
+        """Begin with `embeddings` [E, dim] (may be empty), then `columns` [S, 17]; answers for the last of them.
+
+        May be made of several calls to the models, between which other sessions' steps are made.
+        """
 
     async def step(self, column: Tokens, draw: Draw) -> Thought:
         """Feed one more column [17]."""

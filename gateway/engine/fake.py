@@ -10,7 +10,7 @@ import asyncio
 
 import numpy as np
 
-from gateway.conversation.engine import Draw, Floats, Thought, Tokens
+from gateway.conversation.engine import Draw, Floats, Prefilled, Thought, Tokens
 from gateway.errors import EngineUnavailable
 from gateway.manifest import Manifest
 
@@ -29,6 +29,7 @@ class FakeEngine:
         self.closed = 0
         self.prefills: list[tuple[Tokens, Floats]] = []
         self.draws: list[tuple[str, Draw]] = []
+        self.known: set[bytes] = set()
 
     def open(self) -> FakeSession:
         """Counted in `opened`; its end in `closed`."""
@@ -57,14 +58,17 @@ class FakeSession:
         self._encoder = _mix(self._encoder, float(np.abs(pcm).sum()))
         return self._codes(self._encoder)
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Thought:
+    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Prefilled:
         """As if every column had been stepped."""
         self._engine.prefills.append((columns, embeddings))
+        content = embeddings.tobytes() + columns[:-1].tobytes()
+        cached = len(embeddings) + len(columns) - 1 if content in self._engine.known else 0
+        self._engine.known.add(content)
         for row in embeddings:
             self._temporal = _mix(self._temporal, float(row.sum()))
         for column in columns[:-1]:
             self._temporal = _mix(self._temporal, float(column @ np.arange(1, column.size + 1)))
-        return await self.step(columns[-1], draw)
+        return Prefilled(await self.step(columns[-1], draw), cached)
 
     async def step(self, column: Tokens, draw: Draw) -> Thought:
         """A text token and a hidden vector that depend on every column so far, and on the draw."""

@@ -14,11 +14,13 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from gateway.conversation.engine import Draw, Floats, Thought, Tokens
+from gateway.conversation.engine import Draw, Floats, Prefilled, Thought, Tokens
 from gateway.conversation.grid import STREAMS
 from gateway.engine.gather import MODEL as DEPFORMER
 from gateway.engine.gather import DepformerCalls
 from gateway.engine.http import TritonGone, TritonHttp, TritonRefused
+from gateway.engine.pace import Pace, piece
+from gateway.engine.prefix import Prefix
 from gateway.engine.request import Request, Tensor
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
@@ -48,6 +50,13 @@ class TritonEngine:
         self.release_deadline = release_deadline
         self.http = TritonHttp(url)
         self.depformer = DepformerCalls(self.http, manifest.dim, manifest.slots, step_deadline)
+        self.pace = Pace(1 / manifest.frame_rate)
+        self.feeding = asyncio.Lock()
+        """Held while a piece of a prefix is under way: there is one between two frames, whoever waits."""
+        self.fills: dict[bytes, asyncio.Event] = {}
+        """Prefixes that a session is feeding, by digest."""
+        self.talking: set[TritonSession] = set()
+        """Sessions that have begun."""
 
     def open(self) -> TritonSession:
         """A session under a fresh sequence id."""
@@ -88,16 +97,48 @@ class TritonSession:
         answer = await self._step(self._encoder, [_bytes(pcm, np.float32)])
         return np.frombuffer(answer["codes"], np.int64)
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Thought:
-        """embeddings [E, dim], then columns [S, 17], in one call."""
-        inputs = [Tensor("columns", "INT64", columns.shape), *_SAMPLER]
-        contents = [_bytes(columns, np.int64), *_draw(draw)]
-        if len(embeddings):
-            inputs.append(Tensor("embeddings", "FP32", embeddings.shape))
-            contents.append(_bytes(embeddings, np.float32))
-        request = self._temporal.fill_with(inputs, contents)
-        answer = await self._call(self._temporal, request, self._engine.prefill_deadline)
-        return _thought(answer)
+    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Prefilled:
+        """embeddings [E, dim], then columns [S, 17]: all but the last column come from the model's memory if it can.
+
+        If it has never seen them they are fed in pieces. Of several sessions that begin so at once one does, for all.
+        """
+        engine, prefix, last = self._engine, Prefix(embeddings, columns[:-1]), columns[-1]
+        while (thought := await self._recall(prefix, last, draw)) is None:
+            if (filled := engine.fills.get(prefix.digest)) is not None:
+                await filled.wait()
+                continue
+            filled = engine.fills[prefix.digest] = asyncio.Event()
+            try:
+                await self._feed(prefix, draw)
+            finally:
+                del engine.fills[prefix.digest]
+                filled.set()
+            engine.talking.add(self)
+            return Prefilled(await self.step(last, draw), cached=0)
+        engine.talking.add(self)
+        return Prefilled(thought, cached=prefix.length)
+
+    async def _recall(self, prefix: Prefix, last: Tokens, draw: Draw) -> Thought | None:
+        """What the column behind the prefix leads to; None if the model does not have the prefix."""
+        column = (Tensor("columns", "INT64", (1, STREAMS)), _bytes(last, np.int64))
+        answer = await self._prefix_call([column, prefix.place(prefix.length)], draw)
+        return _thought(answer) if "hidden" in answer else None
+
+    async def _feed(self, prefix: Prefix, draw: Draw) -> None:
+        engine, window = self._engine, self._engine.manifest.context - 1
+        done = 0
+        while done < prefix.length:
+            async with engine.feeding:
+                count = piece(done, prefix.length, engine.pace.columns(bool(engine.talking)), window)
+                answer = await self._prefix_call(prefix.piece(done, done + count), draw)
+            _, microseconds = np.frombuffer(answer["progress"], np.int64)
+            engine.pace.took(count, microseconds / 1e6)
+            done += count
+
+    async def _prefix_call(self, tensors: Sequence[tuple[Tensor, bytes]], draw: Draw) -> dict[str, memoryview]:
+        inputs = [*(tensor for tensor, _ in tensors), *_SAMPLER]
+        request = self._temporal.fill_with(inputs, [*(content for _, content in tensors), *_draw(draw)])
+        return await self._call(self._temporal, request, self._engine.prefill_deadline)
 
     async def step(self, column: Tokens, draw: Draw) -> Thought:
         """One more column [17]."""
@@ -117,6 +158,7 @@ class TritonSession:
 
     async def close(self) -> None:
         """END every sequence that was begun, after the call in flight, if there is one, has come back."""
+        self._engine.talking.discard(self)
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._end_all())
         await asyncio.shield(self._closing)

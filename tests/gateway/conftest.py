@@ -114,9 +114,9 @@ def engine(manifest: Manifest) -> FakeEngine:
 def converse(manifest: Manifest, tokenizer: Tokenizer, engine: FakeEngine) -> Callable[..., Conversation]:
     """Makes a conversation with NATF0 on the fake engine."""
 
-    def make(text: str = "You are Ana.", seed: int = 1, cohort: Cohort | None = None) -> Conversation:
+    def make(text: str = "You are Ana.", seed: int = 1, cohort: Cohort | None = None, **observers: Any) -> Conversation:
         prefix = prefix_of_preset(manifest.load_voice("NATF0"), tokenizer.encode_prompt(text), manifest)
         sampling = Sampling(seed=seed, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
-        return Conversation(engine.open(), prefix, sampling, manifest, tokenizer, cohort or Cohort())
+        return Conversation(engine.open(), prefix, sampling, manifest, tokenizer, cohort or Cohort(), **observers)
 
     return make

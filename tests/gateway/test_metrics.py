@@ -34,6 +34,8 @@ def metrics() -> Metrics:
         )
         metrics.live_frame(seconds if index else 0.0, late=seconds == 0.09, queued=index)
         metrics.shared(index + 1)
+    metrics.prefilled(7, 0)
+    metrics.prefilled(0, 30)
     return metrics
 
 
@@ -130,7 +132,8 @@ def test_buckets_add_up(page: str):
         ("personaplex_slots", SLOTS),
         ("personaplex_dropped_frames_total", 0),
         ("personaplex_gap_frames_total", 0),
-        ("personaplex_prefill_columns_total", 0),
+        ("personaplex_prefill_columns_total", 7),
+        ("personaplex_prefill_cached_columns_total", 30),
         ("personaplex_conversations_active", 0),
         ("personaplex_setup_seconds_count", 0),
         ("personaplex_time_to_first_audio_seconds_count", 0),

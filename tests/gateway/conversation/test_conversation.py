@@ -46,6 +46,16 @@ async def test_the_prompt_goes_in_with_one_call(converse: Converse, engine: Fake
     assert columns.min() >= 0
 
 
+async def test_columns_that_are_there_already_are_told_apart(converse: Converse):
+    told: list[tuple[int, int]] = []
+    for text in ("", "", "You are Bea."):
+        await converse(text=text, prefilled=lambda fed, cached: told.append((fed, cached))).start()
+    length = 5 - 1 + 1 + 12
+    assert told[:2] == [(length, 0), (1, length - 1)]
+    assert told[2][0] > length
+    assert told[2][1] == 0
+
+
 async def test_every_draw_is_for_the_column_after_the_last_one_fed(converse: Converse, engine: FakeEngine):
     conversation = converse(text="", seed=9)
     await talk(conversation, NOISE[:2])

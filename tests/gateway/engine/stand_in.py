@@ -1,4 +1,7 @@
-"""An HTTP server that speaks Triton's protocol, answers every model the same, and records what it is sent."""
+"""An HTTP server that speaks Triton's protocol, answers every model the same, and records what it is sent.
+
+As the temporal model does, it keeps prefixes that were fed whole.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ class Server:
         self.not_ready: set[str] = set()
         self.before: Callable[[], Awaitable[None]] | None = None
         self.connections: set[asyncio.StreamWriter] = set()
+        self.prefixes: set[bytes] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.add(writer)
@@ -90,7 +94,7 @@ class Server:
         outputs, raw = [], b""
         if not parameters.get("sequence_end"):
             rows = len(next(iter(arrays.values())))
-            for name, (datatype, value) in OUTPUTS[model].items():
+            for name, (datatype, value) in (self.progress(arrays) or OUTPUTS[model]).items():
                 array = np.repeat(np.asarray(value, DTYPES[datatype]), rows, axis=0)
                 if model == "depformer":
                     array = array + 8 * np.arange(rows)[:, None]
@@ -100,6 +104,18 @@ class Server:
         answer = json.dumps({"model_name": model, "outputs": outputs}).encode()
         extra = f"Inference-Header-Content-Length: {len(answer)}\r\n" if raw else ""
         return extra, answer + raw
+
+    def progress(self, arrays: dict[str, Any]) -> dict[str, Any] | None:
+        """What the temporal model answers to a piece of a prefix, and where it does not have the prefix."""
+        if "prefix" not in arrays:
+            return None
+        (at, columns, *_), digest = arrays["prefix"][0], arrays["prefix"][0, 2:].tobytes()
+        if at == columns:
+            return None if digest in self.prefixes else {"progress": ("INT64", [[0, 5]])}
+        at += arrays["columns"].shape[1] + (arrays["embeddings"].shape[1] if "embeddings" in arrays else 0)
+        if at == columns:
+            self.prefixes.add(digest)
+        return {"progress": ("INT64", [[at, 1000]])}
 
     async def listen(self, port: int = 0) -> tuple[asyncio.Server, int]:
         listening = await asyncio.start_server(self.serve, "127.0.0.1", port)

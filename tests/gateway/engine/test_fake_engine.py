@@ -31,10 +31,16 @@ async def test_the_order_of_frames_matters(session: FakeSession, other: FakeSess
 
 
 async def test_a_prefill_is_its_columns_stepped(session: FakeSession, other: FakeSession):
-    whole = await session.prefill(COLUMNS, np.zeros((0, 32), np.float32), DRAW)
+    whole = (await session.prefill(COLUMNS, np.zeros((0, 32), np.float32), DRAW)).thought
     for column in COLUMNS:
         stepped = await other.step(column, DRAW)
     assert (whole.text_token, whole.hidden.tolist()) == (stepped.text_token, stepped.hidden.tolist())
+
+
+async def test_a_prefix_is_cached_once_it_was_fed(manifest: Manifest):
+    engine, none = FakeEngine(manifest), np.zeros((0, 32), np.float32)
+    cached = [(await engine.open().prefill(columns, none, DRAW)).cached for columns in (COLUMNS, COLUMNS, COLUMNS[1:])]
+    assert cached == [0, 3, 0]
 
 
 async def test_a_column_of_another_conversation_is_noticed(session: FakeSession, other: FakeSession):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 import pytest
 
 from gateway.conversation.engine import Draw, Thought
+from gateway.engine.pace import Pace
 from gateway.engine.triton import TritonEngine, TritonSession
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
@@ -39,8 +42,8 @@ def session(engine: TritonEngine) -> TritonSession:
 
 async def whole_frame(session: TritonSession) -> None:
     await session.encode(np.zeros(1920, np.float32))
-    thought = await session.prefill(np.ones((3, 17), np.int64), np.zeros((0, 32), np.float32), DRAW)
-    await session.depformer(thought, DRAW)
+    begun = await session.prefill(np.ones((3, 17), np.int64), np.zeros((0, 32), np.float32), DRAW)
+    await session.depformer(begun.thought, DRAW)
     await session.decode(np.arange(8))
 
 
@@ -53,17 +56,116 @@ async def test_a_frame_goes_over_the_wire_as_it_is(session: TritonSession, serve
     assert np.array_equal(call["pcm"][0], pcm)
 
 
-async def test_a_prefill_carries_every_column_and_embedding(session: TritonSession, server: Server):
+async def test_a_prefix_that_is_not_known_is_fed_and_its_last_column_stepped(session: TritonSession, server: Server):
     columns = np.arange(5 * 17).reshape(5, 17)
     embeddings = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
-    thought = await session.prefill(columns, embeddings, DRAW)
-    assert thought.text_token == 17
-    assert np.array_equal(thought.hidden, np.arange(32) / 2)
-    call = server.calls[-1]
-    assert np.array_equal(call["columns"][0], columns)
-    assert np.array_equal(call["embeddings"][0], embeddings)
+    begun = await session.prefill(columns, embeddings, DRAW)
+    assert begun.cached == 0
+    assert begun.thought.text_token == 17
+    assert np.array_equal(begun.thought.hidden, np.arange(32) / 2)
+    asked, fed, stepped = server.calls
+    assert np.array_equal(asked["columns"][0], columns[4:])
+    assert np.array_equal(fed["columns"][0], columns[:4])
+    assert np.array_equal(fed["embeddings"][0], embeddings)
+    assert np.array_equal(stepped["columns"][0], columns[4:])
+    assert "embeddings" not in asked
+    assert "prefix" not in stepped
+    assert stepped["sampler"].tolist() == [[2**62 + 1, 40, 25]]
+    assert stepped["temperature"].tolist() == [[np.float32(0.7)]]
+
+
+async def test_what_is_asked_for_is_the_sum_of_what_is_fed(session: TritonSession, server: Server):
+    columns = np.arange(5 * 17).reshape(5, 17)
+    embeddings = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
+    await session.prefill(columns, embeddings, DRAW)
+    content = embeddings.tobytes() + columns[:4].tobytes() + np.int64(4).tobytes()
+    digest = np.frombuffer(hashlib.sha256(content).digest(), np.int64).tolist()
+    asked, fed = (call["prefix"][0].tolist() for call in server.calls[:2])
+    assert asked == [8, 8, *digest]
+    assert fed == [0, 8, *digest]
+
+
+async def test_a_prefix_that_is_known_is_not_sent_again(engine: TritonEngine, server: Server):
+    columns, embeddings = np.arange(5 * 17).reshape(5, 17), np.ones((4, 32), np.float32)
+    await engine.open().prefill(columns, embeddings, DRAW)
+    server.calls.clear()
+    begun = await engine.open().prefill(columns, embeddings, DRAW)
+    assert (begun.cached, begun.thought.text_token) == (8, 17)
+    (call,) = server.calls
+    assert call["start"]
+    assert np.array_equal(call["columns"][0], columns[4:])
     assert call["sampler"].tolist() == [[2**62 + 1, 40, 25]]
-    assert call["temperature"].tolist() == [[np.float32(0.7)]]
+
+
+async def test_while_others_talk_a_prefix_goes_in_pieces(engine: TritonEngine, session: TritonSession, server: Server):
+    columns, embeddings = np.arange(60 * 17).reshape(60, 17) % 400, np.ones((20, 32), np.float32)
+    talker = engine.open()
+    await talker.prefill(columns[:2], embeddings, DRAW)
+    engine.pace = Pace(0.0)
+    server.calls.clear()
+    await session.prefill(columns, embeddings, DRAW)
+    pieces = server.calls[1:-1]
+    assert len(pieces) > 5
+    assert np.array_equal(np.concatenate([call["columns"][0] for call in pieces]), columns[:-1])
+    given = [call["embeddings"][0] for call in pieces if "embeddings" in call]
+    assert np.array_equal(np.concatenate(given), embeddings)
+    sizes = [call["columns"].shape[1] + (call["embeddings"].shape[1] if "embeddings" in call else 0) for call in pieces]
+    assert [call["prefix"][0, 0] for call in pieces] == np.cumsum([0, *sizes[:-1]]).tolist()
+    await talker.close()
+    await session.close()
+    server.calls.clear()
+    await engine.open().prefill(columns[1:], embeddings, DRAW)
+    assert len(server.calls) == 3, "nobody talks any more"
+
+
+async def test_only_one_piece_is_under_way_whoever_begins(
+    engine: TritonEngine, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    under_way: list[int] = [0]
+    infer = server.infer
+
+    async def counted(model: str, header: dict[str, Any], tensors: bytes) -> tuple[str, bytes]:
+        piece = any(tensor["name"] == "embeddings" for tensor in header["inputs"])
+        under_way.append(under_way[-1] + piece)
+        await asyncio.sleep(0.001)
+        answer = await infer(model, header, tensors)
+        under_way.append(under_way[-1] - piece)
+        return answer
+
+    monkeypatch.setattr(server, "infer", counted)
+    engine.pace = Pace(0.0)
+    engine.talking.add(engine.open())
+    voices = [np.full((30, 32), voice, np.float32) for voice in range(3)]
+    await asyncio.gather(*(engine.open().prefill(np.ones((1, 17), np.int64), voice, DRAW) for voice in voices))
+    assert max(under_way) == 1
+    assert under_way.count(1) >= 3 * 4
+
+
+async def test_sessions_that_begin_alike_at_once_feed_the_prefix_once(engine: TritonEngine, server: Server):
+    columns, embeddings = np.ones((20, 17), np.int64), np.ones((4, 32), np.float32)
+    begun = await asyncio.gather(*(engine.open().prefill(columns, embeddings, DRAW) for _ in range(4)))
+    assert sorted(each.cached for each in begun) == [0, 23, 23, 23]
+    assert sum("embeddings" in call for call in server.calls) == 1
+
+
+async def test_one_that_goes_while_it_feeds_leaves_it_to_the_next(engine: TritonEngine, server: Server):
+    columns, embeddings = np.ones((20, 17), np.int64), np.ones((4, 32), np.float32)
+    reached = asyncio.Event()
+
+    async def stuck() -> None:
+        if engine.feeding.locked() and not reached.is_set():
+            reached.set()
+            await asyncio.sleep(0.1)
+            raise Refusal(500, "broken")
+
+    server.before = stuck
+    first = asyncio.create_task(engine.open().prefill(columns, embeddings, DRAW))
+    await reached.wait()
+    second = asyncio.create_task(engine.open().prefill(columns, embeddings, DRAW))
+    await asyncio.sleep(0.02)
+    first.cancel()
+    assert (await second).cached == 0
+    assert engine.fills == {}
 
 
 async def test_a_step_after_a_prefill_carries_one_column_and_no_embedding(session: TritonSession, server: Server):
@@ -94,9 +196,11 @@ async def test_the_decoder_gives_samples(session: TritonSession, server: Server)
 async def test_only_the_first_call_to_each_model_starts_the_sequence(session: TritonSession, server: Server):
     for _ in range(2):
         await whole_frame(session)
-    flags = [(call["model"], call["start"], call["end"]) for call in server.calls if call["model"] != "depformer"]
-    models = ("mimi_encoder", "temporal", "mimi_decoder")
-    assert flags == [(m, True, False) for m in models] + [(m, False, False) for m in models]
+    for model in ("mimi_encoder", "temporal", "mimi_decoder"):
+        starts = [call["start"] for call in server.calls if call["model"] == model]
+        assert len(starts) > 1
+        assert starts == [True] + (len(starts) - 1) * [False]
+    assert not any(call["end"] for call in server.calls)
 
 
 async def test_the_stateful_models_share_one_fresh_id(engine: TritonEngine, server: Server):
@@ -104,8 +208,8 @@ async def test_the_stateful_models_share_one_fresh_id(engine: TritonEngine, serv
     await whole_frame(first)
     await whole_frame(second)
     ids = [call["id"] for call in server.calls if call["model"] != "depformer"]
-    assert set(ids[:3]) == {first.sequence_id}
-    assert set(ids[3:]) == {second.sequence_id}
+    assert list(dict.fromkeys(ids)) == [first.sequence_id, second.sequence_id]
+    assert ids == sorted(ids, key=ids.index)
     assert UUID(first.sequence_id).version == UUID(second.sequence_id).version == 4
     assert first.sequence_id != second.sequence_id
 
@@ -149,7 +253,7 @@ async def test_a_cancelled_call_reaches_the_model_whole_and_is_ended_after_it(se
         await task
     await session.close()
     started, ended = server.calls
-    assert np.array_equal(started["columns"][0], columns)
+    assert np.array_equal(started["columns"][0], columns[4:])
     assert (started["start"], started["end"]) == (True, False)
     assert (ended["start"], ended["end"]) == (False, True)
     assert ended["columns"].shape == (1, 1, 17)

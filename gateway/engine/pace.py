@@ -1,0 +1,53 @@
+"""How large the pieces of a prefill are: as large as may be while nobody talks, else small enough for their frames.
+
+The temporal model does one thing at a time. A step that comes while a piece of another caller's prefix is under way
+waits for its end; so while others talk a piece may take no more than a share of a frame. How many columns that is,
+pieces tell themselves: their number is doubled or halved by what the last one took.
+"""
+
+from __future__ import annotations
+
+MOST = 512
+"""Columns of a piece while nobody talks; the model takes no more in one run."""
+
+LEAST = 8
+"""Below this a piece takes hardly less time, which is then that of reading the model's weights."""
+
+SHARE = 0.2
+"""Of a frame's 80 ms, what a piece may take: a step and what else a frame needs has room beside it."""
+
+
+class Pace:
+    """For one temporal model; `frame_seconds`: what a frame lasts."""
+
+    def __init__(self, frame_seconds: float) -> None:
+        self._limit = SHARE * frame_seconds
+        self._columns = LEAST
+        self.pieces = 0
+        """Pieces there have been."""
+
+    def columns(self, others_talk: bool) -> int:
+        """Columns that the next piece may have."""
+        return self._columns if others_talk else MOST
+
+    def took(self, columns: int, seconds: float) -> None:
+        """A piece of so many columns took the model so long."""
+        self.pieces += 1
+        if columns <= self._columns and seconds > self._limit:
+            self._columns = max(self._columns // 2, LEAST)
+        elif columns >= self._columns and 2 * seconds * self._columns / columns <= self._limit:
+            self._columns = min(self._columns * 2, MOST)
+
+
+def piece(done: int, total: int, columns: int, window: int) -> int:
+    """How many of the `total` columns come next after the first `done`: `columns`, or what is left.
+
+    Never one column alone, if that can be: a run of one rounds differently from the same column in a larger run, and
+    what a conversation says must not depend on how busy the server was when it began. Behind the model's `window` each
+    is a run of its own anyway.
+    """
+    count = min(columns, total - done)
+    for end in (min(window, total), total):
+        if end - (done + count) == 1:
+            count += 1
+    return count

@@ -1,0 +1,74 @@
+"""How large the pieces of a prefill are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.engine.pace import LEAST, MOST, SHARE, Pace, piece
+
+FRAME = 0.08
+LIMIT = SHARE * FRAME
+
+
+def settled(fixed: float, per_column: float) -> int:
+    """What a model ends at that takes so many seconds per run and per column."""
+    pace = Pace(FRAME)
+    for _ in range(20):
+        columns = pace.columns(others_talk=True)
+        pace.took(columns, fixed + per_column * columns)
+    return pace.columns(others_talk=True)
+
+
+def test_while_nobody_talks_pieces_are_as_large_as_may_be():
+    pace = Pace(FRAME)
+    pace.took(8, 10.0)
+    assert pace.columns(others_talk=False) == MOST
+
+
+@pytest.mark.parametrize(("fixed", "per_column"), [(0, 1e-4), (0, 1e-3), (0.002, 5e-5), (0.005, 2e-4), (0, 1e-6)])
+def test_while_others_talk_a_piece_takes_its_share_of_a_frame_and_not_much_less(fixed: float, per_column: float):
+    columns = settled(fixed, per_column)
+    assert fixed + columns * per_column <= LIMIT
+    assert columns == MOST or fixed + columns * per_column >= LIMIT / 4
+
+
+def test_a_model_too_slow_for_any_piece_gets_the_smallest():
+    assert settled(0.07, 0.02) == LEAST
+
+
+def test_a_model_that_becomes_slow_gets_smaller_pieces_again():
+    pace = Pace(FRAME)
+    for _ in range(10):
+        pace.took(pace.columns(others_talk=True), 1e-3)
+    assert pace.columns(others_talk=True) == MOST
+    pace.took(MOST, 2 * LIMIT)
+    assert pace.columns(others_talk=True) == MOST // 2
+
+
+def test_a_large_piece_tells_what_small_ones_would_take():
+    pace = Pace(FRAME)
+    pace.took(MOST, 10 * LIMIT)
+    assert pace.columns(others_talk=True) == 2 * LEAST
+    slow = Pace(FRAME)
+    slow.took(MOST, 1000 * LIMIT)
+    assert slow.columns(others_talk=True) == LEAST
+
+
+@given(
+    total=st.integers(0, 400),
+    window=st.integers(2, 300),
+    sizes=st.lists(st.sampled_from([8, 16, 64, 512]), min_size=1, max_size=5),
+)
+def test_pieces_are_all_columns_and_none_within_the_window_is_alone(total: int, window: int, sizes: list[int]):
+    done, runs = 0, []
+    while done < total:
+        count = piece(done, total, sizes[len(runs) % len(sizes)], window)
+        assert count > 0
+        runs.append(min(done + count, window) - done)
+        done += count
+    assert done == total
+    inside = [run for run in runs if run > 0]
+    assert sum(inside) == min(total, window)
+    assert 1 not in inside or total == 1
