@@ -1,0 +1,115 @@
+"""A voice made from a clip while the service runs: offered at once, on every face, with the clip's own tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from websockets.asyncio.client import connect
+
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc as pb_grpc
+from gateway.cli import run
+from tests.conftest import GOLDEN
+from tests.end_to_end.conftest import Service, respond, serve
+
+CLIP = Path(__file__).parents[1] / "data" / "question.wav"
+USER = (GOLDEN / "user.wav").read_bytes()
+
+
+def voice(*arguments: object) -> int:
+    """`personaplex voice …`; its exit code."""
+    return run(["voice", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny models, whose voices are ours to change."""
+    return shutil.copytree(tiny_models, tmp_path_factory.mktemp("voices") / "models")
+
+
+@pytest.fixture(scope="module")
+def service(models: Path) -> Iterator[Service]:
+    with serve(models, allow_voice_audio=True) as service:
+        yield service
+
+
+@pytest.fixture
+def ana(service: Service, models: Path) -> Iterator[str]:
+    """A voice added to the models that are being served."""
+    assert voice("add", models, "ANA", CLIP) == 0
+    yield "ANA"
+    (models / "voices" / "ANA.safetensors").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("prompt", ["", "You are a wise and friendly teacher."])
+def test_the_voice_answers_token_for_token_as_its_clip(service: Service, ana: str, prompt: str):
+    """Greedy, and drawn with a seed; and not as another voice."""
+    clip = base64.b64encode(CLIP.read_bytes()).decode()
+    for how in ({"greedy": True}, {"seed": 11}):
+        with service.client() as client:
+            asked = {"text_prompt": prompt, "max_steps": 40, **how}
+            by_name = respond(client, USER, voice=ana, **asked)
+            by_clip = respond(client, USER, voice_audio=clip, **asked)
+            other = respond(client, USER, voice="NATF0", **asked)
+        assert by_name.same_as(by_clip)
+        assert by_name.body["frames"] == 40
+        assert not by_name.same_as(other)
+
+
+def test_a_running_service_offers_what_is_there_now(service: Service, models: Path, ana: str):
+    with service.client() as client:
+        assert names(client)["ANA"] == "added"
+        assert voice("remove", models, ana) == 0
+        assert set(names(client).values()) == {"built-in"}
+        body = {"audio": base64.b64encode(USER).decode(), "voice": ana}
+        assert client.post("/v1/respond", json=body).json()["type"] == "urn:personaplex:unknown-voice"
+        assert voice("add", models, ana, CLIP) == 0
+        assert client.post("/v1/respond", json={**body, "max_steps": 2}).status_code == 200
+
+
+def names(client: httpx.Client) -> dict[str, str]:
+    return {one["name"]: one["origin"] for one in client.get("/v1/voices").json()["voices"]}
+
+
+def test_grpc_and_the_web_socket_take_it_too(service: Service, ana: str):
+    with grpc.insecure_channel(service.grpc_target) as channel:
+        stub = pb_grpc.PersonaPlexStub(channel)
+        answer = stub.Respond(pb.RespondRequest(audio=USER, voice=ana, max_steps=2))
+    assert answer.voice == ana
+
+    async def ready() -> str:
+        url = service.url.replace("http", "ws") + "/v1/converse"
+        async with connect(url, proxy=None) as line:
+            await line.send(json.dumps({"type": "start", "voice": ana}))
+            said = json.loads(await line.recv())
+            assert said["type"] == "ready", said
+            return said["voice"]
+
+    assert asyncio.run(ready()) == ana
+
+
+def test_a_conversation_outlives_its_voice(service: Service, models: Path, ana: str):
+    """The turns of a conversation whose voice is removed after the first are those of one whose voice stays."""
+    with service.client() as client:
+
+        def two_turns(between: object = None) -> list[np.ndarray]:
+            asked = {"greedy": True, "max_steps": 20}
+            first = respond(client, USER, voice=ana, keep=True, **asked)
+            if between is not None:
+                assert voice("remove", models, ana) == 0
+            going_on = {"conversation_id": first.body["conversation_id"], "max_steps": 20, "keep": False}
+            return [first.agent_codes, respond(client, USER, **going_on).agent_codes]
+
+        expected, found = two_turns(), two_turns(between="removed")
+        assert "ANA" not in names(client)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
