@@ -14,10 +14,20 @@ export function socketAddress(path) {
   return url;
 }
 
-/** @returns {Promise<{voices: {default: string, voices: {name: string}[]}, prompts: object}>} Throws Trouble. */
+/** @returns {Promise<{voices: Voices, prompts: object}>} Throws Trouble. */
 export async function catalogue(key) {
-  const [voices, prompts] = await Promise.all([get("v1/voices", key), get("v1/system-prompts", key)]);
+  const [voices, prompts] = await Promise.all([voicesNow(key), get("v1/system-prompts", key)]);
   return { voices, prompts };
+}
+
+/**
+ * The voices there are now; they may be others later.
+ *
+ * @typedef {{default: string, voices: {name: string, seconds: number, origin: "built-in" | "added"}[]}} Voices
+ * @returns {Promise<Voices>} Throws Trouble.
+ */
+export function voicesNow(key) {
+  return get("v1/voices", key);
 }
 
 /** @returns {Promise<"ready" | "draining" | "models" | "unreachable">} */

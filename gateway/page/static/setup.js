@@ -1,6 +1,6 @@
 // The view before a call: who shall answer, and how.
 
-import { catalogue, readiness } from "./catalogue.js";
+import { catalogue, readiness, voicesNow } from "./catalogue.js";
 import { microphones, obstacle } from "./line.js";
 
 const FAMILIES = { NATF: "Natural, female", NATM: "Natural, male", VARF: "Varied, female", VARM: "Varied, male" };
@@ -23,6 +23,7 @@ export class Setup {
   #loaded = false;
   #loading = null;
   #remembered = recall();
+  #voicesShown = "";
 
   constructor() {
     find("form").addEventListener("submit", (event) => {
@@ -123,13 +124,15 @@ export class Setup {
   }
 
   #showVoices({ default: usual, voices }) {
+    this.#voicesShown = JSON.stringify(voices);
+    const focused = find("voices").contains(document.activeElement);
     const wanted = this.#voice ?? this.#remembered.voice;
     const names = voices.map(({ name }) => name);
     const chosen = names.includes(wanted) ? wanted : usual;
     const families = new Map();
-    for (const name of names) {
-      const [, family, number] = name.match(/^(NATF|NATM|VARF|VARM)(\d+)$/) ?? [null, "", name];
-      const title = FAMILIES[family] ?? "Others";
+    for (const { name, origin } of voices) {
+      const [, family, number] = (origin === "built-in" && name.match(/^(NATF|NATM|VARF|VARM)(\d+)$/)) || [null, "", name];
+      const title = FAMILIES[family] ?? (origin === "added" ? "Added" : "Others");
       families.set(title, [...(families.get(title) ?? []), chip(name, title, number, name === chosen)]);
     }
     const rows = [...families].map(([title, chips]) => {
@@ -140,7 +143,18 @@ export class Setup {
       return row;
     });
     find("voices").replaceChildren(...rows);
+    if (focused) document.querySelector("#voices input:checked")?.focus();
     this.#nameVoice();
+  }
+
+  /** Show voices that have come or gone since; leave the list alone otherwise, lest it move under the reader's hands. */
+  async #refreshVoices() {
+    try {
+      const voices = await voicesNow(this.key);
+      if (JSON.stringify(voices.voices) !== this.#voicesShown) this.#showVoices(voices);
+    } catch {
+      // What is the matter will be told when a call is tried.
+    }
   }
 
   #nameVoice() {
@@ -192,7 +206,9 @@ export class Setup {
     const state = await readiness();
     find("server").dataset.state = state;
     find("server-text").textContent = READINESS[state];
-    if (state === "ready" && !this.#loaded && find("key-field").hidden) await this.load();
+    if (state !== "ready") return;
+    if (this.#loaded) await this.#refreshVoices();
+    else if (find("key-field").hidden) await this.load();
   }
 
   async #watchServer() {

@@ -1,0 +1,71 @@
+"""Voices that are added while the page is open."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from gateway.conversation.persona import preset_of_codes
+from gateway.voices import shelf
+from tests.page.browser import Visit
+from tests.page.conftest import Gateway, running
+
+# The page asks every 15 s.
+SOON_MS = 45_000
+
+
+@pytest.fixture
+def gateway(tiny_models: Path, tmp_path: Path) -> Iterator[Gateway]:
+    """One whose voices are ours to change."""
+    models = shutil.copytree(tiny_models, tmp_path / "models", ignore=shutil.ignore_patterns("triton"))
+    with running(models) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def add(gateway: Gateway) -> Callable[[str], None]:
+    manifest = gateway.engine.manifest
+
+    def put(name: str) -> None:
+        shelf.add(manifest.voices, name, preset_of_codes(np.ones((40, 8), np.int64), manifest), "clip")
+
+    return put
+
+
+def test_an_added_voice_comes_and_goes_without_a_reload(
+    visit: Visit, gateway: Gateway, add: Callable[[str], None]
+) -> None:
+    page = visit.page
+    page.get_by_role("radio", name="Natural, male 1").check()
+    expect(page.get_by_text("Added")).to_have_count(0)
+    add("ANA")
+    ana = page.get_by_role("radio", name="Added ANA")
+    expect(ana).to_be_visible(timeout=SOON_MS)
+    expect(page.get_by_role("radio", name="Natural, male 1")).to_be_checked()
+    ana.check()
+    assert visit.text("#voice-name") == "ANA"
+    visit.start()
+    assert "ANA" in visit.text("#call-note")
+    shelf.remove(gateway.engine.manifest.voices, "ANA")
+    visit.transcript_grows()
+    visit.end()
+    page.click("#again")
+    expect(ana).to_have_count(0, timeout=SOON_MS)
+    expect(page.locator("#voice-name")).to_have_text(re.compile("NATF0"))
+
+
+def test_a_voice_with_a_long_name_fits(visit_to: Callable[..., Visit], gateway: Gateway, add: Callable[[str], None]):
+    add("x" * 64)
+    visit = visit_to(gateway.url, viewport={"width": 360, "height": 740})
+    expect(visit.page.get_by_role("radio", name="Added")).to_be_visible()
+    # The page's policy forbids evaluating text; boxes can be asked for.
+    chip = visit.page.locator(".chip", has_text="xxx").bounding_box()
+    assert chip is not None
+    assert chip["x"] >= 0
+    assert chip["x"] + chip["width"] <= 360
