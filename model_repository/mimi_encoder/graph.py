@@ -11,9 +11,9 @@ import onnx_ir as ir
 from model_repository.checkpoint.geometry import MimiGeometry
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
-from model_repository.graph.convolution import ActiveRows, convolution
+from model_repository.graph.convolution import ActiveRows
 from model_repository.graph.layers import Weights
-from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
+from model_repository.graph.mimi import centroids, codebook_keys, convolutions, elu, residual_block, transformer
 
 
 def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
@@ -28,30 +28,33 @@ def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
     active = ActiveRows(graph, graph.input("active", ir.DataType.BOOL, [ROWS]))
 
     weights = Weights(graph, source)
-    x = op.Unsqueeze(pcm, graph.constant([1]))
-    x = convolution(weights, x, "encoder.model.0.conv.conv", active)
+    way = convolutions(weights, geometry, active)
+    length = geometry.frame_size
+    x = way.laid_out(op.Unsqueeze(pcm, graph.constant([2])))
+    x = way.convolution(x, "encoder.model.0.conv.conv", length)
     module = 1
     for ratio in reversed(geometry.ratios):
-        x = residual_block(weights, x, f"encoder.model.{module}", active)
-        x = convolution(weights, elu(weights, x), f"encoder.model.{module + 2}.conv.conv", active, stride=ratio)
+        x = residual_block(weights, way, x, f"encoder.model.{module}", length)
+        x = way.convolution(elu(weights, x), f"encoder.model.{module + 2}.conv.conv", length, stride=ratio)
+        length //= ratio
         module += 3
-    x = convolution(weights, elu(weights, x), f"encoder.model.{module + 1}.conv.conv", active)
-    x = transformer(weights, x, "encoder_transformer", geometry, position)
+    x = way.convolution(elu(weights, x), f"encoder.model.{module + 1}.conv.conv", length)
+    x = way.laid_out(transformer(weights, way.steps(x), "encoder_transformer", geometry, position))
     first = op.Equal(position, graph.constant(np.int64(0)))
-    stride = geometry.steps_per_frame
-    x = convolution(weights, x, "downsample.conv.conv.conv", active, stride=stride, first=first)
+    x = way.convolution(x, "downsample.conv.conv.conv", length, stride=geometry.steps_per_frame, first=first)
+    x = way.steps(x)
     graph.output("codes", _quantize(weights, geometry, x))
     return graph
 
 
 def _quantize(weights: Weights, geometry: MimiGeometry, latent: Value) -> Value:
-    """Nearest centroids of latent [B, dim, 1] -> codes [B, 8].
+    """Nearest centroids of latent [B, 1, dim] -> codes [B, 8].
 
     Both branches start from the same latent; the acoustic one then quantizes what its previous codebooks left over.
     argmin |r - E|^2 = argmin |E|^2 - 2 r E (|r|^2 does not depend on the entry).
     """
     graph, op = weights.graph, weights.graph.op
-    latent = op.Squeeze(latent, graph.constant([2]))
+    latent = op.Squeeze(latent, graph.constant([1]))
     bins, dim = geometry.codebook_size, geometry.codebook_dim
     codes = []
     remainder = None

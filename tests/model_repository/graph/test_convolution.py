@@ -1,0 +1,67 @@
+"""Both ways to convolve give the reference's codes and samples, and no row feels its neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from model_repository.checkpoint.folder import Checkpoint
+from model_repository.graph import mimi
+from model_repository.mimi_decoder import graph as decoder
+from model_repository.mimi_encoder import graph as encoder
+from model_repository.serving.mimi import MimiModel
+from model_repository.serving.turns import Turn
+from tests.conftest import GOLDEN
+from tests.model_repository.serving.conftest import one, together
+
+ROWS = 4
+
+
+@pytest.fixture(params=["channels first", "channels last"])
+def halves(request, monkeypatch, tmp_path: Path) -> tuple[MimiModel, MimiModel]:
+    """Encoder and decoder of the golden checkpoint, convolved in one of the ways."""
+    monkeypatch.setattr(mimi, "MANY_CHANNELS", 1 if request.param == "channels last" else 1000)
+    checkpoint = Checkpoint.open(GOLDEN / "checkpoint")
+    operators = []
+    for name, build in (("encoder", encoder.build), ("decoder", decoder.build)):
+        graph = build(checkpoint.geometry.mimi, checkpoint.mimi)
+        graph.save(tmp_path / name)
+        operators += [b"ConvTranspose" in (tmp_path / name).read_bytes()]
+    assert any(operators) == (request.param == "channels first")
+    return MimiModel(tmp_path / "encoder", ROWS), MimiModel(tmp_path / "decoder", ROWS, checkpoint.geometry.lm.card)
+
+
+def frames() -> np.ndarray:
+    samples, _ = soundfile.read(GOLDEN / "user.wav", dtype="float32")
+    padded = np.zeros((50, 1920), np.float32)
+    padded.reshape(-1)[: len(samples)] = samples[: padded.size]
+    return padded
+
+
+def test_codes_and_samples_are_the_references(halves, golden):
+    codes = [one(halves[0], 2, {"pcm": pcm}, start=step == 0)["codes"] for step, pcm in enumerate(frames())]
+    np.testing.assert_array_equal(codes, golden["user_codes"])
+    agent = np.ascontiguousarray(golden["out_tokens"][:, 1:9])
+    pcm = [one(halves[1], 2, {"codes": codes}, start=step == 0)["pcm"] for step, codes in enumerate(agent)]
+    np.testing.assert_allclose(pcm, golden["pcm"], atol=1e-6)
+
+
+def test_a_row_is_bit_identical_in_any_company(halves, golden):
+    """Neighbours come, pause and begin anew; what a row hears and says does not change by a bit."""
+    generator = np.random.default_rng(0)
+    heard = {"pcm": frames()[:20], "codes": np.ascontiguousarray(golden["out_tokens"][:20, 1:9])}
+    for model, (name, inputs) in zip(halves, heard.items(), strict=True):
+        alone = [one(model, 1, {name: frame}, start=step == 0) for step, frame in enumerate(inputs)]
+        for step, frame in enumerate(inputs):
+            turns = [Turn(1, step == 0, {name: frame})]
+            turns += [
+                Turn(row, step == 0 or generator.random() < 0.2, {name: inputs[generator.integers(20)]})
+                for row in (0, 2, 3)
+                if step == 0 or generator.random() < 0.6
+            ]
+            answer = together(model, turns)[1]
+            for output, array in alone[step].items():
+                np.testing.assert_array_equal(answer[output], array)
