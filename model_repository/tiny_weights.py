@@ -50,6 +50,12 @@ def random_weights(shapes: Mapping[str, Shape], seed: int) -> dict[str, npt.NDAr
     return tensors
 
 
+def deviation(name: str, shape: Shape) -> float:
+    """Standard deviation of the elements of a language model's or Mimi's matrix, lookup table or kernel."""
+    gain = next((gain for pattern, gain in _GAINS if re.match(pattern, name)), 1.0)
+    return float(gain * _fan_in(name, shape) ** -0.5)
+
+
 def _generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
@@ -59,11 +65,10 @@ def _normal(generator: np.random.Generator, shape: Shape, mean: float, deviation
 
 
 def _weight(name: str, shape: Shape, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    for pattern, mean, deviation in _MEAN_DEVIATION:
+    for pattern, mean, spread in _MEAN_DEVIATION:
         if pattern.match(name):
-            return _normal(generator, shape, mean, deviation)
-    gain = next((gain for pattern, gain in _GAINS if re.match(pattern, name)), 1.0)
-    return _normal(generator, shape, 0.0, gain * _fan_in(name, shape) ** -0.5)
+            return _normal(generator, shape, mean, spread)
+    return _normal(generator, shape, 0.0, deviation(name, shape))
 
 
 def _fan_in(name: str, shape: Shape) -> int:
