@@ -15,6 +15,7 @@ from gateway.conversation.engine import Floats
 from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, prefix_of_preset, system_prompt
 from gateway.conversation.respond import split
 from gateway.conversation.tokenizer import Tokenizer
+from gateway.errors import AudioError
 from gateway.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MAX_SECONDS = 600.0
 
 
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(help="Built repositories to compare.")],
+    models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Built repositories to compare.")],
     against: Annotated[Path, typer.Option(help="The repository that is right, usually fp32.")],
     audio: Annotated[
         Path | None, typer.Option(help="Recording to answer. [default: synthetic speech, see --seed]")
@@ -94,10 +95,11 @@ def _frames(manifest: Manifest, audio: Path | None, count: int | None, seed: int
         pcm = synthetic_speech(count / manifest.frame_rate, manifest.sample_rate, seed)
     else:
         try:
-            data = audio.read_bytes()
+            pcm = decode(audio.read_bytes(), manifest.sample_rate, MAX_SECONDS)
         except OSError as error:
             raise CommandError(f"cannot read {audio}: {error.strerror}") from None
-        pcm = decode(data, manifest.sample_rate, MAX_SECONDS, "--audio")
+        except AudioError as error:
+            raise CommandError(f"cannot use {audio}: {error.message}") from None
     frames = split(pcm, manifest.frame_size)
     if count is None:
         return frames

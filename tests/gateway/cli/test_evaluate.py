@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.cli.build import write_models, write_tiny
+from tests.gateway.cli.conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """From another checkpoint of the same geometry."""
+    folder = tmp_path_factory.mktemp("other")
+    write_tiny(folder / "checkpoint", seed=1)
+    write_models(folder / "checkpoint", folder / "models")
+    return folder / "models"
+
+
+def test_tables_tell_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    asked = ("--columns", 3, "--layers", 2, "--json", figures)
+    outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, *asked)
+    assert (outcome.code, outcome.err) == (0, "")
+    heading = "models variant KV disk host RAM per slot device ms/frame RTF hidden cosine"
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert " ".join(lines[0]) == heading
+    assert lines[1][:3] == lines[2][:3] == ["models", "fp32", "fp32"]
+    assert lines[1][-1] == lines[2][-1] == "1.00000"
+    assert ["0", "0.0000"] in lines
+    assert "3 frames after a prompt of" in outcome.out
+
+    told = json.loads(figures.read_text())
+    assert told["parameters"]["audio"] == "synthetic speech, seed 0"
+    assert told["parameters"]["voice"] == "NATF0"
+    assert told["parameters"]["frames"] == 3
+    expected = {
+        *("models", "variant", "kv", "disk_bytes", "host_bytes", "slot_bytes", "device_bytes", "frame_ms"),
+        *("frame_ms_p95", "stages_ms", "rtf", "diverges_at", "quality", "weights"),
+    }
+    assert [set(repository) for repository in told["repositories"]] == [expected] * 2
+
+
+def test_json_on_stdout_is_all_there_is(personaplex: Run, tiny_models: Path, question: Path) -> None:
+    asked = ("--audio", question, "--voice", "VARM2", "--prompt", "", "--layers", 0, "--json", "-")
+    outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--threads", 1, *asked)
+    told = json.loads(outcome.out)
+    assert told["parameters"]["audio"] == str(question)
+    assert (told["parameters"]["voice"], told["parameters"]["prompt"]) == ("VARM2", "")
+    assert told["parameters"]["threads"] == 1
+    assert told["parameters"]["frames"] == 80
+
+
+def test_a_recording_is_followed_by_silence(personaplex: Run, tiny_models: Path, question: Path) -> None:
+    frames = ("--columns", 82, "--layers", 0, "--json", "-")
+    outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--audio", question, *frames)
+    assert json.loads(outcome.out)["parameters"]["frames"] == 82
+
+
+def test_another_checkpoint_is_refused(personaplex: Run, tiny_models: Path, other_models: Path) -> None:
+    error = personaplex("evaluate", other_models, "--against", tiny_models).error
+    assert f"{other_models} was built from another checkpoint than {tiny_models}: voice" in error
+
+
+def test_what_is_no_repository_is_refused(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+    assert "is not a built repository" in personaplex("evaluate", tmp_path, "--against", tiny_models).error
+    assert "is not a built repository" in personaplex("evaluate", tiny_models, "--against", tmp_path).error
+
+
+def test_nothing_to_compare_is_refused(personaplex: Run, tiny_models: Path) -> None:
+    assert "MODELS" in personaplex("evaluate", "--against", tiny_models).error
+    assert "--against" in personaplex("evaluate", tiny_models).error
+
+
+def test_an_unknown_voice_is_refused(personaplex: Run, tiny_models: Path) -> None:
+    assert "NOBODY" in personaplex("evaluate", tiny_models, "--against", tiny_models, "--voice", "NOBODY").error
+
+
+def test_a_recording_that_is_none_is_refused(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.wav"
+    asked = ("evaluate", tiny_models, "--against", tiny_models, "--audio")
+    assert f"cannot read {missing}" in personaplex(*asked, missing).error
+    text = tiny_models / "manifest.json"
+    assert f"cannot use {text}: expected an audio file" in personaplex(*asked, text).error
