@@ -1,0 +1,128 @@
+"""Whole frames in one process: encode, temporal, depformer and decode, of any number of conversations at any context.
+
+Conversations need no past: their rings are filled with random keys and values, and their position says how much of
+them counts. `python -m tests.benchmarks.frames` is the process that measures; it prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_repository.serving.depformer import DepformerModel
+from model_repository.serving.mimi import MimiModel
+from model_repository.serving.temporal import TemporalModel
+from model_repository.serving.turns import Model, Turn
+from tests.benchmarks.bandwidth import bandwidth
+from tests.benchmarks.reads import STAGES
+
+WARM_UP = 3
+_POOL = 1 << 20
+
+
+class Frames:
+    """The four models of `models`, with room for `slots` conversations."""
+
+    def __init__(self, models: Path, slots: int) -> None:
+        manifest = json.loads((models / "manifest.json").read_text())
+        graphs = {stage: models / "triton" / model / "1" / "model.onnx" for stage, model in STAGES.items()}
+        text_card, card = manifest["text_card"], manifest["card"]
+        self.encoder = MimiModel(graphs["encode"], slots)
+        self.temporal = TemporalModel(graphs["temporal"], slots, text_card, card, manifest["context"] - 1)
+        self.depformer = DepformerModel(graphs["depformer"], text_card, card)
+        self.decoder = MimiModel(graphs["decode"], slots, card)
+        self.window = int(manifest["context"]) - 1
+        self._sampling = manifest["sampling"]
+        self._columns = np.zeros((slots, 1, 17), np.int64)
+        self._random = np.random.default_rng(0)
+        self._frames = 0
+        pool = self._random.standard_normal(_POOL, np.float32)
+        for name, states in self.temporal._session._states.items():
+            if name.startswith("cache."):
+                values = np.rint(40 * pool).clip(-127, 127) if states.dtype == np.int8 else pool
+                states[:] = np.resize(values.astype(states.dtype), states[0].size).reshape(states[0].shape)
+
+    def frame(self, rows: int, context: int) -> dict[str, float]:
+        """Milliseconds of each stage, of a frame of the first `rows` conversations with `context` columns before it."""
+        self.temporal._position[:rows] = min(context, self.window)
+        speech = 0.05 * self._random.standard_normal((rows, 1920), np.float32)
+        times = [time.perf_counter()]
+        heard = self._run(self.encoder, rows, lambda row: {"pcm": speech[row]})
+        for row in range(rows):
+            self._columns[row, 0, 9:] = heard[row]["codes"]
+        times.append(time.perf_counter())
+        text = self._draw("text")
+        thoughts = self._run(self.temporal, rows, lambda row: {"columns": self._columns[row], **text})
+        times.append(time.perf_counter())
+        audio = self._draw("audio")
+        said = self._run(self.depformer, rows, lambda row: {**thoughts[row], **audio})
+        for row in range(rows):
+            self._columns[row, 0, :9] = [thoughts[row]["text_token"][0], *said[row]["codes"]]
+        times.append(time.perf_counter())
+        self._run(self.decoder, rows, lambda row: said[row])
+        times.append(time.perf_counter())
+        self._frames += 1
+        return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
+
+    def _draw(self, kind: str) -> dict[str, NDArray[Any]]:
+        return {
+            "sampler": np.array([1, self._frames, self._sampling[f"{kind}_top_k"]], np.int64),
+            "temperature": np.array([self._sampling[f"{kind}_temperature"]], np.float32),
+        }
+
+    def _run(self, model: Model, rows: int, inputs: Any) -> Any:
+        outcome = model.run([Turn(row, False, inputs(row)) for row in range(rows)])
+        for error in outcome.errors.values():
+            raise error
+        return outcome.outputs
+
+
+def case(rows: int, context: int, frames: list[dict[str, float]]) -> dict[str, Any]:
+    """What is kept of the frames measured at one number of rows and context: medians in milliseconds."""
+    wholes = [sum(stages.values()) for stages in frames]
+    return {
+        "rows": rows,
+        "context": context,
+        "frames": len(frames),
+        "frame_ms": round(statistics.median(wholes), 3),
+        "least_ms": round(min(wholes), 3),
+        "most_ms": round(max(wholes), 3),
+        "stages_ms": {stage: round(statistics.median(frame[stage] for frame in frames), 3) for stage in STAGES},
+    }
+
+
+def surroundings(threads: int) -> Mapping[str, Any]:
+    """What the machine gives at this moment: bandwidth in GB/s, and how many processes want a processor."""
+    return {"gb_per_second": bandwidth(threads), "load": round(os.getloadavg()[0], 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1500])
+    parser.add_argument("--frames", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    frames = Frames(asked.models, max(asked.rows))
+    cases = []
+    now = surroundings(asked.threads)
+    for rows in asked.rows:
+        for context in asked.contexts:
+            measured = [frames.frame(rows, context) for _ in range(WARM_UP + asked.frames)][WARM_UP:]
+            before, now = now, surroundings(asked.threads)
+            cases.append({**case(rows, context, measured), "before": before, "after": now})
+    print(json.dumps(cases))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Whole frames through Triton, as the gateway sends them: the conversations of a frame meet between any two stages.
+
+Contexts are made by prefill: one conversation pays for it, the others begin with the same columns. Run as a process
+(`python -m tests.benchmarks.served`), it prints JSON: frames, what prefilling took, and what memory the server holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from gateway.conversation.engine import Draw, Session
+from gateway.engine.triton import TritonEngine
+from gateway.manifest import Manifest
+from gateway.triton.server import TritonServer
+from tests.benchmarks.frames import WARM_UP, case, surroundings
+from tests.benchmarks.reads import STAGES
+
+DEADLINE = 1800.0
+"""Seconds; a slow answer is a figure, not an error."""
+
+
+class Served:
+    """Conversations on one engine."""
+
+    def __init__(self, engine: TritonEngine, manifest: Manifest, most_columns: int) -> None:
+        self._engine = engine
+        self._sampling = manifest.sampling
+        self._random = np.random.default_rng(0)
+        cards = [manifest.text_card, *[manifest.card] * 16]
+        self._past = self._random.integers(0, cards, (most_columns, len(cards)))
+        self._no_embeddings = np.zeros((0, manifest.dim), np.float32)
+
+    async def begin(self, rows: int, context: int) -> tuple[list[Session], list[float]]:
+        """Conversations of `context` columns, and the seconds each took to begin."""
+        sessions: list[Session] = []
+        seconds = []
+        for _ in range(rows):
+            sessions.append(self._engine.open())
+            began = time.perf_counter()
+            await sessions[-1].prefill(self._past[:context], self._no_embeddings, self._draw("text", context))
+            seconds.append(time.perf_counter() - began)
+        return sessions, seconds
+
+    async def frame(self, sessions: list[Session], position: int) -> dict[str, float]:
+        """Milliseconds of each stage of a frame of all `sessions`."""
+        speech = 0.05 * self._random.standard_normal((len(sessions), 1920), np.float32)
+        times = [time.perf_counter()]
+        heard = await _all(session.encode(pcm) for session, pcm in zip(sessions, speech, strict=True))
+        columns = np.concatenate([self._past[: len(sessions), :9], np.stack(heard)], axis=1)
+        times.append(time.perf_counter())
+        text = self._draw("text", position)
+        thoughts = await _all(session.step(column, text) for session, column in zip(sessions, columns, strict=True))
+        times.append(time.perf_counter())
+        audio = self._draw("audio", position)
+        said = await _all(
+            session.depformer(thought, audio) for session, thought in zip(sessions, thoughts, strict=True)
+        )
+        times.append(time.perf_counter())
+        await _all(session.decode(codes) for session, codes in zip(sessions, said, strict=True))
+        times.append(time.perf_counter())
+        return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
+
+    def _draw(self, kind: str, position: int) -> Draw:
+        top_k, temperature = (getattr(self._sampling, f"{kind}_{what}") for what in ("top_k", "temperature"))
+        return Draw(1, position, top_k, temperature)
+
+
+async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    return await asyncio.gather(*calls)
+
+
+async def measure(url: str, manifest: Manifest, asked: argparse.Namespace) -> dict[str, Any]:
+    """Frames for every number of rows and context, and prefills that were not remembered."""
+    cases, begun = [], []
+    engine = TritonEngine(url, manifest, step_deadline=DEADLINE, prefill_deadline=DEADLINE)
+    served = Served(engine, manifest, max(asked.contexts))
+    for context in asked.contexts:
+        for rows in asked.rows:
+            sessions, seconds = await served.begin(rows, context)
+            begun.append({"columns": context, "rows": rows, "seconds": [round(took, 4) for took in seconds]})
+            before = surroundings(asked.threads)
+            frames = [await served.frame(sessions, context + index) for index in range(WARM_UP + asked.frames)]
+            cases.append({**case(rows, context, frames[WARM_UP:]), "before": before})
+            cases[-1]["after"] = surroundings(asked.threads)
+            for session in sessions:
+                await session.close()
+    await engine.close()
+    return {"cases": cases, "begun": begun}
+
+
+def memory() -> dict[str, Any]:
+    """Bytes that Triton and its models' processes hold: resident, and with shared pages counted once."""
+    processes = {}
+    for process in psutil.Process().children(recursive=True):
+        command = " ".join(process.cmdline())
+        model = next((model for model in STAGES.values() if f"/{model}/" in command), None)
+        held = process.memory_full_info()
+        processes[model or Path(process.cmdline()[0]).name] = {"rss": held.rss, "pss": held.pss}
+    totals = {kind: sum(held[kind] for held in processes.values()) for kind in ("rss", "pss")}
+    return {**totals, "processes": processes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1500])
+    parser.add_argument("--frames", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    manifest = Manifest.load(asked.models)
+    began = time.perf_counter()
+    with TritonServer(asked.models / "triton") as server:
+        ready = time.perf_counter() - began
+        found = asyncio.run(measure(server.http_url, manifest, asked))
+        print(json.dumps({**found, "ready_seconds": round(ready, 2), "slots": manifest.slots, "memory": memory()}))
+
+
+if __name__ == "__main__":
+    main()
