@@ -179,7 +179,11 @@ def repository(models: Path) -> Check:
     except RepositoryError as error:
         return Check("models", Status.FAIL, error.message, f"personaplex build CHECKPOINT {models}")
     weights = sum(path.stat().st_size for path in _weights(models))
-    found = f"{models}: {manifest.variant}, {manifest.slots} slots, weights {_size(weights)}"
+    usable, broken = manifest.voices.now(), manifest.voices.broken()
+    found = f"{models}: {manifest.variant}, {manifest.slots} slots, {len(usable)} voices, weights {_size(weights)}"
+    if broken:
+        mend = "; ".join(f"personaplex voice remove {models} {voice.name} --force" for voice in broken)
+        return Check("models", Status.WARN, f"{found}; {'; '.join(voice.problem for voice in broken)}", mend)
     if weights > psutil.virtual_memory().available:
         return Check("models", Status.FAIL, f"{found}, more than the free memory", "a machine with more memory")
     return Check("models", Status.OK, found)

@@ -131,7 +131,8 @@ export class Setup {
     const chosen = names.includes(wanted) ? wanted : usual;
     const families = new Map();
     for (const { name, origin } of voices) {
-      const [, family, number] = (origin === "built-in" && name.match(/^(NATF|NATM|VARF|VARM)(\d+)$/)) || [null, "", name];
+      const published = origin === "built-in" && name.match(/^(NATF|NATM|VARF|VARM)(\d+)$/);
+      const [, family, number] = published || [null, "", name];
       const title = FAMILIES[family] ?? (origin === "added" ? "Added" : "Others");
       families.set(title, [...(families.get(title) ?? []), chip(name, title, number, name === chosen)]);
     }
@@ -147,7 +148,7 @@ export class Setup {
     this.#nameVoice();
   }
 
-  /** Show voices that have come or gone since; leave the list alone otherwise, lest it move under the reader's hands. */
+  /** Show voices that have come or gone since; otherwise the list stays as it is under the reader's hands. */
   async #refreshVoices() {
     try {
       const voices = await voicesNow(this.key);

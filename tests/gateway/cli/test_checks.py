@@ -117,3 +117,14 @@ def test_a_folder_that_was_not_built_is_told(tmp_path: Path) -> None:
 def test_weights_must_fit_the_memory(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(MIB))
     assert checks.repository(tiny_models).status is Status.FAIL
+
+
+def test_a_voice_that_cannot_be_used_is_a_warning(tiny_models: Path, tmp_path: Path) -> None:
+    models = shutil.copytree(tiny_models, tmp_path / "models", ignore=shutil.ignore_patterns("triton"))
+    assert "18 voices" in checks.repository(models).found
+    (models / "voices" / "NATF0.safetensors").write_bytes(b"")
+    check = checks.repository(models)
+    assert check.status is Status.WARN
+    assert "17 voices" in check.found
+    assert "voices/NATF0.safetensors cannot be read" in check.found
+    assert check.mend == f"personaplex voice remove {models} NATF0 --force"
