@@ -145,10 +145,8 @@ def test_a_missing_file_and_an_unknown_tensor_are_named(tmp_path: Path) -> None:
 
 def test_no_damage_to_a_header_does_more_than_be_refused(tmp_path: Path) -> None:
     gating = "depformer.layers.0.gating"
-    folder_of(
-        tmp_path,
-        depformer=spelled("y", ".") | {f"{gating}.linear_{way}.weight": MATRIX[:, :2] for way in ("in", "out")},
-    )
+    steps = {f"{gating}.linear_in.weight": MATRIX[:, :2], f"{gating}.linear_out.weight": MATRIX[:, :1]}
+    folder_of(tmp_path, depformer=spelled("y", ".") | steps)
     path = tmp_path / "depformer.safetensors"
     content = path.read_bytes()
     header = 8 + struct.unpack_from("<Q", content)[0]
