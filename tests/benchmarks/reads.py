@@ -1,4 +1,4 @@
-"""What a frame must read from memory, from the graphs themselves: each weight once, the keys and values that are filled.
+"""What a frame must read from memory, as its graphs say: each weight once, and the keys and values that are filled.
 
 Tables that are only looked up count for nothing: of them a frame reads 17 rows. Activations stay in the caches.
 """

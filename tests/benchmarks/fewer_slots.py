@@ -1,0 +1,33 @@
+"""The same built repository for another number of conversations: its large files linked, its small ones written anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+_SMALL_BYTES = 1 << 20
+
+
+def with_slots(models: Path, out: Path, slots: int) -> None:
+    """Write `models` for `slots` conversations to `out`, which must lie on the same file system."""
+    shutil.rmtree(out, ignore_errors=True)
+    for file in models.rglob("*"):
+        target = out / file.relative_to(models)
+        if file.is_dir():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file.stat().st_size > _SMALL_BYTES:
+            os.link(file, target)
+        else:
+            shutil.copyfile(file, target)
+    for file in out.glob("triton/*/config.pbtxt"):
+        config = text_format.Parse(file.read_text(), pb.ModelConfig())
+        config.max_batch_size = slots
+        file.write_text(text_format.MessageToString(config))
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "slots": slots}, indent=1) + "\n")

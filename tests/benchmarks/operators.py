@@ -1,0 +1,78 @@
+"""Where a frame's time goes inside the graphs, by operator: `python -m tests.benchmarks.operators` prints JSON.
+
+ONNX Runtime's own profile of every node, for one number of conversations and one context. Profiling costs a little
+itself, most where nodes are small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import onnxruntime as ort
+
+from model_repository.serving import depformer, session
+from tests.benchmarks.frames import WARM_UP, Frames
+from tests.benchmarks.reads import STAGES
+
+_KERNEL = "_kernel_time"
+
+
+def operators(models: Path, rows: int, context: int, count: int) -> dict[str, dict[str, dict[str, float]]]:
+    """By stage and operator: nodes, and milliseconds of a frame they take together (medians over `count` frames)."""
+    plain = session.session_options
+    with tempfile.TemporaryDirectory() as folder:
+
+        def profiling(model: Path) -> ort.SessionOptions:
+            options = plain(model)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / model.parents[1].name)
+            return options
+
+        with (
+            mock.patch.object(session, "session_options", profiling),
+            mock.patch.object(depformer, "session_options", profiling),
+        ):
+            frames = Frames(models, rows)
+        for _ in range(WARM_UP + count):
+            frames.frame(rows, context)
+        stateful = {"encode": frames.encoder, "temporal": frames.temporal, "decode": frames.decoder}
+        sessions: dict[str, Any] = {stage: model._session._session for stage, model in stateful.items()}
+        sessions["depformer"] = frames.depformer._session
+        return {stage: _by_operator(sessions[stage].end_profiling(), count) for stage in STAGES}
+
+
+def _by_operator(profile: str, count: int) -> dict[str, dict[str, float]]:
+    durations: dict[str, list[float]] = defaultdict(list)
+    kinds = {}
+    for event in json.loads(Path(profile).read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            durations[event["name"]].append(event["dur"] / 1e3)
+            kinds[event["name"]] = event["args"]["op_name"]
+    totals: dict[str, dict[str, float]] = {}
+    for name, times in durations.items():
+        total = totals.setdefault(kinds[name], {"nodes": 0, "ms": 0.0})
+        total["nodes"] += 1
+        total["ms"] = round(total["ms"] + statistics.median(times[-count:]), 4)
+    return dict(sorted(totals.items(), key=lambda item: -item[1]["ms"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--context", type=int, default=1500)
+    parser.add_argument("--frames", type=int, default=15)
+    asked = parser.parse_args()
+    found = operators(asked.models, asked.rows, asked.context, asked.frames)
+    print(json.dumps({"rows": asked.rows, "context": asked.context, "stages": found}))
+
+
+if __name__ == "__main__":
+    main()
