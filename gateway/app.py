@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -27,7 +28,8 @@ def create_app(
 ) -> FastAPI:
     """The app for one built repository. What is not given is read from the environment and made from it.
 
-    Raises RepositoryError if `settings.models` is not a usable built repository.
+    Raises RepositoryError if `settings.models` is not a usable built repository, and what `gateway.warm.prefix_of`
+    raises for `settings.warm`.
     """
     settings = settings or Settings()
     manifest = manifest or Manifest.load(settings.models)
@@ -43,11 +45,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(calls.warmer.keep())
         try:
             if (port := settings.grpc_listens_on) is not None:
                 await grpc.start(settings.host, port, settings.tls)
             yield
         finally:
+            warming.cancel()
+            await asyncio.wait([warming])
             await grpc.stop()
             await calls.close()
 

@@ -25,6 +25,7 @@ from gateway.keys import KeyHolder, Keys
 from gateway.manifest import Manifest
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.warm import Warmer
 
 # What it takes to tell every caller that their conversation is over.
 _LAST_WORDS_S = 3.0
@@ -70,6 +71,7 @@ class Calls:
         self.cohort = Cohort(settings.cohort_window, settings.cohort_patience, metrics.shared)
         self.keys = Keys(settings.api_keys, settings.key_conversations, settings.retry_after)
         self.kept = KeptConversations(self, settings.kept_idle_seconds)
+        self.warmer = Warmer(self, settings.warm)
         self.draining = False
         self._live: set[Stoppable] = set()
         self._drain: asyncio.Task[None] | None = None

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     default_voice: str = Field(
         default="NATF0", description="voice when a request names none; the first one if it is not there"
     )
+    warm: list[str] = Field(
+        default_factory=list, description="personas to prefill before the server is ready, each VOICE or VOICE:PROMPT"
+    )
     allow_voice_audio: bool = Field(default=False, description="let callers send a recording to take the voice from")
 
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body")

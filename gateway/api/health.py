@@ -22,13 +22,13 @@ def router(calls: Calls) -> APIRouter:
 
     @routes.get("/readyz", summary="Ready for conversations", response_model=Health, responses=openapi.READY_RESPONSES)
     async def readyz() -> Response:
-        """Only when Triton and every one of its models is, and the server is not about to stop."""
+        """Only when Triton and each of its models is, personas are warm, and the server is not about to stop."""
         if calls.draining:
             return problems.response(Draining(calls.settings.retry_after), calls.settings.retry_after)
-        if await calls.engine.ready():
+        if await calls.warmer.ready():
             return Response(Health(status="ready").model_dump_json(), media_type="application/json")
         # Returned, not raised: a probe that says no every few seconds is nothing to log.
-        error = EngineUnavailable("Triton or one of its models is not ready")
+        error = EngineUnavailable("Triton or one of its models is not ready, or a persona is still being prefilled")
         return problems.response(error, calls.settings.retry_after)
 
     @routes.get(

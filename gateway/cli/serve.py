@@ -38,6 +38,14 @@ def serve(
         Path | None, typer.Option(help="PEM file with certificate and chain: TLS on both ports.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file with the certificate's key.")] = None,
+    warm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VOICE[:PROMPT]",
+            help="Prefill this persona before the server is ready, so that its first call starts as fast as later "
+            "ones; may be given several times. PROMPT is the name of a preset prompt, or a text.",
+        ),
+    ] = None,
     triton: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Use the Triton that runs there (its gRPC port).")
     ] = None,
@@ -62,6 +70,7 @@ def serve(
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         drain_seconds=drain,
+        warm=warm or None,
         triton_url=checked_address(triton),
     )
     default_wait = WAIT_EMBEDDED_S if triton is None else WAIT_EXTERNAL_S

@@ -15,10 +15,13 @@ from fastapi import FastAPI
 from gateway.app import create_app
 from gateway.cli.console import CommandError
 from gateway.client import Client
+from gateway.conversation.tokenizer import Tokenizer
+from gateway.errors import GatewayError
 from gateway.manifest import Manifest
 from gateway.server import GatewayServer
 from gateway.settings import Settings
 from gateway.triton import TritonKeeper, TritonServer
+from gateway.warm import prefix_of
 
 POLL_S = 0.5
 
@@ -82,7 +85,7 @@ class Service:
                 self._keeper.start(timeout=self._wait)
                 self.settings = self.settings.model_copy(update={"triton_url": self._keeper.server.http_url})
             self._start_gateway()
-            self._on_step("waiting for the models")
+            self._on_step("waiting for the models" + (" and prefilling" if self.settings.warm else ""))
             self._wait_ready(deadline)
         except BaseException:
             self.stop(now=True)
@@ -128,6 +131,13 @@ class Service:
 
     def _check(self) -> None:
         """Everything that would fail only after a checkpoint was read for minutes. Raises CommandError."""
+        manifest = self.manifest
+        tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
+        for wish in self.settings.warm:
+            try:
+                prefix_of(wish, manifest, tokenizer)
+            except GatewayError as error:
+                raise CommandError(f"--warm {wish}: {error.message}") from None
         grpc_port = self.settings.grpc_listens_on
         self._socket = _bound(self.settings.host, self.settings.port, "--port")
         if grpc_port:

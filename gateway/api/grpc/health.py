@@ -57,6 +57,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if not self._calls.draining:
             async with self._asking:
                 if fresh or monotonic() - self._asked_at >= self._period:
-                    self._ready = await self._calls.engine.ready()
+                    self._ready = await self._calls.warmer.ready()
                     self._asked_at = monotonic()
         return int(SERVING if self._ready and not self._calls.draining else NOT_SERVING)

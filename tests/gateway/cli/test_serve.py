@@ -125,6 +125,37 @@ def test_a_triton_that_dies_comes_back(spawn: Spawn, tiny_models: Path, question
     assert post(url, question, max_steps=3).status_code == 200
 
 
+def figure(url: str, name: str) -> float:
+    (line,) = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])
+
+
+def test_a_persona_is_warm_before_it_is_ready_and_after_triton_died(
+    spawn: Spawn, tiny_models: Path, question: Path
+) -> None:
+    process = spawn("serve", tiny_models, "--port", 0, "--warm", "NATF1:teacher", "--warm", "NATM0:You are Ana.")
+    url = url_of(process)
+    cold = figure(url, "personaplex_prefill_columns_total")
+    for persona in ({"voice": "NATF1", "system_prompt": "teacher"}, {"voice": "NATM0", "text_prompt": "You are Ana."}):
+        before = figure(url, "personaplex_prefill_columns_total")
+        assert post(url, question, max_steps=1, **persona).status_code == 200
+        assert figure(url, "personaplex_prefill_columns_total") - before == 1
+    tritonserver(process).kill()
+    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
+    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+    assert figure(url, "personaplex_prefill_columns_total") == 2 * cold + 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [("NATX", "no voice named 'NATX'; there are: NATF0, "), ("NATF0:teachr", "no system prompt named 'teachr'; ")],
+)
+def test_a_persona_that_is_not_there_is_told_before_anything_starts(
+    personaplex: Run, tiny_models: Path, wish: str, message: str
+) -> None:
+    assert personaplex("serve", tiny_models, "--port", 0, "--warm", wish).error.startswith(f"--warm {wish}: {message}")
+
+
 def test_a_triton_that_runs_elsewhere_is_used_and_left_running(spawn: Spawn, tiny_models: Path, question: Path) -> None:
     with TritonServer(tiny_models / "triton") as triton:
         process = spawn("serve", tiny_models, "--port", 0, "--triton", triton.http_url)

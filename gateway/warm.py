@@ -1,0 +1,99 @@
+"""Personas that the models know before their first caller comes, and again after Triton was restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gateway.conversation.engine import Draw
+from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS, Prefix, check_prompt, prefix_of_preset
+from gateway.conversation.tokenizer import Tokenizer
+from gateway.errors import EngineError, EngineUnavailable, GatewayError, UnknownSystemPrompt
+from gateway.manifest import Manifest
+
+if TYPE_CHECKING:
+    from gateway.calls import Calls
+
+logger = logging.getLogger(__name__)
+
+# Less than Triton takes to come back, so that no restart goes unseen.
+_LOOK_S = 0.5
+
+
+def prefix_of(wish: str, manifest: Manifest, tokenizer: Tokenizer) -> Prefix:
+    """What a conversation begins with whose persona is VOICE or VOICE:PROMPT.
+
+    PROMPT is the name of a preset prompt, or a text, which has more than one word, or nothing; without it the prompt
+    is the one of a request that names none. Raises UnknownVoice, UnknownSystemPrompt, PromptTooLong or RepositoryError.
+    """
+    voice, colon, prompt = wish.partition(":")
+    name = prompt.strip() if colon else DEFAULT_SYSTEM_PROMPT
+    if name and name not in SYSTEM_PROMPTS and len(name.split()) == 1:
+        raise UnknownSystemPrompt(name, SYSTEM_PROMPTS)
+    preset = manifest.load_voice(voice)
+    text_tokens = tokenizer.encode_prompt(SYSTEM_PROMPTS.get(name, prompt))
+    check_prompt(text_tokens, manifest)
+    return prefix_of_preset(preset, text_tokens, manifest)
+
+
+class Warmer:
+    """Prefills each of `wishes` (see `prefix_of`, which raises the same) once the engine is ready, and whenever it has
+    been away.
+    """
+
+    def __init__(self, calls: Calls, wishes: Sequence[str]) -> None:
+        self._calls = calls
+        self._wishes = wishes
+        self._warm = not wishes
+        for wish in wishes:
+            prefix_of(wish, calls.manifest, calls.tokenizer)
+
+    async def ready(self) -> bool:
+        """Whether the engine is, and knows the personas."""
+        if not await self._calls.engine.ready():
+            self._warm = not self._wishes
+            return False
+        return self._warm
+
+    async def keep(self) -> None:
+        """Warm up, and look after it until cancelled."""
+        while self._wishes:
+            if not await self._calls.engine.ready():
+                self._warm = False
+            elif not self._warm:
+                self._warm = await self._prefill_all()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _prefill_all(self) -> bool:
+        """Whether all of them are in the models now; not if the engine failed or every slot was taken."""
+        for wish in self._wishes:
+            try:
+                prefix = prefix_of(wish, self._calls.manifest, self._calls.tokenizer)
+            except GatewayError as error:
+                # A voice may have been removed since the start.
+                logger.warning("cannot warm up %s: %s", wish, error.message)
+                continue
+            try:
+                if not await self._prefill(prefix):
+                    return False
+            except (EngineUnavailable, EngineError) as error:
+                logger.warning("could not warm up %s: %s", wish, error.message)
+                return False
+        return True
+
+    async def _prefill(self, prefix: Prefix) -> bool:
+        admission = self._calls.admission
+        if admission.taken >= admission.slots:
+            return False
+        slot = admission.acquire()
+        session = self._calls.engine.open()
+        try:
+            draw = Draw(seed=0, position=prefix.length, top_k=1, temperature=0.0)
+            begun = await session.prefill(prefix.columns, prefix.embeddings, draw)
+            self._calls.metrics.prefilled(prefix.length - begun.cached, begun.cached)
+        finally:
+            await session.close()
+            slot.release()
+        return True
