@@ -59,8 +59,7 @@ def add(voices: Voices, name: str, preset: VoicePreset, source: str, force: bool
             if force:
                 unfinished.replace(path)
             else:
-                # Unlike renaming, this fails where something is.
-                path.hardlink_to(unfinished)
+                _take_name(path, unfinished)
         finally:
             unfinished.unlink(missing_ok=True)
     except FileExistsError:
@@ -87,6 +86,18 @@ def remove(voices: Voices, name: str, force: bool = False) -> None:
         raise UnknownVoice(name, [other for other in usable if other != name]) from None
     except OSError as error:
         raise RepositoryError(f"{_path(voices, name)} cannot be removed: {error.strerror}") from None
+
+
+def _take_name(path: Path, unfinished: Path) -> None:
+    """Let the file be called `path`. Unlike renaming it, this raises FileExistsError where something is."""
+    try:
+        path.hardlink_to(unfinished)
+    except FileExistsError:
+        raise
+    except OSError:
+        # Buckets and some network shares have no hard links; an empty file holds the name for a moment.
+        path.open("xb").close()
+        unfinished.replace(path)
 
 
 def _path(voices: Voices, name: str) -> Path:

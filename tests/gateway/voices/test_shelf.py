@@ -105,6 +105,18 @@ def test_what_cannot_be_written_leaves_nothing_behind(
         assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=1).columns)
 
 
+def test_a_folder_without_hard_links_will_do(voices: Voices, make_preset: Make, monkeypatch: pytest.MonkeyPatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    shelf.add(voices, "ANA", make_preset(seed=1), "clip")
+    with pytest.raises(NameTaken):
+        shelf.add(voices, "ANA", make_preset(seed=2), "clip")
+    assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=1).columns)
+    assert files(voices) == ["ANA.safetensors", *BUILT_IN]
+
+
 def test_a_folder_that_cannot_be_written_is_known_beforehand(voices: Voices, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(RepositoryError, match="voices cannot be written: Permission denied"):
