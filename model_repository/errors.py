@@ -2,6 +2,7 @@
 
 ModelRepositoryError
 ├── CheckpointError      a checkpoint lacks something, or holds something unexpected
+├── DownloadError        a checkpoint cannot be fetched
 ├── BuildError           a repository cannot be written where it was asked for
 └── EvaluationError      repositories cannot be compared, or one of them does not run
 """
@@ -15,6 +16,10 @@ class ModelRepositoryError(Exception):
 
 class CheckpointError(ModelRepositoryError):
     """A checkpoint's file, tensor or value is missing or not what was expected."""
+
+
+class DownloadError(ModelRepositoryError):
+    """A checkpoint cannot be fetched from where it is published."""
 
 
 class BuildError(ModelRepositoryError):

@@ -1,4 +1,4 @@
-"""The `personaplex` command: tiny, build, evaluate, voice, serve, respond, doctor, demo.
+"""The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, doctor, demo.
 
 Exit codes: 0 done; 2 it could not be done, with one line on stderr that says why; 130 interrupted.
 """
@@ -14,14 +14,23 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import build, demo, doctor, evaluate, respond, serve, voice
+from gateway.cli import build, demo, doctor, download, evaluate, respond, serve, voice
 from gateway.cli.console import FAILURE, complain
 from gateway.errors import GatewayError
 
 DISTRIBUTION = "personaplex-triton"
 
 app = typer.Typer(name="personaplex", add_completion=False, rich_markup_mode=None)
-for command in (build.tiny, build.build, evaluate.evaluate, serve.serve, respond.respond, doctor.doctor, demo.demo):
+for command in (
+    download.download,
+    build.tiny,
+    build.build,
+    evaluate.evaluate,
+    serve.serve,
+    respond.respond,
+    doctor.doctor,
+    demo.demo,
+):
     app.command()(command)
 app.add_typer(voice.app, name="voice", help="Preset voices: add one from a clip, list them, remove one.")
 
