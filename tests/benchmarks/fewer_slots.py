@@ -1,4 +1,4 @@
-"""The same built repository for another number of conversations: its large files linked, its small ones written anew."""
+"""The same built repository for another number of conversations: large files linked, small ones written anew."""
 
 from __future__ import annotations
 

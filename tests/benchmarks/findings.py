@@ -1,0 +1,98 @@
+"""What the figures of a run say: floors and ratios of every case, and whether the bounds are met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.benchmarks.reads import STAGES, Reads
+
+Figures = Mapping[str, Any]
+"""Of a run: `reads` by stage; cases of frames under `alone` and `served`; `build`, `memory`, `contexts` and so on."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What reading a frame's bytes would take, in milliseconds, at the bandwidth measured right before and after.
+
+    ms: at the mean of the two. range_ms: at the faster and at the slower. stages_ms: parts of `ms`.
+    """
+
+    bytes: int
+    ms: float
+    range_ms: tuple[float, float]
+    stages_ms: Mapping[str, float]
+
+
+def floor(case: Figures, reads: Mapping[str, Reads]) -> Floor:
+    """Of one case, with as many threads as the bandwidth was measured with."""
+    speeds = [max(case[when]["gb_per_second"].values()) for when in ("before", "after")]
+    sizes = {stage: reads[stage].frame(case["rows"], case["context"]) for stage in STAGES}
+    whole, mean = sum(sizes.values()), sum(speeds) / len(speeds)
+    return Floor(
+        bytes=whole,
+        ms=whole / mean / 1e6,
+        range_ms=(whole / max(speeds) / 1e6, whole / min(speeds) / 1e6),
+        stages_ms={stage: size / mean / 1e6 for stage, size in sizes.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """found: None where it was not measured."""
+
+    what: str
+    found: float | None
+    most: float
+    unit: str
+
+    @property
+    def verdict(self) -> str:
+        if self.found is None:
+            return "not measured"
+        return "met" if self.found <= self.most else "not met"
+
+
+def bounds(figures: Figures) -> list[Bound]:
+    """Everything that is promised of an int4 model on a two-core server, of whatever was measured here."""
+    low, middle, high = figures["contexts"][0], figures["served_contexts"][-1], figures["contexts"][-1]
+    reads = {stage: Reads(**sizes) for stage, sizes in figures.get("reads", {}).items()}
+    served, alone = figures.get("served", {}).get("cases", []), figures.get("alone", [])
+    one, eight = _case(served, 1, middle), _case(served, 8, middle)
+    mimi = next((case for case in alone if case["rows"] == 1), None)
+    memory = figures.get("memory")
+    return [
+        Bound(f"served, 1 conversation, context {middle}: frame", _frame(one), 150, "ms"),
+        Bound("the same over its bandwidth floor", one and one["frame_ms"] / floor(one, reads).ms, 2, "×"),
+        Bound("served, 8 conversations over 1", _ratio(eight, one), 2.5, "×"),
+        Bound(f"context {high} over {low}, alone", _ratio(_case(alone, 1, high), _case(alone, 1, low)), 1.4, "×"),
+        Bound(
+            "Mimi encode + decode, alone", mimi and sum(mimi["stages_ms"][s] for s in ("encode", "decode")), 30, "ms"
+        ),
+        Bound("build: peak memory", _gigabytes(figures.get("build"), "peak_bytes"), 4, "GB"),
+        Bound("served, 2 slots with full windows: memory", _gigabytes(memory, "full_windows"), 7, "GB"),
+    ]
+
+
+def full_windows(measured: Figures, reads: Reads) -> int:
+    """Bytes a server would hold with every slot's ring full, from what it held: memory is taken as rings fill."""
+    filled = max(begun["columns"] for begun in measured["begun"])
+    empty = measured["slots"] * (reads.window - min(filled, reads.window))
+    return int(measured["memory"]["pss"] + empty * reads.column)
+
+
+def _case(cases: Sequence[Figures], rows: int, context: int) -> Figures | None:
+    return next((case for case in cases if case["rows"] == rows and case["context"] == context), None)
+
+
+def _frame(case: Figures | None) -> float | None:
+    return None if case is None else float(case["frame_ms"])
+
+
+def _ratio(case: Figures | None, base: Figures | None) -> float | None:
+    return None if case is None or base is None else float(case["frame_ms"] / base["frame_ms"])
+
+
+def _gigabytes(figures: Figures | None, key: str) -> float | None:
+    return None if figures is None else float(figures[key]) / 1e9

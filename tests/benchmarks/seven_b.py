@@ -1,0 +1,217 @@
+"""A model of the published size on this machine, from building to serving: `make bench-7b`.
+
+Random weights of the published shapes are written, built and measured: whole frames (encode, temporal, depformer,
+decode) in one process and through Triton, beside this machine's memory bandwidth and the bytes a frame must read.
+Every step leaves its figures in the work folder; checkpoint and repository are made once and used again, and --only
+repeats single steps. The whole needs 25 GB of disk and about half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.progress import Progress
+
+from model_repository.tiny import TINY_CONFIG
+from tests.benchmarks.bandwidth import ROOT
+from tests.benchmarks.fewer_slots import with_slots
+from tests.benchmarks.findings import full_windows
+from tests.benchmarks.random_checkpoint import is_complete, write_random_checkpoint
+from tests.benchmarks.reads import reads_of
+from tests.benchmarks.sheets import markdown, sheets, show
+from tests.benchmarks.watched import watched
+
+MEMORY_SLOTS = 2
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("personaplex-triton", "onnxruntime", "numpy", "nvidia-pytriton")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured of a model, by default."""
+
+    name: str
+    config: Mapping[str, Mapping[str, Any]]
+    contexts: tuple[int, ...]
+    served_contexts: tuple[int, ...]
+
+
+SEVEN_B = Size("7b", {}, (100, 1500, 2999), (1500,))
+TINY = Size("tiny", TINY_CONFIG, (20, 200, 511), (200,))
+
+
+class Bench:
+    """The steps, each of which writes WORK/STEP.json."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.size = TINY if asked.tiny else SEVEN_B
+        self.work: Path = asked.work.resolve()
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.models = self.work / "models"
+        self.threads: int = asked.threads or os.cpu_count() or 1
+        self.contexts = asked.contexts or list(self.size.contexts)
+        self.served_contexts = asked.served_contexts or list(self.size.served_contexts)
+        self._asked = asked
+        self._checkpoint: Path = (asked.checkpoint or self.work / "checkpoint").resolve()
+
+    @property
+    def steps(self) -> Mapping[str, Callable[[], Any]]:
+        return {
+            "checkpoint": self._write,
+            "build": self._build,
+            "alone": self._alone,
+            "served": self._served,
+            "memory": self._memory,
+            "operators": self._operators,
+        }
+
+    def run(self, step: str) -> None:
+        """Do it, unless it is a large file that is there already."""
+        print(f"{step} …", flush=True)
+        found = self.steps[step]()
+        if found is not None:
+            (self.work / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+    def figures(self) -> dict[str, Any]:
+        """Of all steps that were ever done in the work folder."""
+        manifest = json.loads((self.models / "manifest.json").read_text())
+        done = {step: self.work / f"{step}.json" for step in self.steps}
+        return {
+            "size": self.size.name,
+            "variant": manifest["variant"],
+            "kv": manifest.get("kv", "fp32"),
+            "slots": manifest["slots"],
+            "threads": self.threads,
+            "contexts": self.contexts,
+            "served_contexts": self.served_contexts,
+            "machine": machine(),
+            "reads": {stage: asdict(reads) for stage, reads in reads_of(self.models).items()},
+            **{step: json.loads(file.read_text()) for step, file in done.items() if file.is_file()},
+        }
+
+    def _write(self) -> dict[str, Any] | None:
+        if is_complete(self._checkpoint):
+            return None
+        began = time.perf_counter()
+        with Progress() as bar:
+            task = bar.add_task("writing random weights", total=1.0)
+            write_random_checkpoint(
+                self._checkpoint, self.size.config, progress=lambda done: bar.update(task, completed=done)
+            )
+        return {"seconds": round(time.perf_counter() - began, 1), "bytes": _bytes(self._checkpoint)}
+
+    def _build(self) -> dict[str, Any] | None:
+        asked, manifest = self._asked, self.models / "manifest.json"
+        wanted = {"variant": asked.variant, "kv": asked.kv, "slots": asked.slots}
+        if manifest.is_file() and not asked.rebuild and wanted.items() <= json.loads(manifest.read_text()).items():
+            return None
+        shutil.rmtree(self.models, ignore_errors=True)
+        command = [sys.executable, "-m", "gateway.cli", "build", str(self._checkpoint), str(self.models)]
+        for option, value in wanted.items():
+            command += [f"--{option}", str(value)]
+        with (self.work / "build.log").open("w") as log:
+            took = watched(command, ROOT, log)
+        seconds = round(took.seconds, 1)
+        return {"seconds": seconds, "peak_bytes": took.peak_bytes, "bytes": _bytes(self.models), **wanted}
+
+    def _alone(self) -> Any:
+        rows = self._asked.rows
+        return self._worker("frames", self.models, "--rows", *rows, "--contexts", *self.contexts, *self._measured())
+
+    def _served(self) -> Any:
+        rows = self._asked.served_rows
+        contexts = self.served_contexts
+        return self._worker("served", self.models, "--rows", *rows, "--contexts", *contexts, *self._measured())
+
+    def _memory(self) -> Any:
+        models = self.work / f"models-{MEMORY_SLOTS}-slots"
+        with_slots(self.models, models, MEMORY_SLOTS)
+        few = ("--rows", MEMORY_SLOTS, "--contexts", self.contexts[0], *self._measured())
+        found = self._worker("served", models, *few)
+        shutil.rmtree(models)
+        return {**found, "full_windows": full_windows(found, reads_of(self.models)["temporal"])}
+
+    def _operators(self) -> Any:
+        return self._worker("operators", self.models, "--context", self.served_contexts[-1])
+
+    def _measured(self) -> tuple[str, ...]:
+        return ("--frames", str(self._asked.frames), "--threads", str(self.threads))
+
+    def _worker(self, module: str, *arguments: object) -> Any:
+        """The JSON that a process of its own prints: its memory is given back when it ends."""
+        command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments)]
+        environment = {**os.environ, "PERSONAPLEX_INTRA_OP_THREADS": str(self.threads)}
+        if not self._asked.threads:
+            environment.pop("PERSONAPLEX_INTRA_OP_THREADS")
+        with (self.work / f"{module}.log").open("w") as log:
+            answer = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, stderr=log)
+        return json.loads(answer.stdout)
+
+
+def machine() -> dict[str, str]:
+    """Processor, memory and versions, as text."""
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    models = [
+        name
+        for line, name in zip(Path("/proc/cpuinfo").read_text().splitlines(), names, strict=True)
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": f"{models[0] if models else platform.machine()}, {os.cpu_count()} threads",
+        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{package} {metadata.version(package)}" for package in _PACKAGES),
+    }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/7b"), help="folder for everything (default build/7b)")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint to take, or where to write one")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model instead: tries the benchmark itself")
+    parser.add_argument("--variant", default="int4")
+    parser.add_argument("--kv", default="int8")
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="conversations, in one process")
+    parser.add_argument("--contexts", type=int, nargs="+", help="columns before the frame (default 100 1500 2999)")
+    parser.add_argument("--served-rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--served-contexts", type=int, nargs="+", help="made by prefill (default 1500)")
+    parser.add_argument("--frames", type=int, default=15, help="measured for each case (default 15)")
+    parser.add_argument("--threads", type=int, default=0, help="per model (default: what serving chooses)")
+    parser.add_argument("--only", nargs="+", help="steps to do (default all)")
+    parser.add_argument("--rebuild", action="store_true", help="build again even if there is a repository")
+    parser.add_argument("--record", action="store_true", help=f"keep the results in {RESULTS.relative_to(ROOT)} too")
+    asked = parser.parse_args()
+    bench = Bench(asked)
+    if unknown := set(asked.only or ()) - set(bench.steps):
+        parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(bench.steps)}")
+    for step in asked.only or bench.steps:
+        bench.run(step)
+    figures = bench.figures()
+    made = sheets(figures)
+    show(made)
+    for folder in (bench.work, *((RESULTS,) if asked.record else ())):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{bench.size.name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        (folder / f"{bench.size.name}.md").write_text(markdown(made))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The tables of a run, to be printed and to be kept as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.findings import Figures, bounds, floor
+from tests.benchmarks.reads import STAGES, Reads
+
+_SHOWN_OPERATORS = 6
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def sheets(figures: Figures) -> list[Sheet]:
+    """Everything that was measured, the bounds last."""
+    reads = {stage: Reads(**sizes) for stage, sizes in figures.get("reads", {}).items()}
+    made = [_general(figures)]
+    if reads:
+        made.append(_reads(reads))
+    if "alone" in figures:
+        made.append(_cases("Frames in one process, median ms", figures["alone"], reads))
+    if "served" in figures:
+        made.append(_cases("Frames through Triton, median ms", figures["served"]["cases"], reads))
+        made.append(_begun(figures["served"]["begun"]))
+    if "memory" in figures:
+        made.append(_memory(figures["memory"]))
+    if "operators" in figures:
+        made.append(_operators(figures["operators"]))
+    verdicts = [
+        (
+            bound.what,
+            "–" if bound.found is None else f"{bound.found:.2f} {bound.unit}",
+            f"{bound.most:g}",
+            bound.verdict,
+        )
+        for bound in bounds(figures)
+    ]
+    return [*made, Sheet("Bounds", ("of", "found", "at most", ""), verdicts)]
+
+
+def show(made: Sequence[Sheet]) -> None:
+    """Print them."""
+    console = Console()
+    for sheet in made:
+        table = Table(*sheet.columns, title=sheet.title, title_justify="left")
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def markdown(made: Sequence[Sheet]) -> str:
+    """All of them as one document."""
+    parts = []
+    for sheet in made:
+        lines = [f"## {sheet.title}", "", _row(sheet.columns), _row(["---"] * len(sheet.columns))]
+        parts.append("\n".join([*lines, *map(_row, sheet.rows)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _general(figures: Figures) -> Sheet:
+    rows = [(name, str(value)) for name, value in figures["machine"].items()]
+    rows.append(("models", f"{figures['size']}, weights {figures['variant']}, keys and values {figures['kv']}"))
+    rows.append(("threads per model", str(figures["threads"])))
+    if "checkpoint" in figures:
+        checkpoint = figures["checkpoint"]
+        rows.append(("checkpoint", f"{_gb(checkpoint['bytes'])} written in {checkpoint['seconds']:.0f} s"))
+    if "build" in figures:
+        build = figures["build"]
+        built = f"{build['seconds']:.0f} s, peak memory {_gb(build['peak_bytes'])}, {_gb(build['bytes'])} on disk"
+        rows.append(("build", built))
+    return Sheet("Machine and models", ("", ""), rows)
+
+
+def _reads(reads: dict[str, Reads]) -> Sheet:
+    rows = [
+        (stage, f"{size.weights / 1e6:.1f}", f"{size.column / 1e3:.1f}", str(size.window), f"{size.state / 1e3:.1f}")
+        for stage, size in reads.items()
+    ]
+    columns = ("stage", "weights, MB", "column of keys and values, kB", "columns at most", "other state, kB")
+    return Sheet("What a frame reads: weights once, the rest for each conversation", columns, rows)
+
+
+def _cases(title: str, cases: Sequence[Figures], reads: dict[str, Reads]) -> Sheet:
+    columns = (
+        "conversations",
+        "context",
+        *STAGES,
+        "frame",
+        "least",
+        "most",
+        "GB",
+        "GB/s before, after",
+        "floor",
+        "ratio",
+    )
+    rows = []
+    for case in cases:
+        least = floor(case, reads)
+        speeds = [f"{max(case[when]['gb_per_second'].values()):.0f}" for when in ("before", "after")]
+        numbers = [*(case["stages_ms"][stage] for stage in STAGES), case["frame_ms"], case["least_ms"], case["most_ms"]]
+        rows.append(
+            (
+                str(case["rows"]),
+                str(case["context"]),
+                *(f"{number:.1f}" for number in numbers),
+                f"{least.bytes / 1e9:.2f}",
+                ", ".join(speeds),
+                f"{least.ms:.1f} ({least.range_ms[0]:.1f}–{least.range_ms[1]:.1f})",
+                f"{case['frame_ms'] / least.ms:.2f}",
+            )
+        )
+    return Sheet(title, columns, rows)
+
+
+def _begun(begun: Sequence[Figures]) -> Sheet:
+    """The first conversation with a prefix computes it, every other one begins with what that left."""
+    rows = []
+    for one in begun:
+        first, *others = one["seconds"]
+        rows.append(
+            (
+                str(one["columns"]),
+                str(one["rows"]),
+                f"{first:.2f}",
+                f"{one['columns'] / first:.0f}",
+                f"{max(others):.3f}" if others else "–",
+            )
+        )
+    columns = ("columns", "conversations", "first, s", "columns/s", "slowest other, s")
+    return Sheet("Prefill through Triton", columns, rows)
+
+
+def _memory(memory: Figures) -> Sheet:
+    rows = [(name, _gb(held["rss"]), _gb(held["pss"])) for name, held in memory["memory"]["processes"].items()]
+    rows.append(("all", _gb(memory["memory"]["rss"]), _gb(memory["memory"]["pss"])))
+    rows.append(("all, every slot's window full", "", _gb(memory["full_windows"])))
+    columns = ("process", "resident", "shared pages counted once")
+    return Sheet(f"Memory of the server, {memory['slots']} slots", columns, rows)
+
+
+def _operators(operators: Figures) -> Sheet:
+    rows = []
+    for stage, totals in operators["stages"].items():
+        shown = list(totals.items())[:_SHOWN_OPERATORS]
+        rest = sum(total["ms"] for _, total in list(totals.items())[_SHOWN_OPERATORS:])
+        parts = [f"{name} ×{total['nodes']} {total['ms']:.2f}" for name, total in shown]
+        rows.append(
+            (stage, f"{sum(total['ms'] for total in totals.values()):.1f}", ", ".join([*parts, f"rest {rest:.2f}"]))
+        )
+    title = f"Inside the graphs, ms: {operators['rows']} conversation(s), context {operators['context']}"
+    return Sheet(title, ("stage", "sum", "operators"), rows)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
