@@ -24,7 +24,7 @@ SETTLED = 2_000
 LEVEL_BYTES = 1 << 20
 """A leak of 60 bytes a frame would be more."""
 
-ROUNDING = 5e-5
+ROUNDING = 1e-5
 HOURS_10 = round(10 * 3600 * 12.5)
 
 
