@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -26,10 +24,10 @@ from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, SAMPLE_RATE, Geometry
 from model_repository.errors import BuildError
 from model_repository.graphs import graphs_of
+from model_repository.place import MANIFEST, check_place, replacing
 from model_repository.triton_config import served_models
 from model_repository.variants import VARIANTS, CachePrecision, Variant
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of the manifest's own layout."""
 
@@ -56,47 +54,20 @@ def build_repository(
     """Build the checkpoint at `checkpoint` into the repository `models`, for `slots` conversations at once.
 
     `variant` is a name in `VARIANTS`, `kv` one of `CachePrecision` (by default the variant's). An earlier repository at
-    `models` is replaced; any other non-empty folder only with `force`. Raises `CheckpointError` for a checkpoint that
-    cannot be read and `BuildError` for a place that cannot be written.
+    `models` is replaced (voices added to it stay, if the checkpoint is the same); any other non-empty folder only with
+    `force`. Raises `CheckpointError` for a checkpoint that cannot be read and `BuildError` for a place that cannot be
+    written.
     """
     recipe = _recipe(variant, kv)
     if not 1 <= slots <= 1024:
         raise BuildError(f"slots must be from 1 to 1024, got {slots}")
-    _check_place(models, force)
+    check_place(models, force)
     report = progress or (lambda _what, _done: None)
     report("reading the checkpoint", 0.0)
     source = Checkpoint.open(checkpoint)
-    models.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(models)
-    staging = Path(tempfile.mkdtemp(prefix=f"{_staging_prefix(models)}{os.getpid()}-", dir=models.parent))
-    try:
+    with replacing(models) as staging:
         _write(source, staging, slots, recipe, report)
-        if models.exists():
-            shutil.rmtree(models)
-        staging.rename(models)
-    except OSError as error:
-        raise BuildError(f"cannot write {models}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     report("done", 1.0)
-
-
-def _check_place(models: Path, force: bool) -> None:
-    if not models.exists():
-        return
-    if not models.is_dir():
-        raise BuildError(f"{models} is a file; expected a folder to write the repository to")
-    if not force and any(models.iterdir()) and not _is_ours(models):
-        raise BuildError(f"{models} holds something else than a model repository; --force overwrites it")
-
-
-def _is_ours(models: Path) -> bool:
-    """Whether `models` holds a repository that this module wrote."""
-    try:
-        manifest = json.loads((models / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"format", "variant", "slots", "files"} <= manifest.keys()
 
 
 def _recipe(variant: str, kv: str | None) -> Variant:
@@ -108,18 +79,6 @@ def _recipe(variant: str, kv: str | None) -> Variant:
     if kv not in list(CachePrecision):
         raise BuildError(f"unknown precision of keys and values {kv!r}; expected one of {', '.join(CachePrecision)}")
     return replace(recipe, cache=CachePrecision(kv))
-
-
-def _staging_prefix(models: Path) -> str:
-    return f".{models.name}.building-"
-
-
-def _remove_abandoned(models: Path) -> None:
-    """What a build that was killed left behind; its process is named in the folder's name."""
-    for left in models.parent.glob(f"{_staging_prefix(models)}*"):
-        process = left.name.removeprefix(_staging_prefix(models)).partition("-")[0]
-        if process.isdecimal() and not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: Progress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from model_repository import build
 from model_repository.build import build_repository
 from model_repository.checkpoint.voice import Voice
 from model_repository.errors import BuildError, CheckpointError
+from model_repository.tiny import write_tiny_checkpoint
 from tests.conftest import GOLDEN
 
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -118,3 +120,22 @@ def test_a_missing_file_of_the_checkpoint_is_named(tmp_path: Path):
 def test_options_are_checked(tmp_path: Path, options, message):
     with pytest.raises(BuildError, match=message):
         build_repository(CHECKPOINT, tmp_path / "models", **options)
+
+
+def test_added_voices_outlive_another_build_of_the_checkpoint(tmp_path: Path):
+    models = tmp_path / "models"
+    build_repository(CHECKPOINT, models, slots=1)
+    (models / "voices" / "ANA.safetensors").write_bytes(b"added")
+    build_repository(CHECKPOINT, models, slots=1, variant="int8")
+    assert (models / "voices" / "ANA.safetensors").read_bytes() == b"added"
+    write_tiny_checkpoint(tmp_path / "other")
+    build_repository(tmp_path / "other", models, slots=1)
+    assert not (models / "voices" / "ANA.safetensors").exists()
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path):
+    left = tmp_path / ".models.building-999999999-abc"
+    left.mkdir()
+    (tmp_path / f".models.building-{os.getpid()}-abc").mkdir()
+    build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"models", f".models.building-{os.getpid()}-abc"}
