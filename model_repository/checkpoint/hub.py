@@ -178,8 +178,11 @@ def _explained(name: str, revision: str, endpoint: str) -> Iterator[None]:
             raise DownloadError(f"{endpoint}: does not accept the token in HF_TOKEN") from None
         said = error.server_message or error.response.reason_phrase
         raise DownloadError(f"{endpoint}: answered {status} {' '.join(said.split())}"[:300]) from None
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise DownloadError(f"{endpoint}: cannot be reached or broke off: {reason}; run it again to go on") from None
     except OSError as error:
-        raise DownloadError(f"{error.filename or name}: {error.strerror or error}") from None
+        reason = error.strerror or " ".join(str(error).split())
+        raise DownloadError(f"{error.filename or name}: {reason}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DownloadError(f"{endpoint}: does not answer as a Hub does ({type(error).__name__})") from error
