@@ -1,6 +1,6 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-overhead test lint lock clean
+.PHONY: help setup demo loadtest soak bench-overhead bench-7b test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -10,7 +10,7 @@ MINUTES := 30
 STAMP := .venv/.stamp
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## everything into .venv; .venv/bin/personaplex is the command (PYTHON=... picks the interpreter)
 
@@ -30,6 +30,10 @@ soak: $(STAMP) ## callers come and go over every face: does memory stay level? M
 
 bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, for one caller
 	@$(BIN)/python -m tests.benchmarks.overhead
+
+# More of its options in BENCH; .venv/bin/python -m tests.benchmarks.seven_b --help has them all.
+bench-7b: $(STAMP) ## random weights of the published size: build, frames, memory, each beside its floor; 25 GB in build/7b
+	@$(BIN)/python -m tests.benchmarks.seven_b $(BENCH)
 
 test: $(STAMP) ## run the tests
 	@.ci/chromium

@@ -40,16 +40,13 @@ class Served:
         self._past = self._random.integers(0, cards, (most_columns, len(cards)))
         self._no_embeddings = np.zeros((0, manifest.dim), np.float32)
 
-    async def begin(self, rows: int, context: int) -> tuple[list[Session], list[float]]:
-        """Conversations of `context` columns, and the seconds each took to begin."""
-        sessions: list[Session] = []
-        seconds = []
-        for _ in range(rows):
-            sessions.append(self._engine.open())
-            began = time.perf_counter()
-            await sessions[-1].prefill(self._past[:context], self._no_embeddings, self._draw("text", context))
-            seconds.append(time.perf_counter() - began)
-        return sessions, seconds
+    async def begin(self, context: int) -> tuple[Session, dict[str, Any]]:
+        """A conversation of `context` columns, and how long it took to begin."""
+        session = self._engine.open()
+        began = time.perf_counter()
+        done = await session.prefill(self._past[:context], self._no_embeddings, self._draw("text", context))
+        seconds = round(time.perf_counter() - began, 4)
+        return session, {"columns": context, "computed": context - done.cached, "seconds": seconds}
 
     async def frame(self, sessions: list[Session], position: int) -> dict[str, float]:
         """Milliseconds of each stage of a frame of all `sessions`."""
@@ -86,8 +83,11 @@ async def measure(url: str, manifest: Manifest, asked: argparse.Namespace) -> di
     served = Served(engine, manifest, max(asked.contexts))
     for context in asked.contexts:
         for rows in asked.rows:
-            sessions, seconds = await served.begin(rows, context)
-            begun.append({"columns": context, "rows": rows, "seconds": [round(took, 4) for took in seconds]})
+            sessions = []
+            for _ in range(rows):
+                session, took = await served.begin(context)
+                sessions.append(session)
+                begun.append(took)
             before = surroundings(asked.threads)
             frames = [await served.frame(sessions, context + index) for index in range(WARM_UP + asked.frames)]
             cases.append({**case(rows, context, frames[WARM_UP:]), "before": before})

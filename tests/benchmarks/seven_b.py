@@ -163,12 +163,8 @@ class Bench:
 
 def machine() -> dict[str, str]:
     """Processor, memory and versions, as text."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()]
-    models = [
-        name
-        for line, name in zip(Path("/proc/cpuinfo").read_text().splitlines(), names, strict=True)
-        if line.startswith("model name")
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": f"{models[0] if models else platform.machine()}, {os.cpu_count()} threads",
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",

@@ -12,6 +12,7 @@ from tests.benchmarks.findings import Figures, bounds, floor
 from tests.benchmarks.reads import STAGES, Reads
 
 _SHOWN_OPERATORS = 6
+_LEAST_WIDTH = 150
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def sheets(figures: Figures) -> list[Sheet]:
 
 def show(made: Sequence[Sheet]) -> None:
     """Print them."""
-    console = Console()
+    console = Console(width=max(_LEAST_WIDTH, Console().width))
     for sheet in made:
         table = Table(*sheet.columns, title=sheet.title, title_justify="left")
         for row in sheet.rows:
@@ -129,21 +130,19 @@ def _cases(title: str, cases: Sequence[Figures], reads: dict[str, Reads]) -> She
 
 
 def _begun(begun: Sequence[Figures]) -> Sheet:
-    """The first conversation with a prefix computes it, every other one begins with what that left."""
+    """What it takes to begin a conversation whose columns must be computed, and one whose columns are remembered."""
     rows = []
     for one in begun:
-        first, *others = one["seconds"]
+        took = one["seconds"]
         rows.append(
             (
                 str(one["columns"]),
-                str(one["rows"]),
-                f"{first:.2f}",
-                f"{one['columns'] / first:.0f}",
-                f"{max(others):.3f}" if others else "–",
+                str(one["computed"]),
+                f"{took:.3f}",
+                f"{one['computed'] / took:.0f}" if one["computed"] > 1 else "–",
             )
         )
-    columns = ("columns", "conversations", "first, s", "columns/s", "slowest other, s")
-    return Sheet("Prefill through Triton", columns, rows)
+    return Sheet("Beginning a conversation through Triton", ("columns", "computed", "s", "columns/s"), rows)
 
 
 def _memory(memory: Figures) -> Sheet:

@@ -1,0 +1,93 @@
+"""Floors and bounds are computed from what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.findings import bounds, floor, full_windows
+from tests.benchmarks.reads import STAGES, Reads
+from tests.benchmarks.sheets import markdown, sheets
+
+TEMPORAL = Reads(weights=4_000_000_000, column=250_000, state=0, window=2999, filled=True)
+MIMI = Reads(weights=100_000_000, column=1_000, state=500, window=249, filled=False)
+READS = {"encode": MIMI, "temporal": TEMPORAL, "depformer": Reads(900_000_000, 0, 0, 0, False), "decode": MIMI}
+
+
+def _case(rows: int, context: int, ms: float, before: float = 40.0, after: float = 60.0) -> dict[str, Any]:
+    speeds = {"1": 30.0, "2": before}, {"1": 30.0, "2": after}
+    return {
+        "rows": rows,
+        "context": context,
+        "frames": 15,
+        "frame_ms": ms,
+        "least_ms": ms,
+        "most_ms": ms,
+        "stages_ms": dict.fromkeys(STAGES, ms / 4),
+        "before": {"gb_per_second": speeds[0], "load": 0.0},
+        "after": {"gb_per_second": speeds[1], "load": 0.0},
+    }
+
+
+def _figures(**measured: Any) -> dict[str, Any]:
+    return {
+        "size": "7b",
+        "variant": "int4",
+        "kv": "int8",
+        "threads": 2,
+        "machine": {},
+        "contexts": [100, 1500, 2999],
+        "served_contexts": [1500],
+        "reads": {stage: asdict(reads) for stage, reads in READS.items()},
+        **measured,
+    }
+
+
+def test_a_ring_that_is_read_as_far_as_it_is_filled_costs_what_is_filled() -> None:
+    assert TEMPORAL.frame(rows=2, context=1000) == 4_000_000_000 + 2 * 1000 * 250_000
+    assert TEMPORAL.frame(rows=1, context=5000) == 4_000_000_000 + 2999 * 250_000
+
+
+def test_a_ring_that_is_read_whole_costs_the_same_at_any_context() -> None:
+    assert MIMI.frame(rows=3, context=1) == MIMI.frame(rows=3, context=5000) == 100_000_000 + 3 * (249_000 + 500)
+
+
+def test_the_floor_is_all_bytes_at_the_bandwidth_around_the_case() -> None:
+    found = floor(_case(1, 1000, 150.0), READS)
+    assert found.bytes == 4_000_000_000 + 250_000_000 + 900_000_000 + 2 * (100_000_000 + 249_500)
+    assert found.ms == pytest.approx(found.bytes / 50e9 * 1e3)
+    assert found.range_ms == pytest.approx((found.bytes / 60e9 * 1e3, found.bytes / 40e9 * 1e3))
+    assert sum(found.stages_ms.values()) == pytest.approx(found.ms)
+
+
+def test_bounds_say_what_is_met_and_what_is_not() -> None:
+    served = {"cases": [_case(1, 1500, 140.0), _case(8, 1500, 420.0)], "begun": []}
+    alone = [_case(1, 100, 100.0), _case(1, 2999, 130.0)]
+    found = bounds(_figures(served=served, alone=alone, build={"peak_bytes": 4_100_000_000}))
+    assert [bound.verdict for bound in found] == [
+        "met",
+        "met",
+        "not met",
+        "met",
+        "not met",
+        "not met",
+        "not measured",
+    ]
+    assert found[2].found == pytest.approx(3.0)
+    assert found[4].found == pytest.approx(50.0)
+
+
+def test_memory_counts_the_windows_that_calls_will_still_fill() -> None:
+    measured = {"begun": [{"columns": 100}, {"columns": 100}], "slots": 2, "memory": {"pss": 5_000_000_000}}
+    assert full_windows(measured, TEMPORAL) == 5_000_000_000 + 2 * 2899 * 250_000
+
+
+def test_every_table_is_a_table_in_markdown() -> None:
+    begun = [{"columns": 1500, "computed": 1500, "seconds": 30.0}, {"columns": 1500, "computed": 1, "seconds": 0.2}]
+    text = markdown(sheets(_figures(served={"cases": [_case(1, 1500, 140.0)], "begun": begun}, alone=[])))
+    assert "| 1500 | 1500 | 30.000 | 50 |" in text
+    for part in text.split("## ")[1:]:
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) == 1

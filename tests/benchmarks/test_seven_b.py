@@ -1,0 +1,108 @@
+"""The whole benchmark, on a tiny model: every step is done, and every figure is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from model_repository.build import build_repository
+from model_repository.checkpoint.folder import Checkpoint
+from tests.benchmarks.bandwidth import ROOT
+from tests.benchmarks.fewer_slots import with_slots
+from tests.benchmarks.operators import operators
+from tests.benchmarks.reads import STAGES, reads_of
+
+
+def _bench(work: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "tests.benchmarks.seven_b", "--tiny", "--work", str(work), *options]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    few = ("--rows", "1", "2", "--contexts", "20", "511", "--served-rows", "1", "2", "--served-contexts", "50")
+    printed = _bench(folder, *few, "--frames", "3", "--slots", "3")
+    assert "Bounds" in printed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figures(work: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work / "tiny.json").read_text())
+    return found
+
+
+def test_every_case_is_measured_beside_the_bandwidth(figures: dict[str, Any]) -> None:
+    assert [(case["rows"], case["context"]) for case in figures["alone"]] == [(1, 20), (1, 511), (2, 20), (2, 511)]
+    assert [(case["rows"], case["context"]) for case in figures["served"]["cases"]] == [(1, 50), (2, 50)]
+    for case in (*figures["alone"], *figures["served"]["cases"]):
+        assert all(case["stages_ms"][stage] > 0 for stage in STAGES)
+        assert case["least_ms"] <= case["frame_ms"] <= case["most_ms"]
+        assert all(speed > 0 for when in ("before", "after") for speed in case[when]["gb_per_second"].values())
+
+
+def test_only_the_first_of_the_conversations_computes_their_columns(figures: dict[str, Any]) -> None:
+    assert [begun["computed"] for begun in figures["served"]["begun"]] == [50, 1, 1]
+
+
+def test_the_build_and_the_server_of_two_slots_say_what_memory_they_took(work: Path, figures: dict[str, Any]) -> None:
+    assert figures["build"]["peak_bytes"] > 50e6
+    assert figures["memory"]["slots"] == 2
+    assert {"tritonserver", *STAGES.values()} <= figures["memory"]["memory"]["processes"].keys()
+    assert figures["memory"]["full_windows"] > figures["memory"]["memory"]["pss"]
+    assert not (work / "models-2-slots").exists()
+
+
+def test_the_report_has_every_table(work: Path) -> None:
+    titles = [line for line in (work / "tiny.md").read_text().splitlines() if line.startswith("## ")]
+    assert len(titles) == 8
+    assert titles[-1] == "## Bounds"
+
+
+def test_a_single_step_can_be_repeated_without_building_again(work: Path) -> None:
+    built = (work / "models" / "manifest.json").stat().st_mtime_ns
+    alone = json.loads((work / "alone.json").read_text())
+    printed = _bench(
+        work, "--only", "build", "alone", "--rows", "1", "--contexts", "30", "--frames", "1", "--slots", "3"
+    )
+    assert "Frames through Triton" in printed
+    assert (work / "models" / "manifest.json").stat().st_mtime_ns == built
+    again = json.loads((work / "alone.json").read_text())
+    assert len(again) == 1 < len(alone)
+
+
+def test_a_frame_reads_each_weight_but_the_tables_that_are_looked_up(work: Path, tmp_path: Path) -> None:
+    lm = Checkpoint.open(work / "checkpoint").lm
+    read = [name for name in lm.names() if name.startswith(("transformer.", "text_linear.", "out_norm."))]
+    elements = sum(int(np.prod(lm.shape(name))) for name in read)
+    build_repository(work / "checkpoint", tmp_path / "models", slots=1, variant="fp32")
+    whole = reads_of(tmp_path / "models")["temporal"]
+    assert whole.weights == pytest.approx(4 * elements, rel=0.02)
+    assert (whole.window, whole.column, whole.filled) == (511, 2 * 2 * 64 * 4, True)
+    assert reads_of(work / "models")["temporal"].column == 2 * 2 * 64
+
+
+def test_fewer_slots_share_the_large_files(work: Path, tmp_path: Path) -> None:
+    weights = work / "models" / "triton" / "depformer" / "1" / "model.onnx.data"
+    with_slots(work / "models", tmp_path / "few", 1)
+    assert (tmp_path / "few" / weights.relative_to(work / "models")).samefile(weights)
+    for file in (tmp_path / "few").glob("triton/*/config.pbtxt"):
+        assert text_format.Parse(file.read_text(), pb.ModelConfig()).max_batch_size == 1
+    assert json.loads((tmp_path / "few" / "manifest.json").read_text())["slots"] == 1
+    assert json.loads((work / "models" / "manifest.json").read_text())["slots"] == 3
+
+
+def test_operators_are_timed_by_stage(work: Path) -> None:
+    found = operators(work / "models", rows=1, context=20, count=2)
+    assert found.keys() == STAGES.keys()
+    assert found["temporal"]["GroupQueryAttention"]["nodes"] == 2
+    assert all(total["ms"] >= 0 for stage in found.values() for total in stage.values())
