@@ -16,6 +16,7 @@ from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_repository.checkpoint import gguf_file
 from model_repository.checkpoint.gguf_file import GgufFile
 from model_repository.checkpoint.gguf_metadata import stated_sizes
 from model_repository.errors import CheckpointError
@@ -56,6 +57,17 @@ def test_every_type_is_dequantized(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(found, gguf.dequantize(reference.data, reference.tensor_type))
     assert np.abs(found - original).max() <= LARGEST_ERROR[kind] * np.abs(original).max()
     np.testing.assert_array_equal(file.read("emb.0.weight", slice(13, 29)), found[13:29])
+
+
+@pytest.mark.parametrize("chunk", [1, 512 * 7, 512 * 39, 512 * 40])
+def test_it_does_not_matter_how_much_is_dequantized_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    file = GgufFile([written(tmp_path / "a.gguf")])
+    expected = file.read("emb.0.weight")
+    monkeypatch.setattr(gguf_file, "_CHUNK", chunk)
+    np.testing.assert_array_equal(file.read("emb.0.weight"), expected)
+    np.testing.assert_array_equal(file.read("emb.0.weight", slice(3, 25)), expected[3:25])
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -14,6 +14,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_repository.checkpoint import mlx_folder
 from model_repository.checkpoint.mlx_folder import MLX_FILES, MlxFolder
 from model_repository.errors import CheckpointError
 from tests.model_repository.checkpoint.writers import mlx_dequantize, mlx_quantize
@@ -43,6 +44,17 @@ def test_every_width_of_bits_is_dequantized(tmp_path: Path, bits: int) -> None:
     np.testing.assert_array_equal(folder.read(NAME), expected)
     np.testing.assert_array_equal(folder.read(NAME, slice(2, 5)), expected[2:5])
     assert np.abs(expected - MATRIX).max() < 8 / 2**bits
+
+
+@pytest.mark.parametrize("chunk", [1, 128 * 4, 128 * 5])
+def test_it_does_not_matter_how_much_is_dequantized_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    folder = folder_of(tmp_path, temporal=spelled(NAME.removesuffix(".weight"), "."))
+    expected = folder.read(NAME)
+    monkeypatch.setattr(mlx_folder, "_CHUNK", chunk)
+    np.testing.assert_array_equal(folder.read(NAME), expected)
+    np.testing.assert_array_equal(folder.read(NAME, slice(1, 6)), expected[1:6])
 
 
 def test_values_are_packed_from_the_low_bits_up(tmp_path: Path) -> None:
