@@ -11,7 +11,8 @@ MOST = 512
 """Columns of a piece while nobody talks; the model takes no more in one run."""
 
 LEAST = 8
-"""Below this a piece takes hardly less time, which is then that of reading the model's weights."""
+"""Below this a piece takes hardly less time, which is then that of reading the model's weights. All pieces begin at
+multiples of it: quantized matrices are multiplied with tiles of rows, and a row's rounding depends on its tile."""
 
 SHARE = 0.2
 """Of a frame's 80 ms, what a piece may take: a step and what else a frame needs has room beside it."""

@@ -59,13 +59,16 @@ def test_a_large_piece_tells_what_small_ones_would_take():
 @given(
     total=st.integers(0, 400),
     window=st.integers(2, 300),
-    sizes=st.lists(st.sampled_from([8, 16, 64, 512]), min_size=1, max_size=5),
+    sizes=st.lists(st.sampled_from([LEAST, 2 * LEAST, 8 * LEAST, MOST]), min_size=1, max_size=5),
 )
-def test_pieces_are_all_columns_and_none_within_the_window_is_alone(total: int, window: int, sizes: list[int]):
+def test_pieces_are_all_columns_and_none_within_the_window_is_alone_or_out_of_step(
+    total: int, window: int, sizes: list[int]
+):
     done, runs = 0, []
     while done < total:
         count = piece(done, total, sizes[len(runs) % len(sizes)], window)
         assert count > 0
+        assert done % LEAST == 0 or done >= window
         runs.append(min(done + count, window) - done)
         done += count
     assert done == total

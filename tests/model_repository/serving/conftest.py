@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,36 @@ Array = NDArray[Any]
 
 
 class Models:
-    """The models of `repository`, for `slots` rows."""
+    """The models of `repository`, for `slots` rows; each is loaded when it is first asked for."""
 
     def __init__(self, repository: Path, slots: int = 8) -> None:
         manifest = json.loads((repository / "manifest.json").read_text())
         self.dim, self.text_card, self.card = manifest["dim"], manifest["text_card"], manifest["card"]
         self.window = manifest["context"] - 1
+        self._repository = repository
+        self._slots = slots
 
-        def graph(name: str) -> Path:
-            return repository / "triton" / name / "1" / "model.onnx"
+    @cached_property
+    def encoder(self) -> MimiModel:
+        return MimiModel(self._graph("mimi_encoder"), self._slots)
 
-        self.encoder = MimiModel(graph("mimi_encoder"), slots)
-        self.decoder = MimiModel(graph("mimi_decoder"), slots, self.card)
-        self.temporal = TemporalModel(graph("temporal"), slots, self.text_card, self.card, self.window)
-        self.depformer = DepformerModel(graph("depformer"), self.text_card, self.card)
+    @cached_property
+    def decoder(self) -> MimiModel:
+        return MimiModel(self._graph("mimi_decoder"), self._slots, self.card)
+
+    @cached_property
+    def temporal(self) -> TemporalModel:
+        return TemporalModel(self._graph("temporal"), self._slots, self.text_card, self.card, self.window)
+
+    @cached_property
+    def depformer(self) -> DepformerModel:
+        return DepformerModel(self._graph("depformer"), self.text_card, self.card)
 
     def no_embeddings(self) -> Array:
         return np.zeros((0, self.dim), np.float32)
+
+    def _graph(self, name: str) -> Path:
+        return self._repository / "triton" / name / "1" / "model.onnx"
 
 
 def sampler(column: int, *, seed: int = 1, top_k: int = 25, temperature: float = 0.0) -> dict[str, Array]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model_repository.build import build_repository
 from model_repository.serving.turns import BadInputError
+from tests.conftest import GOLDEN
 from tests.model_repository.serving.conftest import Array, Models, one, sampler
 
 COLUMNS = 40
@@ -61,6 +63,14 @@ def models(golden_models: Path) -> Models:
     return Models(golden_models)
 
 
+@pytest.fixture(scope="module", params=["fp16", "int8", "int4"])
+def rounded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Repositories whose weights, keys and values are not float32."""
+    models = tmp_path_factory.mktemp(request.param) / "models"
+    build_repository(GOLDEN / "checkpoint", models, slots=8, variant=request.param)
+    return models
+
+
 @pytest.mark.parametrize("embeddings", [0, 12, COLUMNS])
 def test_the_second_conversation_needs_no_column_of_the_prefix(models, embeddings):
     """Whatever it says afterwards is what the first one says, to the last bit."""
@@ -87,6 +97,21 @@ def test_pieces_of_any_size_but_one_are_the_whole_to_the_last_bit(models, piece)
         one(models.temporal, 1, persona.piece(start, stop))
     pieces = one(models.temporal, 1, persona.step())
     np.testing.assert_array_equal(whole["hidden"], pieces["hidden"])
+
+
+def test_a_prefix_in_any_precision_is_the_same_copied_or_in_pieces_that_begin_at_multiples_of_eight(rounded):
+    """Quantized matrices are multiplied with tiles of rows; those of a piece must be those of the whole."""
+    models = Models(rounded)
+    persona = Persona(models, seed=9, columns=39)
+    feed(models, 0, persona)
+    whole = one(models.temporal, 0, persona.step())
+    copied = one(models.temporal, 1, persona.ask(), start=True)
+    np.testing.assert_array_equal(whole["hidden"], copied["hidden"])
+    for cuts in ([0, 8, 16, 24, 39], [0, 16, 32, 39], [0, 8, 39]):
+        one(models.temporal, 2, persona.ask() | {"prefix": np.zeros(6, np.int64)}, start=True)
+        for start, stop in pairwise(cuts):
+            one(models.temporal, 2, persona.piece(start, stop))
+        np.testing.assert_array_equal(whole["hidden"], one(models.temporal, 2, persona.step())["hidden"])
 
 
 def test_progress_is_what_is_in_place_and_the_time_it_took(models):
