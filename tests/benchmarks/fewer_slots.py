@@ -14,17 +14,16 @@ _SMALL_BYTES = 1 << 20
 
 
 def with_slots(models: Path, out: Path, slots: int) -> None:
-    """Write `models` for `slots` conversations to `out`, which must lie on the same file system."""
+    """Write `models` for `slots` conversations to `out`; large files are copied where they cannot be linked."""
     shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     for file in models.rglob("*"):
         target = out / file.relative_to(models)
         if file.is_dir():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        if file.stat().st_size > _SMALL_BYTES:
-            os.link(file, target)
-        else:
-            shutil.copyfile(file, target)
+        linked = file.stat().st_size > _SMALL_BYTES and file.stat().st_dev == out.stat().st_dev
+        (os.link if linked else shutil.copyfile)(file, target)
     for file in out.glob("triton/*/config.pbtxt"):
         config = text_format.Parse(file.read_text(), pb.ModelConfig())
         config.max_batch_size = slots

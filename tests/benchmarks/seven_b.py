@@ -60,7 +60,7 @@ class Bench:
         self.size = TINY if asked.tiny else SEVEN_B
         self.work: Path = asked.work.resolve()
         self.work.mkdir(parents=True, exist_ok=True)
-        self.models = self.work / "models"
+        self.models: Path = (asked.models or self.work / "models").resolve()
         self.threads: int = asked.threads or os.cpu_count() or 1
         self.contexts = asked.contexts or list(self.size.contexts)
         self.served_contexts = asked.served_contexts or list(self.size.served_contexts)
@@ -103,7 +103,7 @@ class Bench:
         }
 
     def _write(self) -> dict[str, Any] | None:
-        if is_complete(self._checkpoint):
+        if self._asked.models or is_complete(self._checkpoint):
             return None
         began = time.perf_counter()
         with Progress() as bar:
@@ -115,6 +115,8 @@ class Bench:
 
     def _build(self) -> dict[str, Any] | None:
         asked, manifest = self._asked, self.models / "manifest.json"
+        if asked.models:
+            return None
         wanted = {"variant": asked.variant, "kv": asked.kv, "slots": asked.slots}
         if manifest.is_file() and not asked.rebuild and wanted.items() <= json.loads(manifest.read_text()).items():
             return None
@@ -181,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/7b"), help="folder for everything (default build/7b)")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint to take, or where to write one")
+    parser.add_argument("--models", type=Path, help="a built repository to take instead of building one")
     parser.add_argument("--tiny", action="store_true", help="a tiny model instead: tries the benchmark itself")
     parser.add_argument("--variant", default="int4")
     parser.add_argument("--kv", default="int8")

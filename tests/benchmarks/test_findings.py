@@ -87,7 +87,7 @@ def test_memory_counts_the_windows_that_calls_will_still_fill() -> None:
 def test_every_table_is_a_table_in_markdown() -> None:
     begun = [{"columns": 1500, "computed": 1500, "seconds": 30.0}, {"columns": 1500, "computed": 1, "seconds": 0.2}]
     text = markdown(sheets(_figures(served={"cases": [_case(1, 1500, 140.0)], "begun": begun}, alone=[])))
-    assert "| 1500 | 1500 | 30.000 | 50 |" in text
+    assert "| 1500 | 1500 | 1 | 30.000 | 50 |" in text
     for part in text.split("## ")[1:]:
         lines = [line for line in part.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) == 1
