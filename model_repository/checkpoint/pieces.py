@@ -78,7 +78,7 @@ class Pieces(io.RawIOBase):
         begin = self._ends[index - 1] if index else 0
         piece = self._piece(index)
         piece.seek(self._at - begin)
-        count = piece.readinto(memoryview(buffer)[: self._ends[index] - self._at])
+        count = piece.readinto(buffer)
         self._at += count
         return count
 

@@ -73,9 +73,21 @@ def test_the_number_of_heads_must_be_said_if_the_width_is_not_the_published(chec
         Checkpoint.open(checkpoint_copy)
 
 
-def test_a_config_that_the_tensors_contradict_is_an_error(checkpoint_copy: Path) -> None:
-    rewrite_config(checkpoint_copy, lambda lm: lm.update(num_layers=1))
-    with pytest.raises(CheckpointError, match=r"unexpected tensor 'transformer\.layers\.1\."):
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"num_layers": 1}, r"unexpected tensor 'transformer\.layers\.1\."),
+        ({"num_layers": 3}, r"missing tensor 'transformer\.layers\.2\."),
+        ({"hidden_scale": 3}, r"wrong shape of tensor 'transformer\.layers\.0\.gating\.linear_in\.weight'"),
+        ({"depformer_dim_feedforward": 33}, r"wrong shape of tensor 'depformer\.layers\.0\.gating\.0\.linear_in"),
+        ({"text_card": 99}, r"wrong shape of tensor 'text_emb\.weight'"),
+    ],
+)
+def test_a_config_that_the_tensors_contradict_is_an_error(
+    checkpoint_copy: Path, said: dict[str, int], message: str
+) -> None:
+    rewrite_config(checkpoint_copy, lambda lm: lm.update(said))
+    with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(checkpoint_copy)
 
 
