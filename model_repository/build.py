@@ -26,7 +26,7 @@ from model_repository.errors import BuildError
 from model_repository.graphs import graphs_of
 from model_repository.place import MANIFEST, check_place, replacing
 from model_repository.triton_config import served_models
-from model_repository.variants import VARIANTS, CachePrecision, Variant
+from model_repository.variants import CachePrecision, Device, Variant, variants_of
 
 FORMAT = 1
 """Version of the manifest's own layout."""
@@ -36,6 +36,9 @@ SAMPLING_DEFAULTS = {"audio_temperature": 0.8, "audio_top_k": 250, "text_tempera
 
 _CALIBRATION_SHARE = 0.1
 """Of a build's progress."""
+
+KV_PRECISIONS = (CachePrecision.FP32, CachePrecision.FP16, CachePrecision.INT8)
+"""That can be chosen for a CPU."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction of the whole that is done."""
@@ -48,17 +51,18 @@ def build_repository(
     slots: int = 8,
     variant: str = "fp32",
     kv: str | None = None,
+    device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Build the checkpoint at `checkpoint` into the repository `models`, for `slots` conversations at once.
 
-    `variant` is a name in `VARIANTS`, `kv` one of `CachePrecision` (by default the variant's). An earlier repository at
-    `models` is replaced (voices added to it stay, if the checkpoint is the same); any other non-empty folder only with
-    `force`. Raises `CheckpointError` for a checkpoint that cannot be read and `BuildError` for a place that cannot be
-    written.
+    `variant` is a name in `variants_of(device)`, `kv` one of `KV_PRECISIONS` (by default the variant's; CUDA has no
+    choice). An earlier repository at `models` is replaced (voices added to it stay, if the checkpoint is the same); any
+    other non-empty folder only with `force`. Raises `CheckpointError` for a checkpoint that cannot be read and
+    `BuildError` for a place that cannot be written.
     """
-    recipe = _recipe(variant, kv)
+    recipe = _recipe(variant, kv, device)
     if not 1 <= slots <= 1024:
         raise BuildError(f"slots must be from 1 to 1024, got {slots}")
     check_place(models, force)
@@ -70,14 +74,19 @@ def build_repository(
     report("done", 1.0)
 
 
-def _recipe(variant: str, kv: str | None) -> Variant:
-    if variant not in VARIANTS:
-        raise BuildError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
-    recipe = VARIANTS[variant]
+def _recipe(variant: str, kv: str | None, device: str) -> Variant:
+    if device not in list(Device):
+        raise BuildError(f"unknown device {device!r}; expected one of {', '.join(Device)}")
+    known = variants_of(Device(device))
+    if variant not in known:
+        raise BuildError(f"unknown variant {variant!r}; expected one of {', '.join(known)}")
+    recipe = known[variant]
     if kv is None:
         return recipe
-    if kv not in list(CachePrecision):
-        raise BuildError(f"unknown precision of keys and values {kv!r}; expected one of {', '.join(CachePrecision)}")
+    if recipe.device is Device.CUDA and kv != recipe.cache:
+        raise BuildError(f"keys and values of {variant} on {device} are {recipe.cache}; got {kv!r}")
+    if kv not in KV_PRECISIONS:
+        raise BuildError(f"unknown precision of keys and values {kv!r}; expected one of {', '.join(KV_PRECISIONS)}")
     return replace(recipe, cache=CachePrecision(kv))
 
 
@@ -128,6 +137,7 @@ def _manifest(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, Any]
         "project_version": metadata.version("personaplex-triton"),
         "variant": recipe.name,
         "kv": recipe.cache.value,
+        "device": recipe.device.value,
         "slots": slots,
         "sample_rate": SAMPLE_RATE,
         "frame_size": mimi.frame_size,

@@ -39,8 +39,10 @@ def graphs_of(
         caches = _scales(variant.cache, statistics)
     graphs = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, source.mimi),
-        "temporal": temporal.build(geometry.lm, tensors, plans["temporal"], caches),
-        "depformer": depformer.build(geometry.lm, source.lm, plans["depformer"]),
+        "temporal": temporal.build(
+            geometry.lm, tensors, plans["temporal"], caches, variant.device, variant.activations
+        ),
+        "depformer": depformer.build(geometry.lm, source.lm, plans["depformer"], variant.device, variant.activations),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, source.mimi),
     }
     return graphs, plans

@@ -2,12 +2,23 @@
 
 Names are the field's: `int8` and `int4` are what others publish as `int8-nb-dep_gint8` and `int4-nb-dep_gint8` (block
 quantized temporal transformer, 8-bit depformer), `mixed` keeps the depformer at 16 bits. Mimi is always float32.
+
+On a CPU everything between the matrices is float32; on CUDA it has 16 bits as far as the reference's has (see
+`Variant.activations`), and keys and values, which no fast operator there takes as int8, have 16 too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+
+class Device(StrEnum):
+    """Where a repository's graphs run."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 class Precision(StrEnum):
@@ -15,6 +26,7 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
 
@@ -24,17 +36,25 @@ class CachePrecision(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`temporal` and `depformer` are the precisions of their matrices, `cache` that of keys and values by default."""
+    """`temporal` and `depformer` are the precisions of their matrices, `cache` that of keys and values by default.
+
+    `activations` is that of products and of what goes into them and into attention. The residual stream, norms,
+    rotations and sampling are float32 in every variant: 16 bits of float16 would not hold the stream's largest
+    channels, and its sums would round them at every layer.
+    """
 
     name: str
     temporal: Precision
     depformer: Precision
     cache: CachePrecision
+    device: Device = Device.CPU
+    activations: Precision = Precision.FP32
 
     @property
     def calibrated(self) -> bool:
@@ -52,3 +72,22 @@ VARIANTS = {
         Variant("mixed", Precision.INT8, Precision.FP16, CachePrecision.INT8),
     )
 }
+
+_FP16 = (CachePrecision.FP16, Device.CUDA, Precision.FP16)
+
+CUDA_VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("fp32", Precision.FP32, Precision.FP32, CachePrecision.FP32, Device.CUDA),
+        Variant("fp16", Precision.FP16, Precision.FP16, *_FP16),
+        Variant("bf16", Precision.BF16, Precision.BF16, CachePrecision.BF16, Device.CUDA, Precision.BF16),
+        Variant("int8", Precision.INT8, Precision.INT8, *_FP16),
+        Variant("int4", Precision.INT4, Precision.INT8, *_FP16),
+        Variant("mixed", Precision.INT8, Precision.FP16, *_FP16),
+    )
+}
+
+
+def variants_of(device: Device) -> Mapping[str, Variant]:
+    """By name, those that can be built for `device`."""
+    return CUDA_VARIANTS if device is Device.CUDA else VARIANTS

@@ -28,14 +28,17 @@ def build(
     checkpoint: Annotated[Path, typer.Argument(help="Folder in any published format.")],
     models: Annotated[Path, typer.Argument(help="Folder to write: what `personaplex serve` takes.")],
     slots: Annotated[int, typer.Option(min=1, help="Conversations at once.")] = 8,
-    variant: Annotated[str, typer.Option(help="Precision of the weights: fp32, fp16, int8, int4 or mixed.")] = "fp32",
+    variant: Annotated[
+        str, typer.Option(help="Precision of the weights: fp32, fp16, int8, int4 or mixed; on cuda bf16 too.")
+    ] = "fp32",
     kv: Annotated[
         str | None, typer.Option(help="Precision of keys and values: fp32, fp16 or int8. [default: the variant's]")
     ] = None,
+    device: Annotated[str, typer.Option(help="Where it shall run: cpu or cuda.")] = "cpu",
     force: Force = False,
 ) -> None:
     """Build a checkpoint into a repository of Triton models."""
-    write_models(checkpoint, models, slots=slots, variant=variant, kv=kv, force=force)
+    write_models(checkpoint, models, slots=slots, variant=variant, kv=kv, device=device, force=force)
     say(f"{models}: built for {slots} conversations; personaplex serve {models}")
 
 
@@ -55,13 +58,16 @@ def write_models(
     slots: int = 8,
     variant: str = "fp32",
     kv: str | None = None,
+    device: str = "cpu",
     force: bool = False,
 ) -> None:
     """Builds the repository, with a bar on a terminal. Raises CommandError."""
     from model_repository.build import build_repository
 
     with explained(), progress("building", total=1.0) as report:
-        build_repository(checkpoint, models, slots=slots, variant=variant, kv=kv, force=force, progress=report)
+        build_repository(
+            checkpoint, models, slots=slots, variant=variant, kv=kv, device=device, force=force, progress=report
+        )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from model_repository.checkpoint.geometry import TransformerGeometry
 from model_repository.graph.builder import Graph, Value
 from model_repository.graph.layers import merge_heads, split_heads
-from model_repository.variants import CachePrecision
+from model_repository.variants import CachePrecision, Precision
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,27 @@ class CacheScales:
 _DTYPES = {
     CachePrecision.FP32: ir.DataType.FLOAT,
     CachePrecision.FP16: ir.DataType.FLOAT16,
+    CachePrecision.BF16: ir.DataType.BFLOAT16,
     CachePrecision.INT8: ir.DataType.INT8,
 }
 
 
 class Ring:
-    """The key and value caches of one layer: [rows, heads, window, head_dim] each."""
+    """The key and value caches of one layer: [rows, heads, window, head_dim] each.
+
+    `activations`: precision of the keys and values that are written.
+    """
 
     def __init__(
-        self, graph: Graph, name: str, geometry: TransformerGeometry, scales: CacheScales | None = None
+        self,
+        graph: Graph,
+        name: str,
+        geometry: TransformerGeometry,
+        scales: CacheScales | None = None,
+        activations: Precision = Precision.FP32,
     ) -> None:
         self._graph = graph
+        self._activations = activations
         self.scales = scales or CacheScales()
         shape = (geometry.num_heads, geometry.window, geometry.head_dim)
         dtype = _DTYPES[self.scales.precision]
@@ -62,7 +72,8 @@ class Ring:
         graph, op = self._graph, self._graph.op
         if self.scales.precision is CachePrecision.INT8:
             return op.QuantizeLinear(new, graph.constant(np.float32(scale)), graph.constant(np.int8(0)))
-        return new if self.scales.precision is CachePrecision.FP32 else op.Cast(new, to=_DTYPES[self.scales.precision])
+        same = self.scales.precision.value == self._activations.value
+        return new if same else op.Cast(new, to=_DTYPES[self.scales.precision])
 
 
 class FilledAttention:
@@ -99,6 +110,27 @@ class FilledAttention:
         self._graph.unchanged(ring.key, keys)
         self._graph.unchanged(ring.value, values)
         return attended
+
+
+class StepAttention:
+    """One column of every row over what its ring holds, in the precision of the ring: what CUDA has fast kernels for.
+
+    ONNX Attention with the number of filled slots per row and neither mask nor causality is FlashAttention straight
+    on the cache; a mask, or causality with fewer queries than slots, would leave that path. So a step has one column.
+    """
+
+    def __init__(self, graph: Graph, position: Value, geometry: TransformerGeometry) -> None:
+        op = graph.op
+        self._graph = graph
+        self._geometry = geometry
+        self._filled = op.Min(op.Add(position, graph.constant(np.int64(1))), graph.constant(np.int64(geometry.window)))
+
+    def __call__(self, query: Value, ring: Ring, key: Value, value: Value) -> Value:
+        """query [B, 1, dim]; key and value: `ring`'s caches after its `write` -> [B, 1, dim]."""
+        graph, op, geometry = self._graph, self._graph.op, self._geometry
+        heads = op.Reshape(query, graph.constant([0, geometry.num_heads, 1, geometry.head_dim]))
+        attended = op.Attention(heads, key, value, None, None, None, self._filled)
+        return op.Reshape(attended, graph.constant([0, 1, geometry.dim]))
 
 
 class MaskedAttention:

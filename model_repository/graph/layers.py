@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import Float32, Graph, Value
-from model_repository.graph.matrices import product
+from model_repository.graph.matrices import narrowed, product, widened
 from model_repository.quantize.plan import Plan
+from model_repository.variants import Precision
 
 _VECTOR = 16
 """Elements of the widest float32 vector register. ONNX Runtime's Cos and Sin round differently in vectors and in the
@@ -22,12 +23,20 @@ remainder after the last whole one; tables padded to whole vectors make a row's 
 class Weights:
     """A graph's access to a checkpoint: every weight enters the graph through one of these methods.
 
-    `plan` says in which precision matrices and embedding tables are kept; everything else is float32.
+    `plan` says in which precision matrices and embedding tables are kept, `activations` that of what goes into
+    products and comes out of them; everything else is float32.
     """
 
-    def __init__(self, graph: Graph, source: TensorSource, plan: Plan | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        source: TensorSource,
+        plan: Plan | None = None,
+        activations: Precision = Precision.FP32,
+    ) -> None:
         self.graph = graph
         self.source = source
+        self.activations = activations
         self._plan = plan or Plan()
 
     def tensor(self, key: str) -> Value:
@@ -61,12 +70,25 @@ class Weights:
         return taken if dtype == np.float32 else self.graph.op.Cast(taken, to=ir.DataType.FLOAT)
 
     def linear(self, x: Value, key: str, rows: slice | None = None) -> Value:
-        """x [..., in] times the transpose of checkpoint matrix `key` [out, in], or of the rows given -> [..., out]."""
+        """x [..., in] times the transpose of checkpoint matrix `key` [out, in], or of the rows given -> [..., out].
+
+        x has, and what comes out gets, the precision of products.
+        """
         total, columns = self.source.shape(key)
         start, stop, _ = (rows or slice(None)).indices(total)
         name = key if rows is None else f"{key}[{start}:{stop}]"
         shape = (stop - start, columns)
-        return product(self.graph, self._plan, x, key, name, shape, lambda: self.source.read(key, rows))
+        return product(
+            self.graph, self._plan, x, key, name, shape, lambda: self.source.read(key, rows), self.activations
+        )
+
+    def narrow(self, x: Value) -> Value:
+        """float32 `x` in the precision of products."""
+        return narrowed(self.graph, x, self.activations)
+
+    def wide(self, x: Value) -> Value:
+        """What products gave, as float32."""
+        return widened(self.graph, x, self.activations)
 
 
 def summed(graph: Graph, x: Value, axis: int, count: int, *others: Value) -> Value:
@@ -90,19 +112,23 @@ def layer_norm(weights: Weights, x: Value, key: str) -> Value:
     return op.LayerNormalization(x, weights.tensor(f"{key}.weight"), weights.tensor(f"{key}.bias"), epsilon=1e-5)
 
 
-def rotary_tables(graph: Graph, position: Value, steps: Value, head_dim: int, max_period: float) -> tuple[Value, Value]:
+def rotary_tables(
+    graph: Graph, position: Value, steps: Value | None, head_dim: int, max_period: float
+) -> tuple[Value, Value]:
     """Cosines and sines [B, S, head_dim / 2] of the angles p * max_period^(-2i / head_dim).
 
-    `position` [B] int64 is each row's first position, `steps` a scalar int64 S. Frequencies and angles are float32,
-    as in the reference.
+    `position` [B] int64 is each row's first position, `steps` a scalar int64 S, None where that is always 1.
+    Frequencies and angles are float32, as in the reference.
     """
     op = graph.op
     half = head_dim // 2
     padded = -(-half // _VECTOR) * _VECTOR
     exponents = np.arange(padded, dtype=np.float32) * np.float32(-np.log(max_period) * 2 / head_dim)
     frequencies = graph.constant(np.exp(exponents, dtype=np.float32))
-    offsets = op.Range(graph.constant(np.int64(0)), steps, graph.constant(np.int64(1)))
-    positions = op.Add(op.Unsqueeze(position, graph.constant([1])), offsets)
+    positions = op.Unsqueeze(position, graph.constant([1]))
+    if steps is not None:
+        offsets = op.Range(graph.constant(np.int64(0)), steps, graph.constant(np.int64(1)))
+        positions = op.Add(positions, offsets)
     angles = op.Mul(op.Unsqueeze(op.Cast(positions, to=1), graph.constant([2])), frequencies)
     tables = (op.Cos(angles), op.Sin(angles))
     if padded == half:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -14,37 +16,64 @@ from model_repository.quantize.blocks import BLOCK, quantize, rounded_error
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
 
+_HALVES: Mapping[Precision, tuple[npt.DTypeLike, ir.DataType]] = {
+    Precision.FP16: (np.float16, ir.DataType.FLOAT16),
+    Precision.BF16: (ml_dtypes.bfloat16, ir.DataType.BFLOAT16),
+}
+
+_LARGEST_FP16 = 65504.0
+
 ACCURACY_INT8 = 4
 """MatMulNBits' level at which activations are rounded to 8 bits, by blocks of each row: rows stay independent."""
 
 
 def product(
-    graph: Graph, plan: Plan, x: Value, key: str, name: str, shape: tuple[int, int], read: Callable[[], Float32]
+    graph: Graph,
+    plan: Plan,
+    x: Value,
+    key: str,
+    name: str,
+    shape: tuple[int, int],
+    read: Callable[[], Float32],
+    activations: Precision = Precision.FP32,
 ) -> Value:
     """x [..., in] times the transpose of what `read` gives, [out, in] = `shape`, kept as `plan` says of matrix `key`.
 
-    `name` is that of these rows of the matrix.
+    `name` is that of these rows of the matrix; x has, and what comes out gets, the precision `activations`.
     """
     precision = plan.precision(key)
     if precision is Precision.FP32:
         rows, columns = shape
         return graph.op.MatMul(x, graph.weight(f"{name}.T", (columns, rows), lambda: read().T))
-    if precision is Precision.FP16:
-        return _half(graph, plan, x, name, shape, read)
-    return _blocks(graph, plan, x, key, name, shape, read, 8 if precision is Precision.INT8 else 4)
+    if precision in _HALVES:
+        return _half(graph, plan, x, name, shape, read, precision, activations)
+    return _blocks(graph, plan, x, key, name, shape, read, 8 if precision is Precision.INT8 else 4, activations)
 
 
-def _half(graph: Graph, plan: Plan, x: Value, name: str, shape: tuple[int, int], read: Callable[[], Float32]) -> Value:
+def _half(
+    graph: Graph,
+    plan: Plan,
+    x: Value,
+    name: str,
+    shape: tuple[int, int],
+    read: Callable[[], Float32],
+    precision: Precision,
+    activations: Precision,
+) -> Value:
     rows, columns = shape
+    dtype, _ = _HALVES[precision]
 
     def make() -> NDArray[Any]:
         weight = read()
-        stored = weight.clip(-65504, 65504).astype(np.float16)
+        limit = _LARGEST_FP16 if precision is Precision.FP16 else np.inf
+        stored = weight.clip(-limit, limit).astype(dtype)
         plan.errors[name] = rounded_error(weight, stored, 16)
         return stored.T
 
-    stored = graph.weight(f"{name}.T", (columns, rows), make, np.float16)
-    return graph.op.MatMul(x, graph.op.Cast(stored, to=ir.DataType.FLOAT))
+    stored = graph.weight(f"{name}.T", (columns, rows), make, dtype)
+    if activations is Precision.FP32:
+        stored = graph.op.Cast(stored, to=ir.DataType.FLOAT)
+    return graph.op.MatMul(x, stored)
 
 
 def _blocks(
@@ -56,12 +85,14 @@ def _blocks(
     shape: tuple[int, int],
     read: Callable[[], Float32],
     bits: int,
+    activations: Precision,
 ) -> Value:
     rows, columns = shape
     blocks = -(-columns // BLOCK)
+    scales, _ = _HALVES.get(activations, (np.float32, None))
     declared: dict[str, tuple[tuple[int, ...], Any]] = {
         f"{name}.codes": ((rows, blocks, BLOCK * bits // 8), np.uint8),
-        f"{name}.scales": ((rows, blocks), np.float32),
+        f"{name}.scales": ((rows, blocks), scales),
     }
     if bits == 4:
         declared[f"{name}.zeros"] = ((rows, -(-blocks // 2)), np.uint8)
@@ -71,6 +102,17 @@ def _blocks(
         return [made.codes, made.scales, *([] if made.zeros is None else [made.zeros])]
 
     operands = graph.weights(declared, make)
-    return graph.contrib.MatMulNBits(
-        x, *operands, K=columns, N=rows, bits=bits, block_size=BLOCK, accuracy_level=ACCURACY_INT8
-    )
+    sizes = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
+    if activations is Precision.FP32:
+        sizes["accuracy_level"] = ACCURACY_INT8
+    return graph.contrib.MatMulNBits(x, *operands, **sizes)
+
+
+def narrowed(graph: Graph, x: Value, activations: Precision) -> Value:
+    """float32 `x` in the precision of products."""
+    return graph.op.Cast(x, to=_HALVES[activations][1]) if activations in _HALVES else x
+
+
+def widened(graph: Graph, x: Value, activations: Precision) -> Value:
+    """What products gave, as float32."""
+    return graph.op.Cast(x, to=ir.DataType.FLOAT) if activations in _HALVES else x
