@@ -23,7 +23,9 @@ Bytes = npt.NDArray[np.uint8]
 BLOCK = 128
 """Elements per scale: what the published int8 has; 4.28 bits per weight at 4 bits."""
 
-_SHRINK = (1.0, 0.93, 0.86, 0.79, 0.72)
+_SHRINK = (1.0, 0.9, 0.8)
+"""More steps gain 0.3 % of the error."""
+
 _CHUNK_ELEMENTS = 1 << 19
 """Of a matrix at a time on a core, so that the passes over it stay in its cache."""
 
@@ -106,41 +108,47 @@ def symmetric(part: Float32) -> _Rounded:
 
 def plain(part: Float32) -> _Rounded:
     """[n, blocks, BLOCK] to 4 bits from least to largest, nothing searched."""
-    scales, zeros = _range(part, 1.0)
+    scales, zeros = _spread(*_range(part))
     return _Rounded(_codes(part, scales, zeros).astype(np.uint8), scales, zeros)
 
 
 def searched(part: Float32, importance: Float32 | None) -> _Rounded:
     """[n, blocks, BLOCK] to 4 bits with the least error among the candidates; `importance` [blocks, BLOCK]."""
-    best_scales, best_zeros = _range(part, 1.0)
-    best = np.full(best_scales.shape, np.inf, np.float32)
-    carried = np.float32(1) if importance is None else importance
-    weighted = part * carried
+    low, high = _range(part)
+    best_scales, best_zeros = _spread(low, high)
+    best = np.full(low.shape, np.inf, np.float32)
+    weighted = part if importance is None else part * importance
+
+    def consider(scales: Float32, zeros: Float32, along: Float32, square: Float32) -> None:
+        # Of the error only this depends on scale and codes.
+        error = scales * (scales * square - 2 * along)
+        better = error < best
+        np.copyto(best, error, where=better)
+        np.copyto(best_scales, scales, where=better)
+        np.copyto(best_zeros, zeros, where=better)
+
     for shrink in _SHRINK:
-        scales, zeros = _range(part, shrink)
+        scales, zeros = _spread(low * np.float32(shrink), high * np.float32(shrink))
         for _ in range(2):
-            steps = _codes(part, scales, zeros) - zeros[..., None]
-            scaled = steps * carried
+            steps = _codes(part, scales, zeros)
+            steps -= zeros[..., None]
             along = np.einsum("nbk,nbk->nb", weighted, steps)
-            square = np.einsum("nbk,nbk->nb", scaled, steps)
-            # Of the error only this part depends on scale and codes: s^2 * square - 2 s * along.
-            error = scales * (scales * square - 2 * along)
-            better = error < best
-            best = np.where(better, error, best)
-            best_scales, best_zeros = np.where(better, scales, best_scales), np.where(better, zeros, best_zeros)
+            square = np.einsum("nbk,nbk->nb", steps if importance is None else steps * importance, steps)
+            consider(scales, zeros, along, square)
             scales = np.where((square > 0) & (along > 0), along / np.maximum(square, 1e-30), scales).astype(np.float32)
-            better = (refit := scales * (scales * square - 2 * along)) < best
-            best = np.where(better, refit, best)
-            best_scales, best_zeros = np.where(better, scales, best_scales), np.where(better, zeros, best_zeros)
+            consider(scales, zeros, along, square)
     return _Rounded(_codes(part, best_scales, best_zeros).astype(np.uint8), best_scales, best_zeros)
 
 
-def _range(part: Float32, shrink: float) -> tuple[Float32, Float32]:
-    """Scale and zero point that spread 0..15 over the block's range, made `shrink` of itself."""
-    low = np.minimum(part.min(-1), 0) * np.float32(shrink)
-    high = np.maximum(part.max(-1), 0) * np.float32(shrink)
-    spread = (high - low) / np.float32(15)
-    scales: Float32 = np.where(spread > 0, spread, 1).astype(np.float32)
+def _range(part: Float32) -> tuple[Float32, Float32]:
+    """Least and largest number of each block, 0 included."""
+    return np.minimum(part.min(-1), 0), np.maximum(part.max(-1), 0)
+
+
+def _spread(low: Float32, high: Float32) -> tuple[Float32, Float32]:
+    """Scale and zero point that spread 0..15 from `low` to `high`."""
+    step = (high - low) / np.float32(15)
+    scales: Float32 = np.where(step > 0, step, 1).astype(np.float32)
     zeros: Float32 = np.rint(-low / scales)
     return scales, zeros
 
@@ -161,8 +169,10 @@ def _error(bits: int, sums: Float64, size: int) -> TensorError:
 
 def _error_sums(weight: Float32, values: Float32) -> Float64:
     """Largest magnitude, sum of magnitudes and of squares of the error, sum of squares of the weight."""
-    error = np.abs(values - weight).astype(np.float64)
-    return np.array([error.max(initial=0), error.sum(), (error**2).sum(), (weight.astype(np.float64) ** 2).sum()])
+    error = values - weight
+    squares = [float(np.vdot(part, part)) for part in (error, weight)]
+    np.abs(error, out=error)
+    return np.array([error.max(initial=0), error.sum(dtype=np.float64), *squares])
 
 
 def _blocked(weight: Float32) -> Float32:
