@@ -98,7 +98,7 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         graph = graphs[model.name]
         version = out / "triton" / model.name / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(model.pbtxt(slots, graph.weight_bytes))
+        (version.parent / "config.pbtxt").write_text(model.pbtxt(slots, graph.weight_bytes, recipe.device))
         shutil.copyfile(Path(__file__).parent / model.name / "1" / "model.py", version / "model.py")
 
         def weight_done(name: str, size: int, model: str = model.name) -> None:

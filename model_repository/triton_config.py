@@ -5,7 +5,6 @@ Messages are Triton's own `inference.ModelConfig`, so that a misspelt field fail
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry
+from model_repository.variants import Device
 
 MODELS = ("mimi_encoder", "temporal", "depformer", "mimi_decoder")
 
@@ -20,9 +20,12 @@ SEQUENCE_IDLE_MICROSECONDS = 3600 * 1_000_000
 """After this long without a request Triton frees a row. The gateway ends conversations long before; this frees rows
 whose gateway died. Triton's default of one second would take the row of a caller who is merely late."""
 
-READ_BYTES_PER_SECOND = 40e9
+READ_BYTES_PER_SECOND = {Device.CPU: 40e9, Device.CUDA: 1e12}
 """What an execution of a big model takes is the time to read its weights: memory of a server's socket gives 40 to 80
-GB/s."""
+GB/s, that of a GPU with room for the model around 1 TB/s or more."""
+
+DEVICE_ID = 0
+"""Of the GPUs that CUDA_VISIBLE_DEVICES leaves visible."""
 
 QUEUE_SHARE, LONGEST_QUEUE_SECONDS = 0.05, 1.5e-3
 
@@ -30,14 +33,14 @@ ARRIVAL_SECONDS, LONGEST_ARRIVAL_SECONDS = 100e-6, 1.5e-3
 """From one request of a shared frame to the next, as the gateway sends them."""
 
 
-def queue_delay(weight_bytes: int, slots: int) -> int:
+def queue_delay(weight_bytes: int, slots: int, device: Device = Device.CPU) -> int:
     """Microseconds a first request waits for its neighbours, whose requests arrive one after the other.
 
     A batch that starts without them costs a second execution. So the wait is as long as the requests of all slots take
     to arrive, or a share of what an execution of a big model takes, whichever is longer; a lone caller pays no more.
     """
     arrival = min(ARRIVAL_SECONDS * slots, LONGEST_ARRIVAL_SECONDS) if slots > 1 else 0.0
-    execution = min(QUEUE_SHARE * weight_bytes / READ_BYTES_PER_SECOND, LONGEST_QUEUE_SECONDS)
+    execution = min(QUEUE_SHARE * weight_bytes / READ_BYTES_PER_SECOND[device], LONGEST_QUEUE_SECONDS)
     return round(max(arrival, execution) * 1e6)
 
 
@@ -59,14 +62,15 @@ class ServedModel:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     stateful: bool
-    parameters: Mapping[str, int]
+    parameters: dict[str, int]
 
-    def pbtxt(self, slots: int, weight_bytes: int) -> str:
+    def pbtxt(self, slots: int, weight_bytes: int, device: Device = Device.CPU) -> str:
         """The file's text, for `slots` rows and a graph of so many bytes."""
-        text: str = text_format.MessageToString(self._message(slots, queue_delay(weight_bytes, slots)))
+        message = self._message(slots, queue_delay(weight_bytes, slots, device), device)
+        text: str = text_format.MessageToString(message)
         return text
 
-    def _message(self, slots: int, delay: int) -> Any:
+    def _message(self, slots: int, delay: int, device: Device) -> Any:
         config = pb.ModelConfig(name=self.name, backend="python", max_batch_size=slots)
         for tensor in self.inputs:
             config.input.add(
@@ -83,8 +87,12 @@ class ServedModel:
         else:
             # The gateway sends one request for all rows of a frame: there is nothing to wait for.
             config.dynamic_batching.SetInParent()
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-        for name, value in self.parameters.items():
+        # One instance: it holds the state of every row.
+        if device is Device.CUDA:
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=[DEVICE_ID])
+        else:
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+        for name, value in (self.parameters | _place(device)).items():
             config.parameters[name].string_value = str(value)
         return config
 
@@ -114,6 +122,11 @@ def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
         ServedModel("depformer", (hidden, text_token, *sampling), (codes,), False, vocabularies),
         ServedModel("mimi_decoder", (codes,), (frame,), True, {"card": lm.card}),
     )
+
+
+def _place(device: Device) -> dict[str, int | str]:
+    """Parameters that tell a model where to run."""
+    return {"provider": device.value, "device_id": DEVICE_ID} if device is Device.CUDA else {"provider": device.value}
 
 
 def _sequence_batching(batching: Any, delay: int) -> None:
