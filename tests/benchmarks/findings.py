@@ -64,7 +64,7 @@ def bounds(figures: Figures) -> list[Bound]:
     memory = figures.get("memory")
     return [
         Bound(f"served, 1 conversation, context {middle}: frame", _frame(one), 150, "ms"),
-        Bound("the same over its bandwidth floor", one and one["frame_ms"] / floor(one, reads).ms, 2, "×"),
+        Bound("the same over its bandwidth floor", _over_floor(one, reads), 2, "×"),
         Bound("served, 8 conversations over 1", _ratio(eight, one), 2.5, "×"),
         Bound(f"context {high} over {low}, alone", _ratio(_case(alone, 1, high), _case(alone, 1, low)), 1.4, "×"),
         Bound(
@@ -92,6 +92,14 @@ def _frame(case: Figures | None) -> float | None:
 
 def _ratio(case: Figures | None, base: Figures | None) -> float | None:
     return None if case is None or base is None else float(case["frame_ms"] / base["frame_ms"])
+
+
+def _over_floor(case: Figures | None, reads: Mapping[str, Reads]) -> float | None:
+    return None if case is None else float(case["frame_ms"] / floor(case, reads).ms)
+
+
+def _mimi(case: Figures | None) -> float | None:
+    return None if case is None else float(case["stages_ms"]["encode"] + case["stages_ms"]["decode"])
 
 
 def _gigabytes(figures: Figures | None, key: str) -> float | None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Model, Turn
+from model_repository.serving.turns import Turn
 from tests.benchmarks.bandwidth import bandwidth
 from tests.benchmarks.reads import STAGES
 
@@ -45,15 +45,15 @@ class Frames:
         self._columns = np.zeros((slots, 1, 17), np.int64)
         self._random = np.random.default_rng(0)
         self._frames = 0
-        pool = self._random.standard_normal(_POOL, np.float32)
-        for name, states in self.temporal._session._states.items():
-            if name.startswith("cache."):
-                values = np.rint(40 * pool).clip(-127, 127) if states.dtype == np.int8 else pool
-                states[:] = np.resize(values.astype(states.dtype), states[0].size).reshape(states[0].shape)
+        session = self.temporal._session
+        self._position = session.feeds["position"]
+        past = {name: self._filled(cache) for name, cache in session.saved(0, 1).items()}
+        for row in range(slots):
+            session.restore(row, past)
 
     def frame(self, rows: int, context: int) -> dict[str, float]:
         """Milliseconds of each stage, of a frame of the first `rows` conversations with `context` columns before it."""
-        self.temporal._position[:rows] = min(context, self.window)
+        self._position[:rows] = min(context, self.window)
         speech = 0.05 * self._random.standard_normal((rows, 1920), np.float32)
         times = [time.perf_counter()]
         heard = self._run(self.encoder, rows, lambda row: {"pcm": speech[row]})
@@ -73,13 +73,21 @@ class Frames:
         self._frames += 1
         return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
 
+    def _filled(self, column: NDArray[Any]) -> NDArray[Any]:
+        """Random keys or values [heads, window, head_dim], like those of one column."""
+        heads, _, head_dim = column.shape
+        pool = self._random.standard_normal(_POOL, np.float32)
+        if column.dtype == np.int8:
+            pool = np.rint(40 * pool).clip(-127, 127)
+        return np.resize(pool.astype(column.dtype), (heads, self.window, head_dim))
+
     def _draw(self, kind: str) -> dict[str, NDArray[Any]]:
         return {
             "sampler": np.array([1, self._frames, self._sampling[f"{kind}_top_k"]], np.int64),
             "temperature": np.array([self._sampling[f"{kind}_temperature"]], np.float32),
         }
 
-    def _run(self, model: Model, rows: int, inputs: Any) -> Any:
+    def _run(self, model: Any, rows: int, inputs: Any) -> Any:
         outcome = model.run([Turn(row, False, inputs(row)) for row in range(rows)])
         for error in outcome.errors.values():
             raise error

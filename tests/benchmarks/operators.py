@@ -17,7 +17,6 @@ from unittest import mock
 
 import onnxruntime as ort
 
-from model_repository.serving import depformer, session
 from tests.benchmarks.frames import WARM_UP, Frames
 from tests.benchmarks.reads import STAGES
 
@@ -26,26 +25,22 @@ _KERNEL = "_kernel_time"
 
 def operators(models: Path, rows: int, context: int, count: int) -> dict[str, dict[str, dict[str, float]]]:
     """By stage and operator: nodes, and milliseconds of a frame they take together (medians over `count` frames)."""
-    plain = session.session_options
+    sessions: dict[str, ort.InferenceSession] = {}
+    plain = ort.InferenceSession
     with tempfile.TemporaryDirectory() as folder:
 
-        def profiling(model: Path) -> ort.SessionOptions:
-            options = plain(model)
+        def profiled(model: str, options: ort.SessionOptions, **others: Any) -> ort.InferenceSession:
+            name = Path(model).parents[1].name
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / model.parents[1].name)
-            return options
+            options.profile_file_prefix = str(Path(folder) / name)
+            sessions[name] = plain(model, options, **others)
+            return sessions[name]
 
-        with (
-            mock.patch.object(session, "session_options", profiling),
-            mock.patch.object(depformer, "session_options", profiling),
-        ):
+        with mock.patch.object(ort, "InferenceSession", profiled):
             frames = Frames(models, rows)
         for _ in range(WARM_UP + count):
             frames.frame(rows, context)
-        stateful = {"encode": frames.encoder, "temporal": frames.temporal, "decode": frames.decoder}
-        sessions: dict[str, Any] = {stage: model._session._session for stage, model in stateful.items()}
-        sessions["depformer"] = frames.depformer._session
-        return {stage: _by_operator(sessions[stage].end_profiling(), count) for stage in STAGES}
+        return {stage: _by_operator(sessions[model].end_profiling(), count) for stage, model in STAGES.items()}
 
 
 def _by_operator(profile: str, count: int) -> dict[str, dict[str, float]]:

@@ -70,8 +70,8 @@ def _reads(file: Path) -> Reads:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-        return prod(tensor.dims) // 2
-    return prod(tensor.dims) * _item_bytes(tensor.data_type)
+        return int(prod(tensor.dims)) // 2
+    return int(prod(tensor.dims)) * _item_bytes(tensor.data_type)
 
 
 def _item_bytes(element: int) -> int:
