@@ -94,12 +94,8 @@ class Models:
 
     def fill_states(self) -> int:
         """Write all states of all slots, so that their memory is taken; the bytes of one slot."""
-        total = 0
-        for model in (self.encoder, self.temporal, self.decoder):
-            for array in model._session._states.values():
-                array.fill(0)
-                total += array.nbytes
-        return total // self._slots
+        models = (self.encoder, self.temporal, self.decoder)
+        return sum(model._session.fill() for model in models) // self._slots
 
     def _draw(self, column: NDArray[np.int64], thought: dict[str, Array], position: int) -> None:
         """Fill in the column at `position` what is drawn for it and not fixed before."""

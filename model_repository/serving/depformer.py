@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from model_repository.serving.device import DeviceMemory
+from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.noise import Stream
 from model_repository.serving.sampler import Sampler, draw
 from model_repository.serving.session import session_options, warm_up_sizes
@@ -22,11 +24,14 @@ class DepformerModel:
     input_names = ("hidden", "text_token", "sampler", "temperature")
     optional: frozenset[str] = frozenset()
 
-    def __init__(self, model: Path, text_card: int, card: int) -> None:
-        self._session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])
-        shapes = {node.name: node.shape for node in self._session.get_inputs()}
-        self._dim = int(shapes["hidden"][1])
-        self._draws = tuple(shapes["noise"][1:])
+    def __init__(
+        self, model: Path, text_card: int, card: int, slots: int = 1, device: DeviceMemory | None = None
+    ) -> None:
+        """`slots`: the most rows of an execution, which a session on a `device` must know."""
+        session: _OnCpu | _OnDevice = _OnCpu(model) if device is None else _OnDevice(model, slots, device)
+        self._sampled = session
+        self._dim = int(session.shapes["hidden"][1])
+        self._draws = tuple(session.shapes["noise"][1:])
         self._text_card = text_card
         self._card = card
 
@@ -56,13 +61,39 @@ class DepformerModel:
             noise, top_k, temperature = draw(
                 [sampler for _, _, sampler in accepted], Stream.AUDIO, self._card, self._draws
             )
-            feeds = {
+            feeds: dict[str, Array] = {
                 "hidden": np.stack([inputs["hidden"] for _, inputs, _ in accepted]),
                 "text_token": np.concatenate([inputs["text_token"] for _, inputs, _ in accepted]),
                 "noise": noise,
                 "top_k": top_k,
                 "temperature": temperature,
             }
-            (codes,) = self._session.run(["codes"], feeds)
+            codes = self._sampled(feeds)
             outcome.outputs = {row: {"codes": codes[index]} for index, (row, _, _) in enumerate(accepted)}
         return outcome
+
+
+class _OnCpu:
+    """The graph with any number of rows: all its inputs -> codes [B, 8]."""
+
+    def __init__(self, model: Path) -> None:
+        self._session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])
+        self.shapes = {node.name: node.shape for node in self._session.get_inputs()}
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Array:
+        codes: Array = self._session.run(["codes"], dict(feeds))[0]
+        return codes
+
+
+class _OnDevice:
+    """The same, with at most `slots` rows at a time."""
+
+    def __init__(self, model: Path, slots: int, device: DeviceMemory) -> None:
+        self._session = DeviceSession(model, slots, device)
+        self.shapes = {name: array.shape for name, array in self._session.feeds.items()}
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Array:
+        rows = len(feeds["hidden"])
+        self._session.run(0, rows, feeds)
+        codes: Array = self._session.results["codes"][:rows].copy()
+        return codes

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model_repository.serving.session import StatefulSession, warm_up_sizes
+from model_repository.serving.device import DeviceMemory
+from model_repository.serving.place import open_session
+from model_repository.serving.session import warm_up_sizes
 from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
 
 _STEPS_PER_FRAME = 2
@@ -22,8 +24,8 @@ class MimiModel:
 
     optional: frozenset[str] = frozenset()
 
-    def __init__(self, model: Path, slots: int, high: int | None = None) -> None:
-        self._session = StatefulSession(model, slots)
+    def __init__(self, model: Path, slots: int, high: int | None = None, device: DeviceMemory | None = None) -> None:
+        self._session = open_session(model, slots, device)
         names = [name for name in self._session.feeds if name not in ("position", "active")]
         self._input = names[0]
         self._output = next(iter(self._session.results))

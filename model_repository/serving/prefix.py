@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_repository.serving.session import StatefulSession
+from model_repository.serving.session import Session
 from model_repository.serving.turns import Array, BadInputError, check
 
 
@@ -55,7 +55,7 @@ class Prefixes:
     by what was fed, not by what a client called it: one that miscounts harms itself alone.
     """
 
-    def __init__(self, session: StatefulSession, limit: int, window: int) -> None:
+    def __init__(self, session: Session, limit: int, window: int) -> None:
         self._session = session
         self._position = session.feeds["position"]
         self._limit = limit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -25,7 +25,7 @@ _DTYPES: Mapping[str, type] = {
     "tensor(bool)": np.bool_,
 }
 
-_OF_STATES = (".next", ".same")
+OF_STATES = (".next", ".same")
 """Endings of the outputs that are bound to the memory of the state they are named after."""
 
 _SMALL_MODEL_BYTES = 64 << 20
@@ -53,6 +53,26 @@ def warm_up_sizes(slots: int) -> list[int]:
     return [*(1 << power for power in range(slots.bit_length()) if 1 << power < slots), slots]
 
 
+class Session(Protocol):
+    """What the models run: see `StatefulSession`, which is one on the CPU."""
+
+    slots: int
+    static: bool
+    """Whether every input has a fixed shape per row, a run thus one column."""
+    feeds: dict[str, Array]
+    results: dict[str, Array]
+
+    def fill(self) -> int: ...
+
+    def reset(self, row: int) -> None: ...
+
+    def saved(self, row: int, columns: int) -> dict[str, Array]: ...
+
+    def restore(self, row: int, saved: Mapping[str, Array]) -> None: ...
+
+    def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None: ...
+
+
 class StatefulSession:
     """One graph, `slots` rows of state.
 
@@ -60,26 +80,34 @@ class StatefulSession:
     write feeds[name][row], run, read results[name][row]. Inputs with a dynamic dimension are given to `run`.
     """
 
-    def __init__(self, model: Path, slots: int, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
+    def __init__(self, model: Path, slots: int) -> None:
         self.slots = slots
-        self._session = ort.InferenceSession(str(model), session_options(model), providers=list(providers))
+        self._session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])
+        self.static = True
         self._states: dict[str, Array] = {}
         self.feeds: dict[str, Array] = {}
         self.results: dict[str, Array] = {}
         for node in self._session.get_inputs():
             if any(isinstance(size, str) for size in node.shape[1:]):
+                self.static = False
                 continue
             array = np.zeros((slots, *node.shape[1:]), _DTYPES[node.type])
             kept = self._states if node.name.startswith(("state.", "cache.")) else self.feeds
             kept[node.name] = array
         for node in self._session.get_outputs():
-            if not node.name.endswith(_OF_STATES):
+            if not node.name.endswith(OF_STATES):
                 self.results[node.name] = np.zeros((slots, *node.shape[1:]), _DTYPES[node.type])
         self._outputs_of = {
             name: [node.name for node in self._session.get_outputs() if node.name.rpartition(".")[0] == name]
             for name in self._states
         }
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    def fill(self) -> int:
+        """Write all states of all rows, so that their memory is taken; its bytes."""
+        for array in self._states.values():
+            array.fill(0)
+        return sum(array.nbytes for array in self._states.values())
 
     def reset(self, row: int) -> None:
         """Give `row` a clean start: zero what a first step reads (caches are never read before they are written)."""

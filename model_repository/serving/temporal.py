@@ -8,14 +8,17 @@ from time import perf_counter
 
 import numpy as np
 
+from model_repository.serving.device import DeviceMemory
 from model_repository.serving.noise import Stream
+from model_repository.serving.place import open_session
 from model_repository.serving.prefix import Prefix, Prefixes, most_columns
 from model_repository.serving.sampler import IDLE, Sampler, draw
-from model_repository.serving.session import StatefulSession, warm_up_sizes
+from model_repository.serving.session import warm_up_sizes
 from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
 
 PREFILL_CHUNK = 512
-"""Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors."""
+"""Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors. A
+static session takes one, see `StepAttention`."""
 
 
 class TemporalModel:
@@ -34,8 +37,11 @@ class TemporalModel:
     input_names = ("columns", "embeddings", "prefix", "sampler", "temperature")
     optional = frozenset({"embeddings", "prefix"})
 
-    def __init__(self, model: Path, slots: int, text_card: int, card: int, window: int) -> None:
-        self._session = StatefulSession(model, slots)
+    def __init__(
+        self, model: Path, slots: int, text_card: int, card: int, window: int, device: DeviceMemory | None = None
+    ) -> None:
+        self._session = open_session(model, slots, device)
+        self._chunk = 1 if self._session.static else PREFILL_CHUNK
         self._text_card = text_card
         self._card = card
         self._cards = np.array([text_card + 1] + 16 * [card + 1], np.uint64)
@@ -116,7 +122,7 @@ class TemporalModel:
         done = 0
         while done < len(columns):
             room = self._window - int(self._position[turn.row])
-            count = max(1, min(len(columns) - done, PREFILL_CHUNK, room))
+            count = max(1, min(len(columns) - done, self._chunk, room))
             chunk = slice(done, done + count)
             self._run(turn.row, turn.row + 1, columns[None, chunk], embeddings[None, chunk], [sampler])
             self._position[turn.row] += count

@@ -18,6 +18,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
+from model_repository.serving.device import DeviceMemory
+from model_repository.serving.place import Place
 from model_repository.serving.turns import BadInputError, Model, Outcome, Turn
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
@@ -44,6 +46,11 @@ class ModelArguments:
         version = Path(args["model_repository"]) / args["model_version"]
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         return cls(version / "model.onnx", config["max_batch_size"], parameters)
+
+    @property
+    def device(self) -> DeviceMemory | None:
+        """Where the model runs; None is the CPU."""
+        return Place.of(self.parameters).device
 
     def integer(self, name: str) -> int:
         return int(self.parameters[name])

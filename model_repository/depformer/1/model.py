@@ -9,7 +9,9 @@ from model_repository.serving.depformer import DepformerModel
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         model = triton_io.ModelArguments.of(args)
-        self._model = DepformerModel(model.graph, model.integer("text_card"), model.integer("card"))
+        self._model = DepformerModel(
+            model.graph, model.integer("text_card"), model.integer("card"), model.slots, model.device
+        )
         self._model.warm_up(model.slots)
         triton_io.settle()
 

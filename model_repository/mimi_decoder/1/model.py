@@ -9,7 +9,7 @@ from model_repository.serving.mimi import MimiModel
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         model = triton_io.ModelArguments.of(args)
-        self._model = MimiModel(model.graph, model.slots, high=model.integer("card"))
+        self._model = MimiModel(model.graph, model.slots, high=model.integer("card"), device=model.device)
         self._model.warm_up()
         triton_io.settle()
 

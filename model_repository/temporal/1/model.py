@@ -10,7 +10,12 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         model = triton_io.ModelArguments.of(args)
         self._model = TemporalModel(
-            model.graph, model.slots, model.integer("text_card"), model.integer("card"), model.integer("window")
+            model.graph,
+            model.slots,
+            model.integer("text_card"),
+            model.integer("card"),
+            model.integer("window"),
+            model.device,
         )
         self._model.warm_up()
         triton_io.settle()

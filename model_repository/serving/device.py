@@ -1,0 +1,151 @@
+"""The memory of another device as sessions need it, and the one of a CUDA GPU.
+
+ONNX Runtime binds device memory by address but neither tells how much is free nor copies parts of it; CUDA's own
+runtime library, which it brings into the process, does both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
+"""cudaMemcpyKind."""
+
+
+class DeviceError(RuntimeError):
+    """The device is not there, or something on it failed."""
+
+
+class DeviceMemory(Protocol):
+    """`kind` and `index` are what ONNX Runtime calls the device."""
+
+    kind: str
+    index: int
+
+    @property
+    def providers(self) -> Sequence[tuple[str, Mapping[str, str]]]:
+        """Execution providers of a session there, with their options."""
+
+    def free(self) -> int:
+        """Bytes that could be allocated."""
+
+    def allocate(self, size: int) -> int:
+        """The address of `size` zero bytes. Raises `DeviceError`."""
+
+    def release(self, address: int) -> None:
+        """Give back what `allocate` gave."""
+
+    def clear(self, address: int, size: int) -> None:
+        """Zero `size` bytes."""
+
+    def upload(self, rows: Array, address: int, pitch: int = 0) -> None:
+        """Write the contiguous `rows` [n, ...], each `pitch` bytes behind the one before, or densely."""
+
+    def download(self, rows: Array, address: int, pitch: int = 0) -> None:
+        """The other way."""
+
+    def settle(self) -> None:
+        """Wait until what was uploaded and cleared is there."""
+
+
+class CudaMemory:
+    """A CUDA GPU's, among those that CUDA_VISIBLE_DEVICES leaves visible."""
+
+    kind = "cuda"
+
+    def __init__(self, index: int = 0) -> None:
+        """Raises `DeviceError` if this installation cannot compute on it."""
+        self.index = index
+        available = ort.get_available_providers()
+        if "CUDAExecutionProvider" not in available:
+            raise DeviceError(
+                f"expected onnxruntime with CUDA, found one with {', '.join(available)}: pip install onnxruntime-gpu"
+            )
+        self._runtime = _cuda_runtime()
+        self._call("cudaSetDevice", ctypes.c_int(index))
+
+    @property
+    def providers(self) -> Sequence[tuple[str, Mapping[str, str]]]:
+        """With graphs captured, nothing rounded to TF32, and no more memory taken than asked for."""
+        options = {
+            "device_id": str(self.index),
+            "enable_cuda_graph": "1",
+            "use_tf32": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            # Trying all algorithms out would take seconds for each shape of each convolution.
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        return [("CUDAExecutionProvider", options)]
+
+    def free(self) -> int:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def allocate(self, size: int) -> int:
+        pointer = ctypes.c_void_p()
+        self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(size))
+        address = pointer.value or 0
+        self.clear(address, size)
+        return address
+
+    def release(self, address: int) -> None:
+        self._call("cudaFree", ctypes.c_void_p(address))
+
+    def clear(self, address: int, size: int) -> None:
+        self._call("cudaMemset", ctypes.c_void_p(address), ctypes.c_int(0), ctypes.c_size_t(size))
+
+    def upload(self, rows: Array, address: int, pitch: int = 0) -> None:
+        self._copy(address, pitch, rows.ctypes.data, 0, rows, _HOST_TO_DEVICE)
+
+    def download(self, rows: Array, address: int, pitch: int = 0) -> None:
+        self._copy(rows.ctypes.data, 0, address, pitch, rows, _DEVICE_TO_HOST)
+
+    def settle(self) -> None:
+        # Sessions have a stream of their own, which does not wait for the default one.
+        self._call("cudaStreamSynchronize", ctypes.c_void_p(0))
+
+    def _copy(self, to: int, to_pitch: int, source: int, source_pitch: int, rows: Array, kind: int) -> None:
+        width = rows.nbytes // len(rows)
+        self._call(
+            "cudaMemcpy2D",
+            ctypes.c_void_p(to),
+            ctypes.c_size_t(to_pitch or width),
+            ctypes.c_void_p(source),
+            ctypes.c_size_t(source_pitch or width),
+            ctypes.c_size_t(width),
+            ctypes.c_size_t(len(rows)),
+            ctypes.c_int(kind),
+        )
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._runtime, name)(*arguments)
+        if code:
+            describe = self._runtime.cudaGetErrorString
+            describe.restype = ctypes.c_char_p
+            raise DeviceError(f"GPU {self.index}: {name}: {describe(ctypes.c_int(code)).decode(errors='replace')}")
+
+
+def row_bytes(array: Array) -> int:
+    """Of one entry of the first axis."""
+    return int(np.prod(array.shape[1:], dtype=np.int64)) * array.itemsize
+
+
+def _cuda_runtime() -> ctypes.CDLL:
+    """libcudart of the version ONNX Runtime was built for: of the system, or from NVIDIA's wheels."""
+    from onnxruntime.capi import build_and_package_info
+
+    ort.preload_dlls()
+    name = f"libcudart.so.{build_and_package_info.cuda_version.partition('.')[0]}"
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise DeviceError(f"expected {name} of CUDA {build_and_package_info.cuda_version}, found {error}") from None

@@ -1,0 +1,78 @@
+"""Whether a model and the state of its slots fit the memory of their device, said before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model_repository.serving.device import DeviceError
+
+GIB = 1 << 30
+
+WORKSPACE_BYTES = GIB
+"""Of a process besides its weights and states: CUDA's own context takes half a gigabyte, its libraries' workspaces and
+the graph's intermediate tensors the rest."""
+
+WORKSPACE_SHARE = 0.1
+"""Of the weights, on top: rounded matrices are unpacked one at a time."""
+
+_STATES = ("state.", "cache.")
+
+
+class NoRoomError(DeviceError):
+    """The device has less memory free than the slots need."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes a model takes: `weights` and `workspace` once, `slot` for each conversation."""
+
+    weights: int
+    slot: int
+    workspace: int
+
+    @classmethod
+    def of(cls, model: Path) -> Needs:
+        """Of a graph with its weights beside it, neither of which is loaded for it."""
+        import onnx
+
+        graph = onnx.load(model, load_external_data=False).graph
+        slot = sum(_row_bytes(value) for value in graph.input if value.name.startswith(_STATES))
+        data = model.with_name(model.name + ".data")
+        weights = data.stat().st_size if data.exists() else 0
+        return cls(weights, slot, WORKSPACE_BYTES + round(WORKSPACE_SHARE * weights))
+
+    def total(self, slots: int) -> int:
+        return self.weights + self.workspace + slots * self.slot
+
+
+def require_room(name: str, needs: Needs, slots: int, free: Callable[[], int]) -> None:
+    """Raises `NoRoomError` unless `free()` bytes are enough for the model `name` with so many slots."""
+    there = free()
+    if needs.total(slots) <= there:
+        return
+    need = (
+        f"{name}: {slots} slots need {_gigabytes(needs.total(slots))} GB of device memory "
+        f"(weights {_gigabytes(needs.weights)}, each slot {_gigabytes(needs.slot)}, "
+        f"workspace {_gigabytes(needs.workspace)}) of which {_gigabytes(there)} are free"
+    )
+    fitting = (there - needs.total(0)) // needs.slot if needs.slot else 0
+    if fitting < 1:
+        raise NoRoomError(f"{need}: not even one slot fits; build a smaller variant or free the device")
+    raise NoRoomError(f"{need}; build with --slots {fitting}")
+
+
+def _row_bytes(value: object) -> int:
+    """Of one row of a graph input whose first axis are the rows."""
+    import onnx
+
+    tensor = value.type.tensor_type  # type: ignore[attr-defined]
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+    return int(np.prod([size.dim_value for size in tensor.shape.dim[1:]], dtype=np.int64)) * int(itemsize)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f}" if size >= 5e7 else f"{size / 1e9:.3f}"
