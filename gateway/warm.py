@@ -91,7 +91,7 @@ class Warmer:
         session = self._calls.engine.open()
         try:
             draw = Draw(seed=0, position=prefix.length, top_k=1, temperature=0.0)
-            begun = await session.prefill(prefix.columns, prefix.embeddings, draw)
+            begun = await session.prefill(prefix.columns, prefix.embeddings, draw, self._calls.cohort.between)
             self._calls.metrics.prefilled(prefix.length - begun.cached, begun.cached)
         finally:
             await session.close()

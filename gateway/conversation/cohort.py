@@ -5,7 +5,8 @@ is begun by a cohort: all who wait at that moment. Newcomers wait until the last
 go together. Between two stages members meet again, so that each model sees all of them at once. Nobody is in two
 cohorts at once, and a cohort costs nothing when there is one conversation. Where many take part the next one waits a
 moment before it begins: an execution costs much by itself and little per member, so fewer and larger ones leave more
-time for all.
+time for all. What is no frame but wants the same models, such as another caller's prompt, finds its time between two
+cohorts.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Cohort:
         self._last = 0
         self._patience = patience
         self._waiting: list[asyncio.Future[SharedFrame]] = []
+        self._between: list[asyncio.Future[None]] = []
         self._running: SharedFrame | None = None
         self._release: asyncio.Handle | None = None
 
@@ -57,6 +59,13 @@ class Cohort:
             yield running
         finally:
             self._leave(running)
+
+    async def between(self) -> None:
+        """Wait until the shared frame that is under way, if there is one, has ended."""
+        if self._running is not None:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._between.append(ended)
+            await ended
 
     def _schedule(self) -> None:
         if self._waiting and self._running is None and self._release is None:
@@ -81,15 +90,21 @@ class Cohort:
     def _leave(self, running: SharedFrame) -> None:
         if running.leave() and running is self._running:
             running.timer.cancel()
-            self._running = None
-            self._schedule()
+            self._end()
 
     def _expire(self) -> None:
         if self._running is not None:
             logger.warning("a shared frame took over %.1f s; %d left behind", self._patience, self._running.members)
             self._running.dissolve()
-            self._running = None
-            self._schedule()
+            self._end()
+
+    def _end(self) -> None:
+        self._running = None
+        for waiting in self._between:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._between.clear()
+        self._schedule()
 
 
 class SharedFrame:

@@ -83,11 +83,13 @@ class Conversation:
     async def start(self) -> AgentFrame:
         """Feed the whole prompt, and return output frame 0, the forced silence.
 
-        Not part of a shared frame: a prompt takes many frames' time and would hold up everyone in it.
+        Not part of a shared frame: a prompt takes many frames' time and would hold up everyone in it. It is fed
+        between them.
         """
         began = perf_counter()
         prefix = self._prefix
-        begun = await self._session.prefill(prefix.columns, prefix.embeddings, self._sampling.text(prefix.length))
+        draw = self._sampling.text(prefix.length)
+        begun = await self._session.prefill(prefix.columns, prefix.embeddings, draw, self._cohort.between)
         thought = begun.thought
         self._prefilled(prefix.length - begun.cached, begun.cached)
         fed = perf_counter()

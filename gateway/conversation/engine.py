@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,16 +46,24 @@ class Prefilled:
     cached: int
 
 
+Pause = Callable[[], Awaitable[None]]
+"""Waits for a good moment."""
+
+
+async def at_once() -> None:
+    """Any moment is good."""
+
+
 class Session(Protocol):
     """One conversation's state inside the models. Calls to one session are made one after another."""
 
     async def encode(self, pcm: Floats) -> Tokens:
         """pcm [1920] (24 kHz, one frame) -> codes [8] int64."""
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Prefilled:
+    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw, pause: Pause = at_once) -> Prefilled:
         """Begin with `embeddings` [E, dim] (may be empty), then `columns` [S, 17]; answers for the last of them.
 
-        May be made of several calls to the models, between which other sessions' steps are made.
+        What takes the models long is done in several calls, each of them after a `pause`.
         """
 
     async def step(self, column: Tokens, draw: Draw) -> Thought:

@@ -10,7 +10,7 @@ import asyncio
 
 import numpy as np
 
-from gateway.conversation.engine import Draw, Floats, Prefilled, Thought, Tokens
+from gateway.conversation.engine import Draw, Floats, Pause, Prefilled, Thought, Tokens, at_once
 from gateway.errors import EngineUnavailable
 from gateway.manifest import Manifest
 
@@ -58,8 +58,9 @@ class FakeSession:
         self._encoder = _mix(self._encoder, float(np.abs(pcm).sum()))
         return self._codes(self._encoder)
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Prefilled:
+    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw, pause: Pause = at_once) -> Prefilled:
         """As if every column had been stepped."""
+        await pause()
         self._engine.prefills.append((columns, embeddings))
         content = embeddings.tobytes() + columns[:-1].tobytes()
         cached = len(embeddings) + len(columns) - 1 if content in self._engine.known else 0

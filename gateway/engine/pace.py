@@ -1,11 +1,15 @@
-"""How large the pieces of a prefill are: as large as may be while nobody talks, else small enough for their frames.
+"""How large the pieces of a prefill are, and how soon they follow: as may be while nobody talks, else between frames.
 
-The temporal model does one thing at a time. A step that comes while a piece of another caller's prefix is under way
-waits for its end; so while others talk a piece may take no more than a share of a frame. How many columns that is,
-pieces tell themselves: their number is doubled or halved by what the last one took.
+The temporal model does one thing at a time, and on a CPU it takes the other models' cores. A step that comes while a
+piece of another caller's prefix is under way waits for its end; so while others talk a piece may take no more than a
+share of a frame, and all pieces together no more than that share of the time. How many columns that is, pieces tell
+themselves: their number is doubled or halved by what the last one took.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
 
 MOST = 512
 """Columns of a piece while nobody talks; the model takes no more in one run."""
@@ -21,8 +25,11 @@ SHARE = 0.2
 class Pace:
     """For one temporal model; `frame_seconds`: what a frame lasts."""
 
-    def __init__(self, frame_seconds: float) -> None:
+    def __init__(self, frame_seconds: float, clock: Callable[[], float] = monotonic) -> None:
+        self._frame_seconds = frame_seconds
         self._limit = SHARE * frame_seconds
+        self._clock = clock
+        self._rested_at = 0.0
         self._columns = LEAST
         self.pieces = 0
         """Pieces there have been."""
@@ -31,9 +38,14 @@ class Pace:
         """Columns that the next piece may have."""
         return self._columns if others_talk else MOST
 
+    def rest(self, others_talk: bool) -> float:
+        """Seconds until the next piece may begin; however long the last one was, it is not more than a frame."""
+        return max(self._rested_at - self._clock(), 0.0) if others_talk else 0.0
+
     def took(self, columns: int, seconds: float) -> None:
         """A piece of so many columns took the model so long."""
         self.pieces += 1
+        self._rested_at = self._clock() + min(seconds * (1 / SHARE - 1), self._frame_seconds)
         if columns <= self._columns and seconds > self._limit:
             self._columns = max(self._columns // 2, LEAST)
         elif columns >= self._columns and 2 * seconds * self._columns / columns <= self._limit:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from gateway.conversation.engine import Draw, Floats, Prefilled, Thought, Tokens
+from gateway.conversation.engine import Draw, Floats, Pause, Prefilled, Thought, Tokens, at_once
 from gateway.conversation.grid import STREAMS
 from gateway.engine.gather import MODEL as DEPFORMER
 from gateway.engine.gather import DepformerCalls
@@ -97,7 +97,7 @@ class TritonSession:
         answer = await self._step(self._encoder, [_bytes(pcm, np.float32)])
         return np.frombuffer(answer["codes"], np.int64)
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw) -> Prefilled:
+    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw, pause: Pause = at_once) -> Prefilled:
         """embeddings [E, dim], then columns [S, 17]: all but the last column come from the model's memory if it can.
 
         If it has never seen them they are fed in pieces. Of several sessions that begin so at once one does, for all.
@@ -109,7 +109,7 @@ class TritonSession:
                 continue
             filled = engine.fills[prefix.digest] = asyncio.Event()
             try:
-                await self._feed(prefix, draw)
+                await self._feed(prefix, draw, pause)
             finally:
                 del engine.fills[prefix.digest]
                 filled.set()
@@ -124,15 +124,17 @@ class TritonSession:
         answer = await self._prefix_call([column, prefix.place(prefix.length)], draw)
         return _thought(answer) if "hidden" in answer else None
 
-    async def _feed(self, prefix: Prefix, draw: Draw) -> None:
+    async def _feed(self, prefix: Prefix, draw: Draw, pause: Pause) -> None:
         engine, window = self._engine, self._engine.manifest.context - 1
         done = 0
         while done < prefix.length:
             async with engine.feeding:
+                await asyncio.sleep(engine.pace.rest(bool(engine.talking)))
+                await pause()
                 count = piece(done, prefix.length, engine.pace.columns(bool(engine.talking)), window)
                 answer = await self._prefix_call(prefix.piece(done, done + count), draw)
-            _, microseconds = np.frombuffer(answer["progress"], np.int64)
-            engine.pace.took(count, microseconds / 1e6)
+                _, microseconds = np.frombuffer(answer["progress"], np.int64)
+                engine.pace.took(count, microseconds / 1e6)
             done += count
 
     async def _prefix_call(self, tensors: Sequence[tuple[Tensor, bytes]], draw: Draw) -> dict[str, memoryview]:

@@ -125,3 +125,53 @@ async def test_where_few_take_part_nobody_waits():
     for _ in range(3):
         async with asyncio.timeout(0.5):
             await asyncio.gather(*(Rounds(cohort).frame(str(index)) for index in range(MANY - 1)))
+
+
+async def test_what_is_no_frame_begins_when_the_running_one_has_ended():
+    cohort = Cohort(patience=60)
+    ends = [asyncio.Event(), asyncio.Event()]
+
+    async def frame(end: asyncio.Event) -> None:
+        async with cohort.frame():
+            await end.wait()
+
+    await asyncio.wait_for(cohort.between(), 0.5)
+    frames = [asyncio.create_task(frame(end)) for end in ends]
+    await asyncio.sleep(0.005)
+    waiting = [asyncio.create_task(cohort.between()) for _ in range(2)]
+    gone = asyncio.create_task(cohort.between())
+    await asyncio.sleep(0.005)
+    gone.cancel()
+    ends[0].set()
+    await frames[0]
+    await asyncio.sleep(0.005)
+    assert not any(task.done() for task in waiting)
+    ends[1].set()
+    await asyncio.wait_for(asyncio.gather(*waiting), 0.5)
+
+
+async def test_what_is_no_frame_does_not_wait_for_those_that_come_after_it():
+    """Frames follow one another without a gap; it has its time between two of them."""
+    rounds = Rounds(Cohort())
+    between: list[int] = []
+
+    async def talk() -> None:
+        for _ in range(10):
+            await rounds.frame("talker", 0.002)
+
+    async def other() -> None:
+        while len(between) < 5:
+            await rounds.cohort.between()
+            between.append(len(rounds.rounds))
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(asyncio.gather(talk(), other()), 0.5)
+    assert between == sorted(set(between))
+
+
+async def test_a_stuck_frame_does_not_hold_up_what_is_none():
+    cohort = Cohort(patience=0.02)
+    stuck = asyncio.create_task(Rounds(cohort).frame("stuck", 60))
+    await asyncio.sleep(0.005)
+    await asyncio.wait_for(cohort.between(), 0.5)
+    stuck.cancel()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from gateway.conversation.cohort import Cohort
 from gateway.conversation.conversation import Conversation
 from gateway.conversation.persona import SILENCE
 from gateway.engine.fake import FakeEngine
@@ -44,6 +46,15 @@ async def test_the_prompt_goes_in_with_one_call(converse: Converse, engine: Fake
     assert np.array_equal(embeddings, manifest.load_voice("NATF0").embeddings)
     assert columns.shape == (1 + 12, 17)
     assert columns.min() >= 0
+
+
+async def test_the_prompt_waits_for_the_frame_that_others_share(converse: Converse):
+    cohort = Cohort()
+    async with cohort.frame():
+        starting = asyncio.create_task(converse(cohort=cohort).start())
+        await asyncio.sleep(0.01)
+        assert not starting.done()
+    assert (await asyncio.wait_for(starting, 0.5)).index == 0
 
 
 async def test_columns_that_are_there_already_are_told_apart(converse: Converse):

@@ -56,6 +56,22 @@ def test_a_large_piece_tells_what_small_ones_would_take():
     assert slow.columns(others_talk=True) == LEAST
 
 
+@pytest.mark.parametrize(("seconds", "rest"), [(0.01, 0.04), (LIMIT, 0.064), (0.5, FRAME)])
+def test_while_others_talk_pieces_take_their_share_of_the_time_or_one_comes_with_each_frame(
+    seconds: float, rest: float
+):
+    now = 100.0
+    pace = Pace(FRAME, lambda: now)
+    assert pace.rest(others_talk=True) == 0
+    pace.took(8, seconds)
+    assert pace.rest(others_talk=True) == pytest.approx(rest)
+    assert pace.rest(others_talk=False) == 0
+    now += rest / 2
+    assert pace.rest(others_talk=True) == pytest.approx(rest / 2)
+    now += rest
+    assert pace.rest(others_talk=True) == 0
+
+
 @given(
     total=st.integers(0, 400),
     window=st.integers(2, 300),

@@ -118,6 +118,22 @@ async def test_while_others_talk_a_prefix_goes_in_pieces(engine: TritonEngine, s
     assert len(server.calls) == 3, "nobody talks any more"
 
 
+async def test_every_piece_waits_for_a_good_moment_and_nothing_else_does(engine: TritonEngine, server: Server):
+    engine.pace = Pace(0.0)
+    engine.talking.add(engine.open())
+    moments: list[int] = []
+
+    async def pause() -> None:
+        moments.append(len(server.calls))
+
+    columns, none = np.arange(50 * 17).reshape(50, 17) % 400, np.zeros((0, 32), np.float32)
+    await engine.open().prefill(columns, none, DRAW, pause)
+    assert len(moments) == 6
+    assert moments == list(range(1, 7)), "once before each piece; not before the question, nor the last column"
+    await engine.open().prefill(columns, none, DRAW, pause)
+    assert len(moments) == 6
+
+
 async def test_only_one_piece_is_under_way_whoever_begins(
     engine: TritonEngine, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
