@@ -34,6 +34,16 @@ def golden_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cuda_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint, built for CUDA at 16 bits."""
+    from model_repository.build import build_repository
+
+    models = tmp_path_factory.mktemp("cuda") / "models"
+    build_repository(GOLDEN / "checkpoint", models, slots=8, variant="fp16", device="cuda")
+    return models
+
+
+@pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded default, built for 8 conversations."""
     from model_repository.build import build_repository

@@ -15,7 +15,7 @@ from model_repository.serving.noise import Noise, Stream
 from model_repository.serving.sampler import IDLE, Sampler, draw
 
 VOCABULARY = 50
-DRAWS = {"sorting": 1, "guessing": GUESSES + 1}
+DRAWS = {"sorting": 1, "sorting all": 1, "guessing": GUESSES + 1, "guessing and sorting": GUESSES + 1}
 
 
 @pytest.fixture(scope="module", params=DRAWS)
@@ -25,10 +25,15 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, DRAWS[request.param]])
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
-    if request.param == "sorting":
-        token = sample(graph, logits, noise, top_k, temperature)
-    else:
-        token = sample_guessing(graph, logits, VOCABULARY, noise, top_k, temperature)
+    match request.param:
+        case "sorting":
+            token = sample(graph, logits, noise, top_k, temperature)
+        case "sorting all":
+            token = sample(graph, logits, noise, top_k, temperature, VOCABULARY)
+        case branches:
+            token = sample_guessing(
+                graph, logits, VOCABULARY, noise, top_k, temperature, branching=branches == "guessing"
+            )
     graph.output("token", token)
     path: Path = tmp_path_factory.mktemp("sampling") / "model.onnx"
     graph.save(path)

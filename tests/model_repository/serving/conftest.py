@@ -15,12 +15,16 @@ from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.turns import Model, Turn
+from tests.model_repository.serving.host_memory import HostMemory
 
 Array = NDArray[Any]
 
 
 class Models:
-    """The models of `repository`, for `slots` rows; each is loaded when it is first asked for."""
+    """The models of `repository`, for `slots` rows; each is loaded when it is first asked for.
+
+    Those built for CUDA run in the sessions they have there, on a stand-in for the device.
+    """
 
     def __init__(self, repository: Path, slots: int = 8) -> None:
         manifest = json.loads((repository / "manifest.json").read_text())
@@ -28,22 +32,23 @@ class Models:
         self.window = manifest["context"] - 1
         self._repository = repository
         self._slots = slots
+        self._device = HostMemory() if manifest["device"] == "cuda" else None
 
     @cached_property
     def encoder(self) -> MimiModel:
-        return MimiModel(self._graph("mimi_encoder"), self._slots)
+        return MimiModel(self._graph("mimi_encoder"), self._slots, device=self._device)
 
     @cached_property
     def decoder(self) -> MimiModel:
-        return MimiModel(self._graph("mimi_decoder"), self._slots, self.card)
+        return MimiModel(self._graph("mimi_decoder"), self._slots, self.card, self._device)
 
     @cached_property
     def temporal(self) -> TemporalModel:
-        return TemporalModel(self._graph("temporal"), self._slots, self.text_card, self.card, self.window)
+        return TemporalModel(self._graph("temporal"), self._slots, self.text_card, self.card, self.window, self._device)
 
     @cached_property
     def depformer(self) -> DepformerModel:
-        return DepformerModel(self._graph("depformer"), self.text_card, self.card)
+        return DepformerModel(self._graph("depformer"), self.text_card, self.card, self._slots, self._device)
 
     def no_embeddings(self) -> Array:
         return np.zeros((0, self.dim), np.float32)

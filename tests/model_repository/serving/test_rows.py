@@ -96,7 +96,7 @@ def interleaved(random: np.random.Generator, rows: list[int], probability: float
     return [turn for turn in schedule if turn]
 
 
-@pytest.fixture(scope="module", params=["golden_models", "tiny_models"])
+@pytest.fixture(scope="module", params=["golden_models", "tiny_models", "cuda_models"])
 def repository(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
