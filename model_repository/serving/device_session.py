@@ -165,7 +165,7 @@ def _open(model: Path, device: DeviceMemory) -> ort.InferenceSession:
     try:
         session = ort.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes have no common base
-        raise DeviceError(f"{model.parents[1].name}: {error}") from error
+        raise DeviceError(f"{model.parents[1].name}: expected to run on {wanted[0]} as a whole: {error}") from error
     if session.get_providers()[0] != wanted[0]:
         raise DeviceError(f"{model.parents[1].name}: expected to run on {wanted[0]}, which could not be loaded")
     return session

@@ -55,7 +55,8 @@ def require_room(name: str, needs: Needs, slots: int, free: Callable[[], int]) -
     if needs.total(slots) <= there:
         return
     need = (
-        f"{name}: {slots} slots need {_gigabytes(needs.total(slots))} GB of device memory "
+        f"{name}: {'1 slot needs' if slots == 1 else f'{slots} slots need'} "
+        f"{_gigabytes(needs.total(slots))} GB of device memory "
         f"(weights {_gigabytes(needs.weights)}, each slot {_gigabytes(needs.slot)}, "
         f"workspace {_gigabytes(needs.workspace)}) of which {_gigabytes(there)} are free"
     )

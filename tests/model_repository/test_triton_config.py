@@ -8,10 +8,11 @@ from tritonclient.grpc import model_config_pb2
 
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.triton_config import queue_delay, served_models
+from model_repository.variants import Device
 
 
-def parsed(slots: int = 8, weight_bytes: int = 4 << 30):
-    configs = [model.pbtxt(slots, weight_bytes) for model in served_models(Geometry.from_config({}))]
+def parsed(slots: int = 8, weight_bytes: int = 4 << 30, device: Device = Device.CPU):
+    configs = [model.pbtxt(slots, weight_bytes, device) for model in served_models(Geometry.from_config({}))]
     return {
         config.name: config for config in (text_format.Parse(text, model_config_pb2.ModelConfig()) for text in configs)
     }
@@ -26,6 +27,28 @@ def test_stateful_models_keep_a_sequence_in_its_row():
         assert batching.max_sequence_idle_microseconds >= 60_000_000, "Triton's default of 1 s would cut pauses off"
         assert [control.name for control in batching.control_input] == ["READY"]
     assert configs["depformer"].WhichOneof("scheduling_choice") == "dynamic_batching"
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "gpus", "place"),
+    [
+        (Device.CPU, "KIND_CPU", [], {"provider": "cpu"}),
+        (Device.CUDA, "KIND_GPU", [0], {"provider": "cuda", "device_id": "0"}),
+    ],
+)
+def test_every_model_has_one_instance_on_its_device(device, kind, gpus, place):
+    """A second one would have rows of its own."""
+    for config in parsed(device=device).values():
+        (group,) = config.instance_group
+        assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == kind
+        assert (group.count, list(group.gpus)) == (1, gpus)
+        told = {name: value.string_value for name, value in config.parameters.items()}
+        assert {name: told[name] for name in ("provider", "device_id") if name in told} == place
+
+
+def test_a_gpu_waits_less_for_neighbours_than_a_cpu():
+    big = 14 << 30
+    assert queue_delay(big, 1, Device.CUDA) < queue_delay(big, 1)
 
 
 def test_shapes_are_the_published_models():

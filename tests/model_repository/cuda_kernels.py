@@ -1,0 +1,106 @@
+"""Which operators ONNX Runtime computes on CUDA, and what a graph asks for.
+
+`KERNELS` lists, per operator, types of its first operand that onnxruntime-gpu 1.31.1 placed on its CUDA provider, each
+in a graph of one node with falling back to the CPU disabled; `docs/OperatorKernels.md` in its repository lists all
+under `CUDAExecutionProvider`. Not there, and easy to fall for: ArgMax of integers, RandomUniform and
+Multinomial, DynamicQuantizeMatMul, GroupQueryAttention of float32. If, Loop and Scan have kernels, but keep a session
+from capturing CUDA graphs, as every node off the GPU does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+_ALL = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "INT64", "BOOL"})
+_FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
+
+KERNELS: dict[str, frozenset[str]] = {
+    "Add": _FLOATS | {"INT64"},
+    "And": frozenset({"BOOL"}),
+    "ArgMin": frozenset({"FLOAT", "FLOAT16"}),
+    "Attention": _FLOATS,
+    "Cast": _ALL,
+    "Concat": _ALL,
+    "Conv": frozenset({"FLOAT", "FLOAT16"}),
+    "ConvTranspose": frozenset({"FLOAT", "FLOAT16"}),
+    "Cos": frozenset({"FLOAT"}),
+    "Div": _FLOATS | {"INT64"},
+    "Equal": frozenset({"FLOAT", "FLOAT16", "INT64", "BOOL"}),
+    "Exp": _FLOATS,
+    "Expand": _ALL,
+    "Gather": _ALL,
+    "GatherElements": _ALL,
+    "Gelu": _FLOATS,
+    "Greater": frozenset({"FLOAT", "FLOAT16", "INT64"}),
+    "GreaterOrEqual": frozenset({"FLOAT", "FLOAT16", "INT64"}),
+    "LayerNormalization": _FLOATS,
+    "Less": frozenset({"FLOAT", "FLOAT16", "INT64"}),
+    "LessOrEqual": frozenset({"FLOAT", "FLOAT16", "INT64"}),
+    "MatMul": _FLOATS,
+    "MatMulNBits": _FLOATS,
+    "Max": frozenset({"FLOAT", "FLOAT16", "INT64"}),
+    "Min": frozenset({"FLOAT", "FLOAT16", "INT64"}),
+    "Mod": frozenset({"INT64"}),
+    "Mul": _FLOATS | {"INT64"},
+    "Not": frozenset({"BOOL"}),
+    "Or": frozenset({"BOOL"}),
+    "RMSNormalization": frozenset({"FLOAT"}),
+    "Range": frozenset({"FLOAT", "INT64"}),
+    "ReduceSum": frozenset({"FLOAT", "FLOAT16"}),
+    "Relu": _FLOATS,
+    "Reshape": _ALL,
+    "RotaryEmbedding": frozenset({"FLOAT"}),
+    "Sigmoid": _FLOATS,
+    "Sin": frozenset({"FLOAT"}),
+    "Slice": frozenset({"FLOAT", "INT64"}),
+    "Softmax": _FLOATS,
+    "Split": _ALL,
+    "Squeeze": _ALL,
+    "Sub": _FLOATS | {"INT64"},
+    "Sum": frozenset({"FLOAT"}),
+    "TensorScatter": _FLOATS,
+    "TopK": frozenset({"FLOAT"}),
+    "Transpose": _ALL,
+    "Unsqueeze": _ALL,
+    "Where": frozenset({"BOOL"}),
+}
+
+_BOOLEAN = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"})
+
+
+class Typed:
+    """A graph's nodes with the element types of their operands."""
+
+    def __init__(self, model: Path) -> None:
+        graph = onnx.load(model, load_external_data=False).graph
+        self.nodes = list(graph.node)
+        self.inputs = {value.name: value for value in graph.input}
+        self.weights = {tensor.name for tensor in graph.initializer}
+        self._types = {name: _name(value.type.tensor_type.elem_type) for name, value in self.inputs.items()}
+        self._types |= {tensor.name: _name(tensor.data_type) for tensor in graph.initializer}
+        for node in self.nodes:
+            for index, output in enumerate(node.output):
+                self._types[output] = self._result(node, index)
+
+    def operands(self, node: onnx.NodeProto) -> list[str]:
+        """Types of a node's operands, those left out not counted."""
+        return [self._types[name] for name in node.input if name]
+
+    def of(self, *operators: str) -> Iterator[onnx.NodeProto]:
+        return (node for node in self.nodes if node.op_type in operators)
+
+    def _result(self, node: onnx.NodeProto, index: int) -> str:
+        if node.op_type == "Cast":
+            return next(_name(attribute.i) for attribute in node.attribute if attribute.name == "to")
+        if node.op_type in _BOOLEAN:
+            return "BOOL"
+        if node.op_type == "ArgMin" or (node.op_type == "TopK" and index == 1):
+            return "INT64"
+        return self._types[node.input[1 if node.op_type == "Where" else 0]]
+
+
+def _name(element: int) -> str:
+    return onnx.TensorProto.DataType.Name(element)

@@ -1,0 +1,134 @@
+"""The memory of a GPU, with CUDA's runtime library replaced by one that works on the host's memory."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from model_repository.serving import device
+from model_repository.serving.device import CudaMemory, DeviceError
+from model_repository.serving.place import CPU, Place
+
+
+class Runtime:
+    """The functions of libcudart that are used, by the signatures of its documentation; 0 is success."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Any] = {}
+        self.devices, self.size = 2, 1000
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} is not to be called")
+
+    def cudaSetDevice(self, index: ctypes.c_int) -> int:  # noqa: N802
+        return 0 if index.value < self.devices else 101
+
+    def cudaMemGetInfo(self, free: Any, total: Any) -> int:  # noqa: N802
+        free._obj.value, total._obj.value = self.size - sum(map(len, self.blocks.values())), self.size
+        return 0
+
+    def cudaMalloc(self, pointer: Any, size: ctypes.c_size_t) -> int:  # noqa: N802
+        if size.value > self.size - sum(map(len, self.blocks.values())):
+            return 2
+        block = ctypes.create_string_buffer(b"\xff" * size.value, size.value)
+        pointer._obj.value = ctypes.addressof(block)
+        self.blocks[pointer._obj.value] = block
+        return 0
+
+    def cudaFree(self, address: ctypes.c_void_p) -> int:  # noqa: N802
+        del self.blocks[address.value]
+        return 0
+
+    def cudaMemset(self, address: Any, value: Any, size: Any) -> int:  # noqa: N802
+        ctypes.memset(address.value, value.value, size.value)
+        return 0
+
+    def cudaMemcpy2D(self, to: Any, to_pitch: Any, source: Any, pitch: Any, width: Any, height: Any, _kind: Any) -> int:  # noqa: N802
+        assert width.value <= min(to_pitch.value, pitch.value)
+        for row in range(height.value):
+            ctypes.memmove(to.value + row * to_pitch.value, source.value + row * pitch.value, width.value)
+        return 0
+
+    def cudaStreamSynchronize(self, stream: ctypes.c_void_p) -> int:  # noqa: N802
+        assert not stream.value
+        return 0
+
+    def cudaGetErrorString(self, code: ctypes.c_int) -> bytes:  # noqa: N802
+        return {2: b"out of memory", 101: b"invalid device ordinal"}[code.value]
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    runtime = Runtime()
+    describe = Runtime.cudaGetErrorString
+    # Functions of a library have a `restype` to set.
+    runtime.cudaGetErrorString = lambda code: describe(runtime, code)  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "_cuda_runtime", lambda: runtime)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    return runtime
+
+
+def test_memory_is_zero_at_first_and_counted(runtime: Runtime):
+    memory = CudaMemory()
+    address = memory.allocate(300)
+    assert memory.free() == 700
+    there = np.ones(300, np.uint8)
+    memory.download(there, address)
+    assert not there.any()
+    memory.release(address)
+    assert memory.free() == 1000
+
+
+def test_rows_go_to_the_device_and_back_with_and_without_gaps(runtime: Runtime):
+    memory = CudaMemory()
+    address = memory.allocate(4 * 10 * 2)
+    rows = np.arange(12, dtype=np.float16).reshape(4, 3)
+    memory.upload(rows, address + 2, pitch=10 * 2)
+    memory.settle()
+    whole = np.empty((4, 10), np.float16)
+    memory.download(whole, address)
+    np.testing.assert_array_equal(whole[:, 1:4], rows)
+    assert not whole[:, 4:].any()
+    back = np.empty((4, 3), np.float16)
+    memory.download(back, address + 2, pitch=10 * 2)
+    np.testing.assert_array_equal(back, rows)
+    memory.clear(address, 20)
+    memory.download(whole, address)
+    assert not whole[0].any()
+    assert whole[1].any()
+
+
+def test_what_cuda_says_is_told(runtime: Runtime):
+    with pytest.raises(DeviceError, match="GPU 0: cudaMalloc: out of memory"):
+        CudaMemory().allocate(1001)
+    with pytest.raises(DeviceError, match="GPU 7: cudaSetDevice: invalid device ordinal"):
+        CudaMemory(7)
+
+
+def test_sessions_are_opened_there_with_graphs_captured(runtime: Runtime):
+    ((name, options),) = CudaMemory(1).providers
+    assert name == "CUDAExecutionProvider"
+    assert (options["device_id"], options["enable_cuda_graph"], options["use_tf32"]) == ("1", "1", "0")
+
+
+def test_an_onnx_runtime_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(
+        DeviceError, match=r"found one with CPUExecutionProvider: pip install personaplex-triton\[gpu\]"
+    ):
+        CudaMemory()
+
+
+def test_a_place_is_read_from_a_models_parameters(runtime: Runtime):
+    assert Place.of({"provider": "cuda", "device_id": "1"}) == Place("cuda", 1)
+    assert Place.of({"provider": "cpu"}) == Place.of({}) == CPU
+    assert CPU.device is None
+    memory = Place("cuda", 1).device
+    assert isinstance(memory, CudaMemory)
+    assert memory.index == 1
+    with pytest.raises(ValueError, match="expected cpu or cuda, got 'tpu'"):
+        _ = Place("tpu").device

@@ -1,0 +1,144 @@
+"""Repositories for CUDA: what their graphs ask a GPU for, and, on the CPU's kernels, what they compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_repository.build import build_repository
+from model_repository.errors import BuildError
+from model_repository.triton_config import MODELS
+from model_repository.variants import CUDA_VARIANTS
+from tests.conftest import GOLDEN
+from tests.model_repository.cuda_kernels import KERNELS, Typed
+from tests.model_repository.serving.conftest import Models, one, sampler
+
+ACTIVATIONS = {"fp32": "FLOAT", "bf16": "BFLOAT16"}
+"""Of variants other than those with float16."""
+
+LEAST_COSINE = {"fp32": 0.999999, "fp16": 0.99999, "int8": 0.9999, "int4": 0.999, "mixed": 0.9999}
+"""Of a model 32 wide with random weights; bfloat16 has no kernels on a CPU."""
+
+
+@pytest.fixture(scope="module", params=CUDA_VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models = tmp_path_factory.mktemp(variant) / "models"
+    build_repository(GOLDEN / "checkpoint", models, slots=4, variant=variant, device="cuda")
+    return models
+
+
+@pytest.fixture(scope="module")
+def graphs(built: Path) -> dict[str, Typed]:
+    return {name: Typed(built / "triton" / name / "1" / "model.onnx") for name in MODELS}
+
+
+def test_every_node_has_a_kernel_on_cuda(graphs: dict[str, Typed]):
+    missing = {
+        (name, node.op_type, graph.operands(node)[0])
+        for name, graph in graphs.items()
+        for node in graph.nodes
+        if graph.operands(node)[0] not in KERNELS.get(node.op_type, ())
+    }
+    assert not missing
+
+
+def test_shapes_follow_from_the_number_of_rows(graphs: dict[str, Typed]):
+    """And so may a run be captured: nothing depends on values, by control flow or as a shape."""
+    for graph in graphs.values():
+        for value in graph.inputs.values():
+            first, *others = value.type.tensor_type.shape.dim
+            assert first.dim_param == "rows"
+            assert all(size.HasField("dim_value") for size in others), value.name
+        assert not list(graph.of("If", "Loop", "Scan", "Shape", "NonZero"))
+        sizes = {node.input[1] for node in graph.of("TopK", "Reshape", "Expand")}
+        assert sizes <= graph.weights, "sizes are constants"
+
+
+def test_products_and_attention_have_16_bits(graphs: dict[str, Typed], variant: str):
+    expected = ACTIVATIONS.get(variant, "FLOAT16")
+    for name in ("temporal", "depformer"):
+        graph = graphs[name]
+        products = [node for node in graph.of("MatMul") if ".weight" in node.input[1] or "_weight" in node.input[1]]
+        products += graph.of("MatMulNBits")
+        attention = list(graph.of("Attention"))
+        assert products
+        assert attention or (name, variant) == ("depformer", "fp32")
+        for node in products:
+            operands = graph.operands(node)
+            assert operands[0] == expected, node.input[1]
+            assert operands[1:3] == ([expected] if node.op_type == "MatMul" else ["UINT8", expected])
+        for node in attention:
+            assert graph.operands(node)[:3] == [expected] * 3
+        caches = {graph.operands(node)[0] for node in graph.of("TensorScatter")}
+        assert caches <= {expected}
+
+
+def test_no_weight_is_cast_and_float32_stays_where_it_matters(graphs: dict[str, Typed]):
+    for name in ("temporal", "depformer"):
+        graph = graphs[name]
+        assert not [node.input[0] for node in graph.of("Cast") if node.input[0] in graph.weights]
+        wide = ("RMSNormalization", "RotaryEmbedding", "TopK", "Softmax", "Exp", "Div", "Sum")
+        assert {graph.operands(node)[0] for node in graph.of(*wide)} == {"FLOAT"}
+        residual = [node for node in graph.of("Add") if graph.operands(node)[0] != "INT64"]
+        assert {kind for node in residual for kind in graph.operands(node)} == {"FLOAT"}
+
+
+def test_attention_may_be_flash_attention(graphs: dict[str, Typed]):
+    """Straight on the cache: no mask, no causality, filled slots of each row; the queries are single columns."""
+    for node in graphs["temporal"].of("Attention"):
+        query, key, value, mask, past_key, past_value, filled = node.input
+        assert (mask, past_key, past_value) == ("", "", "")
+        assert query
+        assert filled
+        assert {key, value} <= {scatter.output[0] for scatter in graphs["temporal"].of("TensorScatter")}
+        assert "is_causal" not in {attribute.name for attribute in node.attribute if attribute.i}
+
+
+@pytest.mark.parametrize("variant", LEAST_COSINE, indirect=True)
+def test_hidden_states_stay_close_through_prefill_and_wrap(golden, built: Path, variant: str):
+    models = Models(built, slots=4)
+    columns, hidden = golden["model_input"], golden["hidden"]
+    position, cosines = 0, []
+    for chunk in (columns[:30], *(columns[step : step + 1] for step in range(30, len(columns)))):
+        start, position = position == 0, position + len(chunk)
+        mine = one(models.temporal, 2, {"columns": chunk, **sampler(position)}, start=start)["hidden"]
+        theirs = hidden[position - 1]
+        cosines.append(mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs))
+    assert len(cosines) > models.window
+    assert np.mean(cosines) > LEAST_COSINE[variant]
+
+
+@pytest.mark.parametrize("variant", ["fp32"], indirect=True)
+def test_tokens_are_those_of_a_repository_for_the_cpu(golden, golden_models: Path, built: Path):
+    """With the same noise, and float32; 16 bits move what lies between two tokens."""
+    cpu, cuda = Models(golden_models, slots=4), Models(built, slots=4)
+    for column in range(20):
+        hidden, text_token = golden["hidden"][column], golden["model_input"][column + 1, :1].clip(0)
+        for top_k, temperature in ((25, 0.0), (3, 0.8), (0, 1.2)):
+            given = sampler(column, top_k=top_k, temperature=temperature)
+            turn = {"hidden": hidden, "text_token": text_token, **given}
+            codes = [one(models.depformer, 0, turn)["codes"].tolist() for models in (cpu, cuda)]
+            assert codes[0] == codes[1]
+            turn = {"columns": golden["model_input"][: column + 1], **given}
+            tokens = [one(models.temporal, 1, turn, start=True)["text_token"].tolist() for models in (cpu, cuda)]
+            assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "unknown device 'tpu'; expected one of cpu, cuda"),
+        ({"variant": "bf16"}, "unknown variant 'bf16'; expected one of fp32, fp16, int8, int4, mixed"),
+        ({"device": "cuda", "variant": "int4", "kv": "int8"}, "keys and values of int4 on cuda are fp16; got 'int8'"),
+    ],
+)
+def test_what_a_device_has_not_is_refused(tmp_path: Path, options, message):
+    with pytest.raises(BuildError, match=message):
+        build_repository(GOLDEN / "checkpoint", tmp_path / "models", **options)
