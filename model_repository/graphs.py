@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.depformer import graph as depformer
@@ -10,7 +10,7 @@ from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
-from model_repository.quantize.calibration import LayerStatistics, calibrate
+from model_repository.quantize.calibration import calibrate
 from model_repository.quantize.folding import FoldedTensors
 from model_repository.quantize.plan import Plan
 from model_repository.temporal import graph as temporal
@@ -36,7 +36,7 @@ def graphs_of(
         bits = 4 if variant.temporal is Precision.INT4 else 8
         folded = tensors = FoldedTensors(source.lm, geometry.lm.temporal, statistics, bits)
         plans["temporal"].importance = folded.importance
-        caches = _scales(variant.cache, statistics)
+        caches = _scales(variant.cache, folded)
     graphs = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, source.mimi),
         "temporal": temporal.build(
@@ -48,9 +48,8 @@ def graphs_of(
     return graphs, plans
 
 
-def _scales(precision: CachePrecision, statistics: Sequence[LayerStatistics]) -> list[CacheScales]:
-    """Folded keys and values have a root mean square of 1 in every channel: their peaks are what int8 must hold."""
+def _scales(precision: CachePrecision, folded: FoldedTensors) -> list[CacheScales]:
     return [
-        CacheScales(precision, HEADROOM * layer.key_peak / 127, HEADROOM * layer.value_peak / 127)
-        for layer in statistics
+        CacheScales(precision, HEADROOM * key_peak / 127, HEADROOM * value_peak / 127)
+        for key_peak, value_peak in folded.peaks()
     ]

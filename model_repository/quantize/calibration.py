@@ -28,7 +28,8 @@ class LayerStatistics:
     """Mean squares of each channel of what a layer's four matrices are multiplied with, and of keys and values.
 
     attention_in, gating_in: [dim], norms' outputs; attended: [dim], heads' outputs; gated: [hidden]; key: [dim / 2],
-    of rotated pairs; value: [dim]. The peaks are largest magnitudes over the channel's root mean square.
+    of rotated pairs; value: [dim]. `key_peak` is the largest length of a pair over its root mean square, `value_peaks`
+    [dim] are the largest magnitudes.
     """
 
     attention_in: Float32
@@ -38,7 +39,7 @@ class LayerStatistics:
     key: Float32
     value: Float32
     key_peak: float
-    value_peak: float
+    value_peaks: Float32
 
 
 def calibrate(
@@ -90,7 +91,7 @@ def layer_statistics(
                 value=value_power,
                 # A rotation moves a pair's whole length into one of the two.
                 key_peak=float(np.sqrt((2 * pairs / pair_power).max())),
-                value_peak=float((np.abs(value) / np.sqrt(value_power)).max()),
+                value_peaks=np.abs(value).max(axis=0),
             )
         )
         report((index + 1) / shape.num_layers)

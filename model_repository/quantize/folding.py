@@ -4,15 +4,17 @@ A channel between two linear maps can be scaled by any factor in the one if the 
 * the columns of `in_proj` and `linear_in` are scaled, and the norm before them takes it back (as AWQ and SmoothQuant
   do, arXiv:2306.00978 and 2211.10438): a channel that carries much is rounded finer, one whose weights stick out no
   longer coarsens its block;
-* the values of attention are scaled to one power, and `out_proj` takes it back; so with gated channels and
-  `linear_out`;
-* each rotary pair of the keys is scaled to one power, and the queries take it back.
-Keys and values then need one int8 scale for a whole layer.
+* so are the columns of `linear_out`, and the rows of `linear_in` that make the gated channels take it back;
+* so are the columns of `out_proj`, and the values of attention take it back, as far as one int8 scale for all values
+  of a layer allows;
+* each rotary pair of the keys is scaled to one power, and the queries take it back: they have one scale too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -21,10 +23,16 @@ import numpy as np
 
 from model_repository.checkpoint.geometry import TransformerGeometry
 from model_repository.checkpoint.tensors import Shape, TensorSource
-from model_repository.quantize.blocks import BLOCK, Float32, plain, symmetric
+from model_repository.quantize.blocks import BLOCK, Float32, plain, searched, symmetric
 from model_repository.quantize.calibration import LayerStatistics
 
-_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_CARRIED = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+_WEIGHTS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
+"""Exponents of what a channel carries, and of one over the size of its weights, whose products are tried as factors."""
+
+_FINALISTS = 6
+"""How many of them, the best by plain rounding, are rounded as the matrix will be."""
+
 _SAMPLE_ROWS = 192
 """Rows of a matrix that its columns' factors are searched on."""
 
@@ -59,6 +67,7 @@ class FoldedTensors:
         self._statistics = statistics
         self._bits = bits
         self._layers: dict[int, _Layer] = {}
+        self._values: dict[int, Float32] = {}
 
     def names(self) -> Iterable[str]:
         return self._source.names()
@@ -92,10 +101,16 @@ class FoldedTensors:
         }
         return powers.get(part)
 
+    def peaks(self) -> Iterator[tuple[float, float]]:
+        """The largest magnitudes that calibration saw, of each layer's keys and of its values."""
+        for index, statistics in enumerate(self._statistics):
+            values = statistics.value_peaks / self._value_factors(index)
+            yield statistics.key_peak, float(values.max())
+
     def _layer(self, index: int) -> _Layer:
-        """A layer's factors, found when first asked for; those of one layer are kept at a time."""
+        """A layer's factors, found when first asked for."""
         if index not in self._layers:
-            self._layers = {index: self._find(index)}
+            self._layers[index] = self._find(index)
         return self._layers[index]
 
     def _find(self, index: int) -> _Layer:
@@ -104,34 +119,56 @@ class FoldedTensors:
             attention_in=self._column_factors(f"{layer}.self_attn.in_proj_weight", statistics.attention_in),
             gating_in=self._column_factors(f"{layer}.gating.linear_in.weight", statistics.gating_in),
             pairs=np.repeat(np.sqrt(statistics.key), 2),
-            values=np.sqrt(statistics.value),
+            values=self._value_factors(index),
             gated=self._column_factors(f"{layer}.gating.linear_out.weight", statistics.gated),
         )
 
-    def _column_factors(self, name: str, power: Float32) -> Float32:
+    def _value_factors(self, index: int) -> Float32:
+        """Columns of `out_proj` made even make values uneven, which have one int8 scale: both errors count."""
+        if index in self._values:
+            return self._values[index]
+        statistics = self._statistics[index]
+
+        def of_values(weight: Float32, factors: Float32) -> float:
+            step = float((statistics.value_peaks / factors).max()) / 127
+            return step**2 / 12 * float(np.square(weight * factors).mean(axis=0).sum())
+
+        name = f"transformer.layers.{index}.self_attn.out_proj.weight"
+        factors = self._values[index] = self._column_factors(name, statistics.attended, of_values)
+        return factors
+
+    def _column_factors(
+        self, name: str, power: Float32, besides: Callable[[Float32, Float32], float] = lambda _weight, _factors: 0.0
+    ) -> Float32:
         """The factors that give the least error, on a sample of rows, of all that follow the two powers of a channel:
-        of what comes in, and of its weights.
+        of what comes in, and of its weights. `besides`: a further error, of the sample and factors.
         """
         total = self._source.shape(name)[0]
         wanted = min(_SAMPLE_ROWS, total)
         parts = [slice(start, start + wanted // 3 or 1) for start in (0, total // 3, total - wanted // 3)]
         sample = np.concatenate([self._source.read(name, part) for part in parts])
-        carried = np.sqrt(power)
-        weight = np.sqrt(np.square(sample).mean(axis=0)) + 1e-12
-        best, factors = np.inf, np.ones_like(power)
-        for up, down in product(_EXPONENTS, (0.0, 0.5, 1.0)):
-            candidate = _bounded(carried**up / weight**down)
-            error = self._error(sample * candidate, power / candidate**2)
-            if error < best:
-                best, factors = error, candidate
-        return factors
+        carried, weight = np.sqrt(power), np.sqrt(np.square(sample).mean(axis=0)) + np.float32(1e-12)
+        candidates = [_bounded(carried**up / weight**down) for up, down in product(_CARRIED, _WEIGHTS)]
 
-    def _error(self, weight: Float32, power: Float32) -> float:
-        """Of products with rounded `weight` [n, K], whose columns meet activations of `power`, rounded too."""
+        def best(candidates: Sequence[Float32], final: bool) -> list[Float32]:
+            def error(factors: Float32) -> float:
+                return self._error(sample * factors, power / factors**2, final) + besides(sample, factors)
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                errors = list(pool.map(error, candidates))
+            return [candidates[place] for place in np.argsort(errors, kind="stable")]
+
+        return best(best(candidates, final=False)[:_FINALISTS], final=True)[0]
+
+    def _error(self, weight: Float32, power: Float32, final: bool) -> float:
+        """Of products with rounded `weight` [n, K], whose columns meet activations of `power`, rounded too.
+
+        `final`: rounded with everything that is done to a whole matrix.
+        """
         columns = weight.shape[1]
         padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(len(weight), -1, BLOCK)
         powers = np.pad(power, (0, -columns % BLOCK)).reshape(-1, BLOCK)
-        rounded = plain(padded) if self._bits == 4 else symmetric(padded)
+        rounded = symmetric(padded) if self._bits == 8 else searched(padded, powers) if final else plain(padded)
         of_weight = np.square(rounded.values() - padded).mean(axis=0) * powers
         step = powers.max(axis=-1, keepdims=True) * (_PEAK / 127) ** 2 / 12
         of_activations = np.square(padded).mean(axis=0) * step

@@ -81,7 +81,9 @@ def test_int8_caches_use_their_range_and_cut_off_little(checkpoint, tmp_path: Pa
     for name, cache in session.saved(0, steps).items():
         assert cache.dtype == np.int8, name
         assert (np.abs(cache.astype(int)) >= 127).mean() < 1e-3, name
-        assert 127 / HEADROOM / 12 < np.sqrt((cache.astype(float) ** 2).mean()) < 127 / 2, name
+        # The size of values is also chosen for the matrix that they meet.
+        least = 12 if name.endswith(".key") else 40
+        assert 127 / HEADROOM / least < np.sqrt((cache.astype(float) ** 2).mean()) < 127 / 2, name
 
 
 def test_calibration_sees_what_the_graph_computes(statistics, checkpoint, tmp_path: Path):
