@@ -67,7 +67,8 @@ class CudaMemory:
         available = ort.get_available_providers()
         if "CUDAExecutionProvider" not in available:
             raise DeviceError(
-                f"expected onnxruntime with CUDA, found one with {', '.join(available)}: pip install personaplex-triton[gpu]"
+                f"expected onnxruntime with CUDA, found one with {', '.join(available)}: "
+                "pip install personaplex-triton[gpu]"
             )
         self._runtime = _cuda_runtime()
         self._call("cudaSetDevice", ctypes.c_int(index))
