@@ -16,7 +16,7 @@ from model_repository.quantize.plan import Plan
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CachePrecision, Precision, Variant
 
-HEADROOM = 1.5
+HEADROOM = 2.0
 """How much further than in calibration keys and values may reach before int8 cuts them off."""
 
 
