@@ -40,6 +40,7 @@ class Manifest(BaseModel):
     format: int
     project_version: str
     variant: str
+    device: str = "cpu"
     slots: int = Field(ge=1)
     sample_rate: int
     frame_size: int

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,8 @@ SHM_NEEDED, SHM_ADVISED = 24 * MIB, 64 * MIB
 SHM = "/dev/shm"  # noqa: S108 - where Triton puts its regions
 MEMORY_NEEDED, MEMORY_ADVISED = GIB, 2 * GIB
 DISK_NEEDED, DISK_ADVISED = 100 * MIB, GIB
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+INSTALL = "pip install .[cpu], or .[gpu] for CUDA"
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 CONFIG = 'name: "doctor"\nbackend: "python"\nmax_batch_size: 0\ninstance_group [ { kind: KIND_CPU count: 1 } ]\n'
@@ -111,13 +114,16 @@ def onnx_runtime() -> Check:
     try:
         import onnxruntime
     except ImportError as error:
-        return Check("ONNX Runtime", Status.FAIL, str(error), "make setup (or pip install onnxruntime)")
-    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
-    return Check("ONNX Runtime", Status.OK, f"{onnxruntime.__version__}, providers: {providers}")
+        return Check("ONNX Runtime", Status.FAIL, str(error), f"make setup (or {INSTALL})")
+    installed = [name for name in ONNX_RUNTIMES if _is_installed(name)]
+    if len(installed) > 1:
+        found = f"{' and '.join(installed)} are both installed, over one another"
+        return Check("ONNX Runtime", Status.FAIL, found, f"pip uninstall {' '.join(installed)}; {INSTALL}")
+    return Check("ONNX Runtime", Status.OK, f"{onnxruntime.__version__}, providers: {', '.join(_providers())}")
 
 
 def gpu() -> Check:
-    """Whether the CUDA driver is there and sees a device."""
+    """Whether the CUDA driver is there and sees a device, and ONNX Runtime could use it."""
     mend = "for tiny models nothing; for real ones a GPU with NVIDIA's driver (nvidia-smi shows it)"
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -128,7 +134,14 @@ def gpu() -> Check:
         return Check("GPU", Status.WARN, "the CUDA driver sees no device: models run on the CPU", mend)
     name = ctypes.create_string_buffer(100)
     cuda.cuDeviceGetName(name, 100, 0)
-    return Check("GPU", Status.OK, f"{count.value} × {name.value.decode(errors='replace')}")
+    found = f"{count.value} × {name.value.decode(errors='replace')}"
+    if "CUDA" not in _providers():
+        return Check("GPU", Status.WARN, f"{found}, but ONNX Runtime is one without CUDA", "pip install .[gpu]")
+    if missing := _missing_cuda_libraries():
+        return Check(
+            "GPU", Status.FAIL, f"{found}, but {', '.join(missing)} cannot be loaded", "pip install .[gpu] brings them"
+        )
+    return Check("GPU", Status.OK, found)
 
 
 def memory() -> Check:
@@ -184,9 +197,48 @@ def repository(models: Path) -> Check:
     if broken:
         mend = "; ".join(f"personaplex voice remove {models} {voice.name} --force" for voice in broken)
         return Check("models", Status.WARN, f"{found}; {'; '.join(voice.problem for voice in broken)}", mend)
-    if weights > psutil.virtual_memory().available:
+    if manifest.device == "cuda":
+        if "CUDA" not in _providers():
+            return Check("models", Status.FAIL, f"{found}, for CUDA, which is not here", "build with --device cpu")
+    elif weights > psutil.virtual_memory().available:
         return Check("models", Status.FAIL, f"{found}, more than the free memory", "a machine with more memory")
     return Check("models", Status.OK, found)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _providers() -> list[str]:
+    """Where ONNX Runtime can compute, by short name; nowhere without it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+
+
+def _missing_cuda_libraries() -> list[str]:
+    """Those that ONNX Runtime's CUDA provider was linked with or, cuDNN, needs for convolutions."""
+    import onnxruntime
+    from onnxruntime.capi import build_and_package_info
+
+    onnxruntime.preload_dlls()
+    major = build_and_package_info.cuda_version.partition(".")[0]
+    of_version = [f"{name}.so.{major}" for name in ("libcudart", "libcublas", "libcublasLt")]
+    return [name for name in (*of_version, "libcurand.so.10", "libcudnn.so.9") if not _loads(name)]
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _weights(models: Path) -> Iterator[Path]:

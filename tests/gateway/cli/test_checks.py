@@ -5,9 +5,12 @@ import socket
 import tempfile
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import psutil
 import pytest
+from onnxruntime.capi import build_and_package_info
 
 from gateway.cli import checks
 from gateway.cli.checks import GIB, MIB, Status
@@ -67,6 +70,70 @@ def test_a_machine_without_the_driver_computes_on_the_cpu(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(checks.ctypes, "CDLL", no_library)
     assert checks.gpu().status is Status.WARN
+
+
+class Libraries:
+    """What `ctypes.CDLL` gives: a driver with one device, and CUDA's libraries except `missing`."""
+
+    def __init__(self, *missing: str) -> None:
+        self._missing = missing
+
+    def __call__(self, name: str) -> Libraries:
+        if name in self._missing:
+            raise OSError(name)
+        return self
+
+    def cuInit(self, _flags: int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGetName(self, name: Any, _size: int, _device: int) -> int:  # noqa: N802
+        name.value = b"NVIDIA H100"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("providers", "missing", "status", "found"),
+    [
+        (["CUDA", "CPU"], (), Status.OK, "1 × NVIDIA H100"),
+        (["CPU"], (), Status.WARN, "1 × NVIDIA H100, but ONNX Runtime is one without CUDA"),
+        (
+            ["CUDA", "CPU"],
+            ("libcublasLt.so.13", "libcudnn.so.9"),
+            Status.FAIL,
+            "1 × NVIDIA H100, but libcublasLt.so.13, libcudnn.so.9 cannot be loaded",
+        ),
+    ],
+)
+def test_a_gpu_needs_an_onnx_runtime_with_cuda_and_its_libraries(
+    monkeypatch: pytest.MonkeyPatch, providers: list[str], missing: tuple[str, ...], status: Status, found: str
+) -> None:
+    monkeypatch.setattr(checks.ctypes, "CDLL", Libraries(*missing))
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: [f"{name}ExecutionProvider" for name in providers]
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(build_and_package_info, "cuda_version", "13.0", raising=False)
+    check = checks.gpu()
+    assert (check.status, check.found) == (status, found)
+    assert bool(check.mend) is (status is not Status.OK)
+
+
+def test_two_onnx_runtimes_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.metadata, "version", lambda _: "1.31.1")
+    check = checks.onnx_runtime()
+    assert check.status is Status.FAIL
+    assert "onnxruntime and onnxruntime-gpu are both installed" in check.found
+    assert check.mend.startswith("pip uninstall onnxruntime onnxruntime-gpu")
+
+
+def test_a_repository_for_cuda_needs_it(cuda_models: Path) -> None:
+    check = checks.repository(cuda_models)
+    assert check.status is Status.FAIL
+    assert "for CUDA, which is not here" in check.found
 
 
 @pytest.mark.parametrize(
