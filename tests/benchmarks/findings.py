@@ -60,8 +60,8 @@ def bounds(figures: Figures) -> list[Bound]:
     reads = {stage: Reads(**sizes) for stage, sizes in figures.get("reads", {}).items()}
     served, alone = figures.get("served", {}).get("cases", []), figures.get("alone", [])
     one, eight = _case(served, 1, middle), _case(served, 8, middle)
-    mimi = next((case for case in alone if case["rows"] == 1), None)
-    memory = figures.get("memory")
+    mimi = _case(alone, 1, middle) or next((case for case in alone if case["rows"] == 1), None)
+    memory = figures["memory"]["memory"] if "memory" in figures else None
     return [
         Bound(f"served, 1 conversation, context {middle}: frame", _frame(one), 150, "ms"),
         Bound("the same over its bandwidth floor", _over_floor(one, reads), 2, "×"),
@@ -71,15 +71,8 @@ def bounds(figures: Figures) -> list[Bound]:
             "Mimi encode + decode, alone", mimi and sum(mimi["stages_ms"][s] for s in ("encode", "decode")), 30, "ms"
         ),
         Bound("build: peak memory", _gigabytes(figures.get("build"), "peak_bytes"), 4, "GB"),
-        Bound("served, 2 slots with full windows: memory", _gigabytes(memory, "full_windows"), 7, "GB"),
+        Bound("served, 2 slots with full windows: memory", _gigabytes(memory, "pss"), 7, "GB"),
     ]
-
-
-def full_windows(measured: Figures, reads: Reads) -> int:
-    """Bytes a server would hold with every slot's ring full, from what it held: memory is taken as rings fill."""
-    filled = max(begun["columns"] for begun in measured["begun"])
-    empty = measured["slots"] * (reads.window - min(filled, reads.window))
-    return int(measured["memory"]["pss"] + empty * reads.column)
 
 
 def _case(cases: Sequence[Figures], rows: int, context: int) -> Figures | None:

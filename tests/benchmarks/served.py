@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
@@ -122,7 +123,11 @@ def main() -> None:
     began = time.perf_counter()
     with TritonServer(asked.models / "triton") as server:
         ready = time.perf_counter() - began
-        found = asyncio.run(measure(server.http_url, manifest, asked))
+        try:
+            found = asyncio.run(measure(server.http_url, manifest, asked))
+        except Exception:
+            print(*server.log, sep="\n", file=sys.stderr)
+            raise
         print(json.dumps({**found, "ready_seconds": round(ready, 2), "slots": manifest.slots, "memory": memory()}))
 
 

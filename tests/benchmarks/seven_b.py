@@ -28,7 +28,6 @@ from rich.progress import Progress
 from model_repository.tiny import TINY_CONFIG
 from tests.benchmarks.bandwidth import ROOT
 from tests.benchmarks.fewer_slots import with_slots
-from tests.benchmarks.findings import full_windows
 from tests.benchmarks.random_checkpoint import is_complete, write_random_checkpoint
 from tests.benchmarks.reads import reads_of
 from tests.benchmarks.sheets import markdown, sheets, show
@@ -139,12 +138,14 @@ class Bench:
         return self._worker("served", self.models, "--rows", *rows, "--contexts", *contexts, *self._measured())
 
     def _memory(self) -> Any:
+        """Of a server whose slots' windows are full. What it remembers of calls that began is told apart."""
         models = self.work / f"models-{MEMORY_SLOTS}-slots"
         with_slots(self.models, models, MEMORY_SLOTS)
-        few = ("--rows", MEMORY_SLOTS, "--contexts", self.contexts[0], *self._measured())
-        found = self._worker("served", models, *few)
+        temporal = reads_of(self.models)["temporal"]
+        few = ("--rows", MEMORY_SLOTS, "--contexts", temporal.window, "--frames", 1, "--threads", self.threads)
+        found = self._worker("served", models, *few, PERSONAPLEX_PREFIX_COLUMNS="0")
         shutil.rmtree(models)
-        return {**found, "full_windows": full_windows(found, reads_of(self.models)["temporal"])}
+        return {**found, "remembered_at_most": temporal.window * temporal.column}
 
     def _operators(self) -> Any:
         return self._worker("operators", self.models, "--context", self.served_contexts[-1])
@@ -152,12 +153,12 @@ class Bench:
     def _measured(self) -> tuple[str, ...]:
         return ("--frames", str(self._asked.frames), "--threads", str(self.threads))
 
-    def _worker(self, module: str, *arguments: object) -> Any:
+    def _worker(self, module: str, *arguments: object, **environment: str) -> Any:
         """The JSON that a process of its own prints: its memory is given back when it ends."""
         command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments)]
-        environment = {**os.environ, "PERSONAPLEX_INTRA_OP_THREADS": str(self.threads)}
-        if not self._asked.threads:
-            environment.pop("PERSONAPLEX_INTRA_OP_THREADS")
+        environment = {**os.environ, **environment}
+        if self._asked.threads:
+            environment["PERSONAPLEX_INTRA_OP_THREADS"] = str(self.threads)
         with (self.work / f"{module}.log").open("w") as log:
             answer = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, stderr=log)
         return json.loads(answer.stdout)

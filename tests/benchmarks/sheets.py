@@ -147,9 +147,9 @@ def _begun(begun: Sequence[Figures]) -> Sheet:
 def _memory(memory: Figures) -> Sheet:
     rows = [(name, _gb(held["rss"]), _gb(held["pss"])) for name, held in memory["memory"]["processes"].items()]
     rows.append(("all", _gb(memory["memory"]["rss"]), _gb(memory["memory"]["pss"])))
-    rows.append(("all, every slot's window full", "", _gb(memory["full_windows"])))
+    rows.append(("remembered beginnings of calls, at most as much again", "", _gb(memory["remembered_at_most"])))
     columns = ("process", "resident", "shared pages counted once")
-    return Sheet(f"Memory of the server, {memory['slots']} slots", columns, rows)
+    return Sheet(f"Memory of the server, {memory['slots']} slots, their windows full", columns, rows)
 
 
 def _operators(operators: Figures) -> Sheet:
