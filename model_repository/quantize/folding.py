@@ -37,8 +37,9 @@ _SAMPLE_ROWS = 192
 """Rows of a matrix that its columns' factors are searched on."""
 
 _LARGEST_FACTOR = 64.0
-_PEAK = 4.0
-"""Largest magnitude of a block of activations over their root mean square, for their own rounding to 8 bits."""
+_PEAK = 1.5
+"""Largest magnitude in a block of activations over the root mean square of its strongest channel, for their own
+rounding to 8 bits: a block is scaled anew at every column."""
 
 
 @dataclass(frozen=True)
