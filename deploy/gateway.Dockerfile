@@ -1,0 +1,28 @@
+# The gateway, and an embedded Triton for models on the CPU:
+#   docker build --file deploy/gateway.Dockerfile --tag personaplex-gateway .
+#   docker run --init --shm-size 256m --volume MODELS:/models --publish 8998:8998 --publish 8999:8999 personaplex-gateway
+FROM python:3.12-slim-bookworm AS build
+WORKDIR /source
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY gateway gateway
+COPY loadtest loadtest
+COPY model_repository model_repository
+# nvidia-pytriton is only the carrier of the Triton binary: its own wishes, an older NumPy among them, do not count.
+RUN python -m venv /opt/personaplex \
+    && /opt/personaplex/bin/pip install --no-cache-dir --constraint requirements.lock ".[cpu]" \
+    && grep '^nvidia-pytriton==' requirements.lock > pytriton.txt \
+    && /opt/personaplex/bin/pip install --no-cache-dir --no-deps --requirement pytriton.txt
+
+FROM python:3.12-slim-bookworm
+RUN useradd --system --uid 10001 --create-home personaplex
+COPY --from=build /opt/personaplex /opt/personaplex
+ENV PATH=/opt/personaplex/bin:$PATH \
+    PERSONAPLEX_HOST=0.0.0.0
+USER 10001
+WORKDIR /home/personaplex
+EXPOSE 8998 8999
+# Reading a large checkpoint takes minutes.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8998/readyz', timeout=4)"]
+ENTRYPOINT ["personaplex"]
+CMD ["serve", "/models"]

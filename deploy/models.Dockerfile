@@ -1,0 +1,15 @@
+# Triton on a GPU, with what the models run on in its Python backend:
+#   docker build --file deploy/models.Dockerfile --tag personaplex-models .
+# 25.08 is the first release on CUDA 13 (13.0, driver 580 or newer), with Python 3.12. onnxruntime-gpu is built for
+# CUDA 13.0 and cuDNN 9; requirements-gpu.txt brings both, whatever the image holds.
+FROM nvcr.io/nvidia/tritonserver:25.08-py3
+COPY deploy/requirements-gpu.txt /opt/personaplex/requirements.txt
+RUN python3 -m pip install --no-cache-dir --no-deps --only-binary :all: \
+        --target /opt/personaplex/packages --requirement /opt/personaplex/requirements.txt
+COPY model_repository /opt/personaplex/model_repository
+COPY --chmod=755 deploy/serve-models.sh /opt/personaplex/serve-models.sh
+ENV PYTHONPATH=/opt/personaplex/packages:/opt/personaplex
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
+ENTRYPOINT ["/opt/personaplex/serve-models.sh"]

