@@ -61,9 +61,10 @@ class CudaMemory:
 
     kind = "cuda"
 
-    def __init__(self, index: int = 0) -> None:
-        """Raises `DeviceError` if this installation cannot compute on it."""
+    def __init__(self, index: int = 0, capture: bool = True) -> None:
+        """`capture`: whether sessions record their runs. Raises `DeviceError` if this installation has no CUDA."""
         self.index = index
+        self._capture = capture
         available = ort.get_available_providers()
         if "CUDAExecutionProvider" not in available:
             raise DeviceError(
@@ -75,10 +76,10 @@ class CudaMemory:
 
     @property
     def providers(self) -> Sequence[tuple[str, Mapping[str, str]]]:
-        """With graphs captured, nothing rounded to TF32, and no more memory taken than asked for."""
+        """With nothing rounded to TF32, and no more memory taken than asked for."""
         options = {
             "device_id": str(self.index),
-            "enable_cuda_graph": "1",
+            "enable_cuda_graph": str(int(self._capture)),
             "use_tf32": "0",
             "arena_extend_strategy": "kSameAsRequested",
             # Trying all algorithms out would take seconds for each shape of each convolution.

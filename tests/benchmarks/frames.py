@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_repository.serving.depformer import DepformerModel
+from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.turns import Turn
@@ -30,16 +31,16 @@ _POOL = 1 << 20
 
 
 class Frames:
-    """The four models of `models`, with room for `slots` conversations."""
+    """The four models of `models`, with room for `slots` conversations, on the CPU or a `device`."""
 
-    def __init__(self, models: Path, slots: int) -> None:
+    def __init__(self, models: Path, slots: int, device: DeviceMemory | None = None) -> None:
         manifest = json.loads((models / "manifest.json").read_text())
         graphs = {stage: models / "triton" / model / "1" / "model.onnx" for stage, model in STAGES.items()}
         text_card, card = manifest["text_card"], manifest["card"]
-        self.encoder = MimiModel(graphs["encode"], slots)
-        self.temporal = TemporalModel(graphs["temporal"], slots, text_card, card, manifest["context"] - 1)
-        self.depformer = DepformerModel(graphs["depformer"], text_card, card)
-        self.decoder = MimiModel(graphs["decode"], slots, card)
+        self.encoder = MimiModel(graphs["encode"], slots, device=device)
+        self.temporal = TemporalModel(graphs["temporal"], slots, text_card, card, manifest["context"] - 1, device)
+        self.depformer = DepformerModel(graphs["depformer"], text_card, card, slots, device)
+        self.decoder = MimiModel(graphs["decode"], slots, card, device)
         self.window = int(manifest["context"]) - 1
         self._sampling = manifest["sampling"]
         self._columns = np.zeros((slots, 1, 17), np.int64)

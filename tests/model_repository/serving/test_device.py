@@ -113,6 +113,8 @@ def test_sessions_are_opened_there_with_graphs_captured(runtime: Runtime):
     ((name, options),) = CudaMemory(1).providers
     assert name == "CUDAExecutionProvider"
     assert (options["device_id"], options["enable_cuda_graph"], options["use_tf32"]) == ("1", "1", "0")
+    ((_, options),) = CudaMemory(capture=False).providers
+    assert options["enable_cuda_graph"] == "0"
 
 
 def test_an_onnx_runtime_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,215 @@
+"""The path for GPUs on one that is there: `make bench-gpu`.
+
+First a small model: its repositories for CPU and CUDA, step by step with the same inputs, and where ONNX Runtime's own
+profile says that each node ran. Then random weights of the published size: whole frames of 1 to 64 conversations, with
+runs replayed as CUDA graphs and without, beside the bytes per second that reading weights, keys and values comes to.
+Needs 35 GB of disk in build/gpu. Without a GPU it says so and ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from model_repository.build import build_repository
+from model_repository.serving.device import CudaMemory, DeviceError, DeviceMemory
+from model_repository.serving.room import Needs
+from model_repository.serving.temporal import TemporalModel
+from model_repository.serving.turns import Turn
+from model_repository.tiny import write_tiny_checkpoint
+from model_repository.triton_config import MODELS
+from tests.benchmarks.bandwidth import ROOT
+from tests.benchmarks.frames import WARM_UP, Frames, case
+from tests.benchmarks.random_checkpoint import is_complete, write_random_checkpoint
+
+ROWS = [1, 2, 4, 8, 16, 32, 64]
+CONTEXTS = [100, 1500, 2999]
+VARIANTS = ("fp32", "fp16", "int8", "int4", "mixed")
+NO_GPU = 1
+STEPS = 200
+"""Of the small model: past its prefill, and around a ring of 150."""
+
+_NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(bool)": bool}
+
+
+def graph(models: Path, name: str) -> Path:
+    return models / "triton" / name / "1" / "model.onnx"
+
+
+def placements(model: Path, device: DeviceMemory) -> Counter[str]:
+    """Nodes by the provider that ran them, from the profile of one run with one row of ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        providers = [(name, {**given, "enable_cuda_graph": "0"}) for name, given in device.providers]
+        if device.kind == "cpu":
+            providers = [("CPUExecutionProvider", {})]
+        session = ort.InferenceSession(str(model), options, providers=providers)
+        feeds = {node.name: np.ones((1, *node.shape[1:]), _NUMBERS[node.type]) for node in session.get_inputs()}
+        session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    ran = {event["name"]: event["args"]["provider"] for event in events if "provider" in event.get("args", {})}
+    return Counter(provider.removesuffix("ExecutionProvider") for provider in ran.values())
+
+
+def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS) -> tuple[float, float]:
+    """Of a repository on the device and one on the CPU, fed alike: least cosine of the hidden states, share of equal
+    text tokens, greedy.
+    """
+    manifest = json.loads((ours / "manifest.json").read_text())
+    sizes = (2, manifest["text_card"], manifest["card"], manifest["context"] - 1)
+    mine = TemporalModel(graph(ours, "temporal"), *sizes, device)
+    reference = TemporalModel(graph(theirs, "temporal"), *sizes)
+    columns = np.random.default_rng(0).integers(0, min(manifest["text_card"], manifest["card"]), (steps, 17))
+    cosines, equal = [], []
+    for step in range(steps):
+        turn = Turn(
+            1,
+            step == 0,
+            {
+                "columns": columns[step : step + 1],
+                "sampler": np.array([0, step + 1, 1], np.int64),
+                "temperature": np.zeros(1, np.float32),
+            },
+        )
+        a, b = (model.run([turn]).outputs[1] for model in (mine, reference))
+        cosines.append(a["hidden"] @ b["hidden"] / np.linalg.norm(a["hidden"]) / np.linalg.norm(b["hidden"]))
+        equal.append(a["text_token"] == b["text_token"])
+    return float(min(cosines)), float(np.mean(equal))
+
+
+def small(work: Path, device: DeviceMemory, console: Console) -> None:
+    """The small model in every variant: where it runs, and how far from float32 on the CPU."""
+    write_tiny_checkpoint(work / "tiny", force=True)
+    build_repository(work / "tiny", work / "tiny-cpu", slots=2)
+    table = Table(
+        "variant", "nodes on", "least cosine", "equal tokens", title="the small model, against fp32 on the CPU"
+    )
+    for variant in VARIANTS:
+        models = work / f"tiny-{variant}"
+        build_repository(work / "tiny", models, slots=2, variant=variant, device="cuda")
+        ran: Counter[str] = sum((placements(graph(models, name), device) for name in MODELS), Counter())
+        cosine, equal = agreement(models, work / "tiny-cpu", device)
+        places = ", ".join(f"{provider} {count}" for provider, count in sorted(ran.items()))
+        table.add_row(variant, places, f"{cosine:.6f}", f"{equal:.3f}")
+    console.print(table)
+
+
+def measured(models: Path, device: DeviceMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
+    """Medians of whole frames, see `tests.benchmarks.frames.case`."""
+    running = Frames(models, max(rows), device)
+    for model in (running.encoder, running.temporal, running.decoder):
+        model.warm_up()
+    running.depformer.warm_up(max(rows))
+    return [
+        case(count, context, [running.frame(count, context) for _ in range(WARM_UP + frames)][WARM_UP:])
+        for count in rows
+        for context in contexts
+    ]
+
+
+def full(asked: argparse.Namespace, free: int, console: Console) -> None:
+    """The model of the published size, with as many rows as fit into `free` bytes: each way of running in a process of
+    its own, which leaves no memory taken.
+    """
+    checkpoint, models = asked.work / "checkpoint", asked.work / f"models-{asked.variant}"
+    if asked.tiny:
+        checkpoint, models = asked.work / "tiny", asked.work / f"tiny-{asked.variant}"
+    else:
+        with Progress(console=console) as bar:
+            if not is_complete(checkpoint):
+                task = bar.add_task("random weights", total=1.0)
+                write_random_checkpoint(checkpoint, {}, progress=lambda done: bar.update(task, completed=done))
+            if not (models / "manifest.json").exists():
+                task = bar.add_task(f"building {asked.variant}", total=1.0)
+                build_repository(
+                    checkpoint,
+                    models,
+                    slots=max(asked.rows),
+                    variant=asked.variant,
+                    device="cuda",
+                    progress=lambda _, done: bar.update(task, completed=done),
+                )
+    needs = Needs.of(graph(models, "temporal"))
+    console.print(f"temporal: weights {needs.weights / 1e9:.1f} GB, each slot {needs.slot / 1e9:.2f} GB")
+    room = (free - 2 * needs.total(0)) // needs.slot
+    if room < 1:
+        console.print(f"no room for one conversation in {free / 1e9:.1f} GB")
+        return
+    asked.rows = [rows for rows in asked.rows if rows <= room]
+    table = Table("rows", "context", "frame ms", "encode", "temporal", "depformer", "decode", "not captured", "GB/s")
+    captured, plain = (_in_process(asked, models, capture) for capture in (True, False))
+    for mine, without in zip(captured, plain, strict=True):
+        stages = mine["stages_ms"]
+        rate = (needs.weights + mine["rows"] * needs.slot * _filled(models, mine["context"])) / stages["temporal"] / 1e6
+        times = [f"{mine['frame_ms']:.2f}", *(f"{stages[name]:.2f}" for name in stages), f"{without['frame_ms']:.2f}"]
+        table.add_row(str(mine["rows"]), str(mine["context"]), *times, f"{rate:.0f}")
+    console.print(table)
+    (asked.work / f"{models.name}.json").write_text(json.dumps({"captured": captured, "plain": plain}, indent=1))
+    most = [case["rows"] for case in captured if case["most_ms"] < 80]
+    console.print(f"frames within 80 ms, all of them: up to {max(most, default=0)} conversations")
+    ratios = [without["frame_ms"] / mine["frame_ms"] for mine, without in zip(captured, plain, strict=True)]
+    console.print(f"a frame takes {statistics.mean(ratios):.2f} times as long where runs are not captured")
+
+
+def _filled(models: Path, context: int) -> float:
+    """Share of a ring that `context` columns fill."""
+    window = json.loads((models / "manifest.json").read_text())["context"] - 1
+    return min(1.0, context / window)
+
+
+def _in_process(asked: argparse.Namespace, models: Path, capture: bool) -> list[Any]:
+    numbers = ["--rows", *map(str, asked.rows), "--contexts", *map(str, asked.contexts), "--frames", str(asked.frames)]
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--device", str(asked.device), *numbers]
+    command += ["--measure", str(models), *([] if capture else ["--no-capture"])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    cases: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return cases
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu")
+    parser.add_argument("--variant", choices=VARIANTS, default="fp16")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
+    parser.add_argument("--frames", type=int, default=50)
+    parser.add_argument("--device", type=int, default=0)
+    parser.add_argument(
+        "--tiny", action="store_true", help="measure the small model too, not one of the published size"
+    )
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--no-capture", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    console = Console(stderr=asked.measure is not None, soft_wrap=True)
+    try:
+        device = CudaMemory(asked.device, capture=not asked.no_capture)
+    except DeviceError as error:
+        console.print(f"no GPU to measure on: {error}", markup=False, highlight=False)
+        return NO_GPU
+    if asked.measure is not None:
+        print(json.dumps(measured(asked.measure, device, asked.rows, asked.contexts, asked.frames)))
+        return 0
+    asked.work.mkdir(parents=True, exist_ok=True)
+    console.print(f"{device.free() / 1e9:.1f} GB of device memory are free")
+    small(asked.work, device, console)
+    full(asked, device.free(), console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
