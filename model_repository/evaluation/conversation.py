@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.depformer import DepformerModel
+from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.turns import Array, Turn
@@ -54,13 +55,15 @@ class Conversation:
 class Models:
     """The four models of a repository, with memory for `slots` conversations, of which one is held."""
 
-    def __init__(self, repository: Repository, slots: int) -> None:
+    def __init__(self, repository: Repository, slots: int, device: DeviceMemory | None = None) -> None:
+        """Raises `DeviceError` if they do not fit the `device`, the CPU where it is None."""
         manifest = repository.manifest
         text_card, card = manifest["text_card"], manifest["card"]
-        self.encoder = MimiModel(repository.graph("mimi_encoder"), slots)
-        self.temporal = TemporalModel(repository.graph("temporal"), slots, text_card, card, manifest["context"] - 1)
-        self.depformer = DepformerModel(repository.graph("depformer"), text_card, card)
-        self.decoder = MimiModel(repository.graph("mimi_decoder"), slots, high=card)
+        self.encoder = MimiModel(repository.graph("mimi_encoder"), slots, device=device)
+        window = manifest["context"] - 1
+        self.temporal = TemporalModel(repository.graph("temporal"), slots, text_card, card, window, device)
+        self.depformer = DepformerModel(repository.graph("depformer"), text_card, card, slots, device)
+        self.decoder = MimiModel(repository.graph("mimi_decoder"), slots, high=card, device=device)
         self._delayed = np.array(manifest["delays"]) > 0
         self._slots = slots
 

@@ -85,7 +85,7 @@ def _evaluated(
         disk_bytes=repository.disk_bytes,
         host_bytes=spoke["peak_bytes"],
         slot_bytes=spoke["slot_bytes"],
-        device_bytes=None,
+        device_bytes=spoke["device_bytes"],
         frame_ms=spoke["frame_ms"],
         frame_ms_p95=spoke["frame_ms_p95"],
         stages_ms=spoke["stages_ms"],

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model_repository.evaluation.conversation import AGENT, TEXT, Prompt
 from model_repository.evaluation.probe import Probe, force_codes, load
 from model_repository.evaluation.repository import Repository
+from model_repository.serving.device import DeviceMemory
 from model_repository.serving.turns import Array
 
 _CHUNK = 512
@@ -53,8 +54,9 @@ def follow(
 
     `layers_at` are indices of columns; `done` is called with the fraction that is done.
     """
-    temporal = _Temporal(repository, prompt)
-    depformer = _Depformer(repository)
+    device = repository.device()
+    temporal = _Temporal(repository, prompt, device)
+    depformer = _Depformer(repository, device)
     count = len(columns) - 1
     hidden, text, audio = [], [], []
     layers = np.zeros((len(layers_at), repository.layers, repository.manifest["dim"]), np.float32)
@@ -72,10 +74,10 @@ def follow(
 class _Temporal:
     """The temporal model after a prompt."""
 
-    def __init__(self, repository: Repository, prompt: Prompt) -> None:
+    def __init__(self, repository: Repository, prompt: Prompt, device: DeviceMemory | None) -> None:
         model = repository.graph("temporal")
         self.layers = [f"layers.{index}.out" for index in range(repository.layers)]
-        self._probe = Probe(model, load(model), ["hidden", "text_logits", *self.layers])
+        self._probe = Probe(model, load(model), ["hidden", "text_logits", *self.layers], device)
         self._dim = int(repository.manifest["dim"])
         self._window = int(repository.manifest["context"]) - 1
         self._position = 0
@@ -83,9 +85,11 @@ class _Temporal:
         columns[0, len(prompt.embeddings) :] = prompt.columns
         embeddings = np.zeros((1, prompt.length, self._dim), np.float32)
         embeddings[0, : len(prompt.embeddings)] = prompt.embeddings
+        # Graphs for a GPU take one column.
+        longest = _CHUNK if isinstance(self._probe.shapes["columns"][0], str) else 1
         while (at := self._position) < prompt.length:
             # A chunk must not wrap around the ring of keys; past its end columns go one by one.
-            size = max(1, min(_CHUNK, self._window - at))
+            size = max(1, min(longest, self._window - at))
             self.step(columns[:, at : at + size], embeddings[:, at : at + size])
 
     def step(self, columns: NDArray[np.int64], embeddings: NDArray[np.float32] | None = None) -> dict[str, Array]:
@@ -107,13 +111,13 @@ class _Temporal:
 class _Depformer:
     """The depth transformer, led by given tokens."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, device: DeviceMemory | None) -> None:
         model = repository.graph("depformer")
         graph = load(model)
         self._steps = int(repository.manifest["codebooks"])
         self._forced = force_codes(graph, self._steps)
         self._logits = [f"logits.{step}" for step in range(self._steps)]
-        self._probe = Probe(model, graph, self._logits)
+        self._probe = Probe(model, graph, self._logits, device)
         self._noise = np.full((1, *self._probe.shapes["noise"]), 0.5, np.float32)
 
     def logits(self, hidden: NDArray[np.float32], column: NDArray[np.int64]) -> NDArray[np.float32]:

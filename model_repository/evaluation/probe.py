@@ -7,6 +7,7 @@ much memory as the model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +17,86 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_repository.errors import EvaluationError
+from model_repository.serving.device import DeviceMemory
 from model_repository.serving.session import session_options
 from model_repository.serving.turns import Array
-
-_DTYPES: Mapping[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}
 
 
 class Probe:
     """A session of one row that also answers the values `names` of the graph."""
 
-    def __init__(self, model: Path, graph: onnx.ModelProto, names: Sequence[str]) -> None:
-        """`graph` is `model`, perhaps edited. Raises `EvaluationError` if it has no value of one of the names."""
+    def __init__(
+        self, model: Path, graph: onnx.ModelProto, names: Sequence[str], device: DeviceMemory | None = None
+    ) -> None:
+        """`graph` is `model`, perhaps edited; it runs on the CPU where `device` is None.
+
+        Raises `EvaluationError` if it has no value of one of the names.
+        """
         made = {output for node in graph.graph.node for output in node.output}
-        for name in names:
+        self._outputs = [f"probed.{name}" for name in names]
+        for name, output in zip(names, self._outputs, strict=True):
             if name not in made:
                 raise EvaluationError(f"{model} has no value {name!r}: it was built by another version, build it again")
-            graph.graph.output.append(onnx.ValueInfoProto(name=name))
+            # Whatever precision it has in there: NumPy does not know them all.
+            graph.graph.node.append(onnx.helper.make_node("Cast", [name], [output], to=onnx.TensorProto.FLOAT))
+            graph.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
         options = session_options(model)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
-        self._session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        providers = _providers(device)
+        self._session = ort.InferenceSession(graph.SerializeToString(), options, providers=providers)
         self.shapes = {node.name: node.shape[1:] for node in self._session.get_inputs()}
         self._names = list(names)
-        states = {
-            node.name: np.zeros((1, *node.shape[1:]), _DTYPES[node.type])
-            for node in self._session.get_inputs()
+        self._states = {
+            node.name: _State.of(node, device)
+            for node in graph.graph.input
             if node.name.startswith(("cache.", "state."))
         }
-        self._states = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in states.items()}
         # `NAME.next` and its like are bound to the memory of state NAME.
         of_states = {node.name: node.name.rpartition(".")[0] for node in self._session.get_outputs()}
-        self._updated = {output: state for output, state in of_states.items() if state in states}
+        self._updated = {output: state for output, state in of_states.items() if state in self._states}
+        if device is not None:
+            device.settle()
 
     def run(self, **feeds: Array) -> dict[str, NDArray[np.float32]]:
         """One run; all feeds with their batch dimension, which is 1. The values asked for, float32, without it."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, state in self._states.items():
-            binding.bind_ortvalue_input(name, state)
+            binding.bind_input(name, *state.bound)
         for output, name in self._updated.items():
-            binding.bind_ortvalue_output(output, self._states[name])
-        for name in self._names:
-            binding.bind_output(name, "cpu")
+            binding.bind_output(output, *self._states[name].bound)
+        for output in self._outputs:
+            binding.bind_output(output, "cpu")
         self._session.run_with_iobinding(binding)
         values = binding.get_outputs()[len(self._updated) :]
-        return {name: value.numpy()[0].astype(np.float32) for name, value in zip(self._names, values, strict=True)}
+        return {name: value.numpy()[0] for name, value in zip(self._names, values, strict=True)}
+
+
+@dataclass(frozen=True)
+class _State:
+    """A row's state, zero at first; `bound` is what a binding is told, `memory` what must outlive it."""
+
+    bound: tuple[str, int, int, list[int], int]
+    memory: Any
+
+    @classmethod
+    def of(cls, node: onnx.ValueInfoProto, device: DeviceMemory | None) -> _State:
+        """For a graph input [rows, …]."""
+        tensor = node.type.tensor_type
+        shape = [1, *(size.dim_value for size in tensor.shape.dim[1:])]
+        array = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        if device is None:
+            return cls(("cpu", 0, tensor.elem_type, shape, array.ctypes.data), array)
+        return cls((device.kind, device.index, tensor.elem_type, shape, device.allocate(array.nbytes)), device)
+
+
+def _providers(device: DeviceMemory | None) -> list[Any]:
+    """Without captured graphs, for what a probe answers comes to the host."""
+    providers: dict[str, Mapping[str, str]] = {}
+    for name, options in () if device is None else device.providers:
+        providers[name] = {key: value for key, value in options.items() if key != "enable_cuda_graph"}
+    return list((providers | {"CPUExecutionProvider": {}}).items())
 
 
 def load(model: Path) -> onnx.ModelProto:

@@ -12,6 +12,8 @@ from typing import Any
 import onnx
 
 from model_repository.errors import EvaluationError
+from model_repository.serving.device import DeviceMemory
+from model_repository.serving.place import Place
 
 _GEOMETRY = ("sample_rate", "frame_size", "codebooks", "dim", "card", "text_card", "delays", "context")
 
@@ -51,6 +53,10 @@ class Repository:
     def kv(self) -> str:
         """Precision of the keys and values."""
         return str(self.manifest.get("kv", "fp32"))
+
+    def device(self) -> DeviceMemory | None:
+        """What it was built to run on; None for the CPU. Raises `DeviceError` if this machine has no such thing."""
+        return Place(str(self.manifest.get("device", "cpu"))).device
 
     @cached_property
     def layers(self) -> int:

@@ -19,6 +19,7 @@ from model_repository.errors import ModelRepositoryError
 from model_repository.evaluation.conversation import STAGES, Conversation, Models, Prompt
 from model_repository.evaluation.forced import follow
 from model_repository.evaluation.repository import Repository
+from model_repository.serving.device import DeviceError
 
 SPOKEN, FOLLOWED = "spoken.npy", "followed.npy"
 """Columns [T + 1, 17]: of the conversation a worker held, and of that it is led along."""
@@ -30,7 +31,7 @@ def main() -> None:
     ort.set_default_logger_severity(3)
     try:
         result = {"converse": converse, "follow": follow_conversation}[job["do"]](folder, job)
-    except ModelRepositoryError as error:
+    except (ModelRepositoryError, DeviceError) as error:
         sys.exit(str(error))
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -39,13 +40,18 @@ def converse(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Hold a conversation: leaves `spoken.npy`, answers times and memory.
 
     frame_ms: milliseconds of a whole frame, median and 95th percentile, and the median of each stage. peak_bytes: the
-    most memory this process held with all states of `slots` conversations in use; slot_bytes: the part of one of them.
+    most memory this process held with all states of `slots` conversations in use; slot_bytes: the part of one of them;
+    device_bytes: what a device's memory had less at the end, None for the CPU.
     """
-    models = Models(Repository.open(Path(job["models"])), job["slots"])
+    repository = Repository.open(Path(job["models"]))
+    device = repository.device()
+    free = device.free() if device else 0
+    models = Models(repository, job["slots"], device)
     slot_bytes = models.fill_states()
     held = models.converse(_prompt(folder), np.load(folder / "frames.npy"), _say)
     np.save(folder / SPOKEN, held.columns)
-    return {"slot_bytes": slot_bytes, "peak_bytes": peak_bytes(), **_times(held)}
+    device_bytes = free - device.free() if device else None
+    return {"slot_bytes": slot_bytes, "peak_bytes": peak_bytes(), "device_bytes": device_bytes, **_times(held)}
 
 
 def follow_conversation(folder: Path, job: dict[str, Any]) -> dict[str, Any]:

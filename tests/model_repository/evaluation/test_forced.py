@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model_repository.build import build_repository
 from model_repository.errors import EvaluationError
 from model_repository.evaluation.conversation import AGENT, TEXT, Conversation, Models, Prompt
 from model_repository.evaluation.forced import Record, follow
 from model_repository.evaluation.probe import Probe, load
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.turns import Turn
+from tests.model_repository.serving.host_memory import HostMemory
 
 Pair = tuple[Repository, Repository]
 
@@ -70,6 +74,24 @@ def test_a_prompt_longer_than_the_window_is_fed(pair: Pair, prompt: Prompt, spok
     long = Prompt(prompt.embeddings[:0], np.resize(spoken.columns[:-1], (600, 17)), prompt.known)
     hidden = follow(pair[0], long, spoken.columns[:2], [], lambda _: None).hidden[0]
     np.testing.assert_allclose(hidden, served_hidden(pair[0], long, spoken.columns[:1]), atol=1e-4)
+
+
+def test_on_a_device_the_same_is_seen(
+    pair: Pair, prompt: Prompt, spoken: Conversation, followed: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs for CUDA, float32, whose state lies in memory that stands in for a GPU's."""
+    build_repository(pair[0].folder.parent / "right", tmp_path / "cuda", slots=1, device="cuda")
+    device = HostMemory()
+    monkeypatch.setattr(Repository, "device", lambda _: device)
+    repository = Repository.open(tmp_path / "cuda")
+    record = follow(repository, prompt, spoken.columns, [0, 5], lambda _: None)
+    assert len(device.blocks) == 2 * repository.layers
+    for seen, expected in zip(vars(record).values(), vars(followed).values(), strict=True):
+        np.testing.assert_allclose(seen, expected, atol=1e-3)
+    models = Models(repository, 1, device)
+    assert models.fill_states() > 0
+    silent = np.zeros((2, 1920), np.float32)
+    assert (models.converse(prompt, silent, lambda _: None).columns[:-1] >= 0).all()
 
 
 def test_a_value_that_is_not_there_is_named(pair: Pair) -> None:
