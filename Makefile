@@ -1,6 +1,6 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-overhead bench-7b test lint lock clean
+.PHONY: help setup demo loadtest soak bench-overhead bench-7b bench-quality test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -34,6 +34,9 @@ bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, 
 # More of its options in BENCH; .venv/bin/python -m tests.benchmarks.seven_b --help has them all.
 bench-7b: $(STAMP) ## random weights of the published size: build, frames, memory, each beside its floor; 25 GB in build/7b
 	@$(BIN)/python -m tests.benchmarks.seven_b $(BENCH)
+
+bench-quality: $(STAMP) ## what each variant costs in quality, on random weights with outlier channels; 6 GB in build/quality
+	@$(BIN)/python -m tests.benchmarks.quality $(BENCH)
 
 test: $(STAMP) ## run the tests
 	@.ci/chromium

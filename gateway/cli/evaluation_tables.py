@@ -26,7 +26,7 @@ def show(report: Report) -> None:
         if table.row_count:
             console.print(table)
     for line in weights(report):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     machine, asked = report.machine, report.parameters
     console.print(
         f"{asked['frames']} frames after a prompt of {asked['prompt_columns']} columns; memory for {asked['slots']} "
@@ -91,7 +91,7 @@ def weights(report: Report) -> list[str]:
     lines = []
     for label, repository in zip(_labels(report), report.repositories, strict=True):
         if found := repository.weights:
-            lines.append(f"{label}: {found.tensors} quantized tensors, those with the largest relative errors are")
+            lines.append(f"{label}: {found.tensors} tensors were rounded, those with the largest relative errors are")
             for tensor in found.worst:
                 errors = ", ".join(f"{name} {_short(value)}" for name, value in tensor.items() if name not in _NAMES)
                 lines.append(f"  {escape(tensor['model'])} {escape(tensor['tensor'])}: {errors}")

@@ -33,7 +33,7 @@ class WeightErrors:
     worst: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], count: int = 5) -> WeightErrors | None:
+    def of(cls, manifest: Mapping[str, Any], count: int = 3) -> WeightErrors | None:
         """None for a repository whose weights are as they were. `count` of `worst` at most."""
         tensors = [
             {"model": model, "tensor": tensor, **errors}
