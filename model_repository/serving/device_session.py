@@ -36,7 +36,7 @@ _ELEMENTS: Mapping[str, tuple[int, type]] = {
 
 @dataclass(frozen=True)
 class _Placed:
-    """A tensor of all slots on the device; `host` has its shape, and memory of its own only where rows are copied."""
+    """A tensor of all slots on the device; `host` has its shape and type, and memory of its own if rows are copied."""
 
     address: int
     element: int
@@ -62,8 +62,10 @@ class DeviceSession:
         self._feeds: dict[str, _Placed] = {}
         self._results: dict[str, _Placed] = {}
         for node in self._session.get_inputs():
-            kept = self._states if node.name.startswith(("state.", "cache.")) else self._feeds
-            kept[node.name] = self._place(node)
+            if node.name.startswith(("state.", "cache.")):
+                self._states[node.name] = self._place(node, copied=False)
+            else:
+                self._feeds[node.name] = self._place(node)
         for node in self._session.get_outputs():
             if not node.name.endswith(OF_STATES):
                 self._results[node.name] = self._place(node)
@@ -124,12 +126,12 @@ class DeviceSession:
     def _caches(self) -> dict[str, _Placed]:
         return {name: placed for name, placed in self._states.items() if name.startswith("cache.")}
 
-    def _place(self, node: Any) -> _Placed:
+    def _place(self, node: Any, copied: bool = True) -> _Placed:
         if any(isinstance(size, str) for size in node.shape[1:]):
             raise DeviceError(f"{node.name}: expected a shape that follows from the number of rows, got {node.shape}")
         element, dtype = _ELEMENTS[node.type]
-        # Pages of zeros that nothing is written to take no memory: a state's are only its shape.
-        host = np.zeros((self.slots, *node.shape[1:]), dtype)
+        shape = (self.slots, *node.shape[1:])
+        host = np.zeros(shape, dtype) if copied else np.broadcast_to(np.zeros((), dtype), shape)
         return _Placed(self._device.allocate(host.nbytes), element, host)
 
     def _bind(self, size: int) -> tuple[ort.IOBinding, ort.RunOptions]:

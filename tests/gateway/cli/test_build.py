@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.manifest import Manifest
 from tests.gateway.cli.conftest import COMMAND, ROOT, Outcome
 
 Run = Callable[..., Outcome]
@@ -37,6 +38,16 @@ def test_what_is_built_can_be_served(personaplex: Run, checkpoint: Path, tmp_pat
     assert (outcome.code, outcome.out) == (0, "")
     assert f"personaplex serve {models}" in outcome.err
     assert json.loads((models / "manifest.json").read_text())["slots"] == 3
+
+
+def test_a_repository_can_be_built_for_cuda(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    given = ("--device", "cuda", "--variant", "fp16", "--slots", 2)
+    assert personaplex("build", checkpoint, models, *given).code == 0
+    manifest = Manifest.load(models)
+    assert (manifest.device, manifest.variant, manifest.slots) == ("cuda", "fp16", 2)
+    assert "KIND_GPU" in (models / "triton" / "temporal" / "config.pbtxt").read_text()
+    assert "fp16; got 'int8'" in personaplex("build", checkpoint, models, *given, "--kv", "int8").error
 
 
 def test_a_folder_with_something_else_needs_force(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
