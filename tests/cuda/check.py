@@ -1,0 +1,91 @@
+"""What the real CUDA provider makes of the graphs, on a machine without a GPU: `python -m tests.cuda.check`.
+
+The onnxruntime-gpu of the locked version is fetched (255 MB) into build/cuda, and CUDA's own libraries are replaced by
+`runtime.c`. Kernels compute nothing there, but all that ONNX Runtime decides before and around them is real: which
+provider a node is placed on, whether a session may capture its runs, what is allocated and copied by a run. Checked for
+every variant: each model's session runs on CUDA as a whole; each size of batch is captured once; then every run is one
+replay that allocates nothing. Mimi's are only loaded: convolutions need cuDNN. Needs a C compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from importlib import metadata
+from pathlib import Path
+
+from model_repository.build import build_repository
+from model_repository.variants import CUDA_VARIANTS
+from tests.conftest import GOLDEN
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / "build" / "cuda"
+LIBRARIES = ("libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudart.so.13", "libcuda.so.1")
+PREFIXES = re.compile(r"\b((?:cuda|__cuda|cublas|curand|cu[A-Z])\w*)")
+SLOTS = 4
+STEPS = 20
+
+
+def prepare() -> Path:
+    """The interpreter of an environment with onnxruntime-gpu and nothing of CUDA but headers."""
+    python = WORK / "venv" / "bin" / "python"
+    if python.exists():
+        return python
+    venv.create(WORK / "venv", with_pip=True)
+    locked = [f"{name}=={metadata.version(name)}" for name in ("numpy", "onnx")]
+    gpu = f"onnxruntime-gpu=={metadata.version('onnxruntime')}"
+    pip = [str(python), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, gpu, *locked], check=True)
+    headers = [*pip, "--no-deps", "--target", str(WORK / "headers"), "nvidia-cuda-runtime>=13,<14"]
+    subprocess.run(headers, check=True)
+    return python
+
+
+def compile_stand_in(provider: Path) -> Path:
+    """The folder of the libraries that `provider` asks for."""
+    folder = WORK / "stand-in"
+    (folder / "crt").mkdir(parents=True, exist_ok=True)
+    # Of the compiler's part of CUDA, its headers need only these words.
+    (folder / "crt" / "host_defines.h").write_text(
+        "#define __builtin_align__(n) __attribute__((aligned(n)))\n#define __align__(n) __builtin_align__(n)\n"
+        "#define __device_builtin__\n#define __host__\n#define __device__\n"
+    )
+    source = (Path(__file__).parent / "runtime.c").read_text()
+    wanted = subprocess.run(["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True)
+    names = {match[1] for match in PREFIXES.finditer(wanted.stdout)} - set(PREFIXES.findall(source))
+    (folder / "all.c").write_text(source + "".join(f"int {name}() {{ return 0; }}\n" for name in sorted(names)))
+    (headers,) = (WORK / "headers").rglob("driver_types.h")
+    for library in LIBRARIES:
+        flags = ["-w", "-shared", "-fPIC", f"-I{folder}", f"-I{headers.parent}", f"-Wl,-soname,{library}"]
+        subprocess.run(["cc", *flags, "-o", folder / library, folder / "all.c"], check=True)
+    return folder
+
+
+def main() -> int:
+    python = prepare()
+    (provider,) = (WORK / "venv").rglob("libonnxruntime_providers_cuda.so")
+    environment = os.environ | {"LD_LIBRARY_PATH": str(compile_stand_in(provider)), "PYTHONPATH": str(ROOT)}
+    failed = False
+    for variant in CUDA_VARIANTS:
+        models = WORK / f"models-{variant}"
+        build_repository(GOLDEN / "checkpoint", models, slots=SLOTS, variant=variant, device="cuda")
+        command = [python, "-m", "tests.cuda.sessions", models, str(SLOTS), str(STEPS)]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{variant}: failed\n{done.stderr}")
+            failed = True
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        expected = {"captures": 3, "replays": STEPS, "allocations": 0}
+        good = found["temporal"] == found["depformer"] == expected
+        failed |= not good
+        print(f"{variant}: {'good' if good else f'expected {expected} of temporal and depformer'}: {found}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

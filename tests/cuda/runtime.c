@@ -1,0 +1,119 @@
+/* CUDA's runtime as far as ONNX Runtime's CUDA provider needs it to load, place nodes, bind, capture and replay:
+ * device memory is the host's, and kernels compute nothing. The functions that are not here succeed and do nothing;
+ * `check.py` adds them. Linked five times, under the names of the libraries that the provider asks for. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "driver_types.h"
+
+static long allocations, replays, captures;
+
+long stand_in_allocations(void) { return allocations; }
+long stand_in_replays(void) { return replays; }
+long stand_in_captures(void) { return captures; }
+
+/* One device, like an H100. */
+int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
+int cudaGetDevice(int *device) { *device = 0; return 0; }
+int cudaDriverGetVersion(int *version) { *version = 13000; return 0; }
+int cudaRuntimeGetVersion(int *version) { *version = 13000; return 0; }
+int cudaGetDeviceProperties(struct cudaDeviceProp *device, int index) {
+    (void)index;
+    memset(device, 0, sizeof *device);
+    strcpy(device->name, "stand-in");
+    device->totalGlobalMem = 80ull << 30;
+    device->major = 9;
+    device->multiProcessorCount = 132;
+    device->warpSize = 32;
+    device->maxThreadsPerBlock = device->maxThreadsDim[0] = device->maxThreadsDim[1] = 1024;
+    device->maxThreadsDim[2] = 64;
+    device->maxThreadsPerMultiProcessor = 2048;
+    device->maxGridSize[0] = 2147483647;
+    device->maxGridSize[1] = device->maxGridSize[2] = 65535;
+    device->regsPerBlock = device->regsPerMultiprocessor = 65536;
+    device->sharedMemPerBlock = 49152;
+    device->sharedMemPerBlockOptin = 232448;
+    device->sharedMemPerMultiprocessor = 233472;
+    return 0;
+}
+int cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
+    (void)device;
+    switch (attribute) {
+        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+        case cudaDevAttrMultiProcessorCount: *value = 132; break;
+        case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
+        case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
+        case cudaDevAttrWarpSize: *value = 32; break;
+        case cudaDevAttrMaxSharedMemoryPerBlock: *value = 49152; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 232448; break;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 233472; break;
+        default: *value = 1;
+    }
+    return 0;
+}
+int cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *function) {
+    (void)function;
+    memset(attributes, 0, sizeof *attributes);
+    attributes->maxThreadsPerBlock = 1024;
+    attributes->binaryVersion = attributes->ptxVersion = 90;
+    return 0;
+}
+int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) { *blocks = 2; return 0; }
+int cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *pointer) {
+    memset(attributes, 0, sizeof *attributes);
+    attributes->type = cudaMemoryTypeDevice;
+    attributes->devicePointer = (void *)pointer;
+    return 0;
+}
+
+int cudaMemGetInfo(size_t *free, size_t *total) { *free = 79ull << 30; *total = 80ull << 30; return 0; }
+int cudaMalloc(void **pointer, size_t size) {
+    allocations++;
+    *pointer = aligned_alloc(256, (size + 255) / 256 * 256);
+    return *pointer ? 0 : 2;
+}
+int cudaMallocHost(void **pointer, size_t size) { return cudaMalloc(pointer, size); }
+int cudaHostAlloc(void **pointer, size_t size) { return cudaMalloc(pointer, size); }
+int cudaMallocFromPoolAsync(void **pointer, size_t size) { return cudaMalloc(pointer, size); }
+int cudaFree(void *pointer) { free(pointer); return 0; }
+int cudaFreeHost(void *pointer) { free(pointer); return 0; }
+int cudaFreeAsync(void *pointer) { free(pointer); return 0; }
+int cudaMemcpy(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }
+int cudaMemcpyAsync(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }
+int cudaMemcpy2D(char *to, size_t to_pitch, const char *from, size_t from_pitch, size_t width, size_t height) {
+    for (size_t row = 0; row < height; row++) memcpy(to + row * to_pitch, from + row * from_pitch, width);
+    return 0;
+}
+int cudaMemcpy2DAsync(char *to, size_t to_pitch, const char *from, size_t from_pitch, size_t width, size_t height) {
+    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height);
+}
+int cudaMemset(void *to, int value, size_t size) { memset(to, value, size); return 0; }
+int cudaMemsetAsync(void *to, int value, size_t size) { memset(to, value, size); return 0; }
+
+/* Handles: anything but null. */
+static int handle(void **made) { *made = (void *)1; return 0; }
+int cudaStreamCreate(void **made) { return handle(made); }
+int cudaStreamCreateWithFlags(void **made) { return handle(made); }
+int cudaEventCreate(void **made) { return handle(made); }
+int cudaEventCreateWithFlags(void **made) { return handle(made); }
+int cudaMemPoolCreate(void **made) { return handle(made); }
+int cublasCreate_v2(void **made) { return handle(made); }
+int cublasLtCreate(void **made) { return handle(made); }
+int cublasGetMathMode(void *cublas, int *mode) { (void)cublas; *mode = 0; return 0; }
+void **__cudaRegisterFatBinary(void *binary) { static void *registered; (void)binary; return &registered; }
+int cudaMemPoolGetAttribute(void *pool, int attribute, unsigned long long *value) {
+    (void)pool; (void)attribute; *value = 0; return 0;
+}
+
+int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return 0; }
+int cudaStreamEndCapture(void *stream, void **graph) { (void)stream; return handle(graph); }
+int cudaGraphInstantiate(void **executable) { captures++; return handle(executable); }
+int cudaGraphLaunch(void *executable, void *stream) { (void)executable; (void)stream; replays++; return 0; }
+
+static const char text[] = "stand-in";
+const char *cudaGetErrorName(int code) { (void)code; return text; }
+const char *cudaGetErrorString(int code) { (void)code; return text; }
+const char *cublasGetStatusName(int code) { (void)code; return text; }
+const char *cublasGetStatusString(int code) { (void)code; return text; }

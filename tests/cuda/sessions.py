@@ -1,0 +1,69 @@
+"""One repository's sessions on the stand-in for CUDA, in a process of `check.py`: prints what was captured and run."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from model_repository.serving.depformer import DepformerModel
+from model_repository.serving.device import CudaMemory
+from model_repository.serving.mimi import MimiModel
+from model_repository.serving.temporal import TemporalModel
+from model_repository.serving.turns import Turn
+
+COUNTED = ("captures", "replays", "allocations")
+
+
+def counts() -> dict[str, int]:
+    # The library that the provider names first is the one whose functions it calls.
+    library = ctypes.CDLL("libcublasLt.so.13")
+    return {name: int(getattr(library, f"stand_in_{name}")()) for name in COUNTED}
+
+
+def since(before: dict[str, int]) -> dict[str, int]:
+    return {name: count - before[name] for name, count in counts().items()}
+
+
+def main(models: Path, slots: int, steps: int) -> None:
+    manifest = json.loads((models / "manifest.json").read_text())
+    cards = manifest["text_card"], manifest["card"]
+    device = CudaMemory()
+
+    def graph(name: str) -> Path:
+        return models / "triton" / name / "1" / "model.onnx"
+
+    MimiModel(graph("mimi_encoder"), slots, device=device)
+    MimiModel(graph("mimi_decoder"), slots, manifest["card"], device)
+    sampling = {"sampler": np.array([1, 0, 5], np.int64), "temperature": np.array([0.5], np.float32)}
+    found = {}
+
+    before = counts()
+    temporal = TemporalModel(graph("temporal"), slots, *cards, manifest["context"] - 1, device)
+    temporal.warm_up()
+    captures = since(before)["captures"]
+    columns = {"columns": np.ones((1, 17), np.int64), **sampling}
+    before = counts()
+    for step in range(steps):
+        outcome = temporal.run([Turn(row, False, columns) for row in range(step % slots, slots)])
+        assert not outcome.errors
+    found["temporal"] = since(before) | {"captures": captures}
+
+    before = counts()
+    depformer = DepformerModel(graph("depformer"), *cards, slots, device)
+    depformer.warm_up(slots)
+    captures = since(before)["captures"]
+    thought = {"hidden": np.zeros(manifest["dim"], np.float32), "text_token": np.zeros(1, np.int64), **sampling}
+    before = counts()
+    for step in range(steps):
+        outcome = depformer.run([Turn(row, False, thought) for row in range(1 + step % slots)])
+        assert not outcome.errors
+    found["depformer"] = since(before) | {"captures": captures}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
