@@ -1,6 +1,6 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-overhead bench-7b bench-quality test lint lock clean
+.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-7b bench-quality test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -30,6 +30,9 @@ soak: $(STAMP) ## callers come and go over every face: does memory stay level? M
 
 bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, for one caller
 	@$(BIN)/python -m tests.benchmarks.overhead
+
+bench-start: $(STAMP) ## how fast a call starts, and what that costs those who talk
+	@$(BIN)/python -m tests.benchmarks.start
 
 # More of its options in BENCH; .venv/bin/python -m tests.benchmarks.seven_b --help has them all.
 bench-7b: $(STAMP) ## random weights of the published size: build, frames, memory, each beside its floor; 25 GB in build/7b
