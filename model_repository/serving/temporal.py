@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -18,7 +19,27 @@ from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, 
 
 PREFILL_CHUNK = 512
 """Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors. A
-static session takes one, see `StepAttention`."""
+static session takes one of every row, see `StepAttention`."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """What a row is to be fed: columns [S, 17] behind embeddings [E, dim]; `prefix`: what they are part of."""
+
+    row: int
+    sampler: Sampler
+    prefix: Prefix | None
+    columns: Array
+    embeddings: Array
+
+    def laid_out(self) -> tuple[Array, Array]:
+        """columns [E + S, 17] and embeddings [E + S, dim] as the graph takes them."""
+        first = len(self.embeddings)
+        columns = np.full((first + len(self.columns), 17), -1, np.int64)
+        columns[first:] = self.columns
+        embeddings = np.zeros((len(columns), self.embeddings.shape[1]), np.float32)
+        embeddings[:first] = self.embeddings
+        return columns, embeddings
 
 
 class TemporalModel:
@@ -41,7 +62,6 @@ class TemporalModel:
         self, model: Path, slots: int, text_card: int, card: int, window: int, device: DeviceMemory | None = None
     ) -> None:
         self._session = open_session(model, slots, device)
-        self._chunk = 1 if self._session.static else PREFILL_CHUNK
         self._text_card = text_card
         self._card = card
         self._cards = np.array([text_card + 1] + 16 * [card + 1], np.uint64)
@@ -51,6 +71,7 @@ class TemporalModel:
         self._position = self._session.feeds["position"]
         self._prefixes = Prefixes(self._session, most_columns(window), window)
         self._columns = np.zeros((slots, 1, 17), np.int64)
+        self._embeddings = np.zeros((slots, 1, self._dim), np.float32)
         self._no_embeddings = np.zeros((slots, 1, self._dim), np.float32)
 
     def warm_up(self) -> None:
@@ -62,6 +83,7 @@ class TemporalModel:
         """See `Model.run`."""
         outcome = Outcome()
         steps: list[tuple[Turn, Sampler]] = []
+        prompts: list[_Prompt] = []
         for turn in turns:
             try:
                 sampler = self._check(turn)
@@ -70,15 +92,22 @@ class TemporalModel:
                     self._session.reset(turn.row)
                     self._position[turn.row] = 0
                     self._prefixes.begin(turn.row)
+                columns, embeddings = turn.inputs["columns"], self._given(turn)
                 if prefix is not None and not self._recall(turn, prefix):
-                    outcome.outputs[turn.row] = self._feed(turn, prefix, sampler)
-                elif len(turn.inputs["columns"]) == 1 and not len(turn.inputs.get("embeddings", ())):
+                    if prefix.at == prefix.columns:
+                        outcome.outputs[turn.row] = self._progress(turn.row, 0.0)
+                        continue
+                    self._prefixes.expect(turn.row, prefix, len(embeddings) + len(columns))
+                elif len(columns) == 1 and not len(embeddings):
                     steps.append((turn, sampler))
+                    continue
                 else:
-                    self._prefill(turn, sampler)
-                    outcome.outputs[turn.row] = self._answer(turn.row)
+                    prefix = None
+                prompts.append(_Prompt(turn.row, sampler, prefix, columns, embeddings))
             except ValueError as error:
                 outcome.errors[turn.row] = error
+        for group in [prompts] if self._session.static else [[prompt] for prompt in prompts]:
+            self._feed(group, outcome)
         if steps:
             self._step(steps)
             outcome.outputs |= {turn.row: self._answer(turn.row) for turn, _ in steps}
@@ -88,16 +117,23 @@ class TemporalModel:
         """Whether the turn's column may be stepped, because it follows a prefix that is now in place."""
         return prefix.at == prefix.columns and self._prefixes.recall(turn.row, prefix)
 
-    def _feed(self, turn: Turn, prefix: Prefix, sampler: Sampler) -> dict[str, Array]:
-        """Columns of a prefix, or nothing for the column behind it; the answer is how far it has come."""
+    def _feed(self, prompts: Sequence[_Prompt], outcome: Outcome) -> None:
+        """Columns of one row, or of several whose session takes them one by one; of a prefix the answer is how far it
+        has come.
+        """
         began = perf_counter()
-        if prefix.at < prefix.columns:
-            embeddings, columns = self._given(turn), turn.inputs["columns"]
-            self._prefixes.expect(turn.row, prefix, len(embeddings) + len(columns))
-            self._prefill(turn, sampler)
-            self._prefixes.add(turn.row, prefix, embeddings, columns)
-        microseconds = round((perf_counter() - began) * 1e6)
-        return {"progress": np.array([self._position[turn.row], microseconds], np.int64)}
+        answers = self._in_waves(prompts) if self._session.static else self._in_chunks(*prompts)
+        for prompt in prompts:
+            try:
+                if prompt.prefix is not None:
+                    self._prefixes.add(prompt.row, prompt.prefix, prompt.embeddings, prompt.columns)
+                    answers[prompt.row] = self._progress(prompt.row, perf_counter() - began)
+                outcome.outputs[prompt.row] = answers[prompt.row]
+            except ValueError as error:
+                outcome.errors[prompt.row] = error
+
+    def _progress(self, row: int, seconds: float) -> dict[str, Array]:
+        return {"progress": np.array([self._position[row], round(seconds * 1e6)], np.int64)}
 
     def _step(self, steps: Sequence[tuple[Turn, Sampler]]) -> None:
         """One column for each of several rows, in one graph run over the rows they span."""
@@ -111,22 +147,38 @@ class TemporalModel:
         for turn, _ in steps:
             self._position[turn.row] += 1
 
-    def _prefill(self, turn: Turn, sampler: Sampler) -> None:
+    def _in_chunks(self, prompt: _Prompt) -> dict[int, dict[str, Array]]:
         """Many columns of one row, in chunks that do not wrap around the ring; past its end, one by one."""
-        tokens = turn.inputs["columns"]
-        given = self._given(turn)
-        columns = np.full((len(given) + len(tokens), 17), -1, np.int64)
-        columns[len(given) :] = tokens
-        embeddings = np.zeros((len(columns), self._dim), np.float32)
-        embeddings[: len(given)] = given
+        row, (columns, embeddings) = prompt.row, prompt.laid_out()
         done = 0
         while done < len(columns):
-            room = self._window - int(self._position[turn.row])
-            count = max(1, min(len(columns) - done, self._chunk, room))
+            room = self._window - int(self._position[row])
+            count = max(1, min(len(columns) - done, PREFILL_CHUNK, room))
             chunk = slice(done, done + count)
-            self._run(turn.row, turn.row + 1, columns[None, chunk], embeddings[None, chunk], [sampler])
-            self._position[turn.row] += count
+            self._run(row, row + 1, columns[None, chunk], embeddings[None, chunk], [prompt.sampler])
+            self._position[row] += count
             done += count
+        return {row: self._answer(row)}
+
+    def _in_waves(self, prompts: Sequence[_Prompt]) -> dict[int, dict[str, Array]]:
+        """Many columns of several rows, the next one of each in every run; the answers are those of the last ones."""
+        answers = {}
+        pending = {prompt.row: (prompt.sampler, *prompt.laid_out()) for prompt in prompts}
+        column = 0
+        while pending:
+            start, stop = min(pending), max(pending) + 1
+            samplers = [IDLE] * (stop - start)
+            for row, (sampler, columns, embeddings) in pending.items():
+                samplers[row - start] = sampler
+                self._columns[row], self._embeddings[row] = columns[column], embeddings[column]
+            self._run(start, stop, self._columns[start:stop], self._embeddings[start:stop], samplers)
+            column += 1
+            for row in pending:
+                self._position[row] += 1
+            for row in [row for row, (_, columns, _) in pending.items() if len(columns) == column]:
+                answers[row] = self._answer(row)
+                del pending[row]
+        return answers
 
     def _given(self, turn: Turn) -> Array:
         return turn.inputs.get("embeddings", self._no_embeddings[0, :0])

@@ -12,7 +12,8 @@ import pytest
 from model_repository.serving.device import DeviceError
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.room import Needs, NoRoomError, require_room
-from tests.model_repository.serving.conftest import Models, one, sampler
+from model_repository.serving.turns import Turn
+from tests.model_repository.serving.conftest import Models, one, sampler, together
 from tests.model_repository.serving.host_memory import HostMemory
 
 SLOTS = 6
@@ -108,6 +109,23 @@ def test_a_rows_first_columns_can_be_put_into_another_row(cuda_models: Path):
     models.temporal._position[4] = 11
     answer = one(models.temporal, 4, {"columns": columns[11:], **sampler(12)})
     np.testing.assert_array_equal(answer["hidden"], expected["hidden"])
+
+
+def test_prompts_of_several_rows_share_their_runs(cuda_models: Path, monkeypatch: pytest.MonkeyPatch):
+    """A prompt is fed column by column: as many runs as the longest has columns, not as all have together."""
+    models = Models(cuda_models, SLOTS)
+    columns = np.random.default_rng(2).integers(0, 9, (7, 17))
+    turns = [
+        Turn(row, True, {"columns": columns[:count], **sampler(count, temperature=0.8)})
+        for row, count in ((0, 4), (2, 7), (5, 1), (4, 2))
+    ]
+    alone = {turn.row: together(models.temporal, [turn])[turn.row] for turn in turns}
+    sizes = bound_rows(models.temporal._session, monkeypatch)
+    answers = together(models.temporal, turns)
+    assert sizes == [6, 6, 4, 4, 4, 4, 4, 6], "the prompts until row 4 and then row 0 are through, and the one step"
+    for row, answer in alone.items():
+        for name, expected in answer.items():
+            np.testing.assert_array_equal(answers[row][name], expected)
 
 
 def test_a_reset_zeroes_streaming_states_of_one_row(cuda_models: Path):
