@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -227,7 +228,9 @@ def _missing_cuda_libraries() -> list[str]:
     import onnxruntime
     from onnxruntime.capi import build_and_package_info
 
-    onnxruntime.preload_dlls()
+    # It prints what it does not find, and what we print may be JSON.
+    with redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
     major = build_and_package_info.cuda_version.partition(".")[0]
     of_version = [f"{name}.so.{major}" for name in ("libcudart", "libcublas", "libcublasLt")]
     return [name for name in (*of_version, "libcurand.so.10", "libcudnn.so.9") if not _loads(name)]

@@ -7,7 +7,9 @@ runtime library, which it brings into the process, does both.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,7 +147,9 @@ def _cuda_runtime() -> ctypes.CDLL:
     """libcudart of the version ONNX Runtime was built for: of the system, or from NVIDIA's wheels."""
     from onnxruntime.capi import build_and_package_info
 
-    ort.preload_dlls()
+    # It prints what it does not find in wheels, which the system may have.
+    with redirect_stdout(sys.stderr):
+        ort.preload_dlls()
     name = f"libcudart.so.{build_and_package_info.cuda_version.partition('.')[0]}"
     try:
         return ctypes.CDLL(name)
