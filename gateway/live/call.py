@@ -143,8 +143,10 @@ class LiveCall:
             came = await self._next_frame()
             if not isinstance(came, UserFrame):
                 return came
+            # Nobody waits yet for the answer to what was sent ahead of its time.
+            asked = max(came.complete_at, self._clock() + self._due_in())
             frame = await self._call.conversation.hear(came.pcm)
-            latency = self._clock() - came.complete_at
+            latency = max(self._clock() - asked, 0.0)
             self._heard += 1
             self._say(frame, latency)
             if self._unread > self._limits.output_frames:

@@ -42,7 +42,8 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spoken:
-    """One agent frame. `latency`: seconds from its user frame being complete at the gateway to now; 0 for frame 0.
+    """One agent frame. `latency`: seconds since its user frame was complete at the gateway, or, if it was sent ahead of
+    its time, since it was due; 0 for frame 0.
 
     `dropped`: user frames dropped so far. `queued`: user frames that wait now.
     """

@@ -58,6 +58,16 @@ class TestWhatIsSaid:
                 await line.frames(u + 2)
                 assert now() - began < FRAME_S / 2
 
+    async def test_who_sends_ahead_is_not_answered_late(self, call: Call, calls: Calls) -> None:
+        """A second sent at once is heard as fast as it can be: nothing is late that is done before it is due."""
+        calls.engine.delay = 0.01
+        async with call() as line:
+            await line.live.put(noise(12))
+            line.live.hang_up()
+            ended = await line.over()
+        assert ended.summary.late_frames == metric(calls, "late_frames_total") == 0
+        assert max(event.latency for event in line.spoken) < FRAME_S
+
     async def test_ready_comes_first_and_says_who_is_there(self, call: Call, engine: FakeEngine) -> None:
         engine.delay = 1.0
         async with call() as line:
