@@ -13,6 +13,7 @@ from types import TracebackType
 from fastapi import FastAPI
 
 from gateway.app import create_app
+from gateway.cli.checks import Status, gpu
 from gateway.cli.console import CommandError
 from gateway.client import Client
 from gateway.conversation.tokenizer import Tokenizer
@@ -132,6 +133,8 @@ class Service:
     def _check(self) -> None:
         """Everything that would fail only after a checkpoint was read for minutes. Raises CommandError."""
         manifest = self.manifest
+        if self._keeper and manifest.device == "cuda" and (found := gpu()).status is not Status.OK:
+            raise CommandError(f"{self.settings.models} was built for CUDA: {found.found}; build with --device cpu")
         tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
         for wish in self.settings.warm:
             try:

@@ -207,6 +207,12 @@ def test_a_folder_that_was_not_built_is_told(personaplex: Run, tmp_path: Path) -
     assert personaplex("serve", tmp_path).error == f"{tmp_path} is not a built repository: it has no manifest.json"
 
 
+def test_a_repository_for_cuda_without_a_gpu_is_told(personaplex: Run, cuda_models: Path) -> None:
+    error = personaplex("serve", cuda_models, "--port", 0).error
+    assert f"{cuda_models} was built for CUDA: " in error
+    assert error.endswith("build with --device cpu")
+
+
 def test_a_triton_that_is_not_there_is_told(spawn: Spawn, tiny_models: Path) -> None:
     process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 1, "--log-level", "error")
     out, err = process.communicate(timeout=30)
