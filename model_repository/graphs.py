@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from model_repository.checkpoint.folder import Checkpoint
+from model_repository.checkpoint.tensors import TensorSource
 from model_repository.depformer import graph as depformer
 from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.calibration import calibrate
+from model_repository.quantize.depth_folding import FoldedDepthTensors
 from model_repository.quantize.folding import FoldedTensors
 from model_repository.quantize.plan import Plan
 from model_repository.temporal import graph as temporal
@@ -37,12 +39,15 @@ def graphs_of(
         folded = tensors = FoldedTensors(source.lm, geometry.lm.temporal, statistics, bits)
         plans["temporal"].importance = folded.importance
         caches = _scales(variant.cache, folded)
+    depth: TensorSource = source.lm
+    if variant.depformer is Precision.INT8:
+        depth = FoldedDepthTensors(source.lm, geometry.lm)
     graphs = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, source.mimi),
         "temporal": temporal.build(
             geometry.lm, tensors, plans["temporal"], caches, variant.device, variant.activations
         ),
-        "depformer": depformer.build(geometry.lm, source.lm, plans["depformer"], variant.device, variant.activations),
+        "depformer": depformer.build(geometry.lm, depth, plans["depformer"], variant.device, variant.activations),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, source.mimi),
     }
     return graphs, plans

@@ -12,34 +12,20 @@ A channel between two linear maps can be scaled by any factor in the one if the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 
 from model_repository.checkpoint.geometry import TransformerGeometry
 from model_repository.checkpoint.tensors import Shape, TensorSource
-from model_repository.quantize.blocks import BLOCK, Float32, plain, searched, symmetric
+from model_repository.quantize.blocks import Float32
 from model_repository.quantize.calibration import LayerStatistics
-
-_CARRIED = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
-_WEIGHTS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""Exponents of what a channel carries, and of one over the size of its weights, whose products are tried as factors."""
-
-_FINALISTS = 6
-"""How many of them, the best by plain rounding, are rounded as the matrix will be."""
+from model_repository.quantize.factors import column_factors
 
 _SAMPLE_ROWS = 192
 """Rows of a matrix that its columns' factors are searched on."""
-
-_LARGEST_FACTOR = 64.0
-_PEAK = 1.5
-"""Largest magnitude in a block of activations over the root mean square of its strongest channel, for their own
-rounding to 8 bits: a block is scaled anew at every column."""
 
 
 @dataclass(frozen=True)
@@ -141,39 +127,12 @@ class FoldedTensors:
     def _column_factors(
         self, name: str, power: Float32, besides: Callable[[Float32, Float32], float] = lambda _weight, _factors: 0.0
     ) -> Float32:
-        """The factors that give the least error, on a sample of rows, of all that follow the two powers of a channel:
-        of what comes in, and of its weights. `besides`: a further error, of the sample and factors.
-        """
+        """See `column_factors`: of a matrix and the mean squares of what it is multiplied with."""
         total = self._source.shape(name)[0]
         wanted = min(_SAMPLE_ROWS, total)
         parts = [slice(start, start + wanted // 3 or 1) for start in (0, total // 3, total - wanted // 3)]
         sample = np.concatenate([self._source.read(name, part) for part in parts])
-        carried, weight = np.sqrt(power), np.sqrt(np.square(sample).mean(axis=0)) + np.float32(1e-12)
-        candidates = [_bounded(carried**up / weight**down) for up, down in product(_CARRIED, _WEIGHTS)]
-
-        def best(candidates: Sequence[Float32], final: bool) -> list[Float32]:
-            def error(factors: Float32) -> float:
-                return self._error(sample * factors, power / factors**2, final) + besides(sample, factors)
-
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                errors = list(pool.map(error, candidates))
-            return [candidates[place] for place in np.argsort(errors, kind="stable")]
-
-        return best(best(candidates, final=False)[:_FINALISTS], final=True)[0]
-
-    def _error(self, weight: Float32, power: Float32, final: bool) -> float:
-        """Of products with rounded `weight` [n, K], whose columns meet activations of `power`, rounded too.
-
-        `final`: rounded with everything that is done to a whole matrix.
-        """
-        columns = weight.shape[1]
-        padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(len(weight), -1, BLOCK)
-        powers = np.pad(power, (0, -columns % BLOCK)).reshape(-1, BLOCK)
-        rounded = symmetric(padded) if self._bits == 8 else searched(padded, powers) if final else plain(padded)
-        of_weight = np.square(rounded.values() - padded).mean(axis=0) * powers
-        step = powers.max(axis=-1, keepdims=True) * (_PEAK / 127) ** 2 / 12
-        of_activations = np.square(padded).mean(axis=0) * step
-        return float(of_weight.sum() + of_activations.sum())
+        return column_factors(sample, power, self._bits, besides)
 
 
 @dataclass(frozen=True)
@@ -210,13 +169,6 @@ _FOLDS: dict[str, Callable[[Float32, _Layer, _Rows], Float32]] = {
     "gating.linear_in.weight": _linear_in,
     "gating.linear_out.weight": lambda stored, layer, _: stored * layer.gated,
 }
-
-
-def _bounded(factors: Float32) -> Float32:
-    """Around 1, and not further from it than the largest factor."""
-    centred = factors / np.exp(np.log(factors).mean())
-    bounded: Float32 = centred.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR).astype(np.float32)
-    return bounded
 
 
 def _place(name: str) -> tuple[int | None, str]:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from model_repository.checkpoint.folder import Checkpoint
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
 from model_repository.graph.attention import CacheScales
 from model_repository.graphs import HEADROOM, graphs_of
 from model_repository.quantize.calibration import calibrate
+from model_repository.quantize.depth_folding import FoldedDepthTensors
 from model_repository.quantize.folding import FoldedTensors
 from model_repository.serving.session import StatefulSession
 from model_repository.temporal import graph as temporal
@@ -57,6 +59,38 @@ def test_a_folded_layer_is_the_same_function(checkpoint, statistics, bits):
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5 * np.abs(before).max())
     changed = [name for name in folded.names() if not np.array_equal(folded.read(name), checkpoint.lm.read(name))]
     assert {name.partition(".layers.")[0] for name in changed} == {"transformer"}
+
+
+def test_folded_depth_steps_are_the_same_functions(checkpoint):
+    """Each step's maps, and values of any step in the output map of any later one."""
+    lm = checkpoint.geometry.lm
+    folded = FoldedDepthTensors(checkpoint.lm, lm)
+    dim, layer = lm.depformer.dim, "depformer.layers.1"
+    x = np.random.default_rng(0).standard_normal((6, dim)).astype(np.float32)
+
+    def parts(source):
+        def read(name, rows=None):
+            return source.read(f"{layer}.{name}", rows).astype(np.float64)
+
+        made = []
+        normed = x * read("norm1.alpha").reshape(-1)
+        for step in range(AGENT_CODEBOOKS):
+            query, key, value = np.split(
+                normed @ read("self_attn.in_proj_weight", slice(3 * dim * step, 3 * dim * (step + 1))).T, 3, axis=1
+            )
+            made += [query, key]
+            for later in range(step, AGENT_CODEBOOKS):
+                made.append(value @ read("self_attn.out_proj.weight", slice(dim * later, dim * (later + 1))).T)
+            gate, up = np.split(
+                (x * read("norm2.alpha").reshape(-1)) @ read(f"gating.{step}.linear_in.weight").T, 2, axis=1
+            )
+            made.append((np.tanh(gate) * up) @ read(f"gating.{step}.linear_out.weight").T)
+        return made
+
+    for before, after in zip(parts(checkpoint.lm), parts(folded), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5 * np.abs(before).max())
+    changed = [name for name in folded.names() if not np.array_equal(folded.read(name), checkpoint.lm.read(name))]
+    assert {name.partition(".layers.")[0] for name in changed} == {"depformer"}
 
 
 def test_rows_read_alone_are_the_rows_of_the_whole(checkpoint, statistics):

@@ -1,0 +1,71 @@
+"""Factors for the columns of a matrix, which what comes before it takes back, that make its rounding kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import numpy as np
+
+from model_repository.quantize.blocks import BLOCK, Float32, plain, searched, symmetric
+
+_CARRIED = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+_WEIGHTS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
+"""Exponents of what a channel carries, and of one over the size of its weights, whose products are tried as factors."""
+
+_FINALISTS = 6
+"""How many of them, the best by plain rounding, are rounded as the matrix will be."""
+
+_LARGEST_FACTOR = 64.0
+_PEAK = 1.5
+"""Largest magnitude in a block of activations over the root mean square of its strongest channel, for their own
+rounding to 8 bits: a block is scaled anew at every column."""
+
+
+def column_factors(
+    sample: Float32,
+    power: Float32,
+    bits: int,
+    besides: Callable[[Float32, Float32], float] = lambda _weight, _factors: 0.0,
+) -> Float32:
+    """The factors [K] that give the least error, on a sample of rows [n, K], of all that follow two sizes of a column:
+    `power` [K], the mean square of what it is multiplied with, and that of its weights.
+
+    `bits`: 4 or 8, which the matrix will be rounded to. `besides`: a further error, of the sample and factors.
+    """
+    carried, weight = np.sqrt(power), np.sqrt(np.square(sample).mean(axis=0)) + np.float32(1e-12)
+    candidates = [_bounded(carried**up / weight**down) for up, down in product(_CARRIED, _WEIGHTS)]
+
+    def best(candidates: Sequence[Float32], final: bool) -> list[Float32]:
+        def error(factors: Float32) -> float:
+            return _error(sample * factors, power / factors**2, bits, final) + besides(sample, factors)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            errors = list(pool.map(error, candidates))
+        return [candidates[place] for place in np.argsort(errors, kind="stable")]
+
+    return best(best(candidates, final=False)[:_FINALISTS], final=True)[0]
+
+
+def _error(weight: Float32, power: Float32, bits: int, final: bool) -> float:
+    """Of products with rounded `weight` [n, K], whose columns meet activations of `power`, rounded too.
+
+    `final`: rounded with everything that is done to a whole matrix.
+    """
+    columns = weight.shape[1]
+    padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK))).reshape(len(weight), -1, BLOCK)
+    powers = np.pad(power, (0, -columns % BLOCK)).reshape(-1, BLOCK)
+    rounded = symmetric(padded) if bits == 8 else searched(padded, powers) if final else plain(padded)
+    of_weight = np.square(rounded.values() - padded).mean(axis=0) * powers
+    step = powers.max(axis=-1, keepdims=True) * (_PEAK / 127) ** 2 / 12
+    of_activations = np.square(padded).mean(axis=0) * step
+    return float(of_weight.sum() + of_activations.sum())
+
+
+def _bounded(factors: Float32) -> Float32:
+    """Around 1, and not further from it than the largest factor."""
+    centred = factors / np.exp(np.log(factors).mean())
+    bounded: Float32 = centred.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR).astype(np.float32)
+    return bounded
