@@ -1,6 +1,6 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-7b bench-quality test lint lock clean
+.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-7b bench-quality bench-gpu check-cuda test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -40,6 +40,13 @@ bench-7b: $(STAMP) ## random weights of the published size: build, frames, memor
 
 bench-quality: $(STAMP) ## what each variant costs in quality, on random weights with outlier channels; 6 GB in build/quality
 	@$(BIN)/python -m tests.benchmarks.quality $(BENCH)
+
+# Needs ONNX Runtime for CUDA in place of the one for CPUs: pip uninstall -y onnxruntime && pip install .[gpu], in .venv.
+bench-gpu: $(STAMP) ## steps of 1 to 64 conversations on a GPU, with and without CUDA graphs
+	@$(BIN)/python -m tests.benchmarks.gpu $(BENCH)
+
+check-cuda: $(STAMP) ## without a GPU: is every node of every variant placed on CUDA, and captured? downloads 255 MB
+	@$(BIN)/python -m tests.cuda.check
 
 test: $(STAMP) ## run the tests
 	@.ci/chromium
