@@ -33,10 +33,10 @@ _SMALL_MODEL_BYTES = 64 << 20
 
 
 def session_options(model: Path) -> ort.SessionOptions:
-    """Options for the file `model`: one thread for a small one, else all cores, never spinning.
+    """Options for the file `model`: one thread for a small one, else all cores, which spin during a run only.
 
     PERSONAPLEX_INTRA_OP_THREADS overrides the count. Four models share the machine, each in a process of its own; a
-    pool that spins would take the cores from the stage that has work.
+    pool that spins on after its run would take the cores from the stage that has work.
     """
     options = ort.SessionOptions()
     weights = model.with_name(model.name + ".data")
@@ -44,7 +44,7 @@ def session_options(model: Path) -> ort.SessionOptions:
     threads = int(os.environ.get("PERSONAPLEX_INTRA_OP_THREADS", "0"))
     options.intra_op_num_threads = threads or (1 if size < _SMALL_MODEL_BYTES else os.cpu_count() or 1)
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

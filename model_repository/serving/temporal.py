@@ -17,9 +17,14 @@ from model_repository.serving.sampler import IDLE, Sampler, draw
 from model_repository.serving.session import warm_up_sizes
 from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
 
-PREFILL_CHUNK = 512
-"""Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors. A
-static session takes one of every row, see `StepAttention`."""
+PREFILL_CHUNK = 128
+"""Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors (the
+scores of attention alone are chunk x window for each head). A static session takes one of every row, see
+`StepAttention`."""
+
+TILE = 8
+"""Rows that quantized products take together: a chunk of several of them, but not a lone column, is rounded the same
+wherever the chunk ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +158,8 @@ class TemporalModel:
         done = 0
         while done < len(columns):
             room = self._window - int(self._position[row])
-            count = max(1, min(len(columns) - done, PREFILL_CHUNK, room))
+            left = len(columns) - done
+            count = max(1, min(left, PREFILL_CHUNK - TILE if left == PREFILL_CHUNK + 1 else PREFILL_CHUNK, room))
             chunk = slice(done, done + count)
             self._run(row, row + 1, columns[None, chunk], embeddings[None, chunk], [prompt.sampler])
             self._position[row] += count
