@@ -1,6 +1,6 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-7b bench-quality bench-gpu check-cuda test lint lock clean
+.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-7b bench-quality sizes bench-gpu check-cuda test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -40,6 +40,9 @@ bench-7b: $(STAMP) ## random weights of the published size: build, frames, memor
 
 bench-quality: $(STAMP) ## what each variant costs in quality, on random weights with outlier channels; 6 GB in build/quality
 	@$(BIN)/python -m tests.benchmarks.quality $(BENCH)
+
+sizes: $(STAMP) ## what each variant of the published size takes, on disk and in memory
+	@$(BIN)/python -m tests.benchmarks.sizes
 
 # Needs ONNX Runtime for CUDA in place of the one for CPUs: pip uninstall -y onnxruntime && pip install .[gpu], in .venv.
 bench-gpu: $(STAMP) ## steps of 1 to 64 conversations on a GPU, with and without CUDA graphs

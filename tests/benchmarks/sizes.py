@@ -1,0 +1,100 @@
+"""What each variant of the published size takes: `make sizes`. From shapes alone, in a second; nothing is built.
+
+Weights are those of the graphs that a build would write. `loaded` is what they are in memory on a CPU, where 16-bit
+matrices are made float32; a slot is the keys and values of a full window and the codec's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from model_repository.checkpoint.geometry import Geometry
+from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
+from model_repository.checkpoint.tensors import Float32, Shape
+from model_repository.depformer import graph as depformer
+from model_repository.graph.attention import CacheScales
+from model_repository.graph.builder import Graph
+from model_repository.mimi_decoder import graph as mimi_decoder
+from model_repository.mimi_encoder import graph as mimi_encoder
+from model_repository.quantize.plan import Plan
+from model_repository.temporal import graph as temporal
+from model_repository.variants import VARIANTS, CachePrecision, Precision, Variant
+
+_CACHE_BYTES = {CachePrecision.FP32: 4, CachePrecision.FP16: 2, CachePrecision.INT8: 1}
+
+
+@dataclass(frozen=True)
+class ShapesOnly:
+    """A checkpoint's tensors, as far as a graph needs them before it is written."""
+
+    shapes: Mapping[str, Shape]
+
+    def names(self) -> Iterable[str]:
+        return self.shapes
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def shape(self, name: str) -> Shape:
+        return self.shapes[name]
+
+    def read(self, name: str, rows: slice | None = None) -> Float32:
+        raise NotImplementedError(name)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a variant's weights, by model; in memory; and of one slot."""
+
+    weights: Mapping[str, int]
+    loaded: int
+    slot: int
+
+
+def sizes(variant: Variant, geometry: Geometry) -> Sizes:
+    """Of `variant` with its own precision of keys and values."""
+    lm, mimi = ShapesOnly(lm_shapes(geometry.lm)), ShapesOnly(mimi_shapes(geometry.mimi))
+    shape = geometry.lm.temporal
+    caches = [CacheScales(variant.cache)] * shape.num_layers
+    parts: dict[str, Graph] = {
+        "mimi_encoder": mimi_encoder.build(geometry.mimi, mimi),
+        "temporal": temporal.build(geometry.lm, lm, Plan(variant.temporal), caches),
+        "depformer": depformer.build(geometry.lm, lm, Plan(variant.depformer)),
+        "mimi_decoder": mimi_decoder.build(geometry.mimi, mimi),
+    }
+    weights = {name: graph.weight_bytes for name, graph in parts.items()}
+    made_float32 = sum(
+        weights[model]
+        for model, precision in (("temporal", variant.temporal), ("depformer", variant.depformer))
+        if precision is Precision.FP16
+    )
+    codec = geometry.mimi.transformer
+    slot = 2 * shape.num_layers * shape.window * shape.dim * _CACHE_BYTES[variant.cache]
+    slot += 2 * 2 * codec.num_layers * codec.window * codec.dim * 4
+    return Sizes(weights, sum(weights.values()) + made_float32, slot)
+
+
+def main() -> None:
+    geometry = Geometry.from_config({})
+    table = Table("variant", "temporal", "depformer", "codec", "on disk", "loaded", "a slot", title="GB")
+    for name, variant in VARIANTS.items():
+        found = sizes(variant, geometry)
+        codec = found.weights["mimi_encoder"] + found.weights["mimi_decoder"]
+        row = (
+            found.weights["temporal"],
+            found.weights["depformer"],
+            codec,
+            sum(found.weights.values()),
+            found.loaded,
+            found.slot,
+        )
+        table.add_row(name, *(f"{value / 1e9:.2f}" for value in row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
