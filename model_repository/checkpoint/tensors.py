@@ -155,6 +155,25 @@ class ShardedSafetensors:
             raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
 
 
+class DerivedTensors:
+    """A source over another one, all of it as it is there; subclasses change what `read` gives."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+
+    def names(self) -> Iterable[str]:
+        return self._source.names()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source
+
+    def shape(self, name: str) -> Shape:
+        return self._source.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Float32:
+        return self._source.read(name, rows)
+
+
 class RenamedTensors:
     """A source in which some tensors go by another name."""
 

@@ -8,14 +8,13 @@ with is taken from the weights before it: a norm's output has the power of its s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
-from model_repository.checkpoint.tensors import Shape, TensorSource
+from model_repository.checkpoint.tensors import DerivedTensors, TensorSource
 from model_repository.quantize.blocks import Float32
 from model_repository.quantize.factors import column_factors
 
@@ -36,22 +35,13 @@ class _Layer:
     gated: tuple[Float32, ...]
 
 
-class FoldedDepthTensors:
+class FoldedDepthTensors(DerivedTensors):
     """A checkpoint's tensors with the factors in those of the depth transformer."""
 
     def __init__(self, source: TensorSource, lm: LmGeometry) -> None:
-        self._source = source
+        super().__init__(source)
         self._dim = lm.depformer.dim
         self._layers: dict[str, _Layer] = {}
-
-    def names(self) -> Iterable[str]:
-        return self._source.names()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
-
-    def shape(self, name: str) -> Shape:
-        return self._source.shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> Float32:
         """As `TensorSource.read`."""

@@ -12,14 +12,14 @@ A channel between two linear maps can be scaled by any factor in the one if the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from model_repository.checkpoint.geometry import TransformerGeometry
-from model_repository.checkpoint.tensors import Shape, TensorSource
+from model_repository.checkpoint.tensors import DerivedTensors, TensorSource
 from model_repository.quantize.blocks import Float32
 from model_repository.quantize.calibration import LayerStatistics
 from model_repository.quantize.factors import column_factors
@@ -43,27 +43,18 @@ class _Layer:
     gated: Float32
 
 
-class FoldedTensors:
+class FoldedTensors(DerivedTensors):
     """A temporal transformer's tensors with the factors in them; everything else as in the source."""
 
     def __init__(
         self, source: TensorSource, shape: TransformerGeometry, statistics: Sequence[LayerStatistics], bits: int
     ) -> None:
-        self._source = source
+        super().__init__(source)
         self._shape = shape
         self._statistics = statistics
         self._bits = bits
         self._layers: dict[int, _Layer] = {}
         self._values: dict[int, Float32] = {}
-
-    def names(self) -> Iterable[str]:
-        return self._source.names()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
-
-    def shape(self, name: str) -> Shape:
-        return self._source.shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> Float32:
         """As `TensorSource.read`."""
