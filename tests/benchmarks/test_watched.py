@@ -19,8 +19,14 @@ def _run(code: str, folder: Path) -> int:
 
 
 def test_memory_that_was_given_back_counts(tmp_path: Path) -> None:
-    peak = _run(f"x = b'1' * {BYTES}; del x", tmp_path)
+    peak = _run(f"x = b'1' * {BYTES}; del x; import time; time.sleep(0.5)", tmp_path)
     assert BYTES < peak < 2 * BYTES
+
+
+def test_the_caller_s_own_memory_does_not_count(tmp_path: Path) -> None:
+    held = bytearray(b"1") * (3 * BYTES)
+    assert 0 < _run("import time; time.sleep(0.5)", tmp_path) < BYTES
+    assert len(held) == 3 * BYTES
 
 
 def test_children_count_with_their_parent(tmp_path: Path) -> None:

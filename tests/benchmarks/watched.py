@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import time
@@ -34,15 +33,13 @@ def watched(command: Sequence[str], folder: Path, log: IO[str]) -> Watched:
     sampled = [0]
     sampler = threading.Thread(target=_sample, args=(process.pid, sampled, over))
     sampler.start()
-    _, status, usage = os.wait4(process.pid, 0)
+    process.wait()
     seconds = time.perf_counter() - began
     over.set()
     sampler.join()
-    # Waited for already; it must not be waited for again.
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Watched(seconds, max(*sampled, usage.ru_maxrss * 1024))
+    return Watched(seconds, max(sampled))
 
 
 def _sample(pid: int, sampled: list[int], over: threading.Event) -> None:
@@ -50,8 +47,17 @@ def _sample(pid: int, sampled: list[int], over: threading.Event) -> None:
     while not over.wait(SAMPLE_SECONDS):
         total = 0
         try:
+            sampled.append(_most(pid))
             for process in (first, *first.children(recursive=True)):
                 total += process.memory_info().rss
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
             continue
         sampled.append(total)
+
+
+def _most(pid: int) -> int:
+    """The most memory a process has held since its program began (a `wait4`'s counts its parent's from before)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
