@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import sleep
 from collections.abc import Awaitable, Callable
 
 from loadtest.record import FRAME_SECONDS, Record
@@ -35,7 +36,7 @@ async def speak(
     for u in range(record.expected):
         wait = pace.due - clock()
         if wait > 0:
-            await asyncio.sleep(wait)
+            await sleep(wait)
         now = clock()
         if now >= until + offset:
             return

@@ -33,19 +33,18 @@ def test_more_than_a_tick_late_moves_them_instead_of_catching_up():
 
 
 class SteppedClock:
-    """Time passes only in `asyncio.sleep` and in the sender."""
+    """Time passes only in a caller's sleep and in the sender."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        self._sleep = asyncio.sleep
-        monkeypatch.setattr("loadtest.pacing.asyncio.sleep", self.sleep)
+        monkeypatch.setattr("loadtest.pacing.sleep", self.sleep)
 
     def __call__(self) -> float:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
-        await self._sleep(0)
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ async def test_the_clients_own_delay_is_its_lateness(clock: SteppedClock, monkey
     async def oversleep(seconds: float) -> None:
         clock.now += seconds + 0.03
 
-    monkeypatch.setattr("loadtest.pacing.asyncio.sleep", oversleep)
+    monkeypatch.setattr("loadtest.pacing.sleep", oversleep)
     record = await spoken(clock, {}, expected=3)
     assert record.late == pytest.approx([0.03, 0.03, 0.03])
 
