@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from gateway.errors import GatewayError
@@ -34,6 +43,10 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+_SPEED_PERIOD_S = 120.0
+"""The time left is told from the speed of this long: parts of one thing differ in theirs."""
+
+
 @contextmanager
 def progress(
     what: str, total: float | None = None, column: ProgressColumn | None = None
@@ -54,7 +67,8 @@ def progress(
         return
     measure = column or _Percent()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), measure, TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    left = () if total is None else (TextColumn("left:"), TimeRemainingColumn())
+    with Progress(*columns, *left, console=console, transient=True, speed_estimate_period=_SPEED_PERIOD_S) as bar:
         task = bar.add_task(what, total=total)
 
         def update(now: str | None, done: float) -> None:
