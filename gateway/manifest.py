@@ -11,7 +11,7 @@ from gateway.errors import RepositoryError
 from gateway.voices.catalogue import Voices
 from gateway.voices.preset import VoicePreset
 
-FORMAT = 1
+FORMAT = 2
 VOICES_FOLDER = "voices"
 
 

@@ -28,7 +28,7 @@ from model_repository.place import MANIFEST, check_place, replacing
 from model_repository.triton_config import served_models
 from model_repository.variants import CachePrecision, Device, Variant, variants_of
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's own layout."""
 
 SAMPLING_DEFAULTS = {"audio_temperature": 0.8, "audio_top_k": 250, "text_temperature": 0.7, "text_top_k": 25}
@@ -98,7 +98,7 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         graph = graphs[model.name]
         version = out / "triton" / model.name / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(model.pbtxt(slots, graph.weight_bytes, recipe.device))
+        (version.parent / "config.pbtxt").write_text(model.pbtxt(slots, recipe.device))
         shutil.copyfile(Path(__file__).parent / model.name / "1" / "model.py", version / "model.py")
 
         def weight_done(name: str, size: int, model: str = model.name) -> None:

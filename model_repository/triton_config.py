@@ -20,28 +20,8 @@ SEQUENCE_IDLE_MICROSECONDS = 3600 * 1_000_000
 """After this long without a request Triton frees a row. The gateway ends conversations long before; this frees rows
 whose gateway died. Triton's default of one second would take the row of a caller who is merely late."""
 
-READ_BYTES_PER_SECOND = {Device.CPU: 40e9, Device.CUDA: 1e12}
-"""What an execution of a big model takes is the time to read its weights: memory of a server's socket gives 40 to 80
-GB/s, that of a GPU with room for the model around 1 TB/s or more."""
-
 DEVICE_ID = 0
 """Of the GPUs that CUDA_VISIBLE_DEVICES leaves visible."""
-
-QUEUE_SHARE, LONGEST_QUEUE_SECONDS = 0.05, 1.5e-3
-
-ARRIVAL_SECONDS, LONGEST_ARRIVAL_SECONDS = 100e-6, 1.5e-3
-"""From one request of a shared frame to the next, as the gateway sends them."""
-
-
-def queue_delay(weight_bytes: int, slots: int, device: Device = Device.CPU) -> int:
-    """Microseconds a first request waits for its neighbours, whose requests arrive one after the other.
-
-    A batch that starts without them costs a second execution. So the wait is as long as the requests of all slots take
-    to arrive, or a share of what an execution of a big model takes, whichever is longer; a lone caller pays no more.
-    """
-    arrival = min(ARRIVAL_SECONDS * slots, LONGEST_ARRIVAL_SECONDS) if slots > 1 else 0.0
-    execution = min(QUEUE_SHARE * weight_bytes / READ_BYTES_PER_SECOND[device], LONGEST_QUEUE_SECONDS)
-    return round(max(arrival, execution) * 1e6)
 
 
 @dataclass(frozen=True)
@@ -56,7 +36,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Everything a `config.pbtxt` says that differs between the models."""
+    """Everything a `config.pbtxt` says that differs between the models.
+
+    The tensors are those of one conversation; how requests to a stateful model speak for several is said in
+    `serving/triton_io.py`.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -64,28 +48,32 @@ class ServedModel:
     stateful: bool
     parameters: dict[str, int]
 
-    def pbtxt(self, slots: int, weight_bytes: int, device: Device = Device.CPU) -> str:
-        """The file's text, for `slots` rows and a graph of so many bytes."""
-        message = self._message(slots, queue_delay(weight_bytes, slots, device), device)
-        text: str = text_format.MessageToString(message)
+    def pbtxt(self, slots: int, device: Device = Device.CPU) -> str:
+        """The file's text, for `slots` rows."""
+        text: str = text_format.MessageToString(self._message(slots, device))
         return text
 
-    def _message(self, slots: int, delay: int, device: Device) -> Any:
+    def _message(self, slots: int, device: Device) -> Any:
         config = pb.ModelConfig(name=self.name, backend="python", max_batch_size=slots)
+        # By Triton's rule a sequence's request has batch size 1: its members are counted by the next dimension.
+        members = (-1,) if self.stateful else ()
         for tensor in self.inputs:
+            shape = (*members, *tensor.shape)
             config.input.add(
                 name=tensor.name,
                 data_type=pb.DataType.Value(tensor.dtype),
-                dims=tensor.shape,
-                allow_ragged_batch=-1 in tensor.shape,
+                dims=shape,
+                allow_ragged_batch=-1 in shape,
                 optional=tensor.optional,
             )
         for tensor in self.outputs:
-            config.output.add(name=tensor.name, data_type=pb.DataType.Value(tensor.dtype), dims=tensor.shape)
+            shape = (*members, *tensor.shape)
+            config.output.add(name=tensor.name, data_type=pb.DataType.Value(tensor.dtype), dims=shape)
         if self.stateful:
-            _sequence_batching(config.sequence_batching, delay)
+            config.input.add(name="members", data_type=pb.DataType.TYPE_INT64, dims=(-1, 2), allow_ragged_batch=True)
+            config.output.add(name="row", data_type=pb.DataType.TYPE_INT64, dims=(1,))
+            _sequence_batching(config.sequence_batching)
         else:
-            # The gateway sends one request for all rows of a frame: there is nothing to wait for.
             config.dynamic_batching.SetInParent()
         # One instance: it holds the state of every row.
         if device is Device.CUDA:
@@ -129,11 +117,12 @@ def _place(device: Device) -> dict[str, int | str]:
     return {"provider": device.value, "device_id": DEVICE_ID} if device is Device.CUDA else {"provider": device.value}
 
 
-def _sequence_batching(batching: Any, delay: int) -> None:
-    """Direct: a sequence keeps its row for life, and the row is where its state lies."""
-    batching.direct.max_queue_delay_microseconds = delay
-    # Of a delay, only a full batch is an end.
-    batching.direct.minimum_slot_utilization = 1.0 if delay else 0.0
+def _sequence_batching(batching: Any) -> None:
+    """Direct: a sequence keeps its row for life, and the row is where its state lies.
+
+    Nothing waits for neighbours: conversations that share a frame come in one request.
+    """
+    batching.direct.SetInParent()
     batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_MICROSECONDS
     # START and END reach the model as flags of the request; a row without a request is told by READY alone.
     ready = pb.ModelSequenceBatching.Control.CONTROL_SEQUENCE_READY

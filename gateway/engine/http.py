@@ -42,7 +42,7 @@ class TritonHttp:
         self._layouts: dict[bytes, Layout] = {}
 
     def infer(self, request: Sequence[bytes], deadline: float) -> asyncio.Future[Tensors]:
-        """The raw outputs by name. `request`: head, JSON and tensors as `Request` lays them out; `deadline`: seconds.
+        """The raw outputs by name. `request`: as `head` lays it out, then the tensors; `deadline`: seconds.
 
         Fails with TritonRefused or TritonGone.
         """

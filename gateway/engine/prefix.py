@@ -36,7 +36,7 @@ class Prefix:
         whole.update(np.int64(len(self.embeddings)).tobytes())
         return whole.digest()
 
-    def place(self, at: int) -> tuple[Tensor, bytes]:
+    def mark(self, at: int) -> tuple[Tensor, bytes]:
         """The tensor `prefix` of a request whose first column is `at`."""
         numbers = np.array([at, self.length], np.int64).tobytes()
         return Tensor("prefix", "INT64", (6,)), numbers + self.digest
@@ -46,7 +46,7 @@ class Prefix:
         given = len(self.embeddings)
         embeddings = self.embeddings[start:stop]
         columns = self.columns[max(start - given, 0) : max(stop - given, 0)]
-        tensors = [(Tensor("columns", "INT64", columns.shape), _integers(columns)), self.place(start)]
+        tensors = [(Tensor("columns", "INT64", columns.shape), _integers(columns)), self.mark(start)]
         if len(embeddings):
             tensors.append((Tensor("embeddings", "FP32", embeddings.shape), _floats(embeddings)))
         return tensors

@@ -1,14 +1,10 @@
-"""The engine that is Triton: one sequence id per conversation, one call per stage and frame.
-
-Requests are laid out once per conversation and model, and only their tensors are replaced: this path runs four times
-per frame and conversation.
-"""
+"""The engine that is Triton: one sequence id per conversation, one request per stage for all who share a frame."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
 import numpy as np
@@ -16,18 +12,19 @@ import numpy.typing as npt
 
 from gateway.conversation.engine import Draw, Floats, Pause, Prefilled, Thought, Tokens, at_once
 from gateway.conversation.grid import STREAMS
-from gateway.engine.gather import MODEL as DEPFORMER
-from gateway.engine.gather import DepformerCalls
-from gateway.engine.http import TritonGone, TritonHttp, TritonRefused
+from gateway.engine.gather import DEPFORMER, DepformerCalls, Frame, FrameCalls
+from gateway.engine.http import Tensors, TritonGone, TritonHttp, TritonRefused
 from gateway.engine.pace import Pace, piece
 from gateway.engine.prefix import Prefix
-from gateway.engine.request import Request, Tensor
+from gateway.engine.request import Tensor
+from gateway.engine.sequence import Place
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
 _READY_TIMEOUT = 2.0
+STATEFUL = ENCODER, TEMPORAL, DECODER = "mimi_encoder", "temporal", "mimi_decoder"
 _SAMPLER = (Tensor("sampler", "INT64", (3,)), Tensor("temperature", "FP32", (1,)))
 
 
@@ -49,6 +46,7 @@ class TritonEngine:
         self.prefill_deadline = prefill_deadline
         self.release_deadline = release_deadline
         self.http = TritonHttp(url)
+        self.frames = {model: FrameCalls(self.http, manifest.slots, step_deadline) for model in STATEFUL}
         self.depformer = DepformerCalls(self.http, manifest.dim, manifest.slots, step_deadline)
         self.pace = Pace(1 / manifest.frame_rate)
         self.feeding = asyncio.Lock()
@@ -82,15 +80,15 @@ class TritonSession:
     def __init__(self, engine: TritonEngine) -> None:
         manifest = engine.manifest
         self._engine = engine
-        self._pending: asyncio.Future[dict[str, memoryview]] | None = None
+        self._pending: asyncio.Future[Tensors] | None = None
         self._closing: asyncio.Future[None] | None = None
         self.sequence_id = str(uuid4())
-        self._encoder = self._stateful("mimi_encoder", Tensor("pcm", "FP32", (manifest.frame_size,)))
-        self._temporal = self._stateful("temporal", Tensor("columns", "INT64", (1, STREAMS)), *_SAMPLER)
-        self._decoder = self._stateful("mimi_decoder", Tensor("codes", "INT64", (manifest.codebooks,)))
+        self._encoder = self._place(ENCODER, Tensor("pcm", "FP32", (manifest.frame_size,)))
+        self._temporal = self._place(TEMPORAL, Tensor("columns", "INT64", (1, STREAMS)), *_SAMPLER)
+        self._decoder = self._place(DECODER, Tensor("codes", "INT64", (manifest.codebooks,)))
 
-    def _stateful(self, model: str, *inputs: Tensor) -> Request:
-        return Request(model, inputs, self.sequence_id)
+    def _place(self, model: str, *inputs: Tensor) -> Place:
+        return Place(model, inputs, self.sequence_id)
 
     async def encode(self, pcm: Floats) -> Tokens:
         """pcm [1920] -> codes [8]."""
@@ -121,7 +119,7 @@ class TritonSession:
     async def _recall(self, prefix: Prefix, last: Tokens, draw: Draw) -> Thought | None:
         """What the column behind the prefix leads to; None if the model does not have the prefix."""
         column = (Tensor("columns", "INT64", (1, STREAMS)), _bytes(last, np.int64))
-        answer = await self._prefix_call([column, prefix.place(prefix.length)], draw)
+        answer = await self._prefix_call([column, prefix.mark(prefix.length)], draw)
         return _thought(answer) if "hidden" in answer else None
 
     async def _feed(self, prefix: Prefix, draw: Draw, pause: Pause) -> None:
@@ -137,10 +135,10 @@ class TritonSession:
                 engine.pace.took(count, microseconds / 1e6)
             done += count
 
-    async def _prefix_call(self, tensors: Sequence[tuple[Tensor, bytes]], draw: Draw) -> dict[str, memoryview]:
+    async def _prefix_call(self, tensors: Sequence[tuple[Tensor, bytes]], draw: Draw) -> Tensors:
         inputs = [*(tensor for tensor, _ in tensors), *_SAMPLER]
-        request = self._temporal.fill_with(inputs, [*(content for _, content in tensors), *_draw(draw)])
-        return await self._call(self._temporal, request, self._engine.prefill_deadline)
+        request = self._temporal.request(inputs, [*(content for _, content in tensors), *_draw(draw)])
+        return await self._own(self._temporal, request, self._engine.prefill_deadline)
 
     async def step(self, column: Tokens, draw: Draw) -> Thought:
         """One more column [17]."""
@@ -149,7 +147,7 @@ class TritonSession:
     async def depformer(self, thought: Thought, draw: Draw) -> Tokens:
         """The agent's codes [8] of the column after the last one fed."""
         try:
-            return await self._engine.depformer.ask(thought, draw)
+            return await self._engine.depformer.ask((thought, draw))
         except (TritonGone, TritonRefused) as error:
             raise _translated(error, DEPFORMER) from error
 
@@ -168,30 +166,37 @@ class TritonSession:
     async def _end_all(self) -> None:
         if self._pending is not None and not self._pending.done():
             await asyncio.wait([self._pending])
-        begun = [request for request in (self._encoder, self._temporal, self._decoder) if request.begun]
-        await asyncio.gather(*(self._end(request) for request in begun))
+        begun = [place for place in (self._encoder, self._temporal, self._decoder) if place.begun]
+        await asyncio.gather(*(self._end(place) for place in begun))
 
-    async def _end(self, request: Request) -> None:
+    async def _end(self, place: Place) -> None:
         try:
-            await self._engine.http.infer(request.end(), self._engine.release_deadline)
+            await self._engine.http.infer(place.end(), self._engine.release_deadline)
         except (TritonGone, TritonRefused) as error:
             # Triton reuses the row by itself once the sequence has been idle for long enough.
-            logger.warning("could not end %s of conversation %s: %s", request.model, self.sequence_id, _line(error))
+            logger.warning("could not end %s of conversation %s: %s", place.model, self.sequence_id, _line(error))
 
-    def _step(self, request: Request, contents: Sequence[bytes]) -> Awaitable[dict[str, memoryview]]:
-        return self._call(request, request.fill(contents), self._engine.step_deadline)
+    async def _step(self, place: Place, contents: Sequence[bytes]) -> Tensors:
+        if place.shares:
+            return await self._answer(place, self._engine.frames[place.model].ask(Frame(place, contents)))
+        return await self._own(place, place.frame(contents), self._engine.step_deadline)
 
-    async def _call(self, request: Request, filled: Sequence[bytes], deadline: float) -> dict[str, memoryview]:
+    async def _own(self, place: Place, request: Sequence[bytes], deadline: float) -> Tensors:
+        answer = await self._answer(place, self._engine.http.infer(request, deadline))
+        place.answered(answer)
+        return answer
+
+    async def _answer(self, place: Place, call: asyncio.Future[Tensors]) -> Tensors:
         """Raw outputs by name.
 
         A caller who is cancelled does not cancel the call: cutting a step in two would leave Triton to clean up the
         sequence in its own time, instead of our END doing it now.
         """
-        self._pending = self._engine.http.infer(filled, deadline)
+        self._pending = call
         try:
-            return await asyncio.shield(self._pending)
+            return await asyncio.shield(call)
         except (TritonGone, TritonRefused) as error:
-            raise _translated(error, request.model) from error
+            raise _translated(error, place.model) from error
 
 
 def _translated(error: TritonGone | TritonRefused, model: str) -> EngineUnavailable | EngineError:

@@ -46,31 +46,28 @@ class DepformerModel:
         for size in warm_up_sizes(slots):
             self.run([Turn(row, False, inputs) for row in range(size)])
 
+    def check(self, turn: Turn) -> None:
+        """See `Model.check`."""
+        check(turn.inputs["hidden"], "hidden", np.float32, (self._dim,))
+        check(turn.inputs["text_token"], "text_token", np.int64, (1,), self._text_card)
+        Sampler.of(turn.inputs)
+
     def run(self, turns: Sequence[Turn]) -> Outcome:
         """See `Model.run`; rows are just places in the batch here."""
-        outcome = Outcome()
-        accepted: list[tuple[int, Mapping[str, Array], Sampler]] = []
-        for turn in turns:
-            try:
-                check(turn.inputs["hidden"], "hidden", np.float32, (self._dim,))
-                check(turn.inputs["text_token"], "text_token", np.int64, (1,), self._text_card)
-                accepted.append((turn.row, turn.inputs, Sampler.of(turn.inputs)))
-            except ValueError as error:
-                outcome.errors[turn.row] = error
-        if accepted:
-            noise, top_k, temperature = draw(
-                [sampler for _, _, sampler in accepted], Stream.AUDIO, self._card, self._draws
-            )
-            feeds: dict[str, Array] = {
-                "hidden": np.stack([inputs["hidden"] for _, inputs, _ in accepted]),
-                "text_token": np.concatenate([inputs["text_token"] for _, inputs, _ in accepted]),
+        if not turns:
+            return Outcome()
+        samplers = [Sampler.of(turn.inputs) for turn in turns]
+        noise, top_k, temperature = draw(samplers, Stream.AUDIO, self._card, self._draws)
+        codes = self._sampled(
+            {
+                "hidden": np.stack([turn.inputs["hidden"] for turn in turns]),
+                "text_token": np.concatenate([turn.inputs["text_token"] for turn in turns]),
                 "noise": noise,
                 "top_k": top_k,
                 "temperature": temperature,
             }
-            codes = self._sampled(feeds)
-            outcome.outputs = {row: {"codes": codes[index]} for index, (row, _, _) in enumerate(accepted)}
-        return outcome
+        )
+        return Outcome({turn.row: {"codes": codes[index]} for index, turn in enumerate(turns)})
 
 
 class _OnCpu:

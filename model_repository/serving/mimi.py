@@ -10,7 +10,7 @@ import numpy as np
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.place import open_session
 from model_repository.serving.session import warm_up_sizes
-from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
+from model_repository.serving.turns import BadInputError, Outcome, Turn, check
 
 _STEPS_PER_FRAME = 2
 """Latent steps that a frame advances a row's position by."""
@@ -37,6 +37,13 @@ class MimiModel:
         for size in warm_up_sizes(self._session.slots):
             self._session.run(0, size)
 
+    def check(self, turn: Turn) -> None:
+        """See `Model.check`."""
+        frame, expected = turn.inputs[self._input], self._session.feeds[self._input]
+        check(frame, self._input, expected.dtype.type, expected.shape[1:], self._high)
+        if expected.dtype == np.float32 and not np.isfinite(frame).all():
+            raise BadInputError(f"{self._input}: samples must be finite")
+
     def run(self, turns: Sequence[Turn]) -> Outcome:
         """See `Model.run`."""
         feeds = self._session.feeds
@@ -44,11 +51,6 @@ class MimiModel:
         outcome = Outcome()
         active[:] = False
         for turn in turns:
-            try:
-                self._check(turn.inputs[self._input])
-            except ValueError as error:
-                outcome.errors[turn.row] = error
-                continue
             if turn.start:
                 self._session.reset(turn.row)
                 position[turn.row] = 0
@@ -61,9 +63,3 @@ class MimiModel:
             results = self._session.results[self._output]
             outcome.outputs = {int(row): {self._output: results[row].copy()} for row in rows}
         return outcome
-
-    def _check(self, frame: Array) -> None:
-        expected = self._session.feeds[self._input]
-        check(frame, self._input, expected.dtype.type, expected.shape[1:], self._high)
-        if expected.dtype == np.float32 and not np.isfinite(frame).all():
-            raise BadInputError(f"{self._input}: samples must be finite")

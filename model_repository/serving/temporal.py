@@ -84,6 +84,20 @@ class TemporalModel:
         for size in warm_up_sizes(self._session.slots):
             self._run(0, size, self._columns[:size], self._no_embeddings[:size], [IDLE] * size)
 
+    def check(self, turn: Turn) -> None:
+        """See `Model.check`."""
+        columns = turn.inputs["columns"]
+        check(columns, "columns", np.int64, (-1, 17))
+        if columns.size and not (columns.view(np.uint64) < self._cards).all():
+            check(columns[:, 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
+            check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
+        if "embeddings" in turn.inputs:
+            check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
+        if not len(columns) and not len(turn.inputs.get("embeddings", ())):
+            raise BadInputError("columns: expected at least one column")
+        Sampler.of(turn.inputs)
+        Prefix.of(turn.inputs)
+
     def run(self, turns: Sequence[Turn]) -> Outcome:
         """See `Model.run`."""
         outcome = Outcome()
@@ -91,8 +105,7 @@ class TemporalModel:
         prompts: list[_Prompt] = []
         for turn in turns:
             try:
-                sampler = self._check(turn)
-                prefix = Prefix.of(turn.inputs)
+                sampler, prefix = Sampler.of(turn.inputs), Prefix.of(turn.inputs)
                 if turn.start:
                     self._session.reset(turn.row)
                     self._position[turn.row] = 0
@@ -200,15 +213,3 @@ class TemporalModel:
     def _answer(self, row: int) -> dict[str, Array]:
         results = self._session.results
         return {"hidden": results["hidden"][row].copy(), "text_token": results["text_token"][row : row + 1].copy()}
-
-    def _check(self, turn: Turn) -> Sampler:
-        columns = turn.inputs["columns"]
-        check(columns, "columns", np.int64, (-1, 17))
-        if columns.size and not (columns.view(np.uint64) < self._cards).all():
-            check(columns[:, 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
-            check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
-        if "embeddings" in turn.inputs:
-            check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
-        if not len(columns) and not len(turn.inputs.get("embeddings", ())):
-            raise BadInputError("columns: expected at least one column")
-        return Sampler.of(turn.inputs)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.place import Place
-from model_repository.serving.turns import BadInputError, Model, Outcome, Turn
+from model_repository.serving.turns import BadInputError, Model, Outcome, Turn, check
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -65,28 +65,101 @@ def settle() -> None:
     gc.freeze()
 
 
-def execute_sequences(model: Model, requests: Sequence[Any]) -> list[Any]:
-    """Answer one execution of the direct sequence batcher: position in the list is the row.
+class Sequences:
+    """Answers the executions of a direct sequence batcher: position in the list of requests is the row.
 
-    Rows without a request arrive as copies of another one with READY false: they are answered with nothing and never
-    looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
+    A request is of one conversation, whose sequence it belongs to and whose row it has. It may speak for other
+    conversations too: a frame that many share is then one request, and what Triton and its Python backend spend on a
+    request is spent once. `members` [N, 2] int64 says whom it speaks for, by row and key, and every other input has N
+    entries. A key is what a conversation said when it began (START, N = 1, the row not looked at): nobody is taken for
+    the row's last tenant. The output `row` [1] is the sequence's own.
+
+    A request in which anything is wrong is refused whole, with nothing done.
     """
-    living: dict[int, Mapping[str, Any]] = {}
-    starts: set[int] = set()
-    for row, request in enumerate(requests):
-        # Such copies have no correlation id; READY is what Triton promises, but takes longer to read.
-        if not request.correlation_id():
-            continue
-        tensors = _tensors(request)
-        if not _array(tensors["READY"]):
-            continue
-        flags = request.flags()
-        if flags & _END:
-            continue
-        living[row] = tensors
-        if flags & _START:
-            starts.add(row)
-    return _execute(model, len(requests), living, starts)
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._keys: dict[int, int] = {}
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response per request, in order.
+
+        Rows without a request arrive as copies of another one with READY false: they are answered with nothing and
+        never looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
+        """
+        living: dict[int, Mapping[str, Any]] = {}
+        starts: set[int] = set()
+        errors: dict[int, Exception] = {}
+        for row, request in enumerate(requests):
+            # Such copies have no correlation id; READY is what Triton promises, but takes longer to read.
+            if not request.correlation_id():
+                continue
+            tensors = _tensors(request)
+            if not _array(tensors["READY"]):
+                continue
+            flags = request.flags()
+            if flags & _END:
+                self._keys.pop(row, None)
+                continue
+            living[row] = tensors
+            if flags & _START:
+                starts.add(row)
+                try:
+                    self._keys[row] = _key(tensors)
+                except BadInputError as error:
+                    errors[row] = error
+        turns: dict[int, Turn] = {}
+        spans: dict[int, list[int]] = {}
+        for row in living:
+            if row in errors:
+                continue
+            try:
+                asked = self._turns(row, living[row], start=row in starts)
+                if taken := turns.keys() & asked:
+                    raise BadInputError(f"members: rows {sorted(taken)} have a turn in this execution already")
+                turns |= asked
+                spans[row] = list(asked)
+            except BadInputError as error:
+                errors[row] = error
+        outcome = _run(self._model, list(turns.values()))
+        return [self._respond(row, outcome, spans.get(row, ()), errors) for row in range(len(requests))]
+
+    def _turns(self, row: int, tensors: Mapping[str, Any], *, start: bool) -> dict[int, Turn]:
+        """By row, checked."""
+        members = [(row, self._keys[row])] if start else _members(tensors)
+        model = self._model
+        if len(members) > 1 and (alone := [name for name in model.optional if name in tensors]):
+            raise BadInputError(f"{alone[0]}: expected one member, got {len(members)}")
+        inputs = {
+            name: _read(tensors, name, len(members))
+            for name in model.input_names
+            if name in tensors or name not in model.optional
+        }
+        turns = {}
+        for index, (member, key) in enumerate(members):
+            if self._keys.get(member) != key:
+                raise BadInputError(f"members[{index}]: row {member} is not, or no more, that conversation's")
+            turn = Turn(member, start, {name: array[index] for name, array in inputs.items()})
+            model.check(turn)
+            turns[member] = turn
+        if len(turns) != len(members):
+            raise BadInputError("members: a row is named twice")
+        return turns
+
+    def _respond(self, row: int, outcome: Outcome, rows: Sequence[int], errors: Mapping[int, Exception]) -> Any:
+        if row in errors:
+            return _refuse(errors[row])
+        if not rows:
+            return pb_utils.InferenceResponse([])
+        for member in rows:
+            if member in outcome.errors:
+                return _refuse(outcome.errors[member])
+        stacked: dict[str, Any] = {
+            name: np.stack([outcome.outputs[member][name] for member in rows])[None]
+            for name in outcome.outputs[rows[0]]
+        }
+        stacked["row"] = np.array([[row]], np.int64)
+        return pb_utils.InferenceResponse([_tensor(name, array) for name, array in stacked.items()])
 
 
 def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
@@ -101,33 +174,18 @@ def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
             columns = [_input(tensors, name) for name in model.input_names]
             rows = range(len(turns), len(turns) + len(columns[0]))
             inputs = zip(*columns, strict=True)
-            turns += [
+            asked = [
                 Turn(row, False, dict(zip(model.input_names, values, strict=True)))
                 for row, values in zip(rows, inputs, strict=True)
             ]
+            for turn in asked:
+                model.check(turn)
+            turns += asked
             spans.append(rows)
         except BadInputError as error:
             spans.append(error)
     outcome = _run(model, turns)
     return [_respond_all(outcome, span) for span in spans]
-
-
-def _execute(model: Model, count: int, living: Mapping[int, Mapping[str, Any]], starts: set[int]) -> list[Any]:
-    turns: list[Turn] = []
-    errors: dict[int, Exception] = {}
-    for row, tensors in living.items():
-        try:
-            inputs = {
-                name: _read(tensors, name)
-                for name in model.input_names
-                if name in tensors or name not in model.optional
-            }
-            turns.append(Turn(row, row in starts, inputs))
-        except BadInputError as error:
-            errors[row] = error
-    outcome = _run(model, turns)
-    outcome.errors |= errors
-    return [_respond(outcome, row) for row in range(count)]
 
 
 def _run(model: Model, turns: Sequence[Turn]) -> Outcome:
@@ -137,13 +195,6 @@ def _run(model: Model, turns: Sequence[Turn]) -> Outcome:
         return model.run(turns)
     except Exception as error:  # answered to every caller of this batch; the process must live on
         return Outcome(errors={turn.row: error for turn in turns})
-
-
-def _respond(outcome: Outcome, row: int) -> Any:
-    if row in outcome.errors:
-        return _refuse(outcome.errors[row])
-    outputs = outcome.outputs.get(row, {})
-    return pb_utils.InferenceResponse([_tensor(name, array[None]) for name, array in outputs.items()])
 
 
 def _respond_all(outcome: Outcome, rows: range | BadInputError) -> Any:
@@ -160,7 +211,10 @@ def _respond_all(outcome: Outcome, rows: range | BadInputError) -> Any:
 
 
 def _refuse(error: Exception) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+    """BadInputError is the client's to mend, and says that nothing was done."""
+    kind = pb_utils.TritonError
+    code = kind.INVALID_ARG if isinstance(error, BadInputError) else kind.INTERNAL
+    return pb_utils.InferenceResponse(error=kind(str(error), code))
 
 
 class _Capsule:
@@ -195,11 +249,29 @@ def _input(tensors: Mapping[str, Any], name: str) -> NDArray[Any]:
     return _array(tensors[name])
 
 
-def _read(tensors: Mapping[str, Any], name: str) -> NDArray[Any]:
-    """An input without its batch dimension, which is 1; valid during `execute` only."""
+def _key(tensors: Mapping[str, Any]) -> int:
+    """Of the conversation that begins with this request."""
+    members = _members(tensors)
+    if len(members) != 1:
+        raise BadInputError(f"members: expected one at the start of a sequence, got {len(members)}")
+    return members[0][1]
+
+
+def _members(tensors: Mapping[str, Any]) -> list[list[int]]:
+    """Rows and keys of whom a request speaks for."""
+    members = _input(tensors, "members")
+    check(members, "members", np.int64, (1, -1, 2))
+    if not members.size:
+        raise BadInputError("members: expected at least one")
+    listed: list[list[int]] = members[0].tolist()
+    return listed
+
+
+def _read(tensors: Mapping[str, Any], name: str, members: int) -> NDArray[Any]:
+    """An input [members, ...] without its batch dimension, which is 1; valid during `execute` only."""
     array = _input(tensors, name)
-    if array.shape[0] != 1:
-        raise BadInputError(f"{name}: expected batch size 1, got {array.shape[0]}")
+    if array.shape[:2] != (1, members):
+        raise BadInputError(f"{name}: expected shape [1, {members}, ...], got {list(array.shape)}")
     unbatched: NDArray[Any] = array[0]
     return unbatched
 

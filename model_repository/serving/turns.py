@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 class BadInputError(ValueError):
-    """A request's tensor is not what the model takes; answered to that request alone."""
+    """A request's tensor is not what the model takes; answered to that request alone, and nothing was done for it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,13 @@ class Model(Protocol):
     optional: frozenset[str]
     """Inputs that a request may leave out."""
 
+    def check(self, turn: Turn) -> None:
+        """Raise `BadInputError` if a tensor is not what the model takes."""
+
     def run(self, turns: Sequence[Turn]) -> Outcome:
-        """Do every row's turn in as few graph runs as possible. Raises only if the whole batch failed."""
+        """Do every row's turn, each of them checked, in as few graph runs as possible. Raises only if the whole batch
+        failed.
+        """
 
 
 def check(array: Array, name: str, dtype: type, shape: tuple[int, ...], high: int | None = None) -> None:

@@ -19,7 +19,7 @@ from gateway.conversation.persona import prefix_of_preset
 from gateway.conversation.sampling import Sampling
 from gateway.conversation.tokenizer import Tokenizer
 from gateway.engine.fake import FakeEngine
-from gateway.manifest import Manifest
+from gateway.manifest import FORMAT, Manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DELAYS = [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1]
@@ -37,7 +37,7 @@ def golden() -> dict[str, Any]:
 def manifest_json() -> dict[str, Any]:
     """manifest.json: the golden geometry with more context; tests may change it before `write_repository`."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "project_version": "0.1.0",
         "variant": "fp32",
         "slots": 2,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import RepositoryError
-from gateway.manifest import Manifest
+from gateway.manifest import FORMAT, Manifest
 
 Write = Callable[[], Path]
 
@@ -41,8 +41,8 @@ def test_a_missing_key_is_named(write_repository: Write, manifest_json: dict[str
 
 
 def test_another_format_is_refused(write_repository: Write, manifest_json: dict[str, Any]):
-    manifest_json["format"] = 2
-    with pytest.raises(RepositoryError, match="has format 2; this version reads format 1"):
+    manifest_json["format"] = FORMAT + 1
+    with pytest.raises(RepositoryError, match=f"has format {FORMAT + 1}; this version reads format {FORMAT}"):
         Manifest.load(write_repository())
 
 

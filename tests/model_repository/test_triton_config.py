@@ -7,12 +7,12 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from model_repository.checkpoint.geometry import Geometry
-from model_repository.triton_config import queue_delay, served_models
+from model_repository.triton_config import served_models
 from model_repository.variants import Device
 
 
-def parsed(slots: int = 8, weight_bytes: int = 4 << 30, device: Device = Device.CPU):
-    configs = [model.pbtxt(slots, weight_bytes, device) for model in served_models(Geometry.from_config({}))]
+def parsed(slots: int = 8, device: Device = Device.CPU):
+    configs = [model.pbtxt(slots, device) for model in served_models(Geometry.from_config({}))]
     return {
         config.name: config for config in (text_format.Parse(text, model_config_pb2.ModelConfig()) for text in configs)
     }
@@ -46,46 +46,41 @@ def test_every_model_has_one_instance_on_its_device(device, kind, gpus, place):
         assert {name: told[name] for name in ("provider", "device_id") if name in told} == place
 
 
-def test_a_gpu_waits_less_for_neighbours_than_a_cpu():
-    big = 14 << 30
-    assert queue_delay(big, 1, Device.CUDA) < queue_delay(big, 1)
-
-
 def test_shapes_are_the_published_models():
     temporal = parsed()["temporal"]
     shapes = {tensor.name: list(tensor.dims) for tensor in (*temporal.input, *temporal.output)}
     assert shapes == {
-        "columns": [-1, 17],
-        "embeddings": [-1, 4096],
-        "prefix": [6],
-        "sampler": [3],
-        "temperature": [1],
-        "hidden": [4096],
-        "text_token": [1],
-        "progress": [2],
+        "columns": [-1, -1, 17],
+        "embeddings": [-1, -1, 4096],
+        "prefix": [-1, 6],
+        "sampler": [-1, 3],
+        "temperature": [-1, 1],
+        "members": [-1, 2],
+        "hidden": [-1, 4096],
+        "text_token": [-1, 1],
+        "progress": [-1, 2],
+        "row": [1],
     }
     assert [tensor.name for tensor in temporal.input if tensor.optional] == ["embeddings", "prefix"]
-    assert [tensor.name for tensor in temporal.input if tensor.allow_ragged_batch] == ["columns", "embeddings"]
     assert temporal.parameters["window"].string_value == "2999"
 
 
-def test_sequences_wait_for_their_neighbours_and_whole_batches_for_nothing():
-    configs = parsed(slots=8, weight_bytes=1 << 20)
+def test_nothing_waits_for_neighbours():
+    """Who shares a frame comes in one request; to wait for more would only make it later."""
+    configs = parsed()
     for name in ("mimi_encoder", "temporal", "mimi_decoder"):
-        assert configs[name].sequence_batching.direct.max_queue_delay_microseconds == 800
+        direct = configs[name].sequence_batching.direct
+        assert (direct.max_queue_delay_microseconds, direct.minimum_slot_utilization) == (0, 0)
     assert configs["depformer"].dynamic_batching.max_queue_delay_microseconds == 0
 
 
-@pytest.mark.parametrize(
-    ("weight_bytes", "slots", "microseconds"),
-    [
-        (1 << 20, 1, 1),
-        (1 << 20, 8, 800),
-        (1 << 20, 64, 1500),
-        (500_000_000, 2, 625),
-        (4 << 30, 1, 1500),
-        (4 << 30, 64, 1500),
-    ],
-)
-def test_the_wait_is_as_long_as_neighbours_take_or_a_share_of_an_execution(weight_bytes, slots, microseconds):
-    assert queue_delay(weight_bytes, slots) == microseconds
+def test_requests_to_stateful_models_have_members_and_tell_the_row():
+    configs = parsed()
+    for name in ("mimi_encoder", "temporal", "mimi_decoder"):
+        inputs = {tensor.name: tensor for tensor in configs[name].input}
+        assert list(inputs["members"].dims) == [-1, 2]
+        assert all(tensor.dims[0] == -1 and tensor.allow_ragged_batch for tensor in inputs.values())
+        outputs = {tensor.name: list(tensor.dims) for tensor in configs[name].output}
+        assert outputs.pop("row") == [1]
+        assert all(dims[0] == -1 for dims in outputs.values())
+    assert "members" not in {tensor.name for tensor in configs["depformer"].input}

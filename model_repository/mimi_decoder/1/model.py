@@ -9,9 +9,10 @@ from model_repository.serving.mimi import MimiModel
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         model = triton_io.ModelArguments.of(args)
-        self._model = MimiModel(model.graph, model.slots, high=model.integer("card"), device=model.device)
-        self._model.warm_up()
+        loaded = MimiModel(model.graph, model.slots, high=model.integer("card"), device=model.device)
+        loaded.warm_up()
+        self._sequences = triton_io.Sequences(loaded)
         triton_io.settle()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton_io.execute_sequences(self._model, requests)
+        return self._sequences.execute(requests)

@@ -9,7 +9,7 @@ from model_repository.serving.temporal import TemporalModel
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         model = triton_io.ModelArguments.of(args)
-        self._model = TemporalModel(
+        loaded = TemporalModel(
             model.graph,
             model.slots,
             model.integer("text_card"),
@@ -17,8 +17,9 @@ class TritonPythonModel:
             model.integer("window"),
             model.device,
         )
-        self._model.warm_up()
+        loaded.warm_up()
+        self._sequences = triton_io.Sequences(loaded)
         triton_io.settle()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton_io.execute_sequences(self._model, requests)
+        return self._sequences.execute(requests)

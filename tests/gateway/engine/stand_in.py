@@ -1,6 +1,6 @@
 """An HTTP server that speaks Triton's protocol, answers every model the same, and records what it is sent.
 
-As the temporal model does, it keeps prefixes that were fed whole.
+As the models do, it answers each member of a request, tells a sequence its row, and keeps prefixes that were fed whole.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 DTYPES = {"FP32": np.float32, "INT64": np.int64}
 OUTPUTS = {
-    "mimi_encoder": {"codes": ("INT64", np.arange(8)[None])},
+    "mimi_encoder": {"codes": ("INT64", np.arange(8))},
     # In an order of its own: outputs are found by name.
-    "temporal": {"text_token": ("INT64", [[17]]), "hidden": ("FP32", np.arange(32)[None] / 2)},
-    "depformer": {"codes": ("INT64", np.arange(8, 16)[None])},
-    "mimi_decoder": {"pcm": ("FP32", np.linspace(-1, 1, 1920)[None])},
+    "temporal": {"text_token": ("INT64", [17]), "hidden": ("FP32", np.arange(32) / 2)},
+    "depformer": {"codes": ("INT64", np.arange(8, 16))},
+    "mimi_decoder": {"pcm": ("FP32", np.linspace(-1, 1, 1920))},
 }
 
 
@@ -39,6 +39,8 @@ class Server:
         self.before: Callable[[], Awaitable[None]] | None = None
         self.connections: set[asyncio.StreamWriter] = set()
         self.prefixes: set[bytes] = set()
+        self.rows: dict[str, list[str]] = {}
+        """By model, the sequences it has seen: a sequence's place there is its row."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.add(writer)
@@ -93,29 +95,40 @@ class Server:
         )
         outputs, raw = [], b""
         if not parameters.get("sequence_end"):
-            rows = len(next(iter(arrays.values())))
+            shape = (len(arrays["hidden"]),) if model == "depformer" else (1, arrays["members"].shape[1])
             for name, (datatype, value) in (self.progress(arrays) or OUTPUTS[model]).items():
-                array = np.repeat(np.asarray(value, DTYPES[datatype]), rows, axis=0)
-                if model == "depformer":
-                    array = array + 8 * np.arange(rows)[:, None]
-                described = {"name": name, "datatype": datatype, "shape": list(array.shape)}
-                outputs.append(described | {"parameters": {"binary_data_size": array.nbytes}})
-                raw += array.tobytes()
+                value = np.asarray(value, DTYPES[datatype])
+                # Each member's answer is its own.
+                array = value + 8 * np.arange(shape[-1], dtype=value.dtype).reshape(*shape, 1)
+                raw += self.put(outputs, name, datatype, array)
+            if model != "depformer":
+                sequences = self.rows.setdefault(model, [])
+                if parameters["sequence_start"]:
+                    sequences.append(parameters["sequence_id"])
+                row = np.array([[sequences.index(parameters["sequence_id"])]])
+                raw += self.put(outputs, "row", "INT64", row)
         answer = json.dumps({"model_name": model, "outputs": outputs}).encode()
         extra = f"Inference-Header-Content-Length: {len(answer)}\r\n" if raw else ""
         return extra, answer + raw
+
+    @staticmethod
+    def put(outputs: list[dict[str, Any]], name: str, datatype: str, array: np.ndarray) -> bytes:
+        """Describe one more output; its bytes."""
+        described = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        outputs.append(described | {"parameters": {"binary_data_size": array.nbytes}})
+        return array.tobytes()
 
     def progress(self, arrays: dict[str, Any]) -> dict[str, Any] | None:
         """What the temporal model answers to a piece of a prefix, and where it does not have the prefix."""
         if "prefix" not in arrays:
             return None
-        (at, columns, *_), digest = arrays["prefix"][0], arrays["prefix"][0, 2:].tobytes()
+        (at, columns, *_), digest = arrays["prefix"][0, 0], arrays["prefix"][0, 0, 2:].tobytes()
         if at == columns:
-            return None if digest in self.prefixes else {"progress": ("INT64", [[0, 5]])}
-        at += arrays["columns"].shape[1] + (arrays["embeddings"].shape[1] if "embeddings" in arrays else 0)
+            return None if digest in self.prefixes else {"progress": ("INT64", [0, 5])}
+        at += arrays["columns"].shape[2] + (arrays["embeddings"].shape[2] if "embeddings" in arrays else 0)
         if at == columns:
             self.prefixes.add(digest)
-        return {"progress": ("INT64", [[at, 1000]])}
+        return {"progress": ("INT64", [at, 1000])}
 
     async def listen(self, port: int = 0) -> tuple[asyncio.Server, int]:
         listening = await asyncio.start_server(self.serve, "127.0.0.1", port)

@@ -70,7 +70,9 @@ def one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = Fa
 
 
 def together(model: Model, turns: Sequence[Turn]) -> dict[int, Mapping[str, Array]]:
-    """Several rows' turns in one execution; any error is raised."""
+    """Several rows' turns, checked, in one execution; any error is raised."""
+    for turn in turns:
+        model.check(turn)
     outcome = model.run(turns)
     for error in outcome.errors.values():
         raise error

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from model_repository.serving.turns import BadInputError, Turn
-from tests.model_repository.serving.conftest import Array, Models, one, sampler, together
+from tests.model_repository.serving.conftest import Array, Models, sampler, together
 
 ROWS = 8
 STEPS = 70
@@ -144,13 +144,18 @@ def test_a_row_that_never_ran_is_not_disturbed_by_null_rows(repository, scripts,
     assert all(np.array_equal(alone[key], value) for key, value in later.items())
 
 
-def test_a_bad_request_is_refused_alone(repository, scripts):
-    models = Models(repository)
-    turns = [Turn(row, True, scripts[row].inputs(0)["encoder"]) for row in range(3)]
-    turns[1] = Turn(1, True, {"pcm": np.full(1920, np.nan, np.float32)})
-    outcome = models.encoder.run(turns)
-    assert outcome.outputs.keys() == {0, 2}
-    assert "finite" in str(outcome.errors[1])
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        ("encoder", {"pcm": np.full(1920, np.nan, np.float32)}, "finite"),
+        ("encoder", {"pcm": np.zeros(1919, np.float32)}, r"expected float32 of shape \[1920\], got float32 \[1919\]"),
+        ("decoder", {"codes": np.full(8, 1 << 20)}, "values must be in"),
+        ("decoder", {"codes": np.zeros(8, np.float32)}, "expected int64"),
+    ],
+)
+def test_the_codec_names_what_is_wrong(repository, model, inputs, message):
+    with pytest.raises(BadInputError, match=message):
+        getattr(Models(repository), model).check(Turn(0, True, inputs))
 
 
 @pytest.mark.parametrize(
@@ -169,4 +174,4 @@ def test_temporal_names_what_is_wrong(repository, change, message):
     models = Models(repository)
     good = {"columns": np.zeros((1, 17), np.int64), "embeddings": models.no_embeddings(), **sampler(1)}
     with pytest.raises(BadInputError, match=message):
-        one(models.temporal, 0, good | change, start=True)
+        models.temporal.check(Turn(0, True, good | change))
