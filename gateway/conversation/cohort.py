@@ -1,12 +1,14 @@
 """Shared frames: conversations that are ready at the same moment go through the four models together.
 
-Left alone, conversations drift apart over the four stages of a frame and Triton's batches shrink to one. So a frame
-is begun by a cohort: all who wait at that moment. Newcomers wait until the last of its members has left, and then
-go together. Between two stages members meet again, so that each model sees all of them at once. Nobody is in two
-cohorts at once, and a cohort costs nothing when there is one conversation. Where many take part the next one waits a
-moment before it begins: an execution costs much by itself and little per member, so fewer and larger ones leave more
-time for all. What is no frame but wants the same models, such as another caller's prompt, finds its time between two
-cohorts.
+Left alone, conversations drift apart over the four stages of a frame and batches shrink to one. So a frame is begun by
+a cohort: all who wait at that moment. Between two stages members meet again, so that each model sees all of them at
+once; nobody is in two cohorts at once, and a cohort costs nothing when there is one conversation. Where many take part
+the next one waits a moment before it begins: an execution costs much by itself and little per member, so fewer and
+larger ones leave more time for all.
+
+Newcomers wait until the cohort before them has given way. It does so when it is through the temporal model, if what is
+left of its frame then is worth overlapping; else at its end, so that its members, if they are late, go with the next.
+What is no frame but wants the temporal model, such as another caller's prompt, finds its time at the same moments.
 """
 
 from __future__ import annotations
@@ -15,11 +17,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import perf_counter
 
 logger = logging.getLogger(__name__)
 
 MANY = 4
 """Members from which on a cohort's successor gathers before it begins."""
+
+TAIL = 1 / 3
+"""Of a frame's time, what its stages behind the temporal model must take for the next one to begin beside them.
+
+Where they take half, as with small models or on a GPU, two frames under way shorten everybody's wait. Where nearly all
+is the temporal model's, which reads its weights once however many take part, one frame for all is faster than two for
+half each."""
 
 
 class Cohort:
@@ -35,10 +45,13 @@ class Cohort:
         self._observe = observe
         self._window = window
         self._last = 0
+        self._tail = 0.0
         self._patience = patience
         self._waiting: list[asyncio.Future[SharedFrame]] = []
         self._between: list[asyncio.Future[None]] = []
-        self._running: SharedFrame | None = None
+        self._ahead: SharedFrame | None = None
+        """The frame that has not given way yet."""
+        self._under_way = 0
         self._release: asyncio.Handle | None = None
 
     @asynccontextmanager
@@ -48,7 +61,7 @@ class Cohort:
         self._waiting.append(turn)
         self._schedule()
         try:
-            running = await turn
+            shared = await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._leave(turn.result())
@@ -56,19 +69,19 @@ class Cohort:
                 self._waiting.remove(turn)
             raise
         try:
-            yield running
+            yield shared
         finally:
-            self._leave(running)
+            self._leave(shared)
 
     async def between(self) -> None:
-        """Wait until the shared frame that is under way, if there is one, has ended."""
-        if self._running is not None:
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._between.append(ended)
-            await ended
+        """Wait until the shared frame that is under way, if there is one, has given way."""
+        if self._ahead is not None:
+            free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._between.append(free)
+            await free
 
     def _schedule(self) -> None:
-        if self._waiting and self._running is None and self._release is None:
+        if self._waiting and self._ahead is None and self._under_way < 2 and self._release is None:
             loop = asyncio.get_running_loop()
             # At least one turn of the loop, so that everyone who is about to ask has asked.
             wait = self._window if self._last >= MANY else 0.0
@@ -80,26 +93,41 @@ class Cohort:
         if not ready:
             return
         self._waiting.clear()
-        timer = asyncio.get_running_loop().call_later(self._patience, self._expire)
-        self._running = SharedFrame(len(ready), timer)
+        shared = SharedFrame(len(ready), self._give_way)
+        shared.timer = asyncio.get_running_loop().call_later(self._patience, self._expire, shared)
+        self._ahead = shared
+        self._under_way += 1
         self._last = len(ready)
         self._observe(len(ready))
         for turn in ready:
-            turn.set_result(self._running)
+            turn.set_result(shared)
 
-    def _leave(self, running: SharedFrame) -> None:
-        if running.leave() and running is self._running:
-            running.timer.cancel()
-            self._end()
+    def _give_way(self, shared: SharedFrame) -> None:
+        """Its members need the temporal model no more."""
+        if shared is self._ahead and self._tail >= TAIL:
+            self._free()
 
-    def _expire(self) -> None:
-        if self._running is not None:
-            logger.warning("a shared frame took over %.1f s; %d left behind", self._patience, self._running.members)
-            self._running.dissolve()
-            self._end()
+    def _leave(self, shared: SharedFrame) -> None:
+        if shared.leave() and not shared.dissolved:
+            shared.timer.cancel()
+            if (tail := shared.tail) is not None:
+                self._tail += 0.1 * (tail - self._tail)
+            self._end(shared)
 
-    def _end(self) -> None:
-        self._running = None
+    def _expire(self, shared: SharedFrame) -> None:
+        logger.warning("a shared frame took over %.1f s; %d left behind", self._patience, shared.members)
+        shared.dissolve()
+        self._end(shared)
+
+    def _end(self, shared: SharedFrame) -> None:
+        self._under_way -= 1
+        if shared is self._ahead:
+            self._free()
+        else:
+            self._schedule()
+
+    def _free(self) -> None:
+        self._ahead = None
         for waiting in self._between:
             if not waiting.done():
                 waiting.set_result(None)
@@ -110,15 +138,27 @@ class Cohort:
 class SharedFrame:
     """One frame's cohort: who is still in it, and who already waits at the next stage."""
 
-    def __init__(self, members: int, timer: asyncio.TimerHandle) -> None:
+    timer: asyncio.TimerHandle
+
+    def __init__(self, members: int, give_way: Callable[[SharedFrame], None]) -> None:
         self.members = members
-        self.timer = timer
+        self.dissolved = False
+        self._give_way = give_way
         self._arrived: list[asyncio.Future[None]] = []
-        self._dissolved = False
+        self._began = perf_counter()
+        self._gave_way: float | None = None
+
+    @property
+    def tail(self) -> float | None:
+        """What share of its time until now has passed since it gave way; None if it has not."""
+        if self._gave_way is None:
+            return None
+        now = perf_counter()
+        return (now - self._gave_way) / (now - self._began)
 
     async def meet(self) -> None:
         """Wait until every member still in the frame has come this far."""
-        if self.members == 1 or self._dissolved:
+        if self.members == 1 or self.dissolved:
             return
         here: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._arrived.append(here)
@@ -130,6 +170,12 @@ class SharedFrame:
                 self._arrived.remove(here)
             raise
 
+    def give_way(self) -> None:
+        """All members are through the temporal model, says the first of them: the next frame may begin."""
+        if self._gave_way is None:
+            self._gave_way = perf_counter()
+            self._give_way(self)
+
     def leave(self) -> bool:
         """One member less; whether it was the last."""
         self.members -= 1
@@ -138,7 +184,7 @@ class SharedFrame:
 
     def dissolve(self) -> None:
         """Nobody waits for anybody any more."""
-        self._dissolved = True
+        self.dissolved = True
         self._go_on()
 
     def _go_on_if_complete(self) -> None:

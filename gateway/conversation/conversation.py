@@ -126,6 +126,7 @@ class Conversation:
             following = self._grid.position + 1
             thought = await self._session.step(column, self._sampling.text(following))
             await shared.meet()
+            shared.give_way()
             fed = perf_counter()
             codes = await self._session.depformer(thought, self._sampling.audio(following))
             await shared.meet()

@@ -175,3 +175,101 @@ async def test_a_stuck_frame_does_not_hold_up_what_is_none():
     await asyncio.sleep(0.005)
     await asyncio.wait_for(cohort.between(), 0.5)
     stuck.cancel()
+
+
+class Stages:
+    """Frames that give way after `before` seconds and end `after` more; who is inside, moment by moment."""
+
+    def __init__(self, cohort: Cohort, before: float, after: float) -> None:
+        self.cohort = cohort
+        self.before = before
+        self.after = after
+        self.inside: set[str] = set()
+        self.most = 0
+
+    async def frame(self, name: str) -> None:
+        async with self.cohort.frame() as shared:
+            self.inside.add(name)
+            self.most = max(self.most, len(self.inside))
+            await asyncio.sleep(self.before)
+            await shared.meet()
+            shared.give_way()
+            await asyncio.sleep(self.after)
+            self.inside.discard(name)
+
+    async def learn(self) -> None:
+        """Enough frames to know what share of them comes behind the temporal model."""
+        for _ in range(15):
+            await self.frame("alone")
+        self.most = 0
+
+
+async def test_where_much_comes_behind_the_temporal_model_the_next_frame_begins_beside_it():
+    stages = Stages(Cohort(), 0.002, 0.004)
+    await stages.learn()
+    stages.after = 60
+    first = asyncio.create_task(stages.frame("first"))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(stages.frame("second"))
+    await asyncio.sleep(0.01)
+    third = asyncio.create_task(stages.frame("third"))
+    await asyncio.sleep(0.01)
+    assert stages.inside == {"first", "second"}, "two are under way, and never more"
+    first.cancel()
+    await asyncio.sleep(0.01)
+    assert "third" in stages.inside
+    for task in (second, third):
+        task.cancel()
+    await asyncio.wait([first, second, third])
+
+
+async def test_nobody_overtakes_in_the_temporal_model():
+    stages = Stages(Cohort(), 0.002, 0.004)
+    await stages.learn()
+    stages.before = 60
+    first = asyncio.create_task(stages.frame("first"))
+    await asyncio.sleep(0.005)
+    second = asyncio.create_task(stages.frame("second"))
+    await asyncio.sleep(0.02)
+    assert stages.inside == {"first"}
+    for task in (first, second):
+        task.cancel()
+    await asyncio.wait([first, second])
+
+
+async def test_where_the_temporal_model_is_nearly_all_one_frame_is_for_all():
+    stages = Stages(Cohort(), 0.005, 0.001)
+    await stages.learn()
+    first = asyncio.create_task(stages.frame("first"))
+    await asyncio.sleep(0.002)
+    await asyncio.gather(first, stages.frame("second"))
+    assert stages.most == 1
+
+
+async def test_another_s_prompt_begins_when_a_frame_has_given_way():
+    stages = Stages(Cohort(patience=60), 0.002, 0.004)
+    await stages.learn()
+    stages.after = 60
+    first = asyncio.create_task(stages.frame("first"))
+    await asyncio.sleep(0.001)
+    await asyncio.wait_for(stages.cohort.between(), 0.5)
+    assert stages.inside == {"first"}
+    first.cancel()
+    await asyncio.wait([first])
+
+
+async def test_a_frame_that_is_stuck_behind_the_temporal_model_is_left_behind_too():
+    stages = Stages(Cohort(patience=0.05), 0.002, 0.004)
+    await stages.learn()
+    stages.after = 60
+    stuck = [asyncio.create_task(stages.frame(name)) for name in ("first", "second")]
+    await asyncio.sleep(0.02)
+    stuck.append(asyncio.create_task(stages.frame("third")))
+    await asyncio.sleep(0.15)
+    stages.after = 0.001
+    await asyncio.wait_for(stages.frame("later"), 0.5)
+    for task in stuck:
+        task.cancel()
+    await asyncio.wait(stuck)
+    await asyncio.wait_for(asyncio.gather(*(stages.frame(name) for name in "abc")), 0.5)
+    assert stages.cohort._under_way == 0
