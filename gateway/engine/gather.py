@@ -7,7 +7,7 @@ that share a frame.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,53 +22,65 @@ DEPFORMER = "depformer"
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
+Waiting = list[tuple[Asked, asyncio.Future[Answer]]]
 
 
 class Gather(Generic[Asked, Answer]):
-    """`carry_out` is given what was asked in one turn of the loop, `limit` at most at a time, and answers in order.
+    """What is asked in one turn of the loop, `limit` at most at a time, is one request. `deadline`: seconds."""
 
-    An exception of its own fails all of them, one in its answer the one it stands for.
-    """
-
-    def __init__(
-        self, carry_out: Callable[[list[Asked]], Coroutine[None, None, Sequence[Answer | Exception]]], limit: int
-    ) -> None:
-        self._carry_out = carry_out
+    def __init__(self, http: TritonHttp, limit: int, deadline: float) -> None:
+        self._http = http
         self._limit = limit
-        self._asked: list[tuple[Asked, asyncio.Future[Answer]]] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._deadline = deadline
+        self._waiting: Waiting[Asked, Answer] = []
 
     def ask(self, asked: Asked) -> asyncio.Future[Answer]:
-        """The answer; the call is made whether or not somebody waits for it."""
+        """The answer; the call is made whether or not somebody waits for it. Fails with TritonRefused or TritonGone."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
-        if not self._asked:
+        if not self._waiting:
             loop.call_soon(self._go)
-        self._asked.append((asked, answer))
+        self._waiting.append((asked, answer))
         return answer
 
-    def _go(self) -> None:
-        asked, self._asked = self._asked, []
-        for first in range(0, len(asked), self._limit):
-            task = asyncio.create_task(self._answer(asked[first : first + self._limit]))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+    def request(self, asked: list[Asked]) -> list[bytes]:
+        """One request for all of them."""
+        raise NotImplementedError
 
-    async def _answer(self, asked: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
-        answers: Sequence[Answer | Exception]
+    def answers(self, outputs: Tensors, count: int) -> Sequence[Answer]:
+        """What the request's raw outputs mean for each."""
+        raise NotImplementedError
+
+    def failed(self, waiting: Waiting[Asked, Answer], error: Exception) -> None:
+        """The request for all of them failed."""
+        for _, answer in waiting:
+            # Whoever asked may have gone.
+            if not answer.done():
+                answer.set_exception(error)
+                answer.exception()
+
+    def send(self, waiting: Waiting[Asked, Answer]) -> None:
+        """Ask for all of them at once."""
+        call = self._http.infer(self.request([asked for asked, _ in waiting]), self._deadline)
+        # No task: this runs for every stage of every frame.
+        call.add_done_callback(lambda call: self._answered(waiting, call))
+
+    def _go(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for first in range(0, len(waiting), self._limit):
+            self.send(waiting[first : first + self._limit])
+
+    def _answered(self, waiting: Waiting[Asked, Answer], call: asyncio.Future[Tensors]) -> None:
         try:
-            answers = await self._carry_out([question for question, _ in asked])
-        except Exception as error:
-            answers = [error] * len(asked)
-        for (_, future), answer in zip(asked, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-                # Whoever asked may have gone.
-                future.exception()
-            else:
-                future.set_result(answer)
+            answers = self.answers(call.result(), len(waiting))
+        except (TritonRefused, TritonGone) as error:
+            self.failed(waiting, error)
+        except (ValueError, KeyError):
+            self.failed(waiting, TritonGone("an answer that is not the model's"))
+        else:
+            for (_, future), answer in zip(waiting, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,56 +94,39 @@ class Frame:
 class FrameCalls(Gather[Frame, Tensors]):
     """Frames of conversations whose rows in the model are known. Answers: raw outputs by name."""
 
-    def __init__(self, http: TritonHttp, limit: int, deadline: float) -> None:
-        super().__init__(self._frames, limit)
-        self._http = http
-        self._deadline = deadline
+    def request(self, asked: list[Frame]) -> list[bytes]:
+        if len(asked) == 1:
+            return asked[0].place.frame(asked[0].contents)
+        return shared([frame.place for frame in asked], [frame.contents for frame in asked])
 
-    async def _frames(self, frames: list[Frame]) -> Sequence[Tensors | Exception]:
-        if len(frames) == 1:
-            return await self._each(frames)
-        try:
-            outputs = await self._http.infer(
-                shared([frame.place for frame in frames], [frame.contents for frame in frames]), self._deadline
-            )
-        except TritonRefused as error:
-            if error.status != _NOTHING_DONE:
-                raise
-            # Something is wrong with one of them; which one, each finds out alone.
-            return await self._each(frames)
-        parts = range(len(frames))
-        return [{name: _part(output, part, len(parts)) for name, output in outputs.items()} for part in parts]
+    def answers(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
+        if count == 1:
+            return [outputs]
+        return [{name: _part(output, part, count) for name, output in outputs.items()} for part in range(count)]
 
-    async def _each(self, frames: list[Frame]) -> Sequence[Tensors | Exception]:
-        calls = (self._alone(frame) for frame in frames)
-        return await asyncio.gather(*calls)
-
-    async def _alone(self, frame: Frame) -> Tensors | Exception:
-        try:
-            return await self._http.infer(frame.place.frame(frame.contents), self._deadline)
-        except (TritonRefused, TritonGone) as error:
-            return error
+    def failed(self, waiting: Waiting[Frame, Tensors], error: Exception) -> None:
+        """Something may be wrong with one of them alone; which one, each finds out by itself."""
+        if len(waiting) > 1 and isinstance(error, TritonRefused) and error.status == _NOTHING_DONE:
+            for one in waiting:
+                self.send([one])
+        else:
+            super().failed(waiting, error)
 
 
 _NOTHING_DONE = 400
 """The status of a request that a model, or Triton before it, did not begin to carry out."""
 
 
-def _part(output: memoryview, index: int, parts: int) -> memoryview:
+def _part(output: memoryview, part: int, parts: int) -> memoryview:
     size = len(output) // parts
-    return output[index * size : (index + 1) * size]
+    return output[part * size : (part + 1) * size]
 
 
 class DepformerCalls(Gather[tuple[Thought, Draw], Tokens]):
-    """Of any conversations: the depformer keeps no state, so Triton's own batch dimension counts them.
-
-    `limit`: the most rows of one request, the model's `max_batch_size`. `deadline`: seconds.
-    """
+    """Of any conversations: the depformer keeps no state, so Triton's own batch dimension counts them."""
 
     def __init__(self, http: TritonHttp, dim: int, limit: int, deadline: float) -> None:
-        super().__init__(self._draw, limit)
-        self._http = http
-        self._deadline = deadline
+        super().__init__(http, limit, deadline)
         self._inputs = (
             Tensor("hidden", "FP32", (dim,)),
             Tensor("text_token", "INT64", (1,)),
@@ -139,13 +134,13 @@ class DepformerCalls(Gather[tuple[Thought, Draw], Tokens]):
             Tensor("temperature", "FP32", (1,)),
         )
 
-    async def _draw(self, asked: list[tuple[Thought, Draw]]) -> list[Tokens]:
-        rows = len(asked)
+    def request(self, asked: list[tuple[Thought, Draw]]) -> list[bytes]:
         hidden = np.concatenate([thought.hidden for thought, _ in asked]).astype(np.float32, copy=False)
         text_tokens = np.array([thought.text_token for thought, _ in asked], np.int64)
         samplers = np.array([(draw.seed, draw.position, draw.top_k) for _, draw in asked], np.int64)
         temperatures = np.array([draw.temperature for _, draw in asked], np.float32)
         tensors = [array.tobytes() for array in (hidden, text_tokens, samplers, temperatures)]
-        request = head(DEPFORMER, [tensor.of(rows) for tensor in self._inputs])
-        answer = await self._http.infer([request, *tensors], self._deadline)
-        return list(np.frombuffer(answer["codes"], np.int64).reshape(rows, -1))
+        return [head(DEPFORMER, [tensor.of(len(asked)) for tensor in self._inputs]), *tensors]
+
+    def answers(self, outputs: Tensors, count: int) -> Sequence[Tokens]:
+        return list(np.frombuffer(outputs["codes"], np.int64).reshape(count, -1))

@@ -59,8 +59,9 @@ class Place:
         return self._own(self._head(self.inputs, end=True), [bytes(tensor.size) for tensor in self.inputs])
 
     def answered(self, outputs: Mapping[str, memoryview]) -> None:
-        """Take note of what the model says about the sequence."""
-        self.row = int(np.frombuffer(outputs["row"], np.int64)[0])
+        """Take note of where the model put the sequence, which it says once."""
+        if "row" in outputs:
+            self.row = int(np.frombuffer(outputs["row"], np.int64)[0])
 
     def _own(self, request: bytes, contents: Sequence[bytes]) -> list[bytes]:
         self._touched_at = self._clock()

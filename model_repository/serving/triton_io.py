@@ -72,7 +72,7 @@ class Sequences:
     conversations too: a frame that many share is then one request, and what Triton and its Python backend spend on a
     request is spent once. `members` [N, 2] int64 says whom it speaks for, by row and key, and every other input has N
     entries. A key is what a conversation said when it began (START, N = 1, the row not looked at): nobody is taken for
-    the row's last tenant. The output `row` [1] is the sequence's own.
+    the row's last tenant. The answer to START has an output `row` [1], the sequence's own.
 
     A request in which anything is wrong is refused whole, with nothing done.
     """
@@ -122,7 +122,9 @@ class Sequences:
             except BadInputError as error:
                 errors[row] = error
         outcome = _run(self._model, list(turns.values()))
-        return [self._respond(row, outcome, spans.get(row, ()), errors) for row in range(len(requests))]
+        return [
+            self._respond(row, outcome, spans.get(row, ()), errors, start=row in starts) for row in range(len(requests))
+        ]
 
     def _turns(self, row: int, tensors: Mapping[str, Any], *, start: bool) -> dict[int, Turn]:
         """By row, checked."""
@@ -146,7 +148,9 @@ class Sequences:
             raise BadInputError("members: a row is named twice")
         return turns
 
-    def _respond(self, row: int, outcome: Outcome, rows: Sequence[int], errors: Mapping[int, Exception]) -> Any:
+    def _respond(
+        self, row: int, outcome: Outcome, rows: Sequence[int], errors: Mapping[int, Exception], *, start: bool
+    ) -> Any:
         if row in errors:
             return _refuse(errors[row])
         if not rows:
@@ -158,7 +162,8 @@ class Sequences:
             name: np.stack([outcome.outputs[member][name] for member in rows])[None]
             for name in outcome.outputs[rows[0]]
         }
-        stacked["row"] = np.array([[row]], np.int64)
+        if start:
+            stacked["row"] = np.array([[row]], np.int64)
         return pb_utils.InferenceResponse([_tensor(name, array) for name, array in stacked.items()])
 
 

@@ -105,8 +105,7 @@ class Server:
                 sequences = self.rows.setdefault(model, [])
                 if parameters["sequence_start"]:
                     sequences.append(parameters["sequence_id"])
-                row = np.array([[sequences.index(parameters["sequence_id"])]])
-                raw += self.put(outputs, "row", "INT64", row)
+                    raw += self.put(outputs, "row", "INT64", np.array([[len(sequences) - 1]]))
         answer = json.dumps({"model_name": model, "outputs": outputs}).encode()
         extra = f"Inference-Header-Content-Length: {len(answer)}\r\n" if raw else ""
         return extra, answer + raw
