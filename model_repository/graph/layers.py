@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import Float32, Graph, Value
-from model_repository.graph.matrices import narrowed, product, widened
+from model_repository.graph.matrices import Matrix, narrowed, product, widened
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
 
@@ -78,9 +78,8 @@ class Weights:
         start, stop, _ = (rows or slice(None)).indices(total)
         name = key if rows is None else f"{key}[{start}:{stop}]"
         shape = (stop - start, columns)
-        return product(
-            self.graph, self._plan, x, key, name, shape, lambda: self.source.read(key, rows), self.activations
-        )
+        matrix = Matrix(key, name, shape, lambda: self.source.read(key, rows))
+        return product(self.graph, self._plan, x, matrix, self.activations)
 
     def narrow(self, x: Value) -> Value:
         """float32 `x` in the precision of products."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -27,67 +28,59 @@ ACCURACY_INT8 = 4
 """MatMulNBits' level at which activations are rounded to 8 bits, by blocks of each row: rows stay independent."""
 
 
-def product(
-    graph: Graph,
-    plan: Plan,
-    x: Value,
-    key: str,
-    name: str,
-    shape: tuple[int, int],
-    read: Callable[[], Float32],
-    activations: Precision = Precision.FP32,
-) -> Value:
-    """x [..., in] times the transpose of what `read` gives, [out, in] = `shape`, kept as `plan` says of matrix `key`.
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Rows of a checkpoint's matrix, [out, in] = `shape`, which `read` gives.
 
-    `name` is that of these rows of the matrix; x has, and what comes out gets, the precision `activations`.
+    key: of the whole matrix, which a plan speaks of. name: that these rows have in the graph.
     """
-    precision = plan.precision(key)
+
+    key: str
+    name: str
+    shape: tuple[int, int]
+    read: Callable[[], Float32]
+
+
+def product(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Precision = Precision.FP32) -> Value:
+    """x [..., in] times the transpose of `matrix`, kept as `plan` says -> [..., out].
+
+    x has, and what comes out gets, the precision `activations`.
+    """
+    precision = plan.precision(matrix.key)
     if precision is Precision.FP32:
-        rows, columns = shape
-        return graph.op.MatMul(x, graph.weight(f"{name}.T", (columns, rows), lambda: read().T))
+        return graph.op.MatMul(x, _transposed(graph, matrix, lambda: matrix.read().T))
     if precision in _HALVES:
-        return _half(graph, plan, x, name, shape, read, precision, activations)
-    return _blocks(graph, plan, x, key, name, shape, read, 8 if precision is Precision.INT8 else 4, activations)
+        return _half(graph, plan, x, matrix, activations)
+    return _blocks(graph, plan, x, matrix, activations)
 
 
-def _half(
-    graph: Graph,
-    plan: Plan,
-    x: Value,
-    name: str,
-    shape: tuple[int, int],
-    read: Callable[[], Float32],
-    precision: Precision,
-    activations: Precision,
+def _transposed(
+    graph: Graph, matrix: Matrix, make: Callable[[], NDArray[Any]], dtype: npt.DTypeLike = np.float32
 ) -> Value:
-    rows, columns = shape
+    rows, columns = matrix.shape
+    return graph.weight(f"{matrix.name}.T", (columns, rows), make, dtype)
+
+
+def _half(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Precision) -> Value:
+    precision = plan.precision(matrix.key)
     dtype, _ = _HALVES[precision]
 
     def make() -> NDArray[Any]:
-        weight = read()
+        weight = matrix.read()
         limit = _LARGEST_FP16 if precision is Precision.FP16 else np.inf
         stored = weight.clip(-limit, limit).astype(dtype)
-        plan.errors[name] = rounded_error(weight, stored, 16)
+        plan.errors[matrix.name] = rounded_error(weight, stored, 16)
         return stored.T
 
-    stored = graph.weight(f"{name}.T", (columns, rows), make, dtype)
+    stored = _transposed(graph, matrix, make, dtype)
     if activations is Precision.FP32:
         stored = graph.op.Cast(stored, to=ir.DataType.FLOAT)
     return graph.op.MatMul(x, stored)
 
 
-def _blocks(
-    graph: Graph,
-    plan: Plan,
-    x: Value,
-    key: str,
-    name: str,
-    shape: tuple[int, int],
-    read: Callable[[], Float32],
-    bits: int,
-    activations: Precision,
-) -> Value:
-    rows, columns = shape
+def _blocks(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Precision) -> Value:
+    name, (rows, columns) = matrix.name, matrix.shape
+    bits = 8 if plan.precision(matrix.key) is Precision.INT8 else 4
     blocks = -(-columns // BLOCK)
     scales, _ = _HALVES.get(activations, (np.float32, None))
     declared: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -98,7 +91,7 @@ def _blocks(
         declared[f"{name}.zeros"] = ((rows, -(-blocks // 2)), np.uint8)
 
     def make() -> list[NDArray[Any]]:
-        made, plan.errors[name] = quantize(read(), bits, plan.importance(key))
+        made, plan.errors[name] = quantize(matrix.read(), bits, plan.importance(matrix.key))
         return [made.codes, made.scales, *([] if made.zeros is None else [made.zeros])]
 
     operands = graph.weights(declared, make)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import product
+from model_repository.graph.matrices import Matrix, product
 from model_repository.quantize.blocks import BLOCK, Blocks, quantize, rounded_error
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
@@ -86,7 +86,7 @@ def test_the_graph_multiplies_with_the_stored_numbers(tmp_path: Path, precision,
     graph = Graph("product")
     plan = Plan(precision)
     taken = graph.input("x", ir.DataType.FLOAT, [ROWS, columns])
-    graph.output("y", product(graph, plan, taken, "w", "w", weight.shape, lambda: weight))
+    graph.output("y", product(graph, plan, taken, Matrix("w", "w", weight.shape, lambda: weight)))
     graph.save(tmp_path / "model.onnx")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x})
