@@ -102,6 +102,9 @@ class StatefulSession:
             for name in self._states
         }
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        # What a piece of a prompt needs for a moment, 0.1 GB of the published size, is not kept for good.
+        self._of_many = ort.RunOptions()
+        self._of_many.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def fill(self) -> int:
         """Write all states of all rows, so that their memory is taken; its bytes."""
@@ -126,13 +129,15 @@ class StatefulSession:
             array[row, :, : saved[name].shape[1]] = saved[name]
 
     def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
-        """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [stop - start, ...] each."""
+        """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [stop - start, columns, ...] each."""
         binding = self._bindings.get((start, stop))
         if binding is None:
             binding = self._bindings[(start, stop)] = self._bind(start, stop)
+        columns = 1
         for name, array in (dynamic or {}).items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        self._session.run_with_iobinding(binding)
+            columns = array.shape[1]
+        self._session.run_with_iobinding(binding, self._of_many if columns > 1 else None)
 
     def _caches(self) -> dict[str, Array]:
         return {name: array for name, array in self._states.items() if name.startswith("cache.")}
