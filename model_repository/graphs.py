@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from model_repository.checkpoint.folder import Checkpoint
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.depformer import graph as depformer
 from model_repository.graph.attention import CacheScales
@@ -14,6 +15,7 @@ from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.calibration import calibrate
 from model_repository.quantize.depth_folding import FoldedDepthTensors
 from model_repository.quantize.folding import FoldedTensors
+from model_repository.quantize.hidden_folding import FoldedReaders
 from model_repository.quantize.plan import Plan
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CachePrecision, Precision, Variant
@@ -31,17 +33,19 @@ def graphs_of(
     """
     geometry = source.geometry
     plans = {"temporal": Plan(variant.temporal), "depformer": Plan(variant.depformer)}
-    tensors = source.lm
+    tensors: TensorSource = source.lm
     caches = [CacheScales(variant.cache)] * geometry.lm.temporal.num_layers
     if variant.calibrated or variant.cache is CachePrecision.INT8:
         statistics = calibrate(source, report)
         bits = 4 if variant.temporal is Precision.INT4 else 8
-        folded = tensors = FoldedTensors(source.lm, geometry.lm.temporal, statistics, bits)
+        folded = FoldedTensors(source.lm, geometry.lm.temporal, statistics, bits)
+        tensors = FoldedReaders(folded, ["text_linear.weight"]) if variant.calibrated else folded
         plans["temporal"].importance = folded.importance
         caches = _scales(variant.cache, folded)
     depth: TensorSource = source.lm
     if variant.depformer is Precision.INT8:
-        depth = FoldedDepthTensors(source.lm, geometry.lm)
+        entries = [f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS)]
+        depth = FoldedReaders(FoldedDepthTensors(source.lm, geometry.lm), entries)
     graphs = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, source.mimi),
         "temporal": temporal.build(

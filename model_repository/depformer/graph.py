@@ -42,11 +42,12 @@ def build(
     branching = device is not Device.CUDA
     noises = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
     history = _History(graph, geometry)
-    narrow_hidden = weights.narrow(hidden)
+    entries = [f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS)]
+    read = weights.narrow(weights.smoothed(hidden, entries[0]))
     token, table = text_token, "depformer_text_emb.weight"
     codes = []
     for step in range(AGENT_CODEBOOKS):
-        entry = weights.wide(weights.linear(narrow_hidden, f"depformer_in.{step}.weight"))
+        entry = weights.wide(weights.linear(read, entries[step]))
         x = op.Add(entry, weights.rows([table], token))
         for layer in range(geometry.depformer.num_layers):
             x = _layer(weights, history, geometry, x, layer, step)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import Float32, Graph, Value
 from model_repository.graph.matrices import Matrix, narrowed, product, widened
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.plan import Plan, smoothing_of
 from model_repository.variants import Precision
 
 _VECTOR = 16
@@ -80,6 +80,11 @@ class Weights:
         shape = (stop - start, columns)
         matrix = Matrix(key, name, shape, lambda: self.source.read(key, rows))
         return product(self.graph, self._plan, x, matrix, self.activations)
+
+    def smoothed(self, x: Value, key: str) -> Value:
+        """x [..., in] as the matrix `key` takes it: where the source has rescaled its columns, divided by the same."""
+        smoothing = smoothing_of(key)
+        return self.graph.op.Mul(x, self.tensor(smoothing)) if smoothing in self.source else x
 
     def narrow(self, x: Value) -> Value:
         """float32 `x` in the precision of products."""

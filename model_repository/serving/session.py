@@ -129,7 +129,7 @@ class StatefulSession:
             array[row, :, : saved[name].shape[1]] = saved[name]
 
     def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
-        """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [stop - start, columns, ...] each."""
+        """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [rows, columns, ...] each."""
         binding = self._bindings.get((start, stop))
         if binding is None:
             binding = self._bindings[(start, stop)] = self._bind(start, stop)

@@ -82,7 +82,8 @@ def build(
 
     last = op.Squeeze(x, graph.constant([1])) if static else op.Gather(x, graph.constant(np.int64(-1)), axis=1)
     hidden = rms_norm(weights, last, "out_norm.alpha")
-    text_logits = weights.wide(weights.linear(weights.narrow(hidden), "text_linear.weight"))
+    text = "text_linear.weight"
+    text_logits = weights.wide(weights.linear(weights.narrow(weights.smoothed(hidden, text)), text))
     text_logits.name = "text_logits"
     graph.output("hidden", hidden)
     vocabulary = geometry.text_card if static else None

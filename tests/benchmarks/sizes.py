@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from rich.console import Console
 from rich.table import Table
 
-from model_repository.checkpoint.geometry import Geometry
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.checkpoint.tensors import Float32, Shape
 from model_repository.depformer import graph as depformer
@@ -20,7 +21,7 @@ from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.plan import AUDIO_HEADS, Plan
 from model_repository.temporal import graph as temporal
 from model_repository.variants import VARIANTS, CachePrecision, Precision, Variant
 
@@ -72,6 +73,8 @@ def sizes(variant: Variant, geometry: Geometry) -> Sizes:
         for model, precision in (("temporal", variant.temporal), ("depformer", variant.depformer))
         if precision is Precision.FP16
     )
+    if variant.depformer is Precision.INT8:
+        made_float32 += sum(2 * prod(lm.shape(f"{AUDIO_HEADS}{step}.weight")) for step in range(AGENT_CODEBOOKS))
     codec = geometry.mimi.transformer
     slot = 2 * shape.num_layers * shape.window * shape.dim * _CACHE_BYTES[variant.cache]
     slot += 2 * 2 * codec.num_layers * codec.window * codec.dim * 4

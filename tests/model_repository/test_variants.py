@@ -56,7 +56,10 @@ def test_the_manifest_says_what_rounding_did(tmp_path: Path, variant):
         if precision == "fp32":
             assert errors == {}
             continue
-        assert {error["bits"] for name, error in errors.items() if "text_linear" not in name} == {bits[precision]}
+        rest = {error["bits"] for name, error in errors.items() if not name.startswith(("text_linear", "linears"))}
+        assert rest == {bits[precision]}
         assert all(0 < error["mean"] <= error["largest"] and 0 < error["relative"] < 0.15 for error in errors.values())
     if variant == "int4":
         assert manifest["weights"]["temporal"]["text_linear.weight"]["bits"] == 8
+    if variant != "fp32":
+        assert {manifest["weights"]["depformer"][f"linears.{step}.weight"]["bits"] for step in range(8)} == {16}

@@ -1,0 +1,83 @@
+"""What reads the hidden state computes what it did, with less error where a few channels stick out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_repository.quantize.blocks import BLOCK, symmetric
+from model_repository.quantize.hidden_folding import FoldedReaders
+from model_repository.quantize.plan import smoothing_of
+
+DIM = 512
+READERS = [f"depformer_in.{step}.weight" for step in range(8)]
+Array = NDArray[np.float32]
+
+
+class Tensors:
+    """A norm's scale with channels that stick out, and matrices behind it, one of them not to be touched."""
+
+    def __init__(self, outlier: float) -> None:
+        random = np.random.default_rng(0)
+        self._tensors = {name: random.standard_normal((96, DIM)).astype(np.float32) for name in [*READERS, "other"]}
+        alpha = np.ones((1, 1, DIM), np.float32)
+        alpha[..., random.permutation(DIM)[:8]] = outlier
+        self._tensors["out_norm.alpha"] = alpha
+
+    def names(self) -> Iterable[str]:
+        return self._tensors
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def read(self, name: str, rows: slice | None = None) -> Array:
+        return self._tensors[name][rows or slice(None)].copy()
+
+
+def hidden(tensors: Tensors) -> Array:
+    normed: Array = np.random.default_rng(1).standard_normal((64, DIM)).astype(np.float32)
+    return normed * tensors.read("out_norm.alpha").reshape(-1)
+
+
+@pytest.mark.parametrize("outlier", [1.0, 15.0])
+def test_the_products_are_the_same(outlier: float):
+    tensors = Tensors(outlier)
+    folded = FoldedReaders(tensors, READERS)
+    x = hidden(tensors)
+    smoothing = folded.read(smoothing_of(READERS[0]))
+    assert smoothing.shape == folded.shape(smoothing_of(READERS[0])) == (DIM,)
+    for name in READERS:
+        np.testing.assert_allclose(
+            (x * smoothing) @ folded.read(name).T, x @ tensors.read(name).T, rtol=1e-3, atol=1e-3
+        )
+    np.testing.assert_array_equal(folded.read("other"), tensors.read("other"))
+    np.testing.assert_array_equal(folded.read(READERS[3], slice(5, 9)), folded.read(READERS[3])[5:9])
+
+
+def test_there_is_one_tensor_more():
+    tensors = Tensors(1.0)
+    folded = FoldedReaders(tensors, READERS)
+    assert set(folded.names()) - set(tensors.names()) == {smoothing_of(READERS[0])}
+    assert smoothing_of(READERS[0]) in folded
+    assert smoothing_of("other") not in folded
+
+
+def rounded(x: Array) -> Array:
+    """To 8 bits by blocks, as matrices are, and what they are multiplied with."""
+    return symmetric(x.reshape(len(x), -1, BLOCK)).values().reshape(x.shape)
+
+
+def test_rounded_products_are_several_times_nearer_where_channels_stick_out():
+    tensors = Tensors(15.0)
+    folded = FoldedReaders(tensors, READERS)
+    x, smoothing = hidden(tensors), folded.read(smoothing_of(READERS[0]))
+    exact = x @ tensors.read(READERS[5]).T
+    plain = rounded(x) @ rounded(tensors.read(READERS[5])).T
+    smooth = rounded(x * smoothing) @ rounded(folded.read(READERS[5])).T
+    assert np.linalg.norm(smooth - exact) < 0.5 * np.linalg.norm(plain - exact)
