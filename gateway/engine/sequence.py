@@ -54,6 +54,12 @@ class Place:
         start, self.begun = not self.begun, True
         return self._own(self._head(inputs, start=start), contents)
 
+    def begin(self) -> list[bytes]:
+        """What begins the sequence before there is anything to be done: its first frame can then be shared."""
+        self.begun = True
+        zeros = [bytes(tensor.size) for tensor in self.inputs]
+        return self._own(self._head(self.inputs, start=True), zeros, row=-1)
+
     def end(self) -> list[bytes]:
         """What ends the sequence: zeros, which the model does not look at."""
         return self._own(self._head(self.inputs, end=True), [bytes(tensor.size) for tensor in self.inputs])
@@ -63,16 +69,16 @@ class Place:
         if "row" in outputs:
             self.row = int(np.frombuffer(outputs["row"], np.int64)[0])
 
-    def _own(self, request: bytes, contents: Sequence[bytes]) -> list[bytes]:
+    def _own(self, request: bytes, contents: Sequence[bytes], row: int | None = None) -> list[bytes]:
         self._touched_at = self._clock()
-        return [request, *contents, self._member()]
+        return [request, *contents, self._member(row)]
 
     def _head(self, inputs: Sequence[Tensor], *, start: bool = False, end: bool = False) -> bytes:
         tensors = [tensor.of(1, 1) for tensor in (*inputs, _MEMBER)]
         return head(self.model, tensors, self._sequence_id, start=start, end=end)
 
-    def _member(self) -> bytes:
-        return np.array([self.row or 0, self._key], np.int64).tobytes()
+    def _member(self, row: int | None = None) -> bytes:
+        return np.array([(self.row or 0) if row is None else row, self._key], np.int64).tobytes()
 
 
 def shared(places: Sequence[Place], contents: Sequence[Sequence[bytes]]) -> list[bytes]:

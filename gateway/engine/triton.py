@@ -101,6 +101,9 @@ class TritonSession:
         If it has never seen them they are fed in pieces. Of several sessions that begin so at once one does, for all.
         """
         engine, prefix, last = self._engine, Prefix(embeddings, columns[:-1]), columns[-1]
+        if not self._encoder.begun:
+            # So that the caller's first frame finds a row, and can be shared.
+            await self._own(self._encoder, self._encoder.begin(), engine.step_deadline)
         while (thought := await self._recall(prefix, last, draw)) is None:
             if (filled := engine.fills.get(prefix.digest)) is not None:
                 await filled.wait()

@@ -7,6 +7,7 @@ part keeps its position, and what it computes is overwritten by its next step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ class DeviceSession:
         require_room(model.parents[1].name, Needs.of(model), slots, device.free)
         self.slots = slots
         self.static = True
+        self.splits = False
+        self.widest_gap = math.inf
         self._device = device
         self._sizes = warm_up_sizes(slots)
         self._session = _open(model, device)

@@ -9,7 +9,7 @@ import numpy as np
 
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.place import open_session
-from model_repository.serving.session import warm_up_sizes
+from model_repository.serving.session import spans, warm_up
 from model_repository.serving.turns import BadInputError, Outcome, Turn, check
 
 _STEPS_PER_FRAME = 2
@@ -34,8 +34,7 @@ class MimiModel:
 
     def warm_up(self) -> None:
         """Run once what the first callers would otherwise wait for; rows are as clean afterwards as a START needs."""
-        for size in warm_up_sizes(self._session.slots):
-            self._session.run(0, size)
+        warm_up(self._session, lambda size: self._session.run(0, size))
 
     def check(self, turn: Turn) -> None:
         """See `Model.check`."""
@@ -58,7 +57,8 @@ class MimiModel:
             active[turn.row] = True
         rows = np.flatnonzero(active)
         if len(rows):
-            self._session.run(int(rows[0]), int(rows[-1]) + 1)
+            for start, stop in spans(rows.tolist(), self._session.widest_gap):
+                self._session.run(start, stop)
             position[rows] += _STEPS_PER_FRAME
             results = self._session.results[self._output]
             outcome.outputs = {int(row): {self._output: results[row].copy()} for row in rows}

@@ -6,9 +6,11 @@ rows (they are contiguous), so no run copies or allocates a state-sized buffer, 
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,12 +55,44 @@ def warm_up_sizes(slots: int) -> list[int]:
     return [*(1 << power for power in range(slots.bit_length()) if 1 << power < slots), slots]
 
 
+def warm_up(session: Session, run: Callable[[int], None]) -> None:
+    """`run`, of so many rows, what the first callers would otherwise wait for; and see how long rows take."""
+    sizes = warm_up_sizes(session.slots)
+    for size in sizes:
+        run(size)
+    if session.splits and session.slots > 1:
+        one, all_rows = (min(_seconds(run, size) for _ in range(2)) for size in (1, session.slots))
+        a_row = max((all_rows - one) / (session.slots - 1), 1e-9)
+        session.widest_gap = max(one / a_row - 1, 0)
+
+
+def _seconds(run: Callable[[int], None], size: int) -> float:
+    began = perf_counter()
+    run(size)
+    return perf_counter() - began
+
+
+def spans(rows: Sequence[int], widest_gap: float) -> list[tuple[int, int]]:
+    """Ascending `rows` as runs start..stop-1, which take resting rows along where at most so many lie in between."""
+    found: list[tuple[int, int]] = []
+    for row in rows:
+        if found and row - found[-1][1] <= widest_gap:
+            found[-1] = found[-1][0], row + 1
+        else:
+            found.append((row, row + 1))
+    return found
+
+
 class Session(Protocol):
     """What the models run: see `StatefulSession`, which is one on the CPU."""
 
     slots: int
     static: bool
     """Whether every input has a fixed shape per row, a run thus one column."""
+    splits: bool
+    """Whether a run covers the rows it is asked for and no others."""
+    widest_gap: float
+    """How many resting rows cost less in a run than a run of their own for those behind them."""
     feeds: dict[str, Array]
     results: dict[str, Array]
 
@@ -82,6 +116,8 @@ class StatefulSession:
 
     def __init__(self, model: Path, slots: int) -> None:
         self.slots = slots
+        self.splits = True
+        self.widest_gap = math.inf
         self._session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])
         self.static = True
         self._states: dict[str, Array] = {}

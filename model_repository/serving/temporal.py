@@ -14,7 +14,7 @@ from model_repository.serving.noise import Stream
 from model_repository.serving.place import open_session
 from model_repository.serving.prefix import Prefix, Prefixes, most_columns
 from model_repository.serving.sampler import IDLE, Sampler, draw
-from model_repository.serving.session import warm_up_sizes
+from model_repository.serving.session import spans, warm_up
 from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
 
 PREFILL_CHUNK = 128
@@ -81,8 +81,8 @@ class TemporalModel:
 
     def warm_up(self) -> None:
         """Run once what the first callers would otherwise wait for; rows are as clean afterwards as a START needs."""
-        for size in warm_up_sizes(self._session.slots):
-            self._run(0, size, self._columns[:size], self._no_embeddings[:size], [IDLE] * size)
+        none = self._no_embeddings
+        warm_up(self._session, lambda size: self._run(0, size, self._columns[:size], none[:size], [IDLE] * size))
 
     def check(self, turn: Turn) -> None:
         """See `Model.check`."""
@@ -154,16 +154,16 @@ class TemporalModel:
         return {"progress": np.array([self._position[row], round(seconds * 1e6)], np.int64)}
 
     def _step(self, steps: Sequence[tuple[Turn, Sampler]]) -> None:
-        """One column for each of several rows, in one graph run over the rows they span."""
-        start = min(turn.row for turn, _ in steps)
-        stop = max(turn.row for turn, _ in steps) + 1
-        samplers = [IDLE] * (stop - start)
+        """One column for each of several rows, in as few graph runs as are worth the resting rows they take along."""
+        samplers = {}
         for turn, sampler in steps:
             self._columns[turn.row] = turn.inputs["columns"]
-            samplers[turn.row - start] = sampler
-        self._run(start, stop, self._columns[start:stop], self._no_embeddings[start:stop], samplers)
-        for turn, _ in steps:
-            self._position[turn.row] += 1
+            samplers[turn.row] = sampler
+        for start, stop in spans(sorted(samplers), self._session.widest_gap):
+            columns, none = self._columns[start:stop], self._no_embeddings[start:stop]
+            self._run(start, stop, columns, none, [samplers.get(row, IDLE) for row in range(start, stop)])
+        for row in samplers:
+            self._position[row] += 1
 
     def _in_chunks(self, prompt: _Prompt) -> dict[int, dict[str, Array]]:
         """Many columns of one row, in chunks that do not wrap around the ring; past its end, one by one."""

@@ -71,8 +71,10 @@ class Sequences:
     A request is of one conversation, whose sequence it belongs to and whose row it has. It may speak for other
     conversations too: a frame that many share is then one request, and what Triton and its Python backend spend on a
     request is spent once. `members` [N, 2] int64 says whom it speaks for, by row and key, and every other input has N
-    entries. A key is what a conversation said when it began (START, N = 1, the row not looked at): nobody is taken for
-    the row's last tenant. The answer to START has an output `row` [1], the sequence's own.
+    entries. A key is what a conversation said when it began, nobody is taken for the row's last tenant.
+
+    A request with START has one member, whose row is 0, or -1 if there is nothing to be done yet: its other inputs are
+    not looked at then. The answer has an output `row` [1], the sequence's own.
 
     A request in which anything is wrong is refused whole, with nothing done.
     """
@@ -80,6 +82,8 @@ class Sequences:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._keys: dict[int, int] = {}
+        self._fresh: set[int] = set()
+        """Rows whose conversation has begun, but not had a turn."""
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in order.
@@ -87,11 +91,37 @@ class Sequences:
         Rows without a request arrive as copies of another one with READY false: they are answered with nothing and
         never looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
         """
+        living, begun, errors = self._accept(requests)
+        turns: dict[int, Turn] = {}
+        spans: dict[int, list[int]] = {}
+        for row, tensors in living.items():
+            try:
+                members = [[row, self._keys[row]]] if row in begun else _members(tensors)
+                asked = self._turns(tensors, members)
+                if taken := turns.keys() & asked:
+                    raise BadInputError(f"members: rows {sorted(taken)} have a turn in this execution already")
+                turns |= asked
+                spans[row] = list(asked)
+            except BadInputError as error:
+                errors[row] = error
+        self._fresh -= turns.keys()
+        outcome = _run(self._model, list(turns.values()))
+        return [
+            _refuse(errors[row])
+            if row in errors
+            else _respond(outcome, spans.get(row, ()), row if row in begun else None)
+            for row in range(len(requests))
+        ]
+
+    def _accept(
+        self, requests: Sequence[Any]
+    ) -> tuple[dict[int, Mapping[str, Any]], set[int], dict[int, BadInputError]]:
+        """By row: the inputs of those with something to do; which sequences begin; what is wrong with those."""
         living: dict[int, Mapping[str, Any]] = {}
-        starts: set[int] = set()
-        errors: dict[int, Exception] = {}
+        begun: set[int] = set()
+        errors: dict[int, BadInputError] = {}
         for row, request in enumerate(requests):
-            # Such copies have no correlation id; READY is what Triton promises, but takes longer to read.
+            # Copies have no correlation id; READY is what Triton promises, but takes longer to read.
             if not request.correlation_id():
                 continue
             tensors = _tensors(request)
@@ -101,34 +131,21 @@ class Sequences:
             if flags & _END:
                 self._keys.pop(row, None)
                 continue
-            living[row] = tensors
             if flags & _START:
-                starts.add(row)
+                begun.add(row)
                 try:
-                    self._keys[row] = _key(tensors)
+                    first, self._keys[row] = _first_member(tensors)
                 except BadInputError as error:
                     errors[row] = error
-        turns: dict[int, Turn] = {}
-        spans: dict[int, list[int]] = {}
-        for row in living:
-            if row in errors:
-                continue
-            try:
-                asked = self._turns(row, living[row], start=row in starts)
-                if taken := turns.keys() & asked:
-                    raise BadInputError(f"members: rows {sorted(taken)} have a turn in this execution already")
-                turns |= asked
-                spans[row] = list(asked)
-            except BadInputError as error:
-                errors[row] = error
-        outcome = _run(self._model, list(turns.values()))
-        return [
-            self._respond(row, outcome, spans.get(row, ()), errors, start=row in starts) for row in range(len(requests))
-        ]
+                    continue
+                self._fresh.add(row)
+                if first < 0:
+                    continue
+            living[row] = tensors
+        return living, begun, errors
 
-    def _turns(self, row: int, tensors: Mapping[str, Any], *, start: bool) -> dict[int, Turn]:
+    def _turns(self, tensors: Mapping[str, Any], members: Sequence[Sequence[int]]) -> dict[int, Turn]:
         """By row, checked."""
-        members = [(row, self._keys[row])] if start else _members(tensors)
         model = self._model
         if len(members) > 1 and (alone := [name for name in model.optional if name in tensors]):
             raise BadInputError(f"{alone[0]}: expected one member, got {len(members)}")
@@ -141,30 +158,24 @@ class Sequences:
         for index, (member, key) in enumerate(members):
             if self._keys.get(member) != key:
                 raise BadInputError(f"members[{index}]: row {member} is not, or no more, that conversation's")
-            turn = Turn(member, start, {name: array[index] for name, array in inputs.items()})
+            turn = Turn(member, member in self._fresh, {name: array[index] for name, array in inputs.items()})
             model.check(turn)
             turns[member] = turn
         if len(turns) != len(members):
             raise BadInputError("members: a row is named twice")
         return turns
 
-    def _respond(
-        self, row: int, outcome: Outcome, rows: Sequence[int], errors: Mapping[int, Exception], *, start: bool
-    ) -> Any:
-        if row in errors:
-            return _refuse(errors[row])
-        if not rows:
-            return pb_utils.InferenceResponse([])
-        for member in rows:
-            if member in outcome.errors:
-                return _refuse(outcome.errors[member])
-        stacked: dict[str, Any] = {
-            name: np.stack([outcome.outputs[member][name] for member in rows])[None]
-            for name in outcome.outputs[rows[0]]
-        }
-        if start:
-            stacked["row"] = np.array([[row]], np.int64)
-        return pb_utils.InferenceResponse([_tensor(name, array) for name, array in stacked.items()])
+
+def _respond(outcome: Outcome, members: Sequence[int], begun: int | None) -> Any:
+    """What the rows `members` are answered, and the row that has `begun`, if one has."""
+    for row in members:
+        if row in outcome.errors:
+            return _refuse(outcome.errors[row])
+    answers = [outcome.outputs[row] for row in members]
+    outputs = {name: np.stack([answer[name] for answer in answers])[None] for name in answers[0]} if answers else {}
+    if begun is not None:
+        outputs["row"] = np.array([[begun]], np.int64)
+    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
 
 
 def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
@@ -254,12 +265,12 @@ def _input(tensors: Mapping[str, Any], name: str) -> NDArray[Any]:
     return _array(tensors[name])
 
 
-def _key(tensors: Mapping[str, Any]) -> int:
-    """Of the conversation that begins with this request."""
+def _first_member(tensors: Mapping[str, Any]) -> list[int]:
+    """Row and key in a request that begins a sequence."""
     members = _members(tensors)
     if len(members) != 1:
         raise BadInputError(f"members: expected one at the start of a sequence, got {len(members)}")
-    return members[0][1]
+    return members[0]
 
 
 def _members(tensors: Mapping[str, Any]) -> list[list[int]]:

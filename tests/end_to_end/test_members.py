@@ -18,15 +18,15 @@ Members = Sequence[tuple[int, int]]
 
 
 class Caller:
-    """A sequence in the decoder, begun with a frame of silence codes."""
+    """A sequence in the decoder, begun with a frame or without one."""
 
-    def __init__(self, client: triton.InferenceServerClient, key: int) -> None:
+    def __init__(self, client: triton.InferenceServerClient, key: int, first: NDArray[np.int64] | None = None) -> None:
         self._client = client
         self._id = str(uuid4())
         self.key = key
-        answer = self._infer(np.zeros((1, 8)), [(0, key)], sequence_start=True)
-        self.row = int(answer.as_numpy("row")[0, 0])
-        self.first = answer.as_numpy("pcm")[0, 0]
+        codes = np.full(8, 1 << 40) if first is None else first
+        self.begun = self._infer(codes[None], [(-1 if first is None else 0, key)], sequence_start=True)
+        self.row = int(self.begun.as_numpy("row")[0, 0])
 
     @property
     def member(self) -> tuple[int, int]:
@@ -92,6 +92,16 @@ def test_members_are_answered_as_each_would_be_alone(callers, codes, alone):
     for index, answers in enumerate(heard):
         assert len(answers) >= 5
         np.testing.assert_array_equal(np.array(answers), alone[index, : len(answers)])
+
+
+def test_a_frame_may_come_with_the_beginning(client, codes, alone):
+    caller, silent = Caller(client, 31, codes[0, 0]), Caller(client, 32)
+    np.testing.assert_array_equal(caller.begun.as_numpy("pcm")[0], alone[0, :1])
+    assert silent.begun.as_numpy("pcm") is None
+    np.testing.assert_array_equal(caller.ask(codes[0, 1:2]), alone[0, 1:2])
+    np.testing.assert_array_equal(silent.ask(codes[2, :1]), alone[2, :1])
+    for each in (caller, silent):
+        each.end()
 
 
 def refused(words: str):

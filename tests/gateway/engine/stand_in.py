@@ -42,6 +42,10 @@ class Server:
         self.rows: dict[str, list[str]] = {}
         """By model, the sequences it has seen: a sequence's place there is its row."""
 
+    def asked(self, model: str) -> list[dict[str, Any]]:
+        """What came for `model`, in order."""
+        return [call for call in self.calls if call["model"] == model]
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.add(writer)
         try:

@@ -76,6 +76,22 @@ async def test_a_conversation_has_a_key_of_its_own_in_every_model(engine: Triton
     assert set(keys(server)[:4]) == set(keys(server)[4:])
 
 
+async def test_with_its_prompt_a_conversation_begins_in_the_encoder_and_shares_its_first_frame(
+    engine: TritonEngine, server: Server
+):
+    sessions = [engine.open() for _ in range(3)]
+    for index, session in enumerate(sessions):
+        await session.prefill(np.full((2, 17), index), np.zeros((0, 32), np.float32), DRAW)
+    began = server.asked("mimi_encoder")
+    assert [(call["start"], call["members"][0, 0, 0]) for call in began] == 3 * [(True, -1)]
+    server.calls.clear()
+    frames = [np.full(1920, number, np.float32) for number in range(3)]
+    await asyncio.gather(*(session.encode(frame) for session, frame in zip(sessions, frames, strict=True)))
+    (call,) = server.calls
+    assert call["members"][0, :, 0].tolist() == [0, 1, 2]
+    assert not call["start"]
+
+
 async def test_who_begins_does_so_alone(engine: TritonEngine, server: Server):
     sessions = [*await begun(engine, server, 2), engine.open()]
     await asyncio.gather(*(session.encode(np.zeros(1920, np.float32)) for session in sessions))

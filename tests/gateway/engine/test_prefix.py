@@ -24,7 +24,7 @@ async def test_a_prefix_that_is_not_known_is_fed_and_its_last_column_stepped(ses
     assert begun.cached == 0
     assert begun.thought.text_token == 17
     assert np.array_equal(begun.thought.hidden, np.arange(32) / 2)
-    asked, fed, stepped = server.calls
+    asked, fed, stepped = server.asked("temporal")
     assert np.array_equal(asked["columns"][0, 0], columns[4:])
     assert np.array_equal(fed["columns"][0, 0], columns[:4])
     assert np.array_equal(fed["embeddings"][0, 0], embeddings)
@@ -41,7 +41,7 @@ async def test_what_is_asked_for_is_the_sum_of_what_is_fed(session: TritonSessio
     await session.prefill(columns, embeddings, DRAW)
     content = embeddings.tobytes() + columns[:4].tobytes() + np.int64(4).tobytes()
     digest = np.frombuffer(hashlib.sha256(content).digest(), np.int64).tolist()
-    asked, fed = (call["prefix"][0, 0].tolist() for call in server.calls[:2])
+    asked, fed = (call["prefix"][0, 0].tolist() for call in server.asked("temporal")[:2])
     assert asked == [8, 8, *digest]
     assert fed == [0, 8, *digest]
 
@@ -52,7 +52,7 @@ async def test_a_prefix_that_is_known_is_not_sent_again(engine: TritonEngine, se
     server.calls.clear()
     begun = await engine.open().prefill(columns, embeddings, DRAW)
     assert (begun.cached, begun.thought.text_token) == (8, 17)
-    (call,) = server.calls
+    (call,) = server.asked("temporal")
     assert call["start"]
     assert np.array_equal(call["columns"][0, 0], columns[4:])
     assert call["sampler"].tolist() == [[[2**62 + 1, 40, 25]]]
@@ -65,7 +65,7 @@ async def test_while_others_talk_a_prefix_goes_in_pieces(engine: TritonEngine, s
     engine.pace = Pace(0.0)
     server.calls.clear()
     await session.prefill(columns, embeddings, DRAW)
-    pieces = server.calls[1:-1]
+    pieces = server.asked("temporal")[1:-1]
     assert len(pieces) > 5
     assert np.array_equal(np.concatenate([call["columns"][0, 0] for call in pieces]), columns[:-1])
     given = [call["embeddings"][0, 0] for call in pieces if "embeddings" in call]
@@ -76,7 +76,7 @@ async def test_while_others_talk_a_prefix_goes_in_pieces(engine: TritonEngine, s
     await session.close()
     server.calls.clear()
     await engine.open().prefill(columns[1:], embeddings, DRAW)
-    assert len(server.calls) == 3, "nobody talks any more"
+    assert len(server.asked("temporal")) == 3, "nobody talks any more"
 
 
 async def test_every_piece_waits_for_a_good_moment_and_nothing_else_does(engine: TritonEngine, server: Server):
@@ -85,7 +85,7 @@ async def test_every_piece_waits_for_a_good_moment_and_nothing_else_does(engine:
     moments: list[int] = []
 
     async def pause() -> None:
-        moments.append(len(server.calls))
+        moments.append(len(server.asked("temporal")))
 
     columns, none = np.arange(50 * 17).reshape(50, 17) % 400, np.zeros((0, 32), np.float32)
     await engine.open().prefill(columns, none, DRAW, pause)
@@ -122,7 +122,7 @@ async def test_sessions_that_begin_alike_at_once_feed_the_prefix_once(engine: Tr
     columns, embeddings = np.ones((20, 17), np.int64), np.ones((4, 32), np.float32)
     begun = await asyncio.gather(*(engine.open().prefill(columns, embeddings, DRAW) for _ in range(4)))
     assert sorted(each.cached for each in begun) == [0, 23, 23, 23]
-    assert sum("embeddings" in call for call in server.calls) == 1
+    assert sum("embeddings" in call for call in server.asked("temporal")) == 1
 
 
 async def test_one_that_goes_while_it_feeds_leaves_it_to_the_next(engine: TritonEngine, server: Server):

@@ -110,6 +110,7 @@ async def test_a_cancelled_call_reaches_the_model_whole_and_is_ended_after_it(se
     async def slow() -> None:
         await asyncio.sleep(0.1)
 
+    await session.encode(np.zeros(1920, np.float32))
     server.before = slow
     columns = np.arange(5 * 17).reshape(5, 17)
     task = asyncio.create_task(session.prefill(columns, np.zeros((2, 32), np.float32), DRAW))
@@ -118,7 +119,7 @@ async def test_a_cancelled_call_reaches_the_model_whole_and_is_ended_after_it(se
     with pytest.raises(asyncio.CancelledError):
         await task
     await session.close()
-    started, ended = server.calls
+    started, ended = server.asked("temporal")
     assert np.array_equal(started["columns"][0, 0], columns[4:])
     assert (started["start"], started["end"]) == (True, False)
     assert (ended["start"], ended["end"]) == (False, True)

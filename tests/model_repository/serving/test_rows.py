@@ -127,6 +127,16 @@ def test_neighbours_and_rows_change_nothing(repository, scripts, alone, probabil
     assert not different
 
 
+def test_how_rows_are_put_into_runs_changes_nothing(repository, scripts, alone):
+    """In one run with all resting rows between them, or each by itself: both happen, as is cheaper on a machine."""
+    models = Models(repository)
+    for model in (models.encoder, models.decoder, models.temporal):
+        if model._session.splits:
+            model._session.widest_gap = 1
+    apart = play(models, scripts, interleaved(np.random.default_rng(3), list(range(ROWS)), 0.4))
+    assert all(np.array_equal(alone[key], value) for key, value in apart.items())
+
+
 def test_a_start_does_not_see_the_last_tenant(repository, scripts, alone):
     """Row 2 has been used past the end of its rings, and was cut off in the middle."""
     models = Models(repository)

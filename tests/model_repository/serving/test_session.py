@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model_repository.serving.session import StatefulSession, warm_up_sizes
+from model_repository.serving.session import StatefulSession, spans, warm_up, warm_up_sizes
 from tests.model_repository.serving.conftest import Models, one, sampler
 
 
@@ -104,3 +105,39 @@ def test_a_warm_up_covers_every_size_up_to_all_slots():
     assert warm_up_sizes(2) == [1, 2]
     assert warm_up_sizes(6) == [1, 2, 4, 6]
     assert warm_up_sizes(64) == [1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("rows", "widest_gap", "expected"),
+    [
+        ([], 3, []),
+        ([5], 3, [(5, 6)]),
+        ([0, 1, 2], 0, [(0, 3)]),
+        ([0, 2, 6], 0, [(0, 1), (2, 3), (6, 7)]),
+        ([0, 2, 6], 1, [(0, 3), (6, 7)]),
+        ([0, 2, 6], 2.9, [(0, 3), (6, 7)]),
+        ([0, 2, 6], 3, [(0, 7)]),
+        ([1, 47], math.inf, [(1, 48)]),
+    ],
+)
+def test_runs_take_few_resting_rows_along(rows, widest_gap, expected):
+    assert spans(rows, widest_gap) == expected
+
+
+@pytest.mark.parametrize(("fixed", "a_row", "gap"), [(0.004, 0.002, 2), (0.009, 0.0005, 18)])
+def test_a_warm_up_sees_what_a_resting_row_costs_beside_a_run(golden_models: Path, monkeypatch, fixed, a_row, gap):
+    session = Models(golden_models, slots=8).encoder._session
+    now = 0.0
+
+    def run(rows: int) -> None:
+        nonlocal now
+        now += fixed + rows * a_row
+
+    monkeypatch.setattr("model_repository.serving.session.perf_counter", lambda: now)
+    assert session.widest_gap == math.inf
+    warm_up(session, run)
+    assert session.widest_gap == pytest.approx(gap)
+    session.splits = False
+    session.widest_gap = math.inf
+    warm_up(session, run)
+    assert session.widest_gap == math.inf, "on a device a run has its size"
