@@ -16,7 +16,7 @@ import numpy as np
 from gateway.conversation.engine import Draw, Thought, Tokens
 from gateway.engine.http import Tensors, TritonGone, TritonHttp, TritonRefused
 from gateway.engine.request import Tensor, head
-from gateway.engine.sequence import Place, shared
+from gateway.engine.sequence import TritonSequence, shared
 
 DEPFORMER = "depformer"
 
@@ -85,9 +85,9 @@ class Gather(Generic[Asked, Answer]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """A frame of one conversation for a stateful model: raw inputs, in the order of the place's."""
+    """A frame of one conversation for a stateful model: raw inputs, in the order of the sequence's."""
 
-    place: Place
+    sequence: TritonSequence
     contents: Sequence[bytes]
 
 
@@ -96,8 +96,8 @@ class FrameCalls(Gather[Frame, Tensors]):
 
     def request(self, asked: list[Frame]) -> list[bytes]:
         if len(asked) == 1:
-            return asked[0].place.frame(asked[0].contents)
-        return shared([frame.place for frame in asked], [frame.contents for frame in asked])
+            return asked[0].sequence.frame(asked[0].contents)
+        return shared([frame.sequence for frame in asked], [frame.contents for frame in asked])
 
     def answers(self, outputs: Tensors, count: int) -> Sequence[Tensors]:
         if count == 1:

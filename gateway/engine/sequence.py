@@ -1,4 +1,4 @@
-"""A conversation's place in one stateful model: its sequence, its row, and the requests that are its own."""
+"""A conversation's sequence in one stateful model: its row there, and the requests that are its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ takes the row of a sequence that has been idle for an hour."""
 _MEMBER = Tensor("members", "INT64", (2,))
 
 
-class Place:
+class TritonSequence:
     """`inputs`: the tensors of a frame, without the dimension that counts members.
 
     row: None until the model has said which it is, in its answer to the request that begins the sequence.
@@ -81,14 +81,14 @@ class Place:
         return np.array([(self.row or 0) if row is None else row, self._key], np.int64).tobytes()
 
 
-def shared(places: Sequence[Place], contents: Sequence[Sequence[bytes]]) -> list[bytes]:
+def shared(sequences: Sequence[TritonSequence], contents: Sequence[Sequence[bytes]]) -> list[bytes]:
     """One request for a frame of several, all of whom have rows in the same model.
 
     It goes on the sequence of the lowest row: to each row below that one Triton adds a copy of the request.
     """
-    carrier = min(places, key=lambda place: place.row or 0)
-    tensors = [tensor.of(1, len(places)) for tensor in (*carrier.inputs, _MEMBER)]
+    carrier = min(sequences, key=lambda sequence: sequence.row or 0)
+    tensors = [tensor.of(1, len(sequences)) for tensor in (*carrier.inputs, _MEMBER)]
     request = head(carrier.model, tensors, carrier._sequence_id)
     carrier._touched_at = carrier._clock()
-    members = b"".join(place._member() for place in places)
+    members = b"".join(sequence._member() for sequence in sequences)
     return [request, *(b"".join(parts) for parts in zip(*contents, strict=True)), members]

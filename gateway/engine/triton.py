@@ -17,7 +17,7 @@ from gateway.engine.http import Tensors, TritonGone, TritonHttp, TritonRefused
 from gateway.engine.pace import Pace, piece
 from gateway.engine.prefix import Prefix
 from gateway.engine.request import Tensor
-from gateway.engine.sequence import Place
+from gateway.engine.sequence import TritonSequence
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
 
@@ -83,12 +83,12 @@ class TritonSession:
         self._pending: asyncio.Future[Tensors] | None = None
         self._closing: asyncio.Future[None] | None = None
         self.sequence_id = str(uuid4())
-        self._encoder = self._place(ENCODER, Tensor("pcm", "FP32", (manifest.frame_size,)))
-        self._temporal = self._place(TEMPORAL, Tensor("columns", "INT64", (1, STREAMS)), *_SAMPLER)
-        self._decoder = self._place(DECODER, Tensor("codes", "INT64", (manifest.codebooks,)))
+        self._encoder = self._sequence(ENCODER, Tensor("pcm", "FP32", (manifest.frame_size,)))
+        self._temporal = self._sequence(TEMPORAL, Tensor("columns", "INT64", (1, STREAMS)), *_SAMPLER)
+        self._decoder = self._sequence(DECODER, Tensor("codes", "INT64", (manifest.codebooks,)))
 
-    def _place(self, model: str, *inputs: Tensor) -> Place:
-        return Place(model, inputs, self.sequence_id)
+    def _sequence(self, model: str, *inputs: Tensor) -> TritonSequence:
+        return TritonSequence(model, inputs, self.sequence_id)
 
     async def encode(self, pcm: Floats) -> Tokens:
         """pcm [1920] -> codes [8]."""
@@ -169,27 +169,27 @@ class TritonSession:
     async def _end_all(self) -> None:
         if self._pending is not None and not self._pending.done():
             await asyncio.wait([self._pending])
-        begun = [place for place in (self._encoder, self._temporal, self._decoder) if place.begun]
-        await asyncio.gather(*(self._end(place) for place in begun))
+        begun = [sequence for sequence in (self._encoder, self._temporal, self._decoder) if sequence.begun]
+        await asyncio.gather(*(self._end(sequence) for sequence in begun))
 
-    async def _end(self, place: Place) -> None:
+    async def _end(self, sequence: TritonSequence) -> None:
         try:
-            await self._engine.http.infer(place.end(), self._engine.release_deadline)
+            await self._engine.http.infer(sequence.end(), self._engine.release_deadline)
         except (TritonGone, TritonRefused) as error:
             # Triton reuses the row by itself once the sequence has been idle for long enough.
-            logger.warning("could not end %s of conversation %s: %s", place.model, self.sequence_id, _line(error))
+            logger.warning("could not end %s of conversation %s: %s", sequence.model, self.sequence_id, _line(error))
 
-    async def _step(self, place: Place, contents: Sequence[bytes]) -> Tensors:
-        if place.shares:
-            return await self._answer(place, self._engine.frames[place.model].ask(Frame(place, contents)))
-        return await self._own(place, place.frame(contents), self._engine.step_deadline)
+    async def _step(self, sequence: TritonSequence, contents: Sequence[bytes]) -> Tensors:
+        if sequence.shares:
+            return await self._answer(sequence, self._engine.frames[sequence.model].ask(Frame(sequence, contents)))
+        return await self._own(sequence, sequence.frame(contents), self._engine.step_deadline)
 
-    async def _own(self, place: Place, request: Sequence[bytes], deadline: float) -> Tensors:
-        answer = await self._answer(place, self._engine.http.infer(request, deadline))
-        place.answered(answer)
+    async def _own(self, sequence: TritonSequence, request: Sequence[bytes], deadline: float) -> Tensors:
+        answer = await self._answer(sequence, self._engine.http.infer(request, deadline))
+        sequence.answered(answer)
         return answer
 
-    async def _answer(self, place: Place, call: asyncio.Future[Tensors]) -> Tensors:
+    async def _answer(self, sequence: TritonSequence, call: asyncio.Future[Tensors]) -> Tensors:
         """Raw outputs by name.
 
         A caller who is cancelled does not cancel the call: cutting a step in two would leave Triton to clean up the
@@ -199,7 +199,7 @@ class TritonSession:
         try:
             return await asyncio.shield(call)
         except (TritonGone, TritonRefused) as error:
-            raise _translated(error, place.model) from error
+            raise _translated(error, sequence.model) from error
 
 
 def _translated(error: TritonGone | TritonRefused, model: str) -> EngineUnavailable | EngineError:

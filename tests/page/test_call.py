@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.page.browser import Visit
 from tests.page.conftest import Gateway
@@ -65,6 +65,22 @@ def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) ->
     visit.end()
     tokens = gateway.app.state.calls.tokenizer.encode_prompt("You are a lighthouse.")
     assert tokens == [token for token in gateway.engine.prefills[0][0][:, 0] if token != 3]
+
+
+def test_no_words_appear_where_somebody_is_about_to_write(visit: Visit) -> None:
+    """What can be chosen may come late."""
+    page = visit.page
+    held: list[Route] = []
+    page.route("**/v1/system-prompts", lambda route: held.append(route))
+    page.reload(wait_until="commit")
+    page.locator("#prompt").focus()
+    visit.wait_until(lambda: held)
+    held[0].continue_()
+    expect(page.locator(".chip").first).to_be_visible()
+    assert page.locator("#prompt").input_value() == ""
+    page.keyboard.type("You are a lighthouse.")
+    assert page.locator("#prompt").input_value() == "You are a lighthouse."
+    assert page.locator("#role").input_value() == ""
 
 
 def test_the_recording_has_the_caller_left_and_the_agent_right_as_they_sounded(visit: Visit, gateway: Gateway) -> None:

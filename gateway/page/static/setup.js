@@ -167,14 +167,16 @@ export class Setup {
     const role = find("role");
     const named = prompts.system_prompts.map(({ name }) => new Option(spoken(name), name));
     role.replaceChildren(...named, new Option("In your own words", ""));
-    if (this.#loaded || find("prompt").value) {
+    const words = find("prompt");
+    // Nobody's words are changed, nor put where somebody is about to write.
+    if (this.#loaded || words.value || words === document.activeElement) {
       this.#promptWritten();
       return;
     }
     const { role: wanted, prompt } = this.#remembered;
     role.value = prompts.system_prompts.some(({ name }) => name === wanted) ? wanted : prompts.default;
     if (wanted === "" && prompt) role.value = "";
-    find("prompt").value = role.value ? this.#textOf(role.value) : prompt;
+    words.value = role.value ? this.#textOf(role.value) : prompt;
   }
 
   async #showMicrophones() {

@@ -21,8 +21,8 @@ PROMPT = 300
 SETTLED = 2_000
 """Frames after which nothing is done for the first time."""
 
-LEVEL_BYTES = 1 << 20
-"""A leak of 60 bytes a frame would be more."""
+LEVEL_BYTES = 4 << 20
+"""A leak of 240 bytes a frame would be more. Python takes memory by the MiB, now and then."""
 
 ROUNDING = 1e-5
 HOURS_10 = round(10 * 3600 * 12.5)
