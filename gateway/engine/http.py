@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 _HEADER_LENGTH = b"inference-header-content-length"
 
+_MOST_LAYOUTS = 1024
+"""Answers differ by model and by how many conversations share them."""
+
 
 class TritonRefused(Exception):  # noqa: N818 (the name says what happened)
     """Triton answered with an error; `status` is HTTP's, the message Triton's own."""
@@ -74,7 +77,7 @@ class TritonHttp:
         header = body[:header_length]
         layout = self._layouts.get(header)
         if layout is None:
-            if len(self._layouts) > 64:
+            if len(self._layouts) > _MOST_LAYOUTS:
                 self._layouts.clear()
             layout = self._layouts[header] = _layout(header)
         tensors = memoryview(body)[header_length:]

@@ -20,6 +20,7 @@ from gateway.cli import run
 from model_repository.build import build_repository
 from model_repository.checkpoint.folder import LM_FILE
 from model_repository.outlier_weights import MIDDLE_SIZE, outlier_weights
+from model_repository.quantize.plan import AUDIO_HEADS
 from model_repository.tiny import write_tiny_checkpoint
 
 BLOCK = 128
@@ -27,11 +28,11 @@ VARIANTS = ("fp16", "int8", "mixed", "int4")
 
 
 def round_plainly(checkpoint: Path, out: Path, bits: int) -> None:
-    """A copy of a float32 checkpoint whose temporal layers have `bits` and all other matrices 8, as the variants do."""
+    """A copy of a float32 checkpoint: temporal layers have `bits`, all other matrices but audio heads have 8."""
     shutil.copytree(checkpoint, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LM_FILE))
     tensors = load_file(checkpoint / LM_FILE)
     for name, weight in tensors.items():
-        if weight.ndim == 2 and "emb" not in name:
+        if weight.ndim == 2 and "emb" not in name and not name.startswith(AUDIO_HEADS):
             tensors[name] = _rounded(weight, bits if name.startswith("transformer.") else 8)
     save_file(tensors, out / LM_FILE)
 
