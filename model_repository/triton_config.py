@@ -18,7 +18,8 @@ MODELS = ("mimi_encoder", "temporal", "depformer", "mimi_decoder")
 
 SEQUENCE_IDLE_MICROSECONDS = 3600 * 1_000_000
 """After this long without a request Triton frees a row. The gateway ends conversations long before; this frees rows
-whose gateway died. Triton's default of one second would take the row of a caller who is merely late."""
+whose gateway died. Triton's default of one second would take the row of a caller who is merely late. A sequence that
+others' requests speak for is idle to Triton: the gateway lets each ask for itself in a small part of this time."""
 
 DEVICE_ID = 0
 """Of the GPUs that CUDA_VISIBLE_DEVICES leaves visible."""

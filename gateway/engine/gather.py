@@ -7,6 +7,7 @@ that share a frame.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -25,7 +26,7 @@ Answer = TypeVar("Answer")
 Waiting = list[tuple[Asked, asyncio.Future[Answer]]]
 
 
-class Gather(Generic[Asked, Answer]):
+class Gather(ABC, Generic[Asked, Answer]):
     """What is asked in one turn of the loop, `limit` at most at a time, is one request. `deadline`: seconds."""
 
     def __init__(self, http: TritonHttp, limit: int, deadline: float) -> None:
@@ -43,13 +44,13 @@ class Gather(Generic[Asked, Answer]):
         self._waiting.append((asked, answer))
         return answer
 
+    @abstractmethod
     def request(self, asked: list[Asked]) -> list[bytes]:
         """One request for all of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self, outputs: Tensors, count: int) -> Sequence[Answer]:
         """What the request's raw outputs mean for each."""
-        raise NotImplementedError
 
     def failed(self, waiting: Waiting[Asked, Answer], error: Exception) -> None:
         """The request for all of them failed."""

@@ -71,7 +71,7 @@ class Sequences:
     A request is of one conversation, whose sequence it belongs to and whose row it has. It may speak for other
     conversations too: a frame that many share is then one request, and what Triton and its Python backend spend on a
     request is spent once. `members` [N, 2] int64 says whom it speaks for, by row and key, and every other input has N
-    entries. A key is what a conversation said when it began, nobody is taken for the row's last tenant.
+    entries. A key is what a conversation said when it began: nobody is taken for the row's last tenant.
 
     A request with START has one member, whose row is 0, or -1 if there is nothing to be done yet: its other inputs are
     not looked at then. The answer has an output `row` [1], the sequence's own.
@@ -83,7 +83,7 @@ class Sequences:
         self._model = model
         self._keys: dict[int, int] = {}
         self._fresh: set[int] = set()
-        """Rows whose conversation has begun, but not had a turn."""
+        """Rows whose conversation has begun, but not had a turn that succeeded."""
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in order.
@@ -104,8 +104,9 @@ class Sequences:
                 spans[row] = list(asked)
             except BadInputError as error:
                 errors[row] = error
-        self._fresh -= turns.keys()
         outcome = _run(self._model, list(turns.values()))
+        # What failed may not have cleaned the row.
+        self._fresh -= turns.keys() - outcome.errors.keys()
         return [
             _refuse(errors[row])
             if row in errors

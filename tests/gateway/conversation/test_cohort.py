@@ -177,6 +177,12 @@ async def test_a_stuck_frame_does_not_hold_up_what_is_none():
     stuck.cancel()
 
 
+async def give_up(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 class Stages:
     """Frames that give way after `before` seconds and end `after` more; who is inside, moment by moment."""
 
@@ -218,9 +224,7 @@ async def test_where_much_comes_behind_the_temporal_model_the_next_frame_begins_
     first.cancel()
     await asyncio.sleep(0.01)
     assert "third" in stages.inside
-    for task in (second, third):
-        task.cancel()
-    await asyncio.wait([first, second, third])
+    await give_up(first, second, third)
 
 
 async def test_nobody_overtakes_in_the_temporal_model():
@@ -232,9 +236,7 @@ async def test_nobody_overtakes_in_the_temporal_model():
     second = asyncio.create_task(stages.frame("second"))
     await asyncio.sleep(0.02)
     assert stages.inside == {"first"}
-    for task in (first, second):
-        task.cancel()
-    await asyncio.wait([first, second])
+    await give_up(first, second)
 
 
 async def test_where_the_temporal_model_is_nearly_all_one_frame_is_for_all():
@@ -254,8 +256,7 @@ async def test_another_s_prompt_begins_when_a_frame_has_given_way():
     await asyncio.sleep(0.001)
     await asyncio.wait_for(stages.cohort.between(), 0.5)
     assert stages.inside == {"first"}
-    first.cancel()
-    await asyncio.wait([first])
+    await give_up(first)
 
 
 async def test_a_frame_that_is_stuck_behind_the_temporal_model_is_left_behind_too():
@@ -268,8 +269,6 @@ async def test_a_frame_that_is_stuck_behind_the_temporal_model_is_left_behind_to
     await asyncio.sleep(0.15)
     stages.after = 0.001
     await asyncio.wait_for(stages.frame("later"), 0.5)
-    for task in stuck:
-        task.cancel()
-    await asyncio.wait(stuck)
+    await give_up(*stuck)
     await asyncio.wait_for(asyncio.gather(*(stages.frame(name) for name in "abc")), 0.5)
     assert stages.cohort._under_way == 0
