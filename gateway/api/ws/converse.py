@@ -66,9 +66,8 @@ class Converse(Line):
     async def hear(self, message: str | bytes, live: LiveCall) -> None:
         """PCM, or the wish to end. What comes after that is not heard."""
         if isinstance(message, bytes):
-            pcm = self._reader.read(message)
             if not self._done:
-                await live.put(pcm)
+                await live.put(self._reader.read(message))
         elif isinstance(messages.read(message), messages.Start):
             raise InvalidRequest("expected audio or an end message, got another start message")
         elif not self._done:

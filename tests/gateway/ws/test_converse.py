@@ -117,15 +117,18 @@ async def test_a_call_without_any_audio_is_frame_0_alone(server: Server) -> None
     assert heard.code == 1000
 
 
-async def test_what_comes_after_the_end_is_not_heard(server: Server) -> None:
+@pytest.mark.parametrize("late", [bytes(2 * FRAME), bytes(3)], ids=["a frame", "half a sample"])
+@pytest.mark.parametrize("rate", [24_000, 8_000])
+async def test_what_comes_after_the_end_is_not_heard(server: Server, rate: int, late: bytes) -> None:
     async with server.connect() as client:
-        await client.send(start())
+        await client.send(start(audio={"sample_rate": rate}))
+        await client.send(bytes(2 * FRAME * 20 * rate // 24_000))
         await client.send(END)
-        await client.send(bytes(2 * FRAME))
+        await client.send(late)
         await client.send(END)
         heard = await hear(client)
-    assert heard.one("ended")["frames"] == 1
     assert heard.code == 1000
+    assert heard.one("ended")["frames"] == len(heard.audio) == 21
 
 
 async def test_audio_is_answered_while_the_caller_still_speaks(server: Server) -> None:
