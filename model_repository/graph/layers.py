@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
 
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import Float32, Graph, Value
 from model_repository.graph.matrices import Matrix, narrowed, product, widened
+from model_repository.graph.tables import Table, lookup
 from model_repository.quantize.plan import Plan, smoothing_of
 from model_repository.variants import Precision
 
@@ -54,20 +53,12 @@ class Weights:
 
     def rows(self, keys: Sequence[str], indices: Value) -> Value:
         """Rows of the tables `keys`, laid below one another: indices [...] int64 -> [..., width] float32."""
-        shapes = [self.source.shape(key) for key in keys]
-        name = keys[0] if len(keys) == 1 else f"{keys[0]}.stacked"
-        dtype = np.dtype(self._plan.tables)
-        shape = (sum(rows for rows, _ in shapes), shapes[0][1])
-
-        def stack() -> NDArray[Any]:
-            table = np.empty(shape, dtype)
-            ends = np.cumsum([rows for rows, _ in shapes])
-            for key, (rows, _), end in zip(keys, shapes, ends, strict=True):
-                table[end - rows : end] = self.source.read(key)
-            return table
-
-        taken = self.graph.op.Gather(self.graph.weight(name, shape, stack, dtype), indices)
-        return taken if dtype == np.float32 else self.graph.op.Cast(taken, to=ir.DataType.FLOAT)
+        table = Table(
+            keys[0] if len(keys) == 1 else f"{keys[0]}.stacked",
+            self.source.shape(keys[0])[1],
+            [(self.source.shape(key)[0], partial(self.source.read, key)) for key in keys],
+        )
+        return lookup(self.graph, self._plan, table, indices)
 
     def linear(self, x: Value, key: str, rows: slice | None = None) -> Value:
         """x [..., in] times the transpose of checkpoint matrix `key` [out, in], or of the rows given -> [..., out].

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
-
 from model_repository.quantize.blocks import Float32, TensorError
 from model_repository.variants import Precision
 
@@ -50,6 +46,10 @@ class Plan:
         return self.matrices
 
     @property
-    def tables(self) -> npt.DTypeLike:
-        """Of embedding tables: only rows are read, so they are not rounded further than the published bfloat16."""
-        return np.float32 if self.matrices is Precision.FP32 else ml_dtypes.bfloat16
+    def tables(self) -> Precision:
+        """Of embedding tables. Few rows of them are read, so they need not be smaller for speed: they are kept as they
+        were published, or at 8 bits where memory is what a variant is chosen for.
+        """
+        if self.matrices is Precision.FP32:
+            return Precision.FP32
+        return Precision.INT8 if self.matrices in (Precision.INT8, Precision.INT4) else Precision.BF16

@@ -100,15 +100,23 @@ async def measure(url: str, manifest: Manifest, asked: argparse.Namespace) -> di
 
 
 def memory() -> dict[str, Any]:
-    """Bytes that Triton and its models' processes hold: resident, and with shared pages counted once."""
+    """Bytes that Triton and its models' processes hold: `rss` resident; `pss` with shared pages counted once; and
+    `anonymous`, what of these is no file's page, which the system could drop and read again.
+    """
     processes = {}
     for process in psutil.Process().children(recursive=True):
         command = " ".join(process.cmdline())
         model = next((model for model in STAGES.values() if f"/{model}/" in command), None)
         held = process.memory_full_info()
-        processes[model or Path(process.cmdline()[0]).name] = {"rss": held.rss, "pss": held.pss}
-    totals = {kind: sum(held[kind] for held in processes.values()) for kind in ("rss", "pss")}
+        kinds = {"rss": held.rss, "pss": held.pss, "anonymous": _anonymous(process.pid)}
+        processes[model or Path(process.cmdline()[0]).name] = kinds
+    totals = {kind: sum(held[kind] for held in processes.values()) for kind in ("rss", "pss", "anonymous")}
     return {**totals, "processes": processes}
+
+
+def _anonymous(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(1024 * int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss_Anon:"))
 
 
 def main() -> None:

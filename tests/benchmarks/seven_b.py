@@ -204,6 +204,8 @@ def main() -> None:
         parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(bench.steps)}")
     for step in asked.only or bench.steps:
         bench.run(step)
+    if not (bench.models / "manifest.json").is_file():
+        return
     figures = bench.figures()
     made = sheets(figures)
     show(made)

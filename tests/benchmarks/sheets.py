@@ -145,10 +145,10 @@ def _begun(begun: Sequence[Figures]) -> Sheet:
 
 
 def _memory(memory: Figures) -> Sheet:
-    rows = [(name, _gb(held["rss"]), _gb(held["pss"])) for name, held in memory["memory"]["processes"].items()]
-    rows.append(("all", _gb(memory["memory"]["rss"]), _gb(memory["memory"]["pss"])))
-    rows.append(("remembered beginnings of calls, at most as much again", "", _gb(memory["remembered_at_most"])))
-    columns = ("process", "resident", "shared pages counted once")
+    counted = {**memory["memory"]["processes"], "all": memory["memory"]}
+    rows = [(name, *(_gb(held[kind]) for kind in ("rss", "pss", "anonymous"))) for name, held in counted.items()]
+    rows.append(("remembered beginnings of calls, at most as much again", "", "", _gb(memory["remembered_at_most"])))
+    columns = ("process", "resident", "shared pages counted once", "without pages of files")
     return Sheet(f"Memory of the server, {memory['slots']} slots, their windows full", columns, rows)
 
 

@@ -32,6 +32,7 @@ KERNELS: dict[str, frozenset[str]] = {
     "Exp": _FLOATS,
     "Expand": _ALL,
     "Gather": _ALL,
+    "GatherBlockQuantized": frozenset({"UINT8"}),
     "GatherElements": _ALL,
     "Gelu": _FLOATS,
     "Greater": frozenset({"FLOAT", "FLOAT16", "INT64"}),
@@ -70,6 +71,9 @@ KERNELS: dict[str, frozenset[str]] = {
 
 _BOOLEAN = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"})
 
+_TYPED_BY = {"Where": 1, "GatherBlockQuantized": 2}
+"""By operator, the operand whose type its result has, where that is not the first."""
+
 
 class Typed:
     """A graph's nodes with the element types of their operands."""
@@ -99,7 +103,7 @@ class Typed:
             return "BOOL"
         if node.op_type == "ArgMin" or (node.op_type == "TopK" and index == 1):
             return "INT64"
-        return self._types[node.input[1 if node.op_type == "Where" else 0]]
+        return self._types[node.input[_TYPED_BY.get(node.op_type, 0)]]
 
 
 def _name(element: int) -> str:

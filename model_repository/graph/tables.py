@@ -1,0 +1,72 @@
+"""Rows of embedding tables, in every precision a table can be kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from model_repository.graph.builder import Float32, Graph, Value
+from model_repository.quantize.blocks import BLOCK, quantize
+from model_repository.quantize.plan import Plan
+from model_repository.variants import Precision
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Tables of a checkpoint laid below one another: `parts` [n, width] in order, each as its rows and what reads it.
+
+    name: that all of it has in the graph.
+    """
+
+    name: str
+    width: int
+    parts: list[tuple[int, Callable[[], Float32]]]
+
+    @property
+    def rows(self) -> int:
+        """Of all parts."""
+        return sum(rows for rows, _ in self.parts)
+
+    def fill(self, stacked: NDArray[Any]) -> NDArray[Any]:
+        """`stacked` [rows, width], one part read at a time."""
+        start = 0
+        for rows, read in self.parts:
+            stacked[start : start + rows] = read()
+            start += rows
+        return stacked
+
+
+def lookup(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
+    """indices [...] int64 -> those rows of `table`, kept as `plan` says: [..., width] float32."""
+    if plan.tables is Precision.INT8:
+        return _blocks(graph, plan, table, indices)
+    dtype = np.dtype(np.float32 if plan.tables is Precision.FP32 else ml_dtypes.bfloat16)
+    shape = (table.rows, table.width)
+    stored = graph.weight(table.name, shape, lambda: table.fill(np.empty(shape, dtype)), dtype)
+    taken = graph.op.Gather(stored, indices)
+    return taken if dtype == np.float32 else graph.op.Cast(taken, to=ir.DataType.FLOAT)
+
+
+def _blocks(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
+    name, rows, width = table.name, table.rows, table.width
+    blocks = -(-width // BLOCK)
+    declared: dict[str, tuple[tuple[int, ...], Any]] = {
+        f"{name}.codes": ((rows, width), np.uint8),
+        f"{name}.scales": ((rows, blocks), np.float32),
+    }
+
+    def make() -> list[NDArray[Any]]:
+        made, plan.errors[name] = quantize(table.fill(np.empty((rows, width), np.float32)), 8)
+        return [made.codes.reshape(rows, -1)[:, :width], made.scales]
+
+    codes, scales = graph.weights(declared, make)
+    # Codes of 8 bits stand for their difference from 128.
+    return graph.contrib.GatherBlockQuantized(
+        codes, indices, scales, bits=8, block_size=BLOCK, gather_axis=0, quantize_axis=1
+    )

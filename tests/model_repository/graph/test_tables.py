@@ -1,0 +1,69 @@
+"""Rows of embedding tables are those that were stored, in every precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from model_repository.graph.builder import ROWS, Float32, Graph
+from model_repository.graph.tables import Table, lookup
+from model_repository.quantize.blocks import BLOCK
+from model_repository.quantize.plan import Plan
+from model_repository.variants import Precision
+
+INDICES = np.array([[0, 4], [5, 11], [3, 3]])
+
+
+def parts(width: int) -> list[Float32]:
+    random = np.random.default_rng(0)
+    return [random.standard_normal((rows, width)).astype(np.float32) for rows in (5, 7)]
+
+
+def rows(tmp_path: Path, plan: Plan, stacked: list[Float32]) -> Float32:
+    """Those of `INDICES`, by the graph."""
+    width = stacked[0].shape[1]
+    graph = Graph("lookup")
+    indices = graph.input("indices", ir.DataType.INT64, [ROWS, 2])
+    table = Table("t", width, [(len(part), lambda part=part: part) for part in stacked])
+    graph.output("y", lookup(graph, plan, table, indices))
+    graph.save(tmp_path / "model.onnx")
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"indices": INDICES})
+    return found
+
+
+@pytest.mark.parametrize("width", [BLOCK, 2 * BLOCK, 32, BLOCK + 16])
+def test_eight_bits_have_a_scale_for_every_block_of_a_row(tmp_path: Path, width: int):
+    stacked = parts(width)
+    stacked[1][4] *= 1000  # row 9, which no other row pays for
+    plan = Plan(Precision.INT4)
+    found = rows(tmp_path, plan, stacked)
+    expected = np.concatenate(stacked)[INDICES]
+    for start in range(0, width, BLOCK):
+        block = expected[..., start : start + BLOCK]
+        scales = np.abs(block).max(-1, keepdims=True) / 127
+        assert (np.abs(found[..., start : start + BLOCK] - block) <= 0.5001 * scales).all()
+    assert plan.errors["t"].bits == 8
+    assert 0 < plan.errors["t"].relative < 0.01
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [(Precision.FP32, np.float32), (Precision.FP16, ml_dtypes.bfloat16)])
+def test_other_tables_are_as_published(tmp_path: Path, precision: Precision, dtype: type):
+    stacked = parts(48)
+    plan = Plan(precision)
+    found = rows(tmp_path, plan, stacked)
+    assert np.array_equal(found, np.concatenate(stacked).astype(dtype).astype(np.float32)[INDICES])
+    assert not plan.errors
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
+def test_a_table_is_read_by_rows_and_kept_at_a_byte_each(precision: Precision):
+    graph, stacked = Graph("lookup"), parts(2 * BLOCK)
+    indices = graph.input("indices", ir.DataType.INT64, [ROWS, 1])
+    lookup(graph, Plan(precision), Table("t", 2 * BLOCK, [(len(part), part.copy) for part in stacked]), indices)
+    assert graph.weight_bytes == 12 * (2 * BLOCK + 2 * 4)
