@@ -52,7 +52,10 @@ def test_eight_bits_have_a_scale_for_every_block_of_a_row(tmp_path: Path, width:
     assert 0 < plan.errors["t"].relative < 0.01
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [(Precision.FP32, np.float32), (Precision.FP16, ml_dtypes.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [(Precision.FP32, np.float32), (Precision.FP16, ml_dtypes.bfloat16), (Precision.INT8, ml_dtypes.bfloat16)],
+)
 def test_other_tables_are_as_published(tmp_path: Path, precision: Precision, dtype: type):
     stacked = parts(48)
     plan = Plan(precision)
@@ -61,9 +64,8 @@ def test_other_tables_are_as_published(tmp_path: Path, precision: Precision, dty
     assert not plan.errors
 
 
-@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
-def test_a_table_is_read_by_rows_and_kept_at_a_byte_each(precision: Precision):
+def test_beside_four_bits_a_number_takes_a_byte():
     graph, stacked = Graph("lookup"), parts(2 * BLOCK)
     indices = graph.input("indices", ir.DataType.INT64, [ROWS, 1])
-    lookup(graph, Plan(precision), Table("t", 2 * BLOCK, [(len(part), part.copy) for part in stacked]), indices)
+    lookup(graph, Plan(Precision.INT4), Table("t", 2 * BLOCK, [(len(part), part.copy) for part in stacked]), indices)
     assert graph.weight_bytes == 12 * (2 * BLOCK + 2 * 4)
