@@ -47,8 +47,8 @@ class Plan:
 
     @property
     def tables(self) -> Precision:
-        """Of embedding tables: as published, for only single rows of them are read. At 8 bits, they are a third of what
-        int8 does to the hidden state; beside 4-bit matrices they do next to nothing, and memory is what those are for.
+        """Of embedding tables: as published, for only single rows of them are read. 8 bits would add a third to what
+        int8 does to the hidden state; beside 4-bit matrices they add next to nothing, and memory is what those are for.
         """
         if self.matrices is Precision.FP32:
             return Precision.FP32
