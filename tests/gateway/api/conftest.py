@@ -61,3 +61,10 @@ def ask(client: httpx.AsyncClient, recording: Make) -> Callable[..., Any]:
         return await client.post("/v1/respond", json=body, headers={"Accept": accept})
 
     return post
+
+
+@pytest.fixture
+async def no_slot_is_lost(app: FastAPI, engine: FakeEngine) -> AsyncIterator[None]:
+    yield
+    assert app.state.calls.admission.taken == 0
+    assert engine.opened == engine.closed

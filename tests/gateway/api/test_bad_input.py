@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
@@ -13,33 +12,14 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from fastapi import FastAPI
 
-from gateway.engine.fake import FakeEngine
-from gateway.errors import EngineError
 from gateway.settings import Settings
+from tests.gateway.api.problems import problem
 
 Ask = Callable[..., Any]
 Make = Callable[..., bytes]
 
-
-@pytest.fixture(autouse=True)
-async def no_slot_is_lost(app: FastAPI, engine: FakeEngine) -> AsyncIterator[None]:
-    yield
-    assert app.state.calls.admission.taken == 0
-    assert engine.opened == engine.closed
-
-
-def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = answer.json()
-    assert body["type"] == f"urn:personaplex:{kind}"
-    assert body["status"] == status
-    assert body["title"]
-    assert "\n" not in body["detail"]
-    assert "Traceback" not in answer.text
-    return body
+pytestmark = pytest.mark.usefixtures("no_slot_is_lost")
 
 
 def fields(body: dict[str, Any]) -> list[str]:
@@ -279,61 +259,6 @@ async def test_a_voice_and_a_voice_recording_are_refused(ask: Ask, settings: Set
     settings.allow_voice_audio = True
     answer = await ask(voice="NATF0", voice_audio=base64.b64encode(recording(6)).decode())
     assert fields(problem(answer, 422, "invalid-request")) == ["voice_audio"]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_more_conversations_than_slots_are_refused_at_once(ask: Ask, engine: FakeEngine, stream: bool):
-    engine.delay = 0.05
-    wav = {"accept": "audio/wav"}
-    running = [asyncio.create_task(ask(**wav)) for _ in range(2)]
-    await asyncio.sleep(0.1)
-    async with asyncio.timeout(0.1):
-        answer = await ask(**wav, stream=stream)
-    body = problem(answer, 503, "at-capacity")
-    assert answer.headers["retry-after"] == "7"
-    assert body["detail"] == "all 2 conversations are taken; try again in 7 s"
-    assert [(await task).status_code for task in running] == [200, 200]
-    engine.delay = 0.0
-    assert (await ask()).status_code == 200
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_engine_that_is_gone_is_a_503_and_recovers(ask: Ask, engine: FakeEngine, stream: bool):
-    engine.down = True
-    for _ in range(5):
-        answer = await ask(accept="audio/wav", stream=stream)
-        problem(answer, 503, "engine-unavailable")
-        assert answer.headers["retry-after"] == "7"
-    engine.down = False
-    assert (await ask(accept="audio/wav", stream=stream)).status_code == 200
-
-
-async def test_an_engine_that_goes_in_the_middle_is_a_503(ask: Ask, engine: FakeEngine):
-    engine.delay = 0.01
-    task = asyncio.create_task(ask(max_steps=50))
-    await asyncio.sleep(0.15)
-    engine.down = True
-    problem(await task, 503, "engine-unavailable")
-
-
-async def test_a_failure_of_the_models_is_a_502(ask: Ask, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch):
-    def fail() -> None:
-        raise EngineError("Triton failed (temporal): INTERNAL: out of memory")
-
-    monkeypatch.setattr(engine, "open", fail)
-    problem(await ask(), 502, "engine-error")
-
-
-async def test_a_mistake_of_ours_is_a_500_without_its_traceback(
-    ask: Ask, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-):
-    def fail() -> None:
-        raise ZeroDivisionError("the secret of the house")
-
-    monkeypatch.setattr(engine, "open", fail)
-    answer = await ask()
-    problem(answer, 500, "internal-error")
-    assert "secret" not in answer.text
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/voice", "/v1/voices/", "/v1/voices/..%2f..%2fetc%2fpasswd"])
