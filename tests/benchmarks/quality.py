@@ -3,7 +3,8 @@
 The checkpoint is that of `model_repository.outlier_weights`. Beside the variants stands what plain rounding gives: the
 same matrices, each block of 128 weights from its least to its largest on an even grid, nothing scaled and nothing
 searched. It takes the same bytes, but is kept here as float32, and multiplied with float32: its disk, memory and time
-say nothing, and that the variants round what they multiply with to 8 bits is to its advantage.
+say nothing. That the variants round what they multiply with to 8 bits, and int4 its embedding tables, is to its
+advantage.
 """
 
 from __future__ import annotations

@@ -57,7 +57,10 @@ def test_only_the_first_of_the_conversations_computes_their_columns(figures: dic
 def test_the_build_and_the_server_of_two_slots_say_what_memory_they_took(work: Path, figures: dict[str, Any]) -> None:
     assert figures["build"]["peak_bytes"] > 50e6
     assert figures["memory"]["slots"] == 2
-    assert {"tritonserver", *STAGES.values()} <= figures["memory"]["memory"]["processes"].keys()
+    held = figures["memory"]["memory"]
+    assert {"tritonserver", *STAGES.values()} <= held["processes"].keys()
+    for counted in (held, *held["processes"].values()):
+        assert 0 < counted["anonymous"] < counted["pss"] <= counted["rss"]
     assert [begun["computed"] for begun in figures["memory"]["begun"]] == [511, 511]
     assert figures["memory"]["remembered_at_most"] == 511 * 2 * 2 * 64
     assert not (work / "models-2-slots").exists()
@@ -79,6 +82,11 @@ def test_a_single_step_can_be_repeated_without_building_again(work: Path) -> Non
     assert (work / "models" / "manifest.json").stat().st_mtime_ns == built
     again = json.loads((work / "alone.json").read_text())
     assert len(again) == 1 < len(alone)
+
+
+def test_a_checkpoint_alone_has_no_figures(tmp_path: Path) -> None:
+    assert "Bounds" not in _bench(tmp_path, "--only", "checkpoint")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoint", "checkpoint.json"}
 
 
 def test_a_frame_reads_each_weight_but_the_tables_that_are_looked_up(work: Path, tmp_path: Path) -> None:
