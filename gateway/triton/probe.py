@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 
-import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+TIMEOUT_S = 2.0
 
 
-def is_ready(url: str) -> bool:
-    """Whether every model of the Triton at `url` (HOST:PORT, gRPC) is ready; False too where nothing listens."""
-    host, _, port = url.rpartition(":")
-    # A gRPC channel backs off for seconds after a refused connection: ask for one only once somebody listens.
+def is_ready(address: str) -> bool:
+    """Whether every model of the Triton at `address` (HOST:PORT, HTTP) is ready; False too where nothing listens."""
+    connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
     try:
-        socket.create_connection((host, int(port)), timeout=2.0).close()
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether a TCP connection to `port` is accepted."""
+    try:
+        socket.create_connection((host, port), timeout=TIMEOUT_S).close()
     except OSError:
         return False
-    with grpc.insecure_channel(url) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        try:
-            return bool(stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=2.0).ready)
-        except grpc.RpcError:
-            return False
+    return True

@@ -26,7 +26,7 @@ from gateway.triton import guard
 from gateway.triton.errors import TritonStartError
 from gateway.triton.installation import TritonInstallation
 from gateway.triton.options import LOOPBACK, TritonOptions
-from gateway.triton.probe import is_ready
+from gateway.triton.probe import is_ready, listens
 
 # Another process may take a port between our choosing it and Triton's binding it.
 PORT_ATTEMPTS = 5
@@ -105,7 +105,7 @@ class TritonServer:
         return self._guard is not None and self._guard.poll() is None
 
     def start(self, timeout: float = 900.0, abandoned: threading.Event | None = None) -> None:
-        """Starts the server and waits until every model is ready.
+        """Starts the server and waits until every model is ready and every port listens.
 
         Args:
             timeout: seconds; a real checkpoint takes minutes to read.
@@ -230,12 +230,17 @@ class TritonServer:
                 if self._reader:
                     self._reader.join(timeout=1.0)
                 raise TritonStartError(f"Triton ended while starting: {_reason(self.log)}", self.log)
-            if is_ready(self.grpc_url):
+            if self._serves():
                 return
             if time.monotonic() > deadline:
                 raise TritonStartError("Triton was not ready in time", self.log)
             if abandoned.wait(POLL_S):
                 raise TritonStartError("the start of Triton was given up", self.log)
+
+    def _serves(self) -> bool:
+        # The models are ready first; then Triton opens its ports one after another.
+        others = (self.options.grpc_port, self.options.metrics_port)
+        return is_ready(self.http_url) and all(listens(LOOPBACK, port) for port in others if port is not None)
 
 
 def _grace(options: TritonOptions) -> float:

@@ -32,16 +32,16 @@ def keeper(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonKeep
 
 
 def ready(keeper: TritonKeeper, restarts: int) -> bool:
-    return keeper.restarts == restarts and is_ready(keeper.server.grpc_url)
+    return keeper.restarts == restarts and is_ready(keeper.server.http_url)
 
 
 def test_a_server_that_dies_is_started_again_on_the_same_port(keeper: TritonKeeper) -> None:
     keeper.start()
-    url = keeper.server.grpc_url
+    url = keeper.server.http_url
     for restarts in (1, 2):
         kill_tritonserver(keeper.server)
         assert until(lambda restarts=restarts: ready(keeper, restarts))
-        assert keeper.server.grpc_url == url
+        assert keeper.server.http_url == url
 
 
 def test_the_delay_between_failing_starts_doubles_up_to_its_bound(

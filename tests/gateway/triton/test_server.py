@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from gateway.triton import TritonOptions, TritonServer, TritonStartError
+from gateway.triton import TritonInstallation, TritonOptions, TritonServer, TritonStartError
 from gateway.triton import server as server_module
 
 Gone = Callable[[int | TritonServer], list[str]]
@@ -193,6 +194,20 @@ def test_a_chosen_port_that_is_snatched_is_chosen_again(models: Path, monkeypatc
         assert echo(server, [4.0]) == [4.0]
         server.stop(now=True)
     assert snatched == []
+
+
+@pytest.mark.parametrize("order", ["grpc,http,metrics", "http,metrics,grpc", "metrics,grpc,http"])
+def test_a_started_server_listens_on_every_port(order: str, models: Path, tmp_path: Path) -> None:
+    binary = tmp_path / "tritonserver"
+    binary.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("late_ports.py")} {order} "$@"\n')
+    binary.chmod(0o755)
+    server = TritonServer(models, installation=replace(TritonInstallation.find(), binary=binary))
+    server.start(timeout=60)
+    try:
+        for port in (server.options.http_port, server.options.grpc_port, server.options.metrics_port):
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    finally:
+        server.stop(now=True)
 
 
 async def test_a_cancelled_start_leaves_nothing(models: Path, gone: Gone, monkeypatch: pytest.MonkeyPatch) -> None:
