@@ -9,6 +9,7 @@ repeats single steps. The whole needs 25 GB of disk and about half an hour.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -16,11 +17,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 from rich.progress import Progress
@@ -123,7 +124,7 @@ class Bench:
         command = [sys.executable, "-m", "gateway.cli", "build", str(self._checkpoint), str(self.models)]
         for option, value in wanted.items():
             command += [f"--{option}", str(value)]
-        with (self.work / "build.log").open("w") as log:
+        with self._log("build") as log:
             took = watched(command, ROOT, log)
         seconds = round(took.seconds, 1)
         return {"seconds": seconds, "peak_bytes": took.peak_bytes, "bytes": _bytes(self.models), **wanted}
@@ -159,9 +160,19 @@ class Bench:
         environment = {**os.environ, **environment}
         if self._asked.threads:
             environment["PERSONAPLEX_INTRA_OP_THREADS"] = str(self.threads)
-        with (self.work / f"{module}.log").open("w") as log:
+        with self._log(module) as log:
             answer = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, stderr=log)
         return json.loads(answer.stdout)
+
+    @contextlib.contextmanager
+    def _log(self, name: str) -> Iterator[IO[str]]:
+        """WORK/NAME.log for what a process says, which is repeated where it fails."""
+        file = self.work / f"{name}.log"
+        try:
+            with file.open("w") as log:
+                yield log
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"{file.read_text()}\n{name} failed with status {error.returncode}")
 
 
 def machine() -> dict[str, str]:

@@ -23,7 +23,7 @@ from tests.benchmarks.reads import STAGES, reads_of
 
 def _bench(work: Path, *options: str) -> str:
     command = [sys.executable, "-m", "tests.benchmarks.seven_b", "--tiny", "--work", str(work), *options]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,13 @@ def test_a_single_step_can_be_repeated_without_building_again(work: Path) -> Non
 def test_a_checkpoint_alone_has_no_figures(tmp_path: Path) -> None:
     assert "Bounds" not in _bench(tmp_path, "--only", "checkpoint")
     assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoint", "checkpoint.json"}
+
+
+def test_a_step_that_fails_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        _bench(tmp_path, "--only", "checkpoint", "build", "--variant", "int3")
+    assert "unknown variant 'int3'" in (said := capfd.readouterr().err)
+    assert "build failed with status 2" in said
 
 
 def test_a_frame_reads_each_weight_but_the_tables_that_are_looked_up(work: Path, tmp_path: Path) -> None:
