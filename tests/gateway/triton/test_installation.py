@@ -89,3 +89,19 @@ def test_the_environment_keeps_what_was_set_and_puts_ours_first() -> None:
     assert environment["LD_LIBRARY_PATH"] == "/python/lib:/wheel/libs:/mine"
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/also-mine"
     assert environment["OTHER"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("set_by_the_user", "expected"),
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": ""}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.perturb=1"}, "glibc.malloc.perturb=1:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_weights_lie_in_huge_pages_unless_the_user_says_otherwise(
+    set_by_the_user: dict[str, str], expected: str
+) -> None:
+    found = TritonInstallation(Path("b"), Path("p"), Path("s"), Path("/wheel/libs"), None)
+    assert found.environment(set_by_the_user)["GLIBC_TUNABLES"] == expected

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
+from model_repository.build import build_repository
 from model_repository.serving.session import StatefulSession, spans, warm_up, warm_up_sizes
+from tests.conftest import GOLDEN
 from tests.model_repository.serving.conftest import Models, one, sampler
 
 
@@ -33,6 +37,27 @@ def test_caches_are_written_in_place(golden_models: Path, capfd: pytest.CaptureF
         written = np.argwhere(array.any(axis=(1, 3)))
         assert {(row, slot) for row, slot in written.tolist()} == {(3, slot) for slot in range(columns)}, name
     assert "in-place optimization not activated" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("kv", "by_the_user", "seen"), [("int8", None, "1"), ("fp32", None, None), ("int8", "0", "0")])
+def test_attention_over_an_8_bit_cache_is_not_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv, by_the_user, seen
+):
+    build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=1, kv=kv)
+    name = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+    monkeypatch.delenv(name, raising=False)
+    if by_the_user is not None:
+        monkeypatch.setenv(name, by_the_user)
+    make, found = ort.InferenceSession, []
+
+    def made(*args, **kwargs):
+        found.append(os.environ.get(name))
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(ort, "InferenceSession", made)
+    StatefulSession(tmp_path / "models" / "triton" / "temporal" / "1" / "model.onnx", 1)
+    assert found == [seen]
+    assert os.environ.get(name) == by_the_user
 
 
 def test_the_warning_that_the_other_test_looks_for_exists(golden_models: Path, capfd: pytest.CaptureFixture[str]):
