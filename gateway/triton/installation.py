@@ -78,20 +78,20 @@ class TritonInstallation:
             # The stub's interpreter is isolated: it ignores PYTHONPATH and PYTHONHOME and takes the environment of the
             # first python3 on PATH, virtual environments included.
             "PATH": _joined([Path(sys.executable).parent], base.get("PATH", os.defpath)),
-            _TUNABLES: with_huge_pages(base.get(_TUNABLES, "")),
+            **huge_pages(base),
         }
 
 
-def with_huge_pages(tunables: str) -> str:
-    """The C library's `tunables` (as GLIBC_TUNABLES has them, NAME=VALUE:...) and the one that has `malloc` ask Linux
-    for transparent huge pages.
+def huge_pages(base: Mapping[str, str]) -> dict[str, str]:
+    """The variable that has the C library's `malloc` ask Linux for huge pages, unless `base` says something of them.
 
     A step reads all weights once, and where it runs in a virtual machine every page costs a walk through the tables
     of both systems. Nothing changes where transparent huge pages are off, or with a C library before 2.35.
     """
-    if any(tunable.startswith(f"{_HUGE_PAGES}=") for tunable in tunables.split(":")):
-        return tunables
-    return ":".join([*filter(None, [tunables]), f"{_HUGE_PAGES}=1"])
+    tunables = [tunable for tunable in base.get(_TUNABLES, "").split(":") if tunable]
+    if not any(tunable.startswith(f"{_HUGE_PAGES}=") for tunable in tunables):
+        tunables.append(f"{_HUGE_PAGES}=1")
+    return {_TUNABLES: ":".join(tunables)}
 
 
 def _wheel_folder() -> Path:

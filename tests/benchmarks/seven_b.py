@@ -26,7 +26,7 @@ from typing import IO, Any
 import psutil
 from rich.progress import Progress
 
-from gateway.triton.installation import with_huge_pages
+from gateway.triton.installation import huge_pages
 from model_repository.tiny import TINY_CONFIG
 from tests.benchmarks.bandwidth import ROOT
 from tests.benchmarks.fewer_slots import with_slots
@@ -159,11 +159,7 @@ class Bench:
         """The JSON that a process of its own prints: its memory is given back when it ends."""
         command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments)]
         # The served models' processes have these pages; what is measured in one process is to have them too.
-        environment = {
-            **os.environ,
-            "GLIBC_TUNABLES": with_huge_pages(os.environ.get("GLIBC_TUNABLES", "")),
-            **environment,
-        }
+        environment = {**os.environ, **huge_pages(os.environ), **environment}
         if self._asked.threads:
             environment["PERSONAPLEX_INTRA_OP_THREADS"] = str(self.threads)
         with self._log(module) as log:
