@@ -8,9 +8,7 @@ RUN python3 -m pip install --no-cache-dir --no-deps --only-binary :all: \
         --target /opt/personaplex/packages --requirement /opt/personaplex/requirements.txt
 COPY model_repository /opt/personaplex/model_repository
 COPY --chmod=755 deploy/serve-models.sh /opt/personaplex/serve-models.sh
-# The tunable has malloc ask for huge pages, as an embedded Triton's does.
-ENV PYTHONPATH=/opt/personaplex/packages:/opt/personaplex \
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+ENV PYTHONPATH=/opt/personaplex/packages:/opt/personaplex
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
