@@ -14,7 +14,7 @@ help: ## this list
 
 setup: $(STAMP) ## everything into .venv; .venv/bin/personaplex is the command (PYTHON=... picks the interpreter)
 
-$(STAMP): requirements.lock pyproject.toml .ci/setup
+$(STAMP): requirements.lock pyproject.toml setup.py $(wildcard model_repository/serving/native/*.[ch]) .ci/setup
 	@.ci/setup
 	@touch $@
 
@@ -60,10 +60,10 @@ lint: $(STAMP) ## ruff (rules and format) and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# setuptools builds the project itself; nvidia-pytriton is only the carrier of the Triton binary (see .ci/setup);
+# setuptools and ziglang build the project itself; nvidia-pytriton is only the carrier of the Triton binary (see .ci/setup);
 # moshi's client is tested against, without PyTorch, which only its models need.
 lock: $(STAMP) ## resolve pyproject.toml again into requirements.lock (needs uv)
-	@printf 'setuptools>=77\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+	@printf 'setuptools>=77\nziglang>=0.14,<0.18\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
 		--no-annotate --no-emit-index-url --custom-compile-command "make lock" --quiet -o requirements.lock
 	@printf 'nvidia-pytriton==0.7.0\nmoshi==0.2.13\n' >> requirements.lock
 

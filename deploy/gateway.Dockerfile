@@ -3,7 +3,7 @@
 #   docker run --init --shm-size 256m --volume MODELS:/models --publish 8998:8998 --publish 8999:8999 personaplex-gateway
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY pyproject.toml setup.py requirements.lock README.md LICENSE ./
 COPY gateway gateway
 COPY loadtest loadtest
 COPY model_repository model_repository

@@ -17,8 +17,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_repository.errors import EvaluationError
+from model_repository.serving.cpu import attention_kernels, session_options
 from model_repository.serving.device import DeviceMemory
-from model_repository.serving.session import session_options
 from model_repository.serving.turns import Array
 
 
@@ -43,7 +43,8 @@ class Probe:
         options = session_options(model)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
         providers = _providers(device)
-        self._session = ort.InferenceSession(graph.SerializeToString(), options, providers=providers)
+        with attention_kernels(model):
+            self._session = ort.InferenceSession(graph.SerializeToString(), options, providers=providers)
         self.shapes = {node.name: node.shape[1:] for node in self._session.get_inputs()}
         self._names = list(names)
         self._states = {

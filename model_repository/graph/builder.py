@@ -45,6 +45,7 @@ class Graph:
         self.contrib: Any = self._builder.opset("com.microsoft", 1)
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], Value] = {}
         self._groups: dict[str, _Group] = {}
+        self._functions: dict[str, ir.Function] = {}
         self._choices = 0
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> Value:
@@ -105,6 +106,12 @@ class Graph:
         self._choices += 1
         return outer.If(condition, then_branch=branches[0], else_branch=branches[1])
 
+    def call(self, function: ir.Function, *operands: Value, **attributes: int) -> Value:
+        """What `function` makes of `operands`: by a kernel where the session has one for it, else node by node."""
+        self._graph.opset_imports[function.domain] = 1
+        self._functions[function.name] = function
+        return getattr(self._builder.opset(function.domain, 1), function.name)(*operands, **attributes)
+
     def weight(
         self,
         name: str,
@@ -159,7 +166,8 @@ class Graph:
                     file.write(stored.reshape(-1).view(np.uint8).data)
                     if progress is not None:
                         progress(str(value.name), stored.nbytes)
-        ir.save(ir.Model(self._graph, ir_version=11, producer_name="personaplex-triton"), path)
+        functions = list(self._functions.values())
+        ir.save(ir.Model(self._graph, ir_version=11, producer_name="personaplex-triton", functions=functions), path)
 
 
 @dataclass(frozen=True)

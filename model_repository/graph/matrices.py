@@ -24,6 +24,9 @@ _HALVES: Mapping[Precision, tuple[npt.DTypeLike, ir.DataType]] = {
 
 _LARGEST_FP16 = 65504.0
 
+OWN_DOMAIN = "personaplex"
+"""Of operators that the serving side may have kernels for."""
+
 ACCURACY_INT8 = 4
 """MatMulNBits' level at which activations are rounded to 8 bits, by blocks of each row: rows stay independent."""
 
@@ -97,8 +100,27 @@ def _blocks(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Pre
     operands = graph.weights(declared, make)
     sizes = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
     if activations is Precision.FP32:
-        sizes["accuracy_level"] = ACCURACY_INT8
+        return graph.call(_block_product(), x, *operands, **sizes)
     return graph.contrib.MatMulNBits(x, *operands, **sizes)
+
+
+def _block_product() -> ir.Function:
+    """An operator of our own for float32 x, for which the serving side may bring a kernel: elsewhere it is ONNX
+    Runtime's MatMulNBits, whose operands and attributes it has.
+    """
+    operands = [ir.Value(name=name) for name in ("x", "codes", "scales", "zeros")]
+    sizes = ("K", "N", "bits", "block_size")
+    passed = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in sizes]
+    node = ir.Node(
+        "com.microsoft",
+        "MatMulNBits",
+        operands,
+        [*passed, ir.AttrInt64("accuracy_level", ACCURACY_INT8)],
+        name="product",
+    )
+    body = ir.Graph(operands, node.outputs, nodes=[node], opset_imports={"com.microsoft": 1})
+    declared = [ir.Attr(name, ir.AttributeType.INT, None) for name in sizes]
+    return ir.Function(OWN_DOMAIN, "MatMulNBits", graph=body, attributes=declared)
 
 
 def narrowed(graph: Graph, x: Value, activations: Precision) -> Value:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
+from model_repository.serving.cpu import open_on_cpu
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.noise import Stream
 from model_repository.serving.sampler import Sampler, draw
-from model_repository.serving.session import session_options, warm_up_sizes
+from model_repository.serving.session import warm_up_sizes
 from model_repository.serving.turns import Array, Outcome, Turn, check
 
 
@@ -74,7 +74,7 @@ class _OnCpu:
     """The graph with any number of rows: all its inputs -> codes [B, 8]."""
 
     def __init__(self, model: Path) -> None:
-        self._session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])
+        self._session = open_on_cpu(model)
         self.shapes = {node.name: node.shape for node in self._session.get_inputs()}
 
     def __call__(self, feeds: Mapping[str, Array]) -> Array:

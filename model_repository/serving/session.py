@@ -7,9 +7,7 @@ rows (they are contiguous), so no run copies or allocates a state-sized buffer, 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -17,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from model_repository.serving.cpu import open_on_cpu
 
 Array = NDArray[Any]
 
@@ -30,46 +30,6 @@ _DTYPES: Mapping[str, type] = {
 
 OF_STATES = (".next", ".same")
 """Endings of the outputs that are bound to the memory of the state they are named after."""
-
-_NO_FLASH = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-_OF_8_BIT_CACHES = b"k_quant_type"
-"""An attribute of an attention whose cache is quantized; nothing else in a graph has it."""
-
-_SMALL_MODEL_BYTES = 64 << 20
-"""Weights below this fit the caches: threads would cost more than they bring."""
-
-
-def session_options(model: Path) -> ort.SessionOptions:
-    """Options for the file `model`: one thread for a small one, else all cores, which spin during a run only.
-
-    PERSONAPLEX_INTRA_OP_THREADS overrides the count. Four models share the machine, each in a process of its own; a
-    pool that spins on after its run would take the cores from the stage that has work.
-    """
-    options = ort.SessionOptions()
-    weights = model.with_name(model.name + ".data")
-    size = weights.stat().st_size if weights.exists() else 0
-    threads = int(os.environ.get("PERSONAPLEX_INTRA_OP_THREADS", "0"))
-    options.intra_op_num_threads = threads or (1 if size < _SMALL_MODEL_BYTES else os.cpu_count() or 1)
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-@contextmanager
-def attention_kernels(model: Path) -> Iterator[None]:
-    """Around the making of a session for the file `model`: attention over an 8-bit cache is then done in one piece.
-
-    ONNX Runtime 1.31 does it in blocks (FlashAttention) unless the environment says otherwise while a session is
-    made. On a CPU a step over an 8-bit cache takes 1.4 to 2.2 times as long so, over other caches half as long.
-    """
-    chosen = os.environ.get(_NO_FLASH)
-    if chosen is None and _OF_8_BIT_CACHES in model.read_bytes():
-        os.environ[_NO_FLASH] = "1"
-    try:
-        yield
-    finally:
-        if chosen is None:
-            os.environ.pop(_NO_FLASH, None)
 
 
 def warm_up_sizes(slots: int) -> list[int]:
@@ -140,9 +100,7 @@ class StatefulSession:
         self.slots = slots
         self.splits = True
         self.widest_gap = math.inf
-        with attention_kernels(model):
-            options = session_options(model)
-            self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self._session = open_on_cpu(model)
         self.static = True
         self._states: dict[str, Array] = {}
         self.feeds: dict[str, Array] = {}
