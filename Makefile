@@ -1,6 +1,6 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-7b bench-quality sizes bench-gpu check-cuda test lint lock clean
+.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-products bench-7b bench-quality sizes bench-gpu check-cuda test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -33,6 +33,9 @@ bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, 
 
 bench-start: $(STAMP) ## how fast a call starts, and what that costs those who talk
 	@$(BIN)/python -m tests.benchmarks.start
+
+bench-products: $(STAMP) ## products with 4- and 8-bit matrices: our kernels beside ONNX Runtime's
+	@$(BIN)/python -m tests.benchmarks.products
 
 # More of its options in BENCH; .venv/bin/python -m tests.benchmarks.seven_b --help has them all.
 bench-7b: $(STAMP) ## random weights of the published size: build, frames, memory, each beside its floor; 25 GB in build/7b

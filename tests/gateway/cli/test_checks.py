@@ -22,9 +22,18 @@ Usage = namedtuple("Usage", "total used free")
 def test_this_machine_can_serve(tiny_models: Path) -> None:
     found = {check.name: check for check in checks.run_checks(tiny_models)}
     assert {name for name, check in found.items() if check.status is Status.FAIL} == set()
-    assert {"Python", "Triton parts", "Triton runs", "ONNX Runtime", "GPU", "memory", "disk", "port", "models"} < set(
-        found
-    )
+    assert {
+        "Python",
+        "Triton parts",
+        "Triton runs",
+        "ONNX Runtime",
+        "CPU kernels",
+        "GPU",
+        "memory",
+        "disk",
+        "port",
+        "models",
+    } < set(found)
     assert "CPU" in found["ONNX Runtime"].found
 
 
@@ -120,6 +129,13 @@ def test_a_gpu_needs_an_onnx_runtime_with_cuda_and_its_libraries(
     check = checks.gpu()
     assert (check.status, check.found) == (status, found)
     assert bool(check.mend) is (status is not Status.OK)
+
+
+def test_a_machine_without_the_kernels_can_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAPLEX_CPU_KERNELS", "0")
+    check = checks.kernels()
+    assert (check.status, check.found) == (Status.WARN, "PERSONAPLEX_CPU_KERNELS is 0")
+    assert "ONNX Runtime's own are used" in check.mend
 
 
 def test_two_onnx_runtimes_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,104 @@
+"""Products with block-quantized matrices, in our kernels and in ONNX Runtime's own: `make bench-products`.
+
+Both run in this process, in turn, over so many matrices of the published size that none is in a cache when its turn
+comes. Medians of several rounds; the ratio is the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from rich.console import Console
+from rich.table import Table
+
+from model_repository.graph.builder import ROWS, Graph
+from model_repository.graph.matrices import Matrix, product
+from model_repository.quantize.plan import Plan
+from model_repository.serving.cpu import missing_for_kernels, open_on_cpu
+from model_repository.variants import Precision
+
+COLUMNS, DEPTH = 11264, 4096
+"""Of a matrix of the published size: one half of a layer's gated feed-forward."""
+
+MATRICES = 8
+VARIANTS = {4: Precision.INT4, 8: Precision.INT8}
+
+
+def write(folder: Path, bits: int) -> Path:
+    """A graph of `MATRICES` products with the same x."""
+    weight = np.random.default_rng(bits).standard_normal((COLUMNS, DEPTH)).astype(np.float32)
+    graph, plan = Graph("products"), Plan(VARIANTS[bits])
+    x = graph.input("x", ir.DataType.FLOAT, [ROWS, DEPTH])
+    for index in range(MATRICES):
+        matrix = Matrix(f"w{index}", f"w{index}", weight.shape, lambda: weight)
+        graph.output(f"y{index}", product(graph, plan, x, matrix))
+    graph.save(folder / f"{bits}.onnx")
+    return folder / f"{bits}.onnx"
+
+
+def sessions(model: Path) -> dict[str, ort.InferenceSession]:
+    """Of the same file, with our kernels and without."""
+    with mock.patch.dict(os.environ, PERSONAPLEX_CPU_KERNELS="0"):
+        theirs = open_on_cpu(model)
+    return {"ours": open_on_cpu(model), "theirs": theirs}
+
+
+def measure(model: Path, rows: list[int], rounds: int) -> dict[int, dict[str, float]]:
+    """Milliseconds of one product by number of rows, and whose."""
+    found = sessions(model)
+    times: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for _ in range(rounds + 1):
+        for count in rows:
+            x = np.random.default_rng(count).standard_normal((count, DEPTH)).astype(np.float32)
+            for whose, session in found.items():
+                began = time.perf_counter()
+                session.run(None, {"x": x})
+                times[count][whose].append(1e3 * (time.perf_counter() - began) / MATRICES)
+    # A shape's first run plans its memory.
+    return {count: {whose: statistics.median(taken[1:]) for whose, taken in of.items()} for count, of in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 128])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    asked = parser.parse_args()
+    if missing := missing_for_kernels():
+        sys.exit(f"no kernels of ours to measure: {missing}")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = {bits: measure(write(Path(folder), bits), asked.rows, asked.rounds) for bits in VARIANTS}
+    table = Table("bits", "rows", "ours, ms", "ONNX Runtime's, ms", "ratio", "ours, 10⁹ products/s", "ours, GB/s")
+    for bits, by_rows in figures.items():
+        for rows, taken in by_rows.items():
+            ours, theirs = taken["ours"], taken["theirs"]
+            products, read = rows * COLUMNS * DEPTH / ours / 1e6, COLUMNS * DEPTH * bits / 8 / ours / 1e6
+            shown = (
+                bits,
+                rows,
+                f"{ours:.2f}",
+                f"{theirs:.2f}",
+                f"{theirs / ours:.2f}",
+                f"{products:.0f}",
+                f"{read:.0f}",
+            )
+            table.add_row(*map(str, shown))
+    Console().print(table)
+    if asked.json:
+        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
