@@ -3,6 +3,7 @@
 Everything else that is to be said of this project stands in pyproject.toml.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -25,8 +26,10 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
+        caches = {f"ZIG_{which}_CACHE_DIR": str(Path(self.build_temp).resolve()) for which in ("LOCAL", "GLOBAL")}
         compiler = [sys.executable, "-m", "ziglang", "cc", "-target", TARGET, "-shared", "-fPIC"]
-        subprocess.run([*compiler, *ext.extra_compile_args, "-o", str(library), *ext.sources], check=True)  # noqa: S603
+        command = [*compiler, *ext.extra_compile_args, "-o", str(library), *ext.sources]
+        subprocess.run(command, check=True, env={**os.environ, **caches})  # noqa: S603
 
 
 products = Extension(

@@ -16,7 +16,7 @@ MOST = 512
 
 LEAST = 8
 """Below this a piece takes hardly less time, which is then that of reading the model's weights. All pieces begin at
-multiples of it: quantized matrices are multiplied with tiles of rows, and a row's rounding depends on its tile."""
+multiples of it: where ONNX Runtime multiplies quantized matrices, a row's rounding depends on the rows beside it."""
 
 SHARE = 0.2
 """Of a frame's 80 ms, what a piece may take: a step and what else a frame needs has room beside it."""

@@ -23,8 +23,8 @@ scores of attention alone are chunk x window for each head). A static session ta
 `StepAttention`."""
 
 TILE = 8
-"""Rows that quantized products take together: a chunk of several of them, but not a lone column, is rounded the same
-wherever the chunk ends."""
+"""Rows that ONNX Runtime's own quantized products take together: a chunk of several of them, but not a lone column, is
+rounded the same wherever the chunk ends."""
 
 
 @dataclass(frozen=True, eq=False)
