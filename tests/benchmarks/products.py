@@ -18,6 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 from rich.console import Console
@@ -36,13 +37,17 @@ MATRICES = 8
 VARIANTS = {4: Precision.INT4, 8: Precision.INT8}
 
 
+def gaussian(rows: int, seed: int) -> npt.NDArray[np.float32]:
+    """[rows, DEPTH]."""
+    return np.random.default_rng(seed).standard_normal((rows, DEPTH), np.float32)
+
+
 def write(folder: Path, bits: int) -> Path:
-    """A graph of `MATRICES` products with the same x."""
-    weight = np.random.default_rng(bits).standard_normal((COLUMNS, DEPTH)).astype(np.float32)
+    """A graph of `MATRICES` products with the same x; all are different, or ONNX Runtime would keep them as one."""
     graph, plan = Graph("products"), Plan(VARIANTS[bits])
     x = graph.input("x", ir.DataType.FLOAT, [ROWS, DEPTH])
     for index in range(MATRICES):
-        matrix = Matrix(f"w{index}", f"w{index}", weight.shape, lambda: weight)
+        matrix = Matrix(f"w{index}", f"w{index}", (COLUMNS, DEPTH), lambda index=index: gaussian(COLUMNS, index))
         graph.output(f"y{index}", product(graph, plan, x, matrix))
     graph.save(folder / f"{bits}.onnx")
     return folder / f"{bits}.onnx"
@@ -61,7 +66,7 @@ def measure(model: Path, rows: list[int], rounds: int) -> dict[int, dict[str, fl
     times: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(rounds + 1):
         for count in rows:
-            x = np.random.default_rng(count).standard_normal((count, DEPTH)).astype(np.float32)
+            x = gaussian(count, seed=count)
             for whose, session in found.items():
                 began = time.perf_counter()
                 session.run(None, {"x": x})

@@ -24,6 +24,9 @@ STAGES: Mapping[str, str] = {
 _TABLES = {"Gather": (0,), "GatherBlockQuantized": (0, 2, 3)}
 """By operator, which of its inputs it reads single rows of."""
 
+_HALVED = {("personaplex", "MatMulNBits"): 2}
+"""By domain and operator, which of its inputs it reads the upper halves of: scales, which are bfloat16 numbers."""
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -50,12 +53,15 @@ def reads_of(models: Path) -> dict[str, Reads]:
 
 def _reads(file: Path) -> Reads:
     graph = onnx.load(str(file), load_external_data=False).graph
-    used, looked_up = set[str](), set[str]()
+    used, looked_up, halved = set[str](), set[str](), set[str]()
     for node in graph.node:
+        if (index := _HALVED.get((node.domain, node.op_type))) is not None:
+            halved.add(node.input[index])
         tables = _TABLES.get(node.op_type, ())
         for index, name in enumerate(node.input):
             (looked_up if index in tables else used).add(name)
-    weights = sum(_bytes(tensor) for tensor in graph.initializer if tensor.name in used or tensor.name not in looked_up)
+    read = [tensor for tensor in graph.initializer if tensor.name in used or tensor.name not in looked_up]
+    weights = sum(_bytes(tensor) // (2 if tensor.name in halved else 1) for tensor in read)
     column = state = window = 0
     for value in graph.input:
         shape = [size.dim_value for size in value.type.tensor_type.shape.dim][1:]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -105,6 +106,19 @@ def test_a_frame_reads_each_weight_but_the_tables_that_are_looked_up(work: Path,
     assert whole.weights == pytest.approx(4 * elements, rel=0.02)
     assert (whole.window, whole.column, whole.filled) == (511, 2 * 2 * 64 * 4, True)
     assert reads_of(work / "models")["temporal"].column == 2 * 2 * 64
+
+
+def test_of_a_products_scales_a_frame_reads_two_bytes(work: Path) -> None:
+    graph = onnx.load(work / "models" / "triton" / "temporal" / "1" / "model.onnx", load_external_data=False).graph
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    scales = sum(sizes[node.input[2]] for node in products)
+    codes = sum(sizes[name] for node in products for name in (node.input[1], *node.input[3:]))
+    others = sum(size for name, size in sizes.items() if name.endswith("norm.alpha"))
+    read = reads_of(work / "models")["temporal"].weights
+    assert len(products) == 9
+    assert read == pytest.approx(codes + 2 * scales + 4 * others, abs=2048)
+    assert 4 * scales > 3 * 2048, "scales are seen at all"
 
 
 def test_fewer_slots_share_the_large_files(work: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ does.
 
 from __future__ import annotations
 
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -184,6 +185,11 @@ def test_x_of_another_size_is_refused(tmp_path: Path):
     onnx.save(graph, model)
     with pytest.raises(Exception, match="the last dimension of x is not K"):
         answer(cpu.open_on_cpu(model), gaussian(2, BLOCK + 1))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="they are for x86-64")
+def test_the_kernels_are_there_on_every_x86_machine_whatever_its_processor_can():
+    assert cpu.KERNELS.is_file()
 
 
 def test_why_there_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
