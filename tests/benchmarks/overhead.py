@@ -4,6 +4,9 @@ Two conversations take turns, each with a frame every 80 ms, half a frame apart,
 does hits both alike. One is a live gRPC call to the service, timed at the caller: from handing over a frame to having
 its answer. The other runs the same four graphs in this process, one after the other, in the same sessions the served
 models use, and counts the time inside ONNX Runtime alone. Medians of several rounds; the ratio is the figure.
+
+Beside them stands what nothing of ours can go below while a frame is four calls of Python models: the same Triton with
+four models that give back what they are given, called one after the other every 80 ms.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import asyncio
 import json
 import platform
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -26,6 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.engine.http import TritonHttp
+from gateway.engine.request import Tensor, head
+from gateway.triton.server import TritonServer
 from loadtest.faces.grpc import PATH
 from loadtest.http2 import GrpcCall
 from loadtest.server import build_tiny, started
@@ -33,8 +40,14 @@ from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.turns import Model, Turn
+from tests.benchmarks.bandwidth import ROOT
 
 FRAME_SECONDS = 0.08
+DEADLINE = 10.0
+"""Seconds for an answer."""
+
+ECHO = ROOT / "tests" / "gateway" / "triton" / "models" / "echo"
+ECHOES = ("echo0", "echo1", "echo2", "echo3")
 
 
 class Stopwatch:
@@ -145,6 +158,34 @@ class Call:
             self._came.set()
 
 
+class Echoes:
+    """Four Python models that do nothing, on a Triton of their own."""
+
+    def __init__(self, url: str) -> None:
+        self._http = TritonHttp(url.removeprefix("http://"))
+        self._content = np.zeros(2, np.float32).tobytes()
+        self._heads = [head(name, [Tensor("x", "FP32", (2,))]) for name in ECHOES]
+
+    async def frame(self) -> float:
+        """Seconds for one call of each."""
+        began = time.perf_counter()
+        for request in self._heads:
+            await self._http.infer([request, self._content], DEADLINE)
+        return time.perf_counter() - began
+
+    async def end(self) -> None:
+        await self._http.close()
+
+    @staticmethod
+    def write(repository: Path) -> Path:
+        """What their Triton is pointed at."""
+        for name in ECHOES:
+            shutil.copytree(ECHO, repository / name, dirs_exist_ok=True)
+            config = repository / name / "config.pbtxt"
+            config.write_text(config.read_text().replace('name: "echo"', f'name: "{name}"'))
+        return repository
+
+
 async def _ticks(count: int, seconds: float) -> AsyncIterator[None]:
     due = time.perf_counter()
     for _ in range(count):
@@ -154,12 +195,14 @@ async def _ticks(count: int, seconds: float) -> AsyncIterator[None]:
         due += seconds
 
 
-async def measure(models: Path, target: str, rounds: int, frames: int) -> dict[str, Any]:
+async def measure(models: Path, target: str, echoing: str, rounds: int, frames: int) -> dict[str, Any]:
     """Milliseconds per frame, one list per round."""
     random = np.random.default_rng(0)
     graphs, stopwatch = Graphs(models), Stopwatch()
     alone: list[list[float]] = []
     served: list[list[float]] = []
+    nothing: list[list[float]] = []
+    echoes = Echoes(echoing)
     call = Call()
     await call.begin(target)
     with stopwatch.watching():
@@ -172,14 +215,23 @@ async def measure(models: Path, target: str, rounds: int, frames: int) -> dict[s
                 await asyncio.sleep(FRAME_SECONDS / 2)
                 graphs.frame(pcm)
                 alone[-1].append(1e3 * stopwatch.lap())
+            nothing.append([1e3 * await echoes.frame() async for _ in _ticks(frames // 3, FRAME_SECONDS)])
     await call.end()
+    await echoes.end()
     # The first round warms up.
-    return {"graphs": alone[1:], "served": served[1:]}
+    return {"graphs": alone[1:], "served": served[1:], "nothing": nothing[1:]}
+
+
+TITLES = {
+    "graphs": "the four graphs alone",
+    "served": "live gRPC call, seen by the caller",
+    "nothing": "four models that do nothing, in Triton",
+}
 
 
 def _print(figures: dict[str, Any]) -> None:
     table = Table("ms per frame, one caller", "median", "least round", "most round", "p99")
-    for name, title in (("graphs", "the four graphs alone"), ("served", "live gRPC call, seen by the caller")):
+    for name, title in TITLES.items():
         rounds = figures["rounds"][name]
         medians = [float(np.median(times)) for times in rounds]
         p99 = float(np.percentile(np.concatenate(rounds), 99))
@@ -198,8 +250,11 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     models = asked.models or build_tiny(asked.out, slots=2)
-    with started(models, asked.out / "server.log") as server:
-        rounds = asyncio.run(measure(models, server.grpc, asked.rounds + 1, asked.frames))
+    with (
+        started(models, asked.out / "server.log") as server,
+        TritonServer(Echoes.write(asked.out / "echoes")) as echoing,
+    ):
+        rounds = asyncio.run(measure(models, server.grpc, echoing.http_url, asked.rounds + 1, asked.frames))
     medians = {name: float(np.median(np.concatenate(times))) for name, times in rounds.items()}
     figures: dict[str, Any] = {
         **medians,
