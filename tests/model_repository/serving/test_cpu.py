@@ -193,6 +193,7 @@ def test_the_kernels_are_there_on_every_x86_machine_whatever_its_processor_can()
 
 
 def test_why_there_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PERSONAPLEX_CPU_KERNELS", raising=False)
     monkeypatch.setattr(cpu, "KERNELS", tmp_path / "block_products.so")
     assert cpu.missing_for_kernels() == "block_products.so was not built"
     cpu.KERNELS.touch()
