@@ -71,5 +71,6 @@ lock: $(STAMP) ## resolve pyproject.toml again into requirements.lock (needs uv)
 	@printf 'nvidia-pytriton==0.7.0\nmoshi==0.2.13\n' >> requirements.lock
 
 clean: ## remove what the other targets made
-	@rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis answer.wav
+	@rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis answer.wav \
+		model_repository/serving/native/*.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
