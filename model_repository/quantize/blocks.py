@@ -34,9 +34,9 @@ _CHUNK_ELEMENTS = 1 << 19
 
 @dataclass(frozen=True)
 class Blocks:
-    """`codes` [N, K / BLOCK, BLOCK * bits / 8], `scales` [N, K / BLOCK] float32, `zeros` [N, ceil(K / BLOCK / 2)] at
-    4 bits, else None. w = scale * (code - zero), zero being 128 at 8 bits; 4-bit numbers lie low half first. K is
-    rounded up to whole blocks.
+    """`codes` [N, K / BLOCK, BLOCK * bits / 8], `scales` [N, K / BLOCK] float32 (bfloat16 numbers), `zeros`
+    [N, ceil(K / BLOCK / 2)] at 4 bits, else None. w = scale * (code - zero), zero being 128 at 8 bits; 4-bit
+    numbers lie low half first. K is rounded up to whole blocks.
     """
 
     codes: Bytes

@@ -187,7 +187,7 @@ static Status *compute(void *kernel, KernelContext *context) {
     TRY(tensor_data(api, y, (void **)&product.y));
     product.rows = elements / matrix->depth;
     size_t blocks = product.rows * matrix->blocks;
-    product.codes = malloc(blocks * (BLOCK + 2 * sizeof(float)) + 64);
+    product.codes = malloc(blocks * (BLOCK + 2 * sizeof(float)));
     if (!product.codes) return create_status(api, FAILED, "MatMulNBits: no memory for x rounded to 8 bits");
     product.scales = (float *)(product.codes + blocks * BLOCK);
     product.sums = product.scales + blocks;
