@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,15 @@ Figures = Mapping[str, Any]
 """Of a run: `reads` by stage; cases of frames under `alone` and `served`; `build`, `memory`, `contexts` and so on."""
 
 
+FAST = 47.0
+"""GB/s: memory of the two-core server that the bounds are meant for gives 47 at its slowest, 82 at its fastest."""
+
+
 @dataclass(frozen=True)
 class Floor:
-    """What reading a frame's bytes would take, in milliseconds, at the bandwidth measured right before and after.
+    """What reading a frame's bytes would take, in milliseconds, at the rate of memory around its case's groups.
 
-    ms: at the mean of the two. range_ms: at the faster and at the slower. stages_ms: parts of `ms`.
+    ms: at the median rate. range_ms: at the fastest and at the slowest. stages_ms: parts of `ms`.
     """
 
     bytes: int
@@ -26,16 +31,26 @@ class Floor:
 
 
 def floor(case: Figures, reads: Mapping[str, Reads]) -> Floor:
-    """Of one case, with as many threads as the bandwidth was measured with."""
-    speeds = [max(case[when]["gb_per_second"].values()) for when in ("before", "after")]
+    """Of one case, with as many threads as the rate was measured with."""
+    rates = memory_rates(case)
     sizes = {stage: reads[stage].frame(case["rows"], case["context"]) for stage in STAGES}
-    whole, mean = sum(sizes.values()), sum(speeds) / len(speeds)
+    whole, middle = sum(sizes.values()), statistics.median(rates)
     return Floor(
         bytes=whole,
-        ms=whole / mean / 1e6,
-        range_ms=(whole / max(speeds) / 1e6, whole / min(speeds) / 1e6),
-        stages_ms={stage: size / mean / 1e6 for stage, size in sizes.items()},
+        ms=whole / middle / 1e6,
+        range_ms=(whole / max(rates) / 1e6, whole / min(rates) / 1e6),
+        stages_ms={stage: size / middle / 1e6 for stage, size in sizes.items()},
     )
+
+
+def memory_rates(case: Figures) -> list[float]:
+    """GB/s before and after each group of a case."""
+    return [rate for group in case["groups"] for rate in group["gb_per_second"]]
+
+
+def beside_fast_memory(case: Figures) -> list[float]:
+    """Milliseconds a frame took in each group right before and right after which memory gave FAST or more."""
+    return [group["frame_ms"] for group in case["groups"] if min(group["gb_per_second"]) >= FAST]
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,14 @@ def bounds(figures: Figures) -> list[Bound]:
     served, alone = figures.get("served", {}).get("cases", []), figures.get("alone", [])
     one, eight = _case(served, 1, middle), _case(served, 8, middle)
     mimi = _case(alone, 1, middle) or next((case for case in alone if case["rows"] == 1), None)
+    fast_one, fast_eight = _fast(one), _fast(eight)
     memory = figures["memory"]["memory"] if "memory" in figures else None
     return [
         Bound(f"served, 1 conversation, context {middle}: frame", _frame(one), 150, "ms"),
         Bound("the same over its bandwidth floor", _over_floor(one, reads), 2, "×"),
         Bound("served, 8 conversations over 1", _ratio(eight, one), 2.5, "×"),
+        Bound(f"the frame where memory gave {FAST:g} GB/s or more", _frame(fast_one), 150, "ms"),
+        Bound("8 conversations over 1 there", _ratio(fast_eight, fast_one), 2.5, "×"),
         Bound(f"context {high} over {low}, alone", _ratio(_case(alone, 1, high), _case(alone, 1, low)), 1.4, "×"),
         Bound(
             "Mimi encode + decode, alone", mimi and sum(mimi["stages_ms"][s] for s in ("encode", "decode")), 30, "ms"
@@ -91,8 +109,10 @@ def _over_floor(case: Figures | None, reads: Mapping[str, Reads]) -> float | Non
     return None if case is None else float(case["frame_ms"] / floor(case, reads).ms)
 
 
-def _mimi(case: Figures | None) -> float | None:
-    return None if case is None else float(case["stages_ms"]["encode"] + case["stages_ms"]["decode"])
+def _fast(case: Figures | None) -> Figures | None:
+    """As if only those groups had been measured; None where there are none."""
+    times = beside_fast_memory(case) if case else []
+    return {"frame_ms": statistics.median(times)} if times else None
 
 
 def _gigabytes(figures: Figures | None, key: str) -> float | None:

@@ -11,7 +11,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Frames:
         return outcome.outputs
 
 
-def case(rows: int, context: int, frames: list[dict[str, float]]) -> dict[str, Any]:
+def case(rows: int, context: int, frames: Sequence[dict[str, float]]) -> dict[str, Any]:
     """What is kept of the frames measured at one number of rows and context: medians in milliseconds."""
     wholes = [sum(stages.values()) for stages in frames]
     return {
@@ -109,27 +110,55 @@ def case(rows: int, context: int, frames: list[dict[str, float]]) -> dict[str, A
     }
 
 
-def surroundings(threads: int) -> Mapping[str, Any]:
-    """What the machine gives at this moment: bandwidth in GB/s, and how many processes want a processor."""
-    return {"gb_per_second": bandwidth(threads), "load": round(os.getloadavg()[0], 2)}
+@dataclass(frozen=True)
+class Group:
+    """Frames measured in a row, milliseconds by stage, and GB/s that memory gave right before and right after them."""
+
+    frames: Sequence[dict[str, float]]
+    gb_per_second: tuple[float, float]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def grouped(rows: int, context: int, groups: Sequence[Group]) -> dict[str, Any]:
+    """`case` of all frames, and how long those of each group took."""
+    return {
+        **case(rows, context, [frame for group in groups for frame in group.frames]),
+        "groups": [
+            {"frame_ms": case(rows, context, group.frames)["frame_ms"], "gb_per_second": list(group.gb_per_second)}
+            for group in groups
+        ],
+    }
+
+
+def memory_rate(threads: int) -> float:
+    """GB/s, of one thread or of so many, now."""
+    return max(bandwidth(threads).values())
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Of a process that measures frames in groups."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[1])
     parser.add_argument("--contexts", type=int, nargs="+", default=[1500])
-    parser.add_argument("--frames", type=int, default=15)
+    parser.add_argument("--groups", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments(__doc__)
     frames = Frames(asked.models, max(asked.rows))
     cases = []
-    now = surroundings(asked.threads)
+    now = memory_rate(asked.threads)
     for rows in asked.rows:
         for context in asked.contexts:
-            measured = [frames.frame(rows, context) for _ in range(WARM_UP + asked.frames)][WARM_UP:]
-            before, now = now, surroundings(asked.threads)
-            cases.append({**case(rows, context, measured), "before": before, "after": now})
+            groups = []
+            for _ in range(asked.groups):
+                measured = [frames.frame(rows, context) for _ in range(WARM_UP + asked.frames)][WARM_UP:]
+                before, now = now, memory_rate(asked.threads)
+                groups.append(Group(measured, (before, now)))
+            cases.append(grouped(rows, context, groups))
     print(json.dumps(cases))
 
 

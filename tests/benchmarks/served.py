@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Awaitable, Iterable
@@ -23,11 +22,14 @@ from gateway.conversation.engine import Draw, Session
 from gateway.engine.triton import TritonEngine
 from gateway.manifest import Manifest
 from gateway.triton.server import TritonServer
-from tests.benchmarks.frames import WARM_UP, case, surroundings
+from tests.benchmarks.frames import Group, arguments, grouped, memory_rate
 from tests.benchmarks.reads import STAGES
 
 DEADLINE = 1800.0
 """Seconds; a slow answer is a figure, not an error."""
+
+_WARM_UP = 1
+"""Frames of a group: the models have run before, but what measures the memory's rate empties the caches."""
 
 
 class Served:
@@ -78,23 +80,26 @@ async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
 
 
 async def measure(url: str, manifest: Manifest, asked: argparse.Namespace) -> dict[str, Any]:
-    """Frames for every number of rows and context, and prefills that were not remembered."""
+    """Frames for every number of rows and context, and how long conversations took to begin.
+
+    Numbers of rows take turns, so that a machine that is faster at times is so for all of them; a group's
+    conversations are new ones.
+    """
     cases, begun = [], []
     engine = TritonEngine(url, manifest, step_deadline=DEADLINE, prefill_deadline=DEADLINE)
     served = Served(engine, manifest, max(asked.contexts))
     for context in asked.contexts:
-        for rows in asked.rows:
-            sessions = []
-            for _ in range(rows):
-                session, took = await served.begin(context)
-                sessions.append(session)
-                begun.append(took)
-            before = surroundings(asked.threads)
-            frames = [await served.frame(sessions, context + index) for index in range(WARM_UP + asked.frames)]
-            cases.append({**case(rows, context, frames[WARM_UP:]), "before": before})
-            cases[-1]["after"] = surroundings(asked.threads)
+        groups: dict[int, list[Group]] = {rows: [] for rows in asked.rows}
+        for rows in asked.rows * asked.groups:
+            began = [await served.begin(context) for _ in range(rows)]
+            sessions = [session for session, _ in began]
+            begun += [took for _, took in began]
+            before = memory_rate(asked.threads)
+            frames = [await served.frame(sessions, context + index) for index in range(_WARM_UP + asked.frames)]
+            groups[rows].append(Group(frames[_WARM_UP:], (before, memory_rate(asked.threads))))
             for session in sessions:
                 await session.close()
+        cases += [grouped(rows, context, of_rows) for rows, of_rows in groups.items()]
     await engine.close()
     return {"cases": cases, "begun": begun}
 
@@ -120,13 +125,7 @@ def _anonymous(pid: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1])
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1500])
-    parser.add_argument("--frames", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    asked = parser.parse_args()
+    asked = arguments(__doc__)
     manifest = Manifest.load(asked.models)
     began = time.perf_counter()
     with TritonServer(asked.models / "triton") as server:

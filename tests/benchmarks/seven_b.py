@@ -36,6 +36,8 @@ from tests.benchmarks.sheets import markdown, sheets, show
 from tests.benchmarks.watched import watched
 
 MEMORY_SLOTS = 2
+GROUPS = 3
+"""Of frames of a case in one process."""
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("personaplex-triton", "onnxruntime", "numpy", "nvidia-pytriton")
 
@@ -132,19 +134,21 @@ class Bench:
 
     def _alone(self) -> Any:
         rows = self._asked.rows
-        return self._worker("frames", self.models, "--rows", *rows, "--contexts", *self.contexts, *self._measured())
+        return self._worker(
+            "frames", self.models, "--rows", *rows, "--contexts", *self.contexts, *self._measured(GROUPS)
+        )
 
     def _served(self) -> Any:
-        rows = self._asked.served_rows
-        contexts = self.served_contexts
-        return self._worker("served", self.models, "--rows", *rows, "--contexts", *contexts, *self._measured())
+        rows, contexts = self._asked.served_rows, self.served_contexts
+        measured = self._measured(self._asked.served_groups)
+        return self._worker("served", self.models, "--rows", *rows, "--contexts", *contexts, *measured)
 
     def _memory(self) -> Any:
         """Of a server whose slots' windows are full. What it remembers of calls that began is told apart."""
         models = self.work / f"models-{MEMORY_SLOTS}-slots"
         with_slots(self.models, models, MEMORY_SLOTS)
         temporal = reads_of(self.models)["temporal"]
-        few = ("--rows", MEMORY_SLOTS, "--contexts", temporal.window, "--frames", 1, "--threads", self.threads)
+        few = ("--rows", MEMORY_SLOTS, "--contexts", temporal.window, "--groups", 1, "--frames", 1)
         found = self._worker("served", models, *few, PERSONAPLEX_PREFIX_COLUMNS="0")
         shutil.rmtree(models)
         return {**found, "remembered_at_most": temporal.window * temporal.column}
@@ -152,8 +156,8 @@ class Bench:
     def _operators(self) -> Any:
         return self._worker("operators", self.models, "--context", self.served_contexts[-1])
 
-    def _measured(self) -> tuple[str, ...]:
-        return ("--frames", str(self._asked.frames), "--threads", str(self.threads))
+    def _measured(self, groups: int) -> tuple[str, ...]:
+        return ("--groups", str(groups), "--frames", str(self._asked.frames), "--threads", str(self.threads))
 
     def _worker(self, module: str, *arguments: object, **environment: str) -> Any:
         """The JSON that a process of its own prints: its memory is given back when it ends."""
@@ -206,7 +210,8 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", help="columns before the frame (default 100 1500 2999)")
     parser.add_argument("--served-rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--served-contexts", type=int, nargs="+", help="made by prefill (default 1500)")
-    parser.add_argument("--frames", type=int, default=15, help="measured for each case (default 15)")
+    parser.add_argument("--served-groups", type=int, default=12, help="of frames of each number of them (default 12)")
+    parser.add_argument("--frames", type=int, default=5, help="measured between two looks at memory (default 5)")
     parser.add_argument("--threads", type=int, default=0, help="per model (default: what serving chooses)")
     parser.add_argument("--only", nargs="+", help="steps to do (default all)")
     parser.add_argument("--rebuild", action="store_true", help="build again even if there is a repository")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.findings import Figures, bounds, floor
+from tests.benchmarks.findings import FAST, Figures, beside_fast_memory, bounds, floor, memory_rates
 from tests.benchmarks.reads import STAGES, Reads
 
 _SHOWN_OPERATORS = 6
@@ -35,6 +35,7 @@ def sheets(figures: Figures) -> list[Sheet]:
         made.append(_cases("Frames in one process, median ms", figures["alone"], reads))
     if "served" in figures:
         made.append(_cases("Frames through Triton, median ms", figures["served"]["cases"], reads))
+        made.append(_beside_fast_memory(figures["served"]["cases"]))
         made.append(_begun(figures["served"]["begun"]))
     if "memory" in figures:
         made.append(_memory(figures["memory"]))
@@ -107,14 +108,14 @@ def _cases(title: str, cases: Sequence[Figures], reads: dict[str, Reads]) -> She
         "least",
         "most",
         "GB",
-        "GB/s before, after",
+        "GB/s",
         "floor",
         "ratio",
     )
     rows = []
     for case in cases:
         least = floor(case, reads)
-        speeds = [f"{max(case[when]['gb_per_second'].values()):.0f}" for when in ("before", "after")]
+        rates = memory_rates(case)
         numbers = [*(case["stages_ms"][stage] for stage in STAGES), case["frame_ms"], case["least_ms"], case["most_ms"]]
         rows.append(
             (
@@ -122,12 +123,23 @@ def _cases(title: str, cases: Sequence[Figures], reads: dict[str, Reads]) -> She
                 str(case["context"]),
                 *(f"{number:.1f}" for number in numbers),
                 f"{least.bytes / 1e9:.2f}",
-                ", ".join(speeds),
+                f"{statistics.median(rates):.0f} ({min(rates):.0f}–{max(rates):.0f})",
                 f"{least.ms:.1f} ({least.range_ms[0]:.1f}–{least.range_ms[1]:.1f})",
                 f"{case['frame_ms'] / least.ms:.2f}",
             )
         )
     return Sheet(title, columns, rows)
+
+
+def _beside_fast_memory(cases: Sequence[Figures]) -> Sheet:
+    """Groups of frames right before and right after which memory was fast, of those measured."""
+    rows = []
+    for case in cases:
+        times = beside_fast_memory(case)
+        figures = (f"{figure(times):.1f}" if times else "–" for figure in (statistics.median, min, max))
+        rows.append((str(case["rows"]), str(case["context"]), f"{len(times)} of {len(case['groups'])}", *figures))
+    title = f"Those through Triton where memory gave {FAST:g} GB/s or more before and after, ms"
+    return Sheet(title, ("conversations", "context", "groups", "median", "least", "most"), rows)
 
 
 def _begun(begun: Sequence[Figures]) -> Sheet:

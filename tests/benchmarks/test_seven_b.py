@@ -31,7 +31,7 @@ def _bench(work: Path, *options: str) -> str:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     few = ("--rows", "1", "2", "--contexts", "20", "511", "--served-rows", "1", "2", "--served-contexts", "50")
-    printed = _bench(folder, *few, "--frames", "3", "--slots", "3")
+    printed = _bench(folder, *few, "--served-groups", "2", "--frames", "3", "--slots", "3")
     assert "Bounds" in printed
     return folder
 
@@ -48,11 +48,12 @@ def test_every_case_is_measured_beside_the_bandwidth(figures: dict[str, Any]) ->
     for case in (*figures["alone"], *figures["served"]["cases"]):
         assert all(case["stages_ms"][stage] > 0 for stage in STAGES)
         assert case["least_ms"] <= case["frame_ms"] <= case["most_ms"]
-        assert all(speed > 0 for when in ("before", "after") for speed in case[when]["gb_per_second"].values())
+        assert all(rate > 0 for group in case["groups"] for rate in group["gb_per_second"])
+    assert [len(case["groups"]) for case in figures["served"]["cases"]] == [2, 2]
 
 
 def test_only_the_first_of_the_conversations_computes_their_columns(figures: dict[str, Any]) -> None:
-    assert [begun["computed"] for begun in figures["served"]["begun"]] == [50, 1, 1]
+    assert [begun["computed"] for begun in figures["served"]["begun"]] == [50, 1, 1, 1, 1, 1]
 
 
 def test_the_build_and_the_server_of_two_slots_say_what_memory_they_took(work: Path, figures: dict[str, Any]) -> None:
@@ -69,7 +70,7 @@ def test_the_build_and_the_server_of_two_slots_say_what_memory_they_took(work: P
 
 def test_the_report_has_every_table(work: Path) -> None:
     titles = [line for line in (work / "tiny.md").read_text().splitlines() if line.startswith("## ")]
-    assert len(titles) == 8
+    assert len(titles) == 9
     assert titles[-1] == "## Bounds"
 
 
