@@ -32,6 +32,13 @@ class SamplingDefaults(BaseModel):
     text_top_k: int
 
 
+class Memory(BaseModel):
+    """Bytes that the models hold once they are loaded: of weights, and for each slot."""
+
+    weights: int
+    slot: int
+
+
 class Manifest(BaseModel):
     """manifest.json. Sizes are in samples, frames and tokens; `slots` is how many conversations fit at once."""
 
@@ -54,6 +61,8 @@ class Manifest(BaseModel):
     context: int
     sampling: SamplingDefaults
     tokenizer: str
+    memory: Memory | None = None
+    """Repositories built before this was written down do not say."""
     built_in: dict[str, VoiceEntry] = Field(alias="voices")
     models: tuple[str, ...]
 
@@ -63,10 +72,12 @@ class Manifest(BaseModel):
     def load(cls, models_dir: Path) -> Manifest:
         """Read MODELS/manifest.json and see that what it names is there. Raises RepositoryError, one line."""
         path = models_dir / "manifest.json"
-        if not path.is_file():
-            raise RepositoryError(f"{models_dir} is not a built repository: it has no manifest.json")
         try:
             manifest = cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise RepositoryError(f"{models_dir} is not a built repository: it has no manifest.json") from None
+        except OSError as error:
+            raise RepositoryError(f"{path} cannot be read: {error.strerror}") from None
         except ValidationError as error:
             raise RepositoryError(f"{path} cannot be read: {_first(error)}") from None
         if manifest.format != FORMAT:

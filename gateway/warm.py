@@ -67,8 +67,12 @@ class Warmer:
             await asyncio.sleep(_LOOK_S)
 
     async def _prefill_all(self) -> bool:
-        """Whether all of them are in the models now; not if the engine failed or every slot was taken."""
-        for wish in self._wishes:
+        """Whether all of them went into the models; not if the engine failed or every slot was taken.
+
+        Then the first one is asked for again: if there was no room for all, it is the one that had to go.
+        """
+        cached: list[int] = []
+        for wish in [*self._wishes, self._wishes[0]]:
             try:
                 prefix = prefix_of(wish, self._calls.manifest, self._calls.tokenizer)
             except GatewayError as error:
@@ -76,17 +80,26 @@ class Warmer:
                 logger.warning("cannot warm up %s: %s", wish, error.message)
                 continue
             try:
-                if not await self._prefill(prefix):
+                found = await self._prefill(prefix)
+                if found is None:
                     return False
+                cached.append(found)
             except (EngineUnavailable, EngineError) as error:
                 logger.warning("could not warm up %s: %s", wish, error.message)
                 return False
+        if cached and not cached[-1]:
+            logger.warning(
+                "the models do not remember all %d personas that were warmed up: PERSONAPLEX_PREFIX_COLUMNS, which is "
+                "a window by default, must be the sum of their columns at least",
+                len(self._wishes),
+            )
         return True
 
-    async def _prefill(self, prefix: Prefix) -> bool:
+    async def _prefill(self, prefix: Prefix) -> int | None:
+        """Columns that were remembered; None if every slot is taken."""
         admission = self._calls.admission
         if admission.taken >= admission.slots:
-            return False
+            return None
         slot = admission.acquire()
         session = self._calls.engine.open()
         try:
@@ -96,4 +109,4 @@ class Warmer:
         finally:
             await session.close()
             slot.release()
-        return True
+        return begun.cached

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, SAMPLE_RATE, Geometry
 from model_repository.errors import BuildError
+from model_repository.graph.builder import Graph
 from model_repository.graphs import graphs_of
 from model_repository.place import MANIFEST, check_place, replacing
 from model_repository.triton_config import served_models
@@ -54,24 +55,25 @@ def build_repository(
     device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> list[str]:
     """Build the checkpoint at `checkpoint` into the repository `models`, for `slots` conversations at once.
 
     `variant` is a name in `variants_of(device)`, `kv` one of `KV_PRECISIONS` (by default the variant's; CUDA has no
-    choice). An earlier repository at `models` is replaced (voices added to it stay, if the checkpoint is the same); any
-    other non-empty folder only with `force`. Raises `CheckpointError` for a checkpoint that cannot be read and
-    `BuildError` for a place that cannot be written.
+    choice). An earlier repository at `models` is replaced, any other non-empty folder only with `force`. Voices that
+    were added to the earlier one stay if the checkpoint is the same; else their names are the answer. Raises
+    `CheckpointError` for a checkpoint that cannot be read and `BuildError` for a place that cannot be written.
     """
     recipe = _recipe(variant, kv, device)
     if not 1 <= slots <= 1024:
         raise BuildError(f"slots must be from 1 to 1024, got {slots}")
-    check_place(models, force)
+    check_place(models, checkpoint, force)
     report = progress or (lambda _what, _done: None)
     report("reading the checkpoint", 0.0)
     source = Checkpoint.open(checkpoint)
-    with replacing(models) as staging:
-        _write(source, staging, slots, recipe, report)
+    with replacing(models) as replacement:
+        _write(source, replacement.folder, slots, recipe, report)
     report("done", 1.0)
+    return replacement.dropped
 
 
 def _recipe(variant: str, kv: str | None, device: str) -> Variant:
@@ -126,7 +128,12 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         if path.is_file()
     }
     weights = {model: {name: asdict(error) for name, error in plan.errors.items()} for model, plan in plans.items()}
-    manifest = _manifest(source.geometry, slots, recipe) | {"voices": voices, "files": files, "weights": weights}
+    manifest = _manifest(source.geometry, slots, recipe) | {
+        "memory": _memory(graphs.values(), recipe.device),
+        "voices": voices,
+        "files": files,
+        "weights": weights,
+    }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -152,6 +159,15 @@ def _manifest(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, Any]
         "sampling": SAMPLING_DEFAULTS,
         "tokenizer": "tokenizer.model",
         "models": [model.name for model in served_models(geometry)],
+    }
+
+
+def _memory(graphs: Collection[Graph], device: Device) -> dict[str, int]:
+    """Bytes that the models hold once they are loaded: of weights, and for each slot."""
+    cpu = device is Device.CPU
+    return {
+        "weights": sum(graph.loaded_bytes if cpu else graph.weight_bytes for graph in graphs),
+        "slot": sum(graph.slot_bytes for graph in graphs),
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +19,135 @@ from model_repository.errors import BuildError
 MANIFEST = "manifest.json"
 """Written last: its presence says that the rest is complete."""
 
+_OLD, _NEW = "old", "new"
+_VOLUMES_OWN = "lost+found"
 
-def check_place(models: Path, force: bool) -> None:
-    """Raises `BuildError` unless `models` is free, an earlier repository, or to be overwritten whatever it is."""
+
+@dataclass
+class Replacement:
+    """`folder` is to be written to. `dropped`: voices that were added to what was there before and are not in it."""
+
+    folder: Path
+    dropped: list[str] = field(default_factory=list)
+
+
+def check_place(models: Path, checkpoint: Path, force: bool) -> None:
+    """Raises `BuildError` unless `models` is free, an earlier repository, or to be replaced whatever it is; and always
+    where the checkpoint would go with it.
+    """
     if not models.exists():
         return
     if not models.is_dir():
         raise BuildError(f"{models} is a file; expected a folder to write the repository to")
-    if not force and any(models.iterdir()) and _manifest(models) is None:
-        raise BuildError(f"{models} holds something else than a model repository; --force overwrites it")
+    if checkpoint.resolve().is_relative_to(models.resolve()):
+        raise BuildError(f"{models} holds the checkpoint; expected another folder to write the repository to")
+    others = [path for path in models.iterdir() if not path.name.startswith((_prefix(models), _VOLUMES_OWN))]
+    if not force and others and _manifest(models) is None:
+        raise BuildError(f"{models} holds something else than a model repository; --force replaces all that is in it")
 
 
 @contextmanager
-def replacing(models: Path) -> Iterator[Path]:
+def replacing(models: Path) -> Iterator[Replacement]:
     """A folder to write to; what is in it takes the place of `models` in the end.
 
     Voices that were added to an earlier repository of the same checkpoint are carried over. Raises `BuildError` for a
-    place that cannot be written; then, and after any other error, `models` is what it was.
+    place that cannot be written; then, and after any other error, `models` is what it was. Only where `models` is a
+    mounted volume, which cannot be renamed, what is there goes before the new takes its place, piece by piece.
     """
-    staging = None
+    models = models.resolve()
+    workshop = None
     try:
-        models.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(models)
-        staging = Path(tempfile.mkdtemp(prefix=f"{_prefix(models)}{os.getpid()}-", dir=models.parent))
-        yield staging
-        _keep_added_voices(models, staging)
-        if models.exists():
-            shutil.rmtree(models)
-        staging.rename(models)
+        home = models if models.is_mount() else models.parent
+        home.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(home, models)
+        workshop = Path(tempfile.mkdtemp(prefix=_prefix(models), dir=home))
+        with _in_use(workshop):
+            replacement = Replacement(workshop / _NEW)
+            replacement.folder.mkdir()
+            yield replacement
+            replacement.dropped = _keep_added_voices(models, replacement.folder)
+            if home == models:
+                _refill(models, workshop)
+            else:
+                _exchange(models, workshop)
     except OSError as error:
         raise BuildError(f"cannot write {models}: {error}") from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+        if workshop is not None:
+            shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _exchange(models: Path, workshop: Path) -> None:
+    """The new for the old, which is in its place until then, and again if that fails."""
+    old = workshop / _OLD
+    if models.exists():
+        models.rename(old)
+    try:
+        (workshop / _NEW).rename(models)
+    except OSError:
+        if old.exists():
+            old.rename(models)
+        raise
+
+
+def _refill(models: Path, workshop: Path) -> None:
+    """The same inside a folder that has to stay itself; the manifests are first to go and last to come."""
+    (models / MANIFEST).unlink(missing_ok=True)
+    for path in models.iterdir():
+        if path.name in (workshop.name, _VOLUMES_OWN):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for path in sorted((workshop / _NEW).iterdir(), key=lambda path: path.name == MANIFEST):
+        path.rename(models / path.name)
 
 
 def _prefix(models: Path) -> str:
     return f".{models.name}.building-"
 
 
-def _remove_abandoned(models: Path) -> None:
-    """What a build that was killed left behind; its process is named in the folder's name."""
-    for left in models.parent.glob(f"{_prefix(models)}*"):
-        process = left.name.removeprefix(_prefix(models)).partition("-")[0]
-        if process.isdecimal() and not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
+@contextmanager
+def _in_use(workshop: Path) -> Iterator[bool]:
+    """Whether it was nobody's, and is ours now, until our process ends at the latest. Some network file systems have no
+    such locks: there it is nobody's to tell.
+    """
+    handle = os.open(workshop, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = True
+    except OSError:
+        ours = False
+    try:
+        yield ours
+    finally:
+        os.close(handle)
 
 
-def _keep_added_voices(models: Path, staging: Path) -> None:
-    before, now = _manifest(models), _manifest(staging)
-    if before is None or now is None or before["voices"] != now["voices"]:
-        return
-    for file in (models / "voices").glob("*.safetensors"):
-        if file.stem not in before["voices"]:
-            shutil.copy2(file, staging / "voices" / file.name)
+def _remove_abandoned(home: Path, models: Path) -> None:
+    """What builds of `models` that were killed left behind in `home`."""
+    for left in home.glob(f"{_prefix(models)}*"):
+        with _in_use(left) as abandoned:
+            if abandoned:
+                if not models.exists() and (left / _OLD).exists():
+                    (left / _OLD).rename(models)
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _keep_added_voices(models: Path, new: Path) -> list[str]:
+    """Copy the voices that did not come with the earlier checkpoint, if this is it again; else say which they were."""
+    before, now = _manifest(models), _manifest(new)
+    if before is None or now is None:
+        return []
+    built_in = {name: voice["sha256"] for name, voice in before["voices"].items()}
+    files = sorted((models / "voices").glob("*.safetensors"))
+    added = [file for file in files if hashlib.sha256(file.read_bytes()).hexdigest() != built_in.get(file.stem)]
+    if before["voices"] != now["voices"]:
+        return [file.stem for file in added]
+    for file in added:
+        shutil.copy2(file, new / "voices" / file.name)
+    return []
 
 
 def _manifest(models: Path) -> dict[str, Any] | None:

@@ -11,13 +11,11 @@ import typer
 
 from gateway.cli.console import CommandError, progress, say
 
-Force = Annotated[bool, typer.Option("--force", help="Write over a folder that holds something else.")]
-
 
 def tiny(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    force: Force = False,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds something else.")] = False,
 ) -> None:
     """Write a small checkpoint of random weights, in the published layout: for trying things out, not for answers."""
     write_tiny(out, seed=seed, force=force)
@@ -35,10 +33,14 @@ def build(
         str | None, typer.Option(help="Precision of keys and values: fp32, fp16 or int8. [default: the variant's]")
     ] = None,
     device: Annotated[str, typer.Option(help="Where it shall run: cpu or cuda.")] = "cpu",
-    force: Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a folder that holds something else, with all that is in it.")
+    ] = False,
 ) -> None:
     """Build a checkpoint into a repository of Triton models."""
-    write_models(checkpoint, models, slots=slots, variant=variant, kv=kv, device=device, force=force)
+    dropped = write_models(checkpoint, models, slots=slots, variant=variant, kv=kv, device=device, force=force)
+    if dropped:
+        say(f"{models}: voices added before, from another checkpoint's build, are gone: {', '.join(dropped)}")
     say(f"{models}: built for {slots} conversations; personaplex serve {models}")
 
 
@@ -60,12 +62,12 @@ def write_models(
     kv: str | None = None,
     device: str = "cpu",
     force: bool = False,
-) -> None:
-    """Builds the repository, with a bar on a terminal. Raises CommandError."""
+) -> list[str]:
+    """Builds the repository, with a bar on a terminal; see `build_repository`. Raises CommandError."""
     from model_repository.build import build_repository
 
     with explained(), progress("building", total=1.0) as report:
-        build_repository(
+        return build_repository(
             checkpoint, models, slots=slots, variant=variant, kv=kv, device=device, force=force, progress=report
         )
 

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from gateway.errors import RepositoryError
-from gateway.manifest import Manifest
+from gateway.manifest import Manifest, Memory
 from gateway.triton import TritonError, TritonInstallation, TritonNotInstalledError, TritonServer
 
 PYTHONS = ((3, 11), (3, 13))
@@ -159,13 +159,9 @@ def gpu() -> Check:
 
 def memory() -> Check:
     """What is free, under the container's limit where there is one."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = int(CGROUP_LIMIT.read_text())
-        free = min(free, limit)
-    except (OSError, ValueError):
-        pass
-    return _room("memory", free, MEMORY_NEEDED, MEMORY_ADVISED, "end other programs, or raise the container's limit")
+    return _room(
+        "memory", _free_memory(), MEMORY_NEEDED, MEMORY_ADVISED, "end other programs, or raise the container's limit"
+    )
 
 
 def shared_memory() -> Check:
@@ -199,23 +195,35 @@ def gateway_port(port: int) -> Check:
 
 
 def repository(models: Path) -> Check:
-    """Whether the folder can be served, and its weights fit the memory."""
+    """Whether the folder can be served, and the memory holds its weights and what all its slots will fill."""
     try:
         manifest = Manifest.load(models)
     except RepositoryError as error:
         return Check("models", Status.FAIL, error.message, f"personaplex build CHECKPOINT {models}")
-    weights = sum(path.stat().st_size for path in _weights(models))
     usable, broken = manifest.voices.now(), manifest.voices.broken()
-    found = f"{models}: {manifest.variant}, {manifest.slots} slots, {len(usable)} voices, weights {_size(weights)}"
+    found = f"{models}: {manifest.variant}, {manifest.slots} slots, {len(usable)} voices"
     if broken:
         mend = "; ".join(f"personaplex voice remove {models} {voice.name} --force" for voice in broken)
         return Check("models", Status.WARN, f"{found}; {'; '.join(voice.problem for voice in broken)}", mend)
     if manifest.device == "cuda":
         if "CUDA" not in _providers():
             return Check("models", Status.FAIL, f"{found}, for CUDA, which is not here", "build with --device cpu")
-    elif weights > psutil.virtual_memory().available:
-        return Check("models", Status.FAIL, f"{found}, more than the free memory", "a machine with more memory")
+    elif manifest.memory is not None:
+        return _fits(found, manifest.slots, manifest.memory)
     return Check("models", Status.OK, found)
+
+
+def _fits(found: str, slots: int, memory: Memory) -> Check:
+    """Slots take their memory bit by bit, as conversations grow: too little of it shows in the middle of calls."""
+    free = _free_memory()
+    needed = memory.weights + slots * memory.slot
+    found = f"{found}; weights {_size(memory.weights)}, each slot {_size(memory.slot)}"
+    if needed <= free:
+        return Check("models", Status.OK, found)
+    fitting = (free - memory.weights) // memory.slot
+    smaller = f"build with --slots {fitting}" if fitting > 0 else "build a smaller variant"
+    found = f"{found}: {_size(needed)}, and {_size(free)} are free"
+    return Check("models", Status.FAIL, found, f"{smaller}, or take a machine with more memory")
 
 
 def _is_installed(distribution: str) -> bool:
@@ -256,8 +264,13 @@ def _loads(library: str) -> bool:
     return True
 
 
-def _weights(models: Path) -> Iterator[Path]:
-    yield from (models / "triton").glob("*/1/*.onnx*")
+def _free_memory() -> int:
+    """Bytes that could be had, under the container's limit where there is one."""
+    free = psutil.virtual_memory().available
+    try:
+        return min(free, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return int(free)
 
 
 def _room(name: str, free: int, needed: int, advised: int, mend: str) -> Check:

@@ -54,7 +54,7 @@ def evaluate(
         reference = Repository.open(against)
         others = [Repository.open(folder) for folder in models]
         manifest = Manifest.load(against)
-        name = voice or next(iter(reference.manifest["voices"]))
+        name = voice or next(iter(manifest.voices.now()), "")
         text = system_prompt(DEFAULT_SYSTEM_PROMPT) if prompt is None else prompt
         frames = _frames(manifest, audio, columns, seed)
         with progress("evaluating", total=1.0) as bar:

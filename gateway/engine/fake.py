@@ -7,6 +7,7 @@ out of order or to another conversation changes everything after it.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 import numpy as np
 
@@ -18,7 +19,9 @@ _PRIME = 2_147_483_647
 
 
 class FakeEngine:
-    """`down` makes every call fail, `mute` makes the agent silent, `delay` is what each call takes in seconds."""
+    """`down` makes every call fail, `mute` makes the agent silent, `delay` is what each call takes in seconds, and
+    `remembers` how many beginnings of conversations are known again.
+    """
 
     def __init__(self, manifest: Manifest, delay: float = 0.0) -> None:
         self.manifest = manifest
@@ -29,7 +32,8 @@ class FakeEngine:
         self.closed = 0
         self.prefills: list[tuple[Tokens, Floats]] = []
         self.draws: list[tuple[str, Draw]] = []
-        self.known: set[bytes] = set()
+        self.remembers = 100
+        self.known: deque[bytes] = deque()
 
     def open(self) -> FakeSession:
         """Counted in `opened`; its end in `closed`."""
@@ -64,7 +68,7 @@ class FakeSession:
         self._engine.prefills.append((columns, embeddings))
         content = embeddings.tobytes() + columns[:-1].tobytes()
         cached = len(embeddings) + len(columns) - 1 if content in self._engine.known else 0
-        self._engine.known.add(content)
+        self._engine.known = deque([*self._engine.known, content], maxlen=self._engine.remembers)
         for row in embeddings:
             self._temporal = _mix(self._temporal, float(row.sum()))
         for column in columns[:-1]:

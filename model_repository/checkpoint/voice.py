@@ -110,7 +110,8 @@ class Voice:
     def save(self, path: Path) -> None:
         """Writes the two arrays as safetensors."""
         arrays = {"embeddings": self.embeddings, "columns": self.columns}
-        safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        # `save_file` would let nobody else read it, whatever the umask says.
+        path.write_bytes(safetensors.numpy.save({name: np.ascontiguousarray(of) for name, of in arrays.items()}))
 
     @classmethod
     def load(cls, path: Path) -> Voice:

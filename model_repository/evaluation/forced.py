@@ -13,10 +13,8 @@ from model_repository.evaluation.conversation import AGENT, TEXT, Prompt
 from model_repository.evaluation.probe import Probe, force_codes, load
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.device import DeviceMemory
+from model_repository.serving.temporal import PREFILL_CHUNK
 from model_repository.serving.turns import Array
-
-_CHUNK = 512
-"""Columns of the prompt per run, as they are served."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +84,7 @@ class _Temporal:
         embeddings = np.zeros((1, prompt.length, self._dim), np.float32)
         embeddings[0, : len(prompt.embeddings)] = prompt.embeddings
         # Graphs for a GPU take one column.
-        longest = _CHUNK if isinstance(self._probe.shapes["columns"][0], str) else 1
+        longest = PREFILL_CHUNK if isinstance(self._probe.shapes["columns"][0], str) else 1
         while (at := self._position) < prompt.length:
             # A chunk must not wrap around the ring of keys; past its end columns go one by one.
             size = max(1, min(longest, self._window - at))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ OPSET = 24
 
 _ALIGNMENT = 4096
 """Bytes; ONNX Runtime maps weights into memory page by page."""
+
+_STATES = ("state.", "cache.")
 
 ROWS = "rows"
 """Name of the batch dimension of every graph."""
@@ -144,6 +147,19 @@ class Graph:
     def weight_bytes(self) -> int:
         """Bytes that `save` will write as weights."""
         return sum(int(value.const_value.nbytes) for group in self._groups.values() for value in group.values)
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the weights in a session on a CPU, which makes 16-bit matrices float32 once and for all."""
+        weights = [value for group in self._groups.values() for value in group.values]
+        widened = (value for value in weights if any(use.node.op_type == "Cast" for use in value.uses()))
+        return self.weight_bytes + sum(int(value.const_value.nbytes) for value in widened)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a row of all states."""
+        states = (value for value in self._graph.inputs if value.name.startswith(_STATES))
+        return sum(prod(value.shape[1:]) * int(value.dtype.itemsize) for value in states)
 
     def save(self, path: Path, progress: Callable[[str, int], None] | None = None) -> None:
         """Write `path` and, beside it, its weights `path`.data, one group at a time.

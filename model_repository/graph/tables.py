@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from model_repository.graph.builder import Float32, Graph, Value
-from model_repository.quantize.blocks import BLOCK, quantize
+from model_repository.quantize.blocks import BLOCK, TensorError, error_of, error_sums, quantize
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
 
@@ -33,13 +33,15 @@ class Table:
         """Of all parts."""
         return sum(rows for rows, _ in self.parts)
 
-    def fill(self, stacked: NDArray[Any]) -> NDArray[Any]:
-        """`stacked` [rows, width], one part read at a time."""
-        start = 0
+    def fill(self, stacked: NDArray[Any]) -> TensorError:
+        """`stacked` [rows, width], one part read at a time; what its type did to them."""
+        start, sums = 0, []
         for rows, read in self.parts:
-            stacked[start : start + rows] = read()
+            part, there = read(), stacked[start : start + rows]
+            there[:] = part
+            sums.append(error_sums(part, there))
             start += rows
-        return stacked
+        return error_of(8 * stacked.itemsize, np.stack(sums), stacked.size)
 
 
 def lookup(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
@@ -48,7 +50,15 @@ def lookup(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
         return _blocks(graph, plan, table, indices)
     dtype = np.dtype(np.float32 if plan.tables is Precision.FP32 else ml_dtypes.bfloat16)
     shape = (table.rows, table.width)
-    stored = graph.weight(table.name, shape, lambda: table.fill(np.empty(shape, dtype)), dtype)
+
+    def make() -> NDArray[Any]:
+        stacked = np.empty(shape, dtype)
+        error = table.fill(stacked)
+        if dtype != np.float32:
+            plan.errors[table.name] = error
+        return stacked
+
+    stored = graph.weight(table.name, shape, make, dtype)
     taken = graph.op.Gather(stored, indices)
     return taken if dtype == np.float32 else graph.op.Cast(taken, to=ir.DataType.FLOAT)
 
@@ -62,7 +72,9 @@ def _blocks(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
     }
 
     def make() -> list[NDArray[Any]]:
-        made, plan.errors[name] = quantize(table.fill(np.empty((rows, width), np.float32)), 8)
+        stacked = np.empty((rows, width), np.float32)
+        table.fill(stacked)
+        made, plan.errors[name] = quantize(stacked, 8)
         return [made.codes.reshape(rows, -1)[:, :width], made.scales]
 
     codes, scales = graph.weights(declared, make)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
 
+from model_repository.processors import processors
 from model_repository.quantize.blocks import BLOCK, Float32, plain, searched, symmetric
 
 _CARRIED = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -42,7 +42,7 @@ def column_factors(
         def error(factors: Float32) -> float:
             return _error(sample * factors, power / factors**2, bits, final) + besides(sample, factors)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(processors()) as pool:
             errors = list(pool.map(error, candidates))
         return [candidates[place] for place in np.argsort(errors, kind="stable")]
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from model_repository.processors import processors
+
 KERNELS = Path(__file__).parent / "native" / "block_products.so"
 """Made when this package is installed, on x86-64; see setup.py."""
 
@@ -38,16 +40,16 @@ def open_on_cpu(model: Path) -> ort.InferenceSession:
 
 
 def session_options(model: Path) -> ort.SessionOptions:
-    """Options for the file `model`: one thread for a small one, else all cores, which spin during a run only.
+    """Options for the file `model`: one thread for a small one, else one for each processor.
 
-    PERSONAPLEX_INTRA_OP_THREADS overrides the count. Four models share the machine, each in a process of its own; a
-    pool that spins on after its run would take the cores from the stage that has work.
+    PERSONAPLEX_INTRA_OP_THREADS overrides the count. Threads spin during a run only: four models share the machine,
+    each in a process of its own, and a pool that spins on would take the cores from the stage that has work.
     """
     options = ort.SessionOptions()
     weights = weights_of(model)
     size = weights.stat().st_size if weights.exists() else 0
     threads = int(os.environ.get("PERSONAPLEX_INTRA_OP_THREADS", "0"))
-    options.intra_op_num_threads = threads or (1 if size < _SMALL_MODEL_BYTES else os.cpu_count() or 1)
+    options.intra_op_num_threads = threads or (1 if size < _SMALL_MODEL_BYTES else processors())
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if missing_for_kernels() is None:

@@ -39,6 +39,9 @@ class DeviceMemory(Protocol):
     def free(self) -> int:
         """Bytes that could be allocated."""
 
+    def total(self) -> int:
+        """Bytes there are, whoever holds them."""
+
     def allocate(self, size: int) -> int:
         """The address of `size` zero bytes. Raises `DeviceError`."""
 
@@ -90,9 +93,15 @@ class CudaMemory:
         return [("CUDAExecutionProvider", options)]
 
     def free(self) -> int:
+        return self._memory()[0]
+
+    def total(self) -> int:
+        return self._memory()[1]
+
+    def _memory(self) -> tuple[int, int]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
-        return free.value
+        return free.value, total.value
 
     def allocate(self, size: int) -> int:
         pointer = ctypes.c_void_p()

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_repository.serving.device import DeviceError, DeviceMemory, row_bytes
-from model_repository.serving.room import Needs, require_room
+from model_repository.serving.room import require_room
 from model_repository.serving.session import OF_STATES, warm_up_sizes
 
 Array = NDArray[Any]
@@ -53,7 +53,7 @@ class DeviceSession:
 
     def __init__(self, model: Path, slots: int, device: DeviceMemory) -> None:
         """Raises `DeviceError` if the model does not fit or would not run on the device as a whole."""
-        require_room(model.parents[1].name, Needs.of(model), slots, device.free)
+        require_room(model, slots, device)
         self.slots = slots
         self.static = True
         self.splits = False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from model_repository.serving.device import DeviceError
+from model_repository.serving.device import DeviceError, DeviceMemory
 
 GIB = 1 << 30
 
@@ -48,17 +47,32 @@ class Needs:
     def total(self, slots: int) -> int:
         return self.weights + self.workspace + slots * self.slot
 
+    def __add__(self, other: Needs) -> Needs:
+        return Needs(self.weights + other.weights, self.slot + other.slot, self.workspace + other.workspace)
 
-def require_room(name: str, needs: Needs, slots: int, free: Callable[[], int]) -> None:
-    """Raises `NoRoomError` unless `free()` bytes are enough for the model `name` with so many slots."""
-    there = free()
+
+def require_room(model: Path, slots: int, device: DeviceMemory) -> None:
+    """Raises `NoRoomError` unless the graph `model` with so many slots has room, and those it is served with, too.
+
+    All of a repository's models are loaded at once: what is free says little of who of them will have it.
+    """
+    together = sorted(model.parents[2].glob(f"*/{model.parent.name}/{model.name}"))
+    if len(together) > 1:
+        needs = [Needs.of(each) for each in together]
+        whole = sum(needs[1:], start=needs[0])
+        _require(f"the {len(together)} models together", whole, slots, device.total(), "and the device has {}")
+    _require(model.parents[1].name, Needs.of(model), slots, device.free(), "of which {} are free")
+
+
+def _require(name: str, needs: Needs, slots: int, there: int, said: str) -> None:
+    """`there`: bytes; `said`: what a refusal calls them, {} being gigabytes."""
     if needs.total(slots) <= there:
         return
     need = (
         f"{name}: {'1 slot needs' if slots == 1 else f'{slots} slots need'} "
         f"{_gigabytes(needs.total(slots))} GB of device memory "
         f"(weights {_gigabytes(needs.weights)}, each slot {_gigabytes(needs.slot)}, "
-        f"workspace {_gigabytes(needs.workspace)}) of which {_gigabytes(there)} are free"
+        f"workspace {_gigabytes(needs.workspace)}) {said.format(_gigabytes(there))}"
     )
     fitting = (there - needs.total(0)) // needs.slot if needs.slot else 0
     if fitting < 1:

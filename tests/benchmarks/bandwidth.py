@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from model_repository.processors import processors
 
 BUFFER_BYTES = 512 << 20
 PASSES = 7
@@ -68,5 +69,5 @@ def _maximum(part: Floats) -> None:
 
 
 if __name__ == "__main__":
-    most = int(sys.argv[1]) if len(sys.argv) > 1 else os.cpu_count() or 1
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else processors()
     print(json.dumps({str(threads): round(measure(threads), 2) for threads in sorted({1, most})}))

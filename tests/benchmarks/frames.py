@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_repository.processors import processors
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
@@ -142,7 +142,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--contexts", type=int, nargs="+", default=[1500])
     parser.add_argument("--groups", type=int, default=3)
     parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=processors())
     return parser.parse_args()
 
 

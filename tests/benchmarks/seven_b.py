@@ -27,6 +27,7 @@ import psutil
 from rich.progress import Progress
 
 from gateway.triton.installation import huge_pages
+from model_repository.processors import processors
 from model_repository.tiny import TINY_CONFIG
 from tests.benchmarks.bandwidth import ROOT
 from tests.benchmarks.fewer_slots import with_slots
@@ -64,7 +65,7 @@ class Bench:
         self.work: Path = asked.work.resolve()
         self.work.mkdir(parents=True, exist_ok=True)
         self.models: Path = (asked.models or self.work / "models").resolve()
-        self.threads: int = asked.threads or os.cpu_count() or 1
+        self.threads: int = asked.threads or processors()
         self.contexts = asked.contexts or list(self.size.contexts)
         self.served_contexts = asked.served_contexts or list(self.size.served_contexts)
         self._asked = asked
@@ -106,7 +107,7 @@ class Bench:
         }
 
     def _write(self) -> dict[str, Any] | None:
-        if self._asked.models or is_complete(self._checkpoint):
+        if self._asked.models or self._asked.checkpoint or is_complete(self._checkpoint):
             return None
         began = time.perf_counter()
         with Progress() as bar:
@@ -200,7 +201,7 @@ def _bytes(folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/7b"), help="folder for everything (default build/7b)")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint to take, or where to write one")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint to take instead of writing one")
     parser.add_argument("--models", type=Path, help="a built repository to take instead of building one")
     parser.add_argument("--tiny", action="store_true", help="a tiny model instead: tries the benchmark itself")
     parser.add_argument("--variant", default="int4")

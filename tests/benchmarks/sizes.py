@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 
 from rich.console import Console
 from rich.table import Table
 
-from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry
+from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.checkpoint.tensors import Float32, Shape
 from model_repository.depformer import graph as depformer
@@ -21,11 +20,9 @@ from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
-from model_repository.quantize.plan import AUDIO_HEADS, Plan
+from model_repository.quantize.plan import Plan
 from model_repository.temporal import graph as temporal
-from model_repository.variants import VARIANTS, CachePrecision, Precision, Variant
-
-_CACHE_BYTES = {CachePrecision.FP32: 4, CachePrecision.FP16: 2, CachePrecision.INT8: 1}
+from model_repository.variants import VARIANTS, Variant
 
 
 @dataclass(frozen=True)
@@ -59,26 +56,18 @@ class Sizes:
 def sizes(variant: Variant, geometry: Geometry) -> Sizes:
     """Of `variant` with its own precision of keys and values."""
     lm, mimi = ShapesOnly(lm_shapes(geometry.lm)), ShapesOnly(mimi_shapes(geometry.mimi))
-    shape = geometry.lm.temporal
-    caches = [CacheScales(variant.cache)] * shape.num_layers
+    caches = [CacheScales(variant.cache)] * geometry.lm.temporal.num_layers
     parts: dict[str, Graph] = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, mimi),
         "temporal": temporal.build(geometry.lm, lm, Plan(variant.temporal), caches),
         "depformer": depformer.build(geometry.lm, lm, Plan(variant.depformer)),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, mimi),
     }
-    weights = {name: graph.weight_bytes for name, graph in parts.items()}
-    made_float32 = sum(
-        weights[model]
-        for model, precision in (("temporal", variant.temporal), ("depformer", variant.depformer))
-        if precision is Precision.FP16
+    return Sizes(
+        weights={name: graph.weight_bytes for name, graph in parts.items()},
+        loaded=sum(graph.loaded_bytes for graph in parts.values()),
+        slot=sum(graph.slot_bytes for graph in parts.values()),
     )
-    if variant.depformer is Precision.INT8:
-        made_float32 += sum(2 * prod(lm.shape(f"{AUDIO_HEADS}{step}.weight")) for step in range(AGENT_CODEBOOKS))
-    codec = geometry.mimi.transformer
-    slot = 2 * shape.num_layers * shape.window * shape.dim * _CACHE_BYTES[variant.cache]
-    slot += 2 * 2 * codec.num_layers * codec.window * codec.dim * 4
-    return Sizes(weights, sum(weights.values()) + made_float32, slot)
 
 
 def main() -> None:

@@ -18,11 +18,28 @@ from tests.conftest import GOLDEN
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_they_are_what_a_build_writes(tmp_path: Path, variant):
     build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=1, variant=variant)
-    files = json.loads((tmp_path / "models" / "manifest.json").read_text())["files"]
+    manifest = json.loads((tmp_path / "models" / "manifest.json").read_text())
+    files = manifest["files"]
     foretold = sizes(VARIANTS[variant], Checkpoint.open(GOLDEN / "checkpoint").geometry)
+    assert manifest["memory"]["slot"] == foretold.slot
+    # What calibration finds is known when it is built.
+    assert foretold.loaded <= manifest["memory"]["weights"] <= 1.001 * foretold.loaded
     for model, weights in foretold.weights.items():
         written = files[f"triton/{model}/1/model.onnx.data"]["bytes"]
         graph = onnx.load(str(tmp_path / f"models/triton/{model}/1/model.onnx"), load_external_data=False).graph
         stored = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
         # Each weight begins on a page of its own.
         assert weights <= written < weights + 4096 * len(stored)
+
+
+def test_only_16_bit_matrices_grow_when_they_are_loaded() -> None:
+    geometry = Checkpoint.open(GOLDEN / "checkpoint").geometry
+    whole, half, eighth = (sizes(VARIANTS[name], geometry) for name in ("fp32", "fp16", "int8"))
+    assert whole.loaded == sum(whole.weights.values())
+    assert sum(half.weights.values()) < half.loaded < whole.loaded
+    heads = 8 * geometry.lm.card * geometry.lm.depformer.dim
+    assert eighth.loaded - sum(eighth.weights.values()) == 2 * heads
+    lm, codec = geometry.lm.temporal, geometry.mimi.transformer
+    caches = 2 * lm.num_layers * lm.window * lm.dim + 2 * 2 * codec.num_layers * codec.window * codec.dim
+    assert 4 * caches < whole.slot < 5 * caches
+    assert whole.slot - half.slot == 2 * 2 * lm.num_layers * lm.window * lm.dim

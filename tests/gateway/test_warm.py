@@ -75,7 +75,8 @@ async def test_it_is_ready_once_every_persona_was_prefilled(manifest: Manifest, 
         assert not await calls.warmer.ready()
         await until(lambda: calls.warmer._warm)
         assert await calls.warmer.ready()
-        assert (len(engine.prefills), engine.opened, engine.closed) == (2, 2, 2)
+        # The first one twice, to see that there was room for both.
+        assert (len(engine.prefills), engine.opened, engine.closed) == (3, 3, 3)
         assert calls.admission.taken == 0
 
 
@@ -88,6 +89,16 @@ async def test_a_call_with_such_a_persona_finds_its_prefix(manifest: Manifest, e
         assert begun.cached == prefix.length - 1
 
 
+@pytest.mark.parametrize(("room", "told"), [(2, False), (1, True), (0, True)])
+async def test_personas_that_do_not_all_fit_are_told(
+    manifest: Manifest, engine: FakeEngine, caplog: pytest.LogCaptureFixture, room: int, told: bool
+):
+    engine.remembers = room
+    async with running(manifest, engine, "NATF0", "NATM1:teacher") as calls:
+        await until(lambda: calls.warmer._warm)
+        assert ("the models do not remember all 2 personas" in caplog.text) is told
+
+
 async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, engine: FakeEngine):
     async with running(manifest, engine, "NATF0") as calls:
         await until(lambda: calls.warmer._warm)
@@ -96,7 +107,7 @@ async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, eng
         engine.down = False
         assert not await calls.warmer.ready()
         await until(lambda: calls.warmer._warm)
-        assert len(engine.prefills) == 2
+        assert len(engine.prefills) == 4
 
 
 async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeEngine):
@@ -108,7 +119,7 @@ async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeEngine):
         assert engine.opened == 0
         slots[0].release()
         await until(lambda: calls.warmer._warm)
-        assert engine.closed == 1
+        assert engine.closed == 2
 
 
 async def test_with_nothing_to_prefill_ready_is_what_the_engine_says(manifest: Manifest, engine: FakeEngine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -126,16 +127,93 @@ def test_added_voices_outlive_another_build_of_the_checkpoint(tmp_path: Path):
     models = tmp_path / "models"
     build_repository(CHECKPOINT, models, slots=1)
     (models / "voices" / "ANA.safetensors").write_bytes(b"added")
-    build_repository(CHECKPOINT, models, slots=1, variant="int8")
+    (models / "voices" / "NATF0.safetensors").write_bytes(b"put in a built-in one's place")
+    assert build_repository(CHECKPOINT, models, slots=1, variant="int8") == []
     assert (models / "voices" / "ANA.safetensors").read_bytes() == b"added"
+    assert (models / "voices" / "NATF0.safetensors").read_bytes() == b"put in a built-in one's place"
     write_tiny_checkpoint(tmp_path / "other")
-    build_repository(tmp_path / "other", models, slots=1)
+    assert build_repository(tmp_path / "other", models, slots=1) == ["ANA", "NATF0"]
     assert not (models / "voices" / "ANA.safetensors").exists()
 
 
+@pytest.mark.parametrize("inside", [".", "checkpoint"])
+@pytest.mark.parametrize("force", [False, True])
+def test_the_checkpoint_is_never_replaced(tmp_path: Path, inside: str, force: bool):
+    shutil.copytree(CHECKPOINT, tmp_path / "models" / inside, dirs_exist_ok=True)
+    with pytest.raises(BuildError, match="holds the checkpoint; expected another folder"):
+        build_repository(tmp_path / "models" / inside, tmp_path / "models", slots=1, force=force)
+    assert (tmp_path / "models" / inside / "model.safetensors").is_file()
+
+
+def test_where_a_link_leads_is_written_to(tmp_path: Path):
+    (tmp_path / "disk" / "models").mkdir(parents=True)
+    (tmp_path / "models").symlink_to(tmp_path / "disk" / "models")
+    for slots in (1, 2):
+        build_repository(CHECKPOINT, tmp_path / "models", slots=slots)
+    assert (tmp_path / "models").is_symlink()
+    assert json.loads((tmp_path / "disk" / "models" / "manifest.json").read_text())["slots"] == 2
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["models"]
+
+
+def test_a_mounted_volume_is_refilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "lost+found").mkdir()
+    before = models.stat().st_ino
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == models)
+    for slots in (1, 2):
+        build_repository(CHECKPOINT, models, slots=slots)
+    assert json.loads((models / "manifest.json").read_text())["slots"] == 2
+    assert {path.name for path in models.iterdir()} == {
+        "lost+found", "manifest.json", "tokenizer.model", "triton", "voices"
+    }  # fmt: skip
+    assert models.stat().st_ino == before
+
+
+def test_a_place_that_cannot_be_taken_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    models = tmp_path / "models"
+    build_repository(CHECKPOINT, models, slots=1)
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(BuildError, match="Input/output error"):
+        build_repository(CHECKPOINT, models, slots=2)
+    assert json.loads((models / "manifest.json").read_text())["slots"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_others_may_read_what_was_built_as_far_as_the_umask_lets_them(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "models", *(tmp_path / "models").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
 def test_what_a_killed_build_left_is_removed(tmp_path: Path):
-    left = tmp_path / ".models.building-999999999-abc"
+    left, busy = (tmp_path / f".models.building-{name}" for name in ("left", "busy"))
     left.mkdir()
-    (tmp_path / f".models.building-{os.getpid()}-abc").mkdir()
+    busy.mkdir()
+    handle = os.open(busy, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
     build_repository(CHECKPOINT, tmp_path / "models", slots=1)
-    assert {path.name for path in tmp_path.iterdir()} == {"models", f".models.building-{os.getpid()}-abc"}
+    assert {path.name for path in tmp_path.iterdir()} == {"models", busy.name}
+    os.close(handle)
+    build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_build_killed_while_it_took_its_place_is_undone(tmp_path: Path):
+    build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+    (tmp_path / "models" / "voices" / "ANA.safetensors").write_bytes(b"added")
+    (tmp_path / ".models.building-killed").mkdir()
+    (tmp_path / "models").rename(tmp_path / ".models.building-killed" / "old")
+    build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+    assert (tmp_path / "models" / "voices" / "ANA.safetensors").read_bytes() == b"added"

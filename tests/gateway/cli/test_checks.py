@@ -14,6 +14,7 @@ from onnxruntime.capi import build_and_package_info
 
 from gateway.cli import checks
 from gateway.cli.checks import GIB, MIB, Status
+from gateway.manifest import Manifest
 from gateway.triton import TritonInstallation, TritonNotInstalledError
 
 Usage = namedtuple("Usage", "total used free")
@@ -197,9 +198,21 @@ def test_a_folder_that_was_not_built_is_told(tmp_path: Path) -> None:
     assert check.mend == f"personaplex build CHECKPOINT {tmp_path}"
 
 
-def test_weights_must_fit_the_memory(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(MIB))
-    assert checks.repository(tiny_models).status is Status.FAIL
+def test_weights_and_full_slots_must_fit_the_memory(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, slots = Manifest.load(tiny_models).memory, Manifest.load(tiny_models).slots
+    assert memory is not None
+    free = memory.weights + slots * memory.slot
+    monkeypatch.setattr(checks, "CGROUP_LIMIT", Path("/nowhere"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(free))
+    assert checks.repository(tiny_models).status is Status.OK
+    free -= 1
+    check = checks.repository(tiny_models)
+    assert (check.status, check.mend) == (
+        Status.FAIL,
+        f"build with --slots {slots - 1}, or take a machine with more memory",
+    )
+    free = memory.weights
+    assert checks.repository(tiny_models).mend == "build a smaller variant, or take a machine with more memory"
 
 
 def test_a_voice_that_cannot_be_used_is_a_warning(tiny_models: Path, tmp_path: Path) -> None:

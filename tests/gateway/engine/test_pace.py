@@ -49,7 +49,7 @@ def test_a_model_that_becomes_slow_gets_smaller_pieces_again():
 
 def test_a_large_piece_tells_what_small_ones_would_take():
     pace = Pace(FRAME)
-    pace.took(MOST, 10 * LIMIT)
+    pace.took(MOST, 3 * LIMIT)
     assert pace.columns(others_talk=True) == 2 * LEAST
     slow = Pace(FRAME)
     slow.took(MOST, 1000 * LIMIT)

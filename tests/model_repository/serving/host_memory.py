@@ -25,6 +25,9 @@ class HostMemory:
     def free(self) -> int:
         return self.size - sum(block.nbytes for block in self.blocks.values())
 
+    def total(self) -> int:
+        return self.size
+
     def allocate(self, size: int) -> int:
         block = np.zeros(size, np.uint8)
         self.blocks[block.ctypes.data] = block

@@ -75,7 +75,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 def test_memory_is_zero_at_first_and_counted(runtime: Runtime):
     memory = CudaMemory()
     address = memory.allocate(300)
-    assert memory.free() == 700
+    assert (memory.free(), memory.total()) == (700, 1000)
     there = np.ones(300, np.uint8)
     memory.download(there, address)
     assert not there.any()

@@ -171,15 +171,43 @@ def test_what_a_slot_needs_is_what_it_takes(cuda_models: Path, session: DeviceSe
     assert needs.weights == temporal(cuda_models).with_name("model.onnx.data").stat().st_size
 
 
+class Shared(HostMemory):
+    """A device of which others hold all but `left` bytes."""
+
+    def __init__(self, size: int, left: int) -> None:
+        super().__init__(size)
+        self.left = left
+
+    def free(self) -> int:
+        return min(self.left, super().free())
+
+
 def test_slots_that_do_not_fit_are_refused_before_anything_is_loaded(cuda_models: Path, monkeypatch):
     monkeypatch.setattr(ort, "InferenceSession", None)
     needs = Needs.of(temporal(cuda_models))
     with pytest.raises(NoRoomError, match=r"temporal: 6 slots need .* GB .* are free; build with --slots 5$"):
-        DeviceSession(temporal(cuda_models), SLOTS, HostMemory(needs.total(SLOTS) - 1))
+        DeviceSession(temporal(cuda_models), SLOTS, Shared(1 << 40, left=needs.total(SLOTS) - 1))
+
+
+@pytest.mark.parametrize("name", ["mimi_encoder", "temporal", "depformer", "mimi_decoder"])
+def test_every_model_counts_those_it_is_served_with(cuda_models: Path, monkeypatch, name: str):
+    monkeypatch.setattr(ort, "InferenceSession", None)
+    graphs = (cuda_models / "triton").glob("*/1/model.onnx")
+    size = sum(Needs.of(graph).total(SLOTS) for graph in graphs) - 1
+    message = r"the 4 models together: 6 slots need .* GB .* and the device has .*; build with --slots 5$"
+    with pytest.raises(NoRoomError, match=message):
+        DeviceSession(cuda_models / "triton" / name / "1" / "model.onnx", SLOTS, HostMemory(size))
 
 
 PUBLISHED = Needs(weights=15_000_000_000, slot=1_572_864_000, workspace=2_500_000_000)
 """About those of the published model at 16 bits: 2 x 32 layers x 2999 columns x 4096 x 2 bytes a slot."""
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A graph that needs so much, beside no others."""
+    monkeypatch.setattr(Needs, "of", lambda _: PUBLISHED)
+    return temporal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +227,13 @@ PUBLISHED = Needs(weights=15_000_000_000, slot=1_572_864_000, workspace=2_500_00
         ),
     ],
 )
-def test_a_refusal_says_how_many_would_fit(free, slots, message):
+def test_a_refusal_says_how_many_would_fit(published: Path, free, slots, message):
     with pytest.raises(NoRoomError) as refusal:
-        require_room("temporal", PUBLISHED, slots, lambda: free)
+        require_room(published, slots, HostMemory(free))
     assert str(refusal.value) == message
 
 
-def test_what_fits_is_not_refused():
-    require_room("temporal", PUBLISHED, 39, lambda: 79_600_000_000)
+def test_what_fits_is_not_refused(published: Path):
+    require_room(published, 39, HostMemory(79_600_000_000))
     with pytest.raises(NoRoomError):
-        require_room("temporal", PUBLISHED, 40, lambda: 79_600_000_000)
+        require_room(published, 40, HostMemory(79_600_000_000))
