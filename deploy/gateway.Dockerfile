@@ -1,6 +1,8 @@
 # The gateway, and an embedded Triton for models on the CPU:
 #   docker build --file deploy/gateway.Dockerfile --tag personaplex-gateway .
-#   docker run --init --shm-size 256m --volume MODELS:/models --publish 8998:8998 --publish 8999:8999 personaplex-gateway
+#   docker run --init --shm-size 256m --stop-timeout 60 --volume MODELS:/models \
+#       --publish 8998:8998 --publish 8999:8999 personaplex-gateway
+# Whoever stops it must wait, as here, longer than open calls may go on (`serve --drain`, 30 s by default).
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
 COPY pyproject.toml setup.py requirements.lock README.md LICENSE ./
@@ -22,7 +24,7 @@ USER 10001
 WORKDIR /home/personaplex
 EXPOSE 8998 8999
 # Reading a large checkpoint takes minutes.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8998/readyz', timeout=4)"]
+COPY deploy/ready.py /opt/personaplex/ready.py
+HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 CMD ["python", "/opt/personaplex/ready.py"]
 ENTRYPOINT ["personaplex"]
 CMD ["serve", "/models"]

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from model_repository.processors import processors
+from model_repository.serving.processors import processors
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model_repository.processors import processors
+from model_repository.serving.processors import processors
 
 BUFFER_BYTES = 512 << 20
 PASSES = 7

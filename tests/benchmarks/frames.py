@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_repository.processors import processors
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
+from model_repository.serving.processors import processors
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.turns import Turn
 from tests.benchmarks.bandwidth import bandwidth

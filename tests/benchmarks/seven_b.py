@@ -27,7 +27,7 @@ import psutil
 from rich.progress import Progress
 
 from gateway.triton.installation import huge_pages
-from model_repository.processors import processors
+from model_repository.serving.processors import processors
 from model_repository.tiny import TINY_CONFIG
 from tests.benchmarks.bandwidth import ROOT
 from tests.benchmarks.fewer_slots import with_slots
