@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -28,14 +30,18 @@ class Client:
     Args:
         url: where it listens, as `http://127.0.0.1:8998`.
         verify: whether the certificate of an https server must be one that is trusted.
+        api_key: what the server asks for, if it asks for one.
     """
 
-    def __init__(self, url: str, *, verify: bool = True) -> None:
+    def __init__(self, url: str, *, verify: bool = True, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        headers = {b"X-API-Key": api_key.encode()} if api_key else {}
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         # Proxies of the environment are for the internet, not for a server named on the command line.
         with self._explained():
-            self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False, verify=verify)
+            self._http = httpx.Client(
+                base_url=self.url, headers=headers, timeout=timeout, trust_env=False, verify=_authorities(verify)
+            )
 
     def respond(self, files: Mapping[str, bytes], fields: Fields) -> dict[str, Any]:
         """`POST /v1/respond`, the answer as its JSON object.
@@ -101,6 +107,8 @@ class Client:
             yield
         except httpx.ConnectError as error:
             reason = str(error).partition("] ")[2] or str(error)
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ClientError(f"{self.url}: {reason}; SSL_CERT_FILE may name who is to be trusted") from None
             raise ClientError(f"cannot reach {self.url}: {reason} (is `personaplex serve` running there?)") from None
         except httpx.TimeoutException:
             raise ClientError(f"{self.url} does not answer in time") from None
@@ -116,3 +124,8 @@ def _detail(answer: httpx.Response) -> str:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
         return f"{answer.request.url} answered {answer.status_code} {answer.reason_phrase}"
+
+
+def _authorities(verify: bool) -> bool | ssl.SSLContext:
+    """The usual ones, or those of the file that SSL_CERT_FILE names."""
+    return ssl.create_default_context() if verify and "SSL_CERT_FILE" in os.environ else verify

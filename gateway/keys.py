@@ -44,7 +44,7 @@ class Keys:
             return None
         found = None
         for key, holder in self._holders:
-            if hmac.compare_digest(key, (presented or "").encode()):
+            if presented and hmac.compare_digest(key, presented.encode()):
                 found = holder
         if found is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")

@@ -11,6 +11,7 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.api.protocol import AnswerProtocol
 from gateway.api.ws.protocol import CallProtocol
 from gateway.calls import Calls
 from gateway.settings import Settings
@@ -40,6 +41,7 @@ class GatewayServer(uvicorn.Server):
                 lifespan="on",
                 server_header=False,
                 timeout_graceful_shutdown=_LAST_ANSWERS_S,
+                http=AnswerProtocol,
                 ws=CallProtocol,
                 ws_max_size=settings.max_message_bytes,
                 ws_ping_interval=_PING_S,

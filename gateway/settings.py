@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "PERSONAPLEX_"
+"""Of the environment variables."""
+
+OF_MODELS_AND_CALLERS = frozenset({"INTRA_OP_THREADS", "CPU_KERNELS", "PREFIX_COLUMNS", "API_KEY"})
+"""Variables with that prefix that are read elsewhere."""
 
 
 class TlsFiles(NamedTuple):
@@ -19,7 +26,7 @@ class TlsFiles(NamedTuple):
 class Settings(BaseSettings):
     """Every knob of the gateway; `PERSONAPLEX_MAX_AUDIO_SECONDS=60` sets `max_audio_seconds`."""
 
-    model_config = SettingsConfigDict(env_prefix="PERSONAPLEX_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     models: Path = Field(default=Path("models"), description="folder written by `personaplex build`")
     host: str = Field(default="127.0.0.1", description="address the gateway listens on")
@@ -75,14 +82,14 @@ class Settings(BaseSettings):
         default=50, ge=1, description="frames of the agent's audio a live caller may leave unread"
     )
     live_speed: float = Field(
-        default=1.0, ge=0, description="how much faster than real time a live call may run; 0 for as fast as it can"
+        default=1.0, ge=0, description="multiple of real time at which a live call may run; 0: as fast as it can"
     )
     kept_idle_seconds: float = Field(default=120.0, gt=0, description="seconds a kept conversation waits for a turn")
     drain_seconds: float = Field(
         default=30.0, ge=0, description="seconds live calls may go on once the server is told to stop"
     )
 
-    api_keys: list[str] = Field(
+    api_keys: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list, description="keys of which a caller must show one; none: everybody may call"
     )
     key_conversations: int = Field(default=0, ge=0, description="conversations one key may hold at once; 0: no limit")
@@ -97,6 +104,13 @@ class Settings(BaseSettings):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together: expected both or none")
         return self
+
+    @classmethod
+    def unknown(cls, environment: Iterable[str]) -> list[str]:
+        """Names of variables that are meant for this project, and that nothing reads."""
+        known = {name.upper() for name in cls.model_fields} | OF_MODELS_AND_CALLERS
+        ours = (name for name in environment if name.startswith(PREFIX))
+        return sorted(name for name in ours if name.removeprefix(PREFIX) not in known)
 
     @property
     def tls(self) -> TlsFiles | None:

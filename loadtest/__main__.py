@@ -38,7 +38,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="How long they speak.")] = 60.0,
     face: Annotated[Through, typer.Option(help="Which face they come through.")] = Through.GRPC,
     phases: Annotated[
-        str, typer.Option(help="spread: callers begin all over the 80 ms of a frame; together: at one instant.")
+        Phases, typer.Option(help="spread: callers begin all over the 80 ms of a frame; together: at one instant.")
     ] = "spread",
     spawn_rate: Annotated[float, typer.Option(min=0.1, help="Callers per second, until all are in.")] = 50.0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for the last frames to come.")] = 2.0,
@@ -56,7 +56,6 @@ def main(
 ) -> None:
     """Load a server with callers who speak in real time. Ends with 1 if the run did not pass, 2 if there was none."""
     console = Console()
-    wanted: Phases = "together" if phases == "together" else "spread"
 
     def one(at: Server, callers: int) -> Result:
         results = _fresh(folder / f"{datetime.now():%Y%m%d-%H%M%S}-{face.value}-{callers}")
@@ -67,7 +66,7 @@ def main(
             out=str(results / "records.json"),
             users=callers,
             seconds=seconds,
-            phases=wanted,
+            phases=phases,
             drain=drain,
             api_key=api_key,
         )

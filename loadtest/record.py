@@ -17,9 +17,6 @@ class Face(StrEnum):
     REST = "rest"
 
 
-LIVE = (Face.GRPC, Face.WEBSOCKET)
-
-
 class Outcome(StrEnum):
     """How a conversation went."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def started(models: Path, log: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "gateway.cli", "serve", str(models), "--port", "0", "--grpc-port", "0"]
     with (
         log.open("w") as told,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as process,  # noqa: S603
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True, env=_environment()) as process,  # noqa: S603
     ):
         try:
             yield _announced(process, log)
@@ -71,6 +72,12 @@ def started(models: Path, log: Path) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 # The first signal lets calls go on for a while; the second does not.
                 process.terminate()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, less what is meant for another server: its Triton, its keys, its certificate."""
+    others = {f"PERSONAPLEX_{name}" for name in ("TRITON_URL", "API_KEYS", "TLS_CERTIFICATE", "TLS_KEY")}
+    return {name: value for name, value in os.environ.items() if name not in others}
 
 
 def _announced(process: subprocess.Popen[str], log: Path) -> Server:

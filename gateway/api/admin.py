@@ -7,6 +7,7 @@ import ipaddress
 from fastapi import APIRouter, Request
 
 from gateway.api import openapi
+from gateway.api.access import check_origin
 from gateway.api.schemas import Draining
 from gateway.calls import Calls
 from gateway.errors import NotAllowed
@@ -24,6 +25,8 @@ def router(calls: Calls) -> APIRouter:
         """
         if not _is_loopback(request.client.host if request.client else None):
             raise NotAllowed("draining may only be asked for from the machine itself")
+        # What a page asks comes from its reader's machine, which may be this one. Origins that may call may not drain.
+        check_origin(request.headers)
         calls.begin_drain()
         return Draining(status="draining", active=calls.admission.taken)
 

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from gateway.api.disconnect import ClientGone, while_connected
+from gateway.api.disconnect import ClientGone, abort, while_connected
 from gateway.api.question import Question
 from gateway.api.schemas import RespondAnswer, Stages, StageTimings, Timings
+from gateway.api.sending import SlowClient, send_all
 from gateway.audio.wav import header, pcm16, wav
 from gateway.calls import Call, Calls
 from gateway.conversation.conversation import AgentFrame
@@ -150,34 +151,42 @@ async def answering(question: Question, calls: Calls) -> AsyncIterator[Answering
 
 
 class StreamedWav(Response):
-    """Sends pieces as they come, until they end or the caller hangs up, and closes their source in any case."""
+    """Sends pieces as they come, until they end or the caller hangs up or stops reading.
+
+    Their source is closed in any case.
+    """
 
     media_type = WAV
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], question: Question) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], question: Question, calls: Calls) -> None:
         self._first = first
         self._rest = rest
+        self._calls = calls
         kept = {CONVERSATION: question.kept.id} if question.kept and question.keep else {}
         super().__init__(headers={"X-PersonaPlex-Seed": str(question.sampling.seed), **kept})
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send(send))
+            await while_connected(receive, send_all(self._messages(), send, self._calls))
         except ClientGone:
             pass
+        except SlowClient as error:
+            logger.info("a streamed answer was given up: %s", error.message)
+            # What is not sent yet would keep the connection open for as long.
+            abort(scope)
         except GatewayError as error:
             # The status has been sent: what is left to say is that the body ends before its end.
             logger.error("a streamed answer broke off: %s", error.message)
         finally:
             await self._rest.aclose()
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+    async def _messages(self) -> AsyncGenerator[Message, None]:
+        yield {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        yield {"type": "http.response.body", "body": self._first, "more_body": True}
         async for piece in self._rest:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            yield {"type": "http.response.body", "body": piece, "more_body": True}
+        yield {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 @asynccontextmanager

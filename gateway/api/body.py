@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,7 +35,7 @@ async def read(request: Request, limit: int) -> RespondRequest:
     try:
         if kind == JSON:
             whole = b"".join([chunk async for chunk in body])
-            return RespondRequest.model_validate_json(whole, strict=True)
+            return await asyncio.to_thread(RespondRequest.model_validate_json, whole, strict=True)
         return RespondRequest.model_validate(await _form(request, body))
     except ValidationError as error:
         raise explained(error) from None

@@ -1,4 +1,4 @@
-"""Work for a caller who may hang up: it goes on exactly as long as somebody is listening."""
+"""Callers who hang up, whose work then ends, and callers who are hung up on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TypeVar
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 T = TypeVar("T")
+
+ABORT = "personaplex.abort"
+"""In the scope's extensions, where the server offers it: cuts the connection off without waiting for anything."""
 
 
 class ClientGone(Exception):  # noqa: N818 (not an error of anybody's)
     """The caller hung up; there is nobody left to answer."""
+
+
+def abort(scope: Scope) -> None:
+    """Drop what is not sent yet, and the connection; not every server can."""
+    if (cut := scope.get("extensions", {}).get(ABORT)) is not None:
+        cut()
 
 
 async def while_connected(receive: Receive, work: Coroutine[object, object, T]) -> T:

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.api.answer import CONVERSATION
 from gateway.api.problems import MEDIA_TYPE, Problem
 from gateway.api.schemas import RespondAnswer, RespondRequest
 from gateway.calls import Calls
@@ -39,7 +40,10 @@ _UNAVAILABLE = _problem(
 RESPOND_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer",
-        "headers": {"X-PersonaPlex-Seed": {**_header("seed to repeat this answer with (WAV only)", "integer")}},
+        "headers": {
+            "X-PersonaPlex-Seed": _header("seed to repeat this answer with (WAV only)", "integer"),
+            CONVERSATION: _header("with `keep`: the `conversation_id` of the next turn (WAV only)", "string"),
+        },
         "content": {
             "audio/wav": {"schema": {"type": "string", "format": "binary"}},
             "application/json": {"schema": {"$ref": _REF.format(model="RespondAnswer")}},
@@ -47,7 +51,7 @@ RESPOND_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     400: _problem("The body cannot be parsed"),
     401: _problem("An API key is needed"),
-    403: _problem("The operator does not allow `voice_audio`"),
+    403: _problem("The operator does not allow `voice_audio`, or pages of that origin"),
     404: _problem("There is no conversation of that id"),
     409: _problem("A turn of that conversation is still under way"),
     413: _problem("The body is too large"),
@@ -59,11 +63,14 @@ RESPOND_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 DELETE_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: _problem("An API key is needed"),
+    403: _problem("The operator does not allow pages of that origin"),
     404: _problem("There is no such conversation"),
     409: _problem("A turn is still under way"),
 }
 KEY_RESPONSES: dict[int | str, dict[str, Any]] = {401: _problem("An API key is needed")}
-DRAIN_RESPONSES: dict[int | str, dict[str, Any]] = {403: _problem("Not from this machine")}
+DRAIN_RESPONSES: dict[int | str, dict[str, Any]] = {
+    403: _problem("Not from this machine, or from a page of another origin")
+}
 READY_RESPONSES: dict[int | str, dict[str, Any]] = {503: _UNAVAILABLE}
 METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}}

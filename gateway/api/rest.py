@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from gateway.api import answer, body, openapi
-from gateway.api.access import key_holder
+from gateway.api.access import check_origin, key_holder
 from gateway.api.disconnect import ClientGone, while_connected
 from gateway.api.negotiation import prefers_json
 from gateway.api.question import understand
@@ -39,6 +39,7 @@ def router(calls: Calls) -> APIRouter:
         With `max_steps` equal to the recording's frames of 80 ms (rounded up), there is one output frame per input
         frame, the first being silence. Once the recording is over, the agent hears silence.
         """
+        check_origin(request.headers, calls.settings.allowed_origins)
         key = key_holder(calls.keys, request.headers)
         json = prefers_json(request.headers.getlist("accept"))
         try:
@@ -53,13 +54,13 @@ def router(calls: Calls) -> APIRouter:
                 pieces = answer.pieces(question, calls)
                 # The slot, the prompt and everything that can be refused come before the status line.
                 first = await while_connected(request.receive, anext(pieces))
-                return answer.StreamedWav(first, pieces, question)
+                return answer.StreamedWav(first, pieces, question, calls)
             whole = await while_connected(request.receive, answer.whole(question, calls))
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
         if json:
             return Response(await asyncio.to_thread(whole.json), media_type=body.JSON)
-        return Response(whole.wav(), media_type=answer.WAV, headers=whole.headers())
+        return Response(await asyncio.to_thread(whole.wav), media_type=answer.WAV, headers=whole.headers())
 
     @routes.delete(
         "/conversations/{conversation_id}",
@@ -69,6 +70,7 @@ def router(calls: Calls) -> APIRouter:
     )
     async def end(conversation_id: str, request: Request) -> None:
         """Give its slot back."""
+        check_origin(request.headers, calls.settings.allowed_origins)
         await calls.kept.end(conversation_id, key_holder(calls.keys, request.headers))
 
     @routes.get("/voices", summary="Preset voices", responses=openapi.KEY_RESPONSES)

@@ -266,11 +266,11 @@ def _loads(library: str) -> bool:
 
 def _free_memory() -> int:
     """Bytes that could be had, under the container's limit where there is one."""
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     try:
         return min(free, int(CGROUP_LIMIT.read_text()))
     except (OSError, ValueError):
-        return int(free)
+        return free
 
 
 def _room(name: str, free: int, needed: int, advised: int, mend: str) -> Check:

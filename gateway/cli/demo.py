@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gateway.cli.build import write_models, write_tiny
 from gateway.cli.console import CommandError, progress, say
-from gateway.cli.serve import WAIT_EMBEDDED_S, settings_with
+from gateway.cli.serve import WAIT_EMBEDDED_S, private_settings
 from gateway.client import Client
 
 STAGES = ("encode", "temporal", "depformer", "decode")
@@ -38,7 +38,7 @@ def demo(
     write_tiny(checkpoint, force=True)
     write_models(checkpoint, models, force=True)
     say("serving them with Triton and the gateway")
-    with Service(settings_with(models=models, host="127.0.0.1", port=0), wait=WAIT_EMBEDDED_S) as service:
+    with Service(private_settings(models), wait=WAIT_EMBEDDED_S) as service:
         say(f"POST {service.url}/v1/respond with {input}")
         with Client(service.url) as client, progress("answering"):
             answer = client.respond({"audio": question}, {"seed": "0"})

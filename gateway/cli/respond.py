@@ -16,7 +16,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from gateway.cli.console import CommandError, Seconds, progress, say
-from gateway.cli.serve import WAIT_EMBEDDED_S, settings_with
+from gateway.cli.serve import WAIT_EMBEDDED_S, private_settings
 from gateway.client import Client
 
 DEFAULT_SERVER = "http://127.0.0.1:8998"
@@ -45,6 +45,9 @@ def respond(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     include_tokens: Annotated[bool, typer.Option("--include-tokens", help="Tokens too, with --json.")] = False,
     server: Annotated[str | None, typer.Option(metavar="URL", help=f"Who answers. [default: {DEFAULT_SERVER}]")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="PERSONAPLEX_API_KEY", help="Shown to that server.")
+    ] = None,
     models: Annotated[
         Path | None, typer.Option(help="Start everything for this built repository, answer, and stop.")
     ] = None,
@@ -68,7 +71,7 @@ def respond(
         "include": "tokens" if include_tokens else None,
     }
     fields = {name: str(value) for name, value in values.items() if value is not None}
-    with _answerer(server, models) as client:
+    with _answerer(server, models, api_key) as client:
         if as_json or transcript:
             with progress("answering"):
                 answer = client.respond(files, fields)
@@ -127,17 +130,16 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _answerer(server: str | None, models: Path | None) -> Iterator[Client]:
+def _answerer(server: str | None, models: Path | None, api_key: str | None) -> Iterator[Client]:
     """A client of the server asked for, or of one started for this answer alone."""
     with ExitStack() as stack:
         if models is None:
-            yield stack.enter_context(Client(server or DEFAULT_SERVER))
+            yield stack.enter_context(Client(server or DEFAULT_SERVER, api_key=api_key))
             return
         from gateway.cli.service import Service
 
         logging.basicConfig(level=logging.ERROR)
-        settings = settings_with(models=models, host="127.0.0.1", port=0, allow_voice_audio=True)
-        service = Service(settings, wait=WAIT_EMBEDDED_S)
+        service = Service(private_settings(models, allow_voice_audio=True), wait=WAIT_EMBEDDED_S)
         with progress("starting Triton and the gateway"):
             service.start()
         # Nobody else talks to it: nothing to wait for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from gateway.cli.console import CommandError, say
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.cli.service import Service
+
+_log = logging.getLogger("personaplex")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # An embedded Triton is given the minutes it takes to read a real checkpoint; one that runs elsewhere should be there.
@@ -47,7 +51,10 @@ def serve(
         ),
     ] = None,
     triton: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Use the Triton that runs there (its gRPC port).")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", envvar="PERSONAPLEX_TRITON_URL", help="Use the Triton that runs there (its HTTP port)."
+        ),
     ] = None,
     wait: Annotated[float | None, typer.Option(min=0, help="Seconds until everything must be ready.")] = None,
     drain: Annotated[
@@ -73,6 +80,10 @@ def serve(
         warm=warm or None,
         triton_url=checked_address(triton),
     )
+    for name in Settings.unknown(os.environ):
+        _log.warning("%s is no setting of this version: nothing reads it", name)
+    if "PERSONAPLEX_API_KEY" in os.environ and not settings.api_keys:
+        _log.warning("PERSONAPLEX_API_KEY is the key that a caller shows; the server asks for none of its own")
     default_wait = WAIT_EMBEDDED_S if triton is None else WAIT_EXTERNAL_S
     service = Service(
         settings,
@@ -128,6 +139,14 @@ def settings_with(**given: object) -> Settings:
         if not name:
             raise CommandError(first["msg"].removeprefix("Value error, ")) from None
         raise CommandError(f"PERSONAPLEX_{name.upper()}={first['input']!r}: {first['msg']}") from None
+    except SettingsError as error:
+        raise CommandError(f"{error}: expected JSON") from None
+
+
+def private_settings(models: Path, **given: object) -> Settings:
+    """For a service that only this command speaks to: a free port of this machine, no gRPC, neither keys nor TLS."""
+    settings = settings_with(models=models, host="127.0.0.1", port=0, grpc_port=-1, api_keys=[], **given)
+    return settings.model_copy(update={"tls_certificate": None, "tls_key": None})
 
 
 def checked_address(address: str | None) -> str | None:

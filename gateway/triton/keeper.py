@@ -76,6 +76,6 @@ class TritonKeeper:
             try:
                 self.server.start(abandoned=self._stopping)
                 _log.warning("Triton is back")
-            except TritonError as error:
+            except (TritonError, OSError) as error:
                 _log.error("%s", error)
             since = time.monotonic()

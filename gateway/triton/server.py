@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,13 @@ class TritonServer:
     def _launch(self, installation: TritonInstallation) -> None:
         self._lines.clear()
         folder = self._folder = Path(tempfile.mkdtemp(prefix="personaplex-triton-"))
+        try:
+            self._launch_in(folder, installation)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _launch_in(self, folder: Path, installation: TritonInstallation) -> None:
         shm_prefix = self._shm_prefix = f"personaplex_{os.getpid()}_{secrets.token_hex(4)}_"
         _link_python_backend(installation, folder / "backends" / "python")
         command = self.options.argv(installation.binary, self.model_repository, folder / "backends", shm_prefix)

@@ -26,6 +26,7 @@ class GrpcLine:
         # Encoded once: what is measured is the server.
         self._frames = [pb.ConverseRequest(audio=frame).SerializeToString() for frame in question.frames]
         self._ready = asyncio.Event()
+        self._admitted = False
         self._ended: pb.Ended | None = None
         self._call: GrpcCall
         self._hang_up: Callable[[], None] = lambda: None
@@ -39,11 +40,11 @@ class GrpcLine:
         call.ended.add_done_callback(lambda _: self._ready.set())
         await self._ready.wait()
         if call.ended.done():
-            raise _fault(call.ended.result())
+            raise self._fault(call.ended.result())
 
     async def send(self, u: int) -> None:
         if self._call.ended.done():
-            raise _fault(self._call.ended.result())
+            raise self._fault(self._call.ended.result())
         await self._call.send(self._frames[u % len(self._frames)])
 
     async def finish(self) -> tuple[int, int]:
@@ -52,7 +53,7 @@ class GrpcLine:
             self._call.half_close()
         status = await self._call.ended
         if status.code != _OK:
-            raise _fault(status)
+            raise self._fault(status)
         if self._ended is None or self._ended.reason != pb.END_REASON_COMPLETED:
             raise Malformed("status OK without `ended` and its reason completed")
         return self._ended.dropped_frames, self._ended.late_frames
@@ -72,14 +73,15 @@ class GrpcLine:
             ready = response.ready
             if (ready.sample_rate, ready.frame_size) != (RATE, FRAME_SIZE):
                 raise Malformed(f"frames of {ready.frame_size} samples at {ready.sample_rate} Hz")
+            self._admitted = True
             self._ready.set()
         elif kind == "ended":
             self._ended = response.ended
         elif kind not in ("stats", "warning"):
             raise Malformed(f"an unexpected message: {kind}")
 
-
-def _fault(status: Status) -> CallFailed | Refused:
-    if status.code == _RESOURCE_EXHAUSTED:
-        return Refused(status.message)
-    return CallFailed(f"gRPC status {status.code}: {status.message}")
+    def _fault(self, status: Status) -> CallFailed | Refused:
+        # The same status ends the call of one who was admitted and then did not read.
+        if status.code == _RESOURCE_EXHAUSTED and not self._admitted:
+            return Refused(status.message)
+        return CallFailed(f"gRPC status {status.code}: {status.message}")

@@ -91,7 +91,9 @@ class WebSocketLine(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """For asyncio."""
-        self._fail(CallFailed(f"the connection was lost: {exc}" if exc else "the server closed the connection"))
+        # After a close message its code says more.
+        if not self._over.done():
+            self._fail(CallFailed(f"the connection was lost: {exc}" if exc else "the server closed the connection"))
 
     def pause_writing(self) -> None:
         """For asyncio."""

@@ -158,7 +158,8 @@ class Graph:
     @property
     def slot_bytes(self) -> int:
         """Bytes of a row of all states."""
-        states = (value for value in self._graph.inputs if value.name.startswith(_STATES))
+        inputs: Sequence[Value] = self._graph.inputs
+        states = (value for value in inputs if value.name.startswith(_STATES))
         return sum(prod(value.shape[1:]) * int(value.dtype.itemsize) for value in states)
 
     def save(self, path: Path, progress: Callable[[str, int], None] | None = None) -> None:

@@ -121,6 +121,20 @@ def test_ready_is_none_or_the_reason(answering: Callable[[Respond], str]) -> Non
         assert "cannot reach" in (client.ready() or "")
 
 
+@pytest.mark.parametrize("key", [None, "", "a-key", "clé"])
+def test_a_key_is_shown_if_there_is_one(answering: Callable[[Respond], str], key: str | None) -> None:
+    shown: list[str | None] = []
+
+    def note(handler: BaseHTTPRequestHandler) -> None:
+        shown.append(handler.headers["X-API-Key"])
+        sends(200, b"{}")(handler)
+
+    with Client(answering(note), api_key=key) as client:
+        client.respond({"audio": b"RIFF"}, {})
+        list(client.stream({"audio": b"RIFF"}, {}))
+    assert shown == [key.encode().decode("latin-1") if key else None] * 2
+
+
 def test_proxies_of_the_environment_are_not_used(
     answering: Callable[[Respond], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

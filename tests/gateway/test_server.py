@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import socket
 import ssl
 from contextlib import asynccontextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import httpx
+import psutil
 import pytest
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
@@ -75,6 +78,32 @@ async def test_tls_on_both_ports(up):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await end_of_call(channel)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_who_does_not_read_a_streamed_answer_loses_slot_and_connection(up):
+    recording = base64.b64encode((DATA / "question.wav").read_bytes()).decode()
+    body = json.dumps({"audio": recording, "stream": True, "max_steps": 7500}).encode()
+    head = (
+        f"POST /v1/respond HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    async with up(idle_seconds=0.3) as (http, _), httpx.AsyncClient() as client:
+
+        async def active() -> bool:
+            page = (await client.get(f"http://127.0.0.1:{http}/metrics")).text
+            return "personaplex_conversations_active 1.0" in page
+
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+            caller.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(caller, ("127.0.0.1", http))
+            await asyncio.get_running_loop().sock_sendall(caller, head.encode() + body)
+            ours = caller.getsockname()
+            async with asyncio.timeout(20):
+                while not await active():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                while await active():  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert ours not in [connection.raddr for connection in psutil.Process().net_connections("tcp")]
 
 
 async def test_grpc_can_be_switched_off(up):

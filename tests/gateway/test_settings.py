@@ -17,6 +17,12 @@ def test_the_defaults_are_the_documented_ones():
     assert settings.default_voice == "NATF0"
 
 
+def test_a_name_that_is_read_nowhere_is_unknown():
+    assert Settings.unknown(["PATH", "PERSONAPLEX_WARM", "PERSONAPLEX_WARN", "PERSONAPLEX_PREFIX_COLUMNS"]) == [
+        "PERSONAPLEX_WARN"
+    ]
+
+
 def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PERSONAPLEX_MODELS", "/srv/models")
     monkeypatch.setenv("PERSONAPLEX_ALLOW_VOICE_AUDIO", "true")
@@ -33,6 +39,13 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch):
 def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
     monkeypatch.setenv(f"PERSONAPLEX_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+@pytest.mark.parametrize("keys", ['[""]', '["good", ""]'])
+def test_an_empty_api_key_is_refused(monkeypatch: pytest.MonkeyPatch, keys: str):
+    monkeypatch.setenv("PERSONAPLEX_API_KEYS", keys)
+    with pytest.raises(ValidationError, match="api_keys"):
         Settings()
 
 

@@ -41,6 +41,7 @@ class Caller:
     async def audio(self, index: int, data: bytes = AUDIO) -> None: ...
     async def ended(self) -> None: ...
     async def refuse(self) -> None: ...
+    async def cut_off(self) -> None: ...
     async def nonsense(self) -> None: ...
     async def gone(self) -> None:
         """Wait for the caller to hang up."""
@@ -76,6 +77,9 @@ class GrpcCaller(Caller):
 
     async def refuse(self) -> None:
         await self._context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    async def cut_off(self) -> None:
+        await self._context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "more than 4.0 s were not read")
 
     async def nonsense(self) -> None:
         await self._context.write(b"\xff\xff")
@@ -113,6 +117,10 @@ class WebSocketCaller(Caller):
     async def refuse(self) -> None:
         await self._say(type="error", code="at-capacity", message="full")
         await self._connection.close(1013, "full")
+
+    async def cut_off(self) -> None:
+        await self._say(type="error", code="slow-client", message="more than 4.0 s were not read")
+        await self._connection.close(1008, "more than 4.0 s were not read")
 
     async def nonsense(self) -> None:
         await self._connection.send("{}")
@@ -200,6 +208,20 @@ async def test_refused_at_the_door(call: Callable[..., Awaitable[Record]]):
     record = await call(full)
     assert (record.outcome, record.reason) == (Outcome.REFUSED, "full")
     assert (record.expected, record.frames) == (FRAMES, 0)
+
+
+async def test_cut_off_once_admitted_is_failed_not_refused(call: Callable[..., Awaitable[Record]], face: Face):
+    async def slow_client(caller: Caller) -> None:
+        await caller.start()
+        await caller.ready()
+        await caller.audio(0)
+        await caller.frame()
+        await caller.cut_off()
+
+    record = await call(slow_client)
+    assert record.outcome is Outcome.FAILED
+    assert "not read" in record.reason
+    assert record.setup is not None
 
 
 async def test_a_server_that_goes_silent_leaves_frames_missing(call: Callable[..., Awaitable[Record]]):

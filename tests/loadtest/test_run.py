@@ -16,7 +16,7 @@ from loadtest.plan import Plan
 from loadtest.record import Face
 from loadtest.report import write
 from loadtest.run import Result, run
-from loadtest.server import Server, started
+from loadtest.server import Server, _environment, started
 
 RECORDING = Path(__file__).parents[1] / "data" / "question.wav"
 SECONDS = 2.0
@@ -122,6 +122,22 @@ def test_the_command_ends_with_2_if_there_was_no_run(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "loadtest: error" in done.stderr
+
+
+def test_the_command_knows_two_kinds_of_phases(tmp_path: Path):
+    command = [sys.executable, "-m", "loadtest", "--phases", "anything", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--phases" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["TRITON_URL", "API_KEYS", "TLS_CERTIFICATE", "TLS_KEY"])
+def test_a_server_of_its_own_is_not_the_environments(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv(f"PERSONAPLEX_{name}", "another server's")
+    monkeypatch.setenv("PERSONAPLEX_DRAIN_SECONDS", "1")
+    assert f"PERSONAPLEX_{name}" not in _environment()
+    assert _environment()["PERSONAPLEX_DRAIN_SECONDS"] == "1"
 
 
 def test_the_command_builds_and_serves_tiny_models_by_itself(tmp_path: Path):

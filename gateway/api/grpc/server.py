@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -16,8 +16,9 @@ from gateway.api.grpc.converse import converse
 from gateway.api.grpc.health import Health
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.respond import respond, respond_stream
-from gateway.api.grpc.status import SlowClient, told
+from gateway.api.grpc.status import told
 from gateway.api.grpc.wishes import parser, require
+from gateway.api.sending import send_all
 from gateway.calls import Calls
 from gateway.errors import GatewayError
 from gateway.keys import KeyHolder
@@ -100,7 +101,7 @@ def _handlers(calls: Calls, at_work: set[asyncio.Task[object]]) -> grpc.GenericR
     async def on_respond_stream(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> None:
         async with caller(context) as key:
             chunks = respond_stream(calls, require(asked, "RespondRequest"), key)
-            await _send(chunks, context, calls.settings.idle_seconds)
+            await send_all(chunks, context.write, calls)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         async with caller(context) as key:
@@ -117,21 +118,6 @@ def _handlers(calls: Calls, at_work: set[asyncio.Task[object]]) -> grpc.GenericR
             "Converse": grpc.stream_stream_rpc_method_handler(on_converse, said, heard),
         },
     )
-
-
-async def _send(
-    chunks: AsyncGenerator[pb.RespondChunk, None], context: grpc.aio.ServicerContext, patience: float
-) -> None:
-    """Every chunk, as fast as it is taken. Raises SlowClient when one is not, for `patience` seconds."""
-    now = asyncio.get_running_loop().time
-    try:
-        async with asyncio.timeout(None) as limit, aclosing(chunks):
-            async for chunk in chunks:
-                limit.reschedule(now() + patience)
-                await context.write(chunk)
-                limit.reschedule(None)
-    except TimeoutError:
-        raise SlowClient(f"the answer was not read for {patience:g} s") from None
 
 
 def _options(calls: Calls) -> list[tuple[str, int]]:

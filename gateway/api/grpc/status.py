@@ -10,6 +10,7 @@ import grpc
 
 from gateway import errors
 from gateway.api.problems import InvalidFields, kind
+from gateway.api.sending import SlowClient
 from gateway.live.events import Reason
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,6 @@ Code = grpc.StatusCode
 
 class HandshakeTimeout(errors.GatewayError):
     """The first message did not come in time."""
-
-
-class SlowClient(errors.GatewayError):
-    """What was sent is not read."""
 
 
 _CODES: dict[type[errors.GatewayError], grpc.StatusCode] = {

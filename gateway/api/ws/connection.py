@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.api.access import origin_allowed, presented_key
+from gateway.api.access import check_origin, presented_key
+from gateway.api.disconnect import abort
 from gateway.calls import Calls
-from gateway.errors import NotAllowed, PayloadTooLarge
+from gateway.errors import PayloadTooLarge
 from gateway.keys import KeyHolder
-
-ABORT = "personaplex.abort"
-"""In the scope's extensions, where the server offers it: cuts the connection off without waiting for anything."""
 
 SUBPROTOCOL = "personaplex.v1"
 KEY_SUBPROTOCOL = "personaplex.key."
@@ -35,7 +32,7 @@ class Connection:
         self.headers = Headers(scope=scope)
         self.query = QueryParams(scope["query_string"])
         self._offered: list[str] = scope.get("subprotocols", [])
-        self._abort: Callable[[], None] | None = scope.get("extensions", {}).get(ABORT)
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._max_message_bytes = max_message_bytes
@@ -51,9 +48,7 @@ class Connection:
 
     def caller(self, calls: Calls) -> KeyHolder | None:
         """Whose key came along; None where none is needed. Raises NotAllowed for the page, Unauthorized for the key."""
-        origin = self.headers.get("origin")
-        if not origin_allowed(origin, self.headers.get("host"), calls.settings.allowed_origins):
-            raise NotAllowed(f"pages of {origin} may not call here")
+        check_origin(self.headers, calls.settings.allowed_origins)
         key = presented_key(self.headers)
         if key is None:
             found = (name for name in self._offered if name.startswith(KEY_SUBPROTOCOL))
@@ -83,8 +78,7 @@ class Connection:
 
     def abort(self) -> None:
         """Drop what is not sent yet, and the connection; not every server can."""
-        if self._abort is not None:
-            self._abort()
+        abort(self._scope)
 
     async def _put(self, message: dict[str, Any] | Message) -> None:
         try:

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.api.access import origin_allowed
 from gateway.settings import Settings
+from tests.gateway.api.problems import problem
 
 KEYS = ["first-key", "second-key"]
 
@@ -78,6 +79,37 @@ async def test_draining_refuses_new_conversations_and_lets_the_others_end(ask, c
     assert (await client.post("/admin/drain")).json()["active"] == 0
 
 
+FOREIGN = ["https://elsewhere.example", "https://gateway.elsewhere.example", "null", "http://["]
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+async def test_pages_of_other_origins_may_neither_ask_nor_end_nor_drain(ask, client, app, origin):
+    client.headers["x-api-key"] = "first-key"
+    kept = (await ask(keep=True)).json()["conversation_id"]
+    client.headers["origin"] = origin
+    for answer in (
+        await ask(),
+        await client.post("/v1/respond"),
+        await client.delete(f"/v1/conversations/{kept}"),
+        await client.post("/admin/drain"),
+    ):
+        body = problem(answer, 403, "not-allowed")
+        assert body["detail"] == f"pages of {origin} may not call here"
+    assert app.state.calls.admission.taken == 1
+    assert not app.state.calls.draining
+
+
+@pytest.mark.parametrize("origin", ["http://gateway", "https://named.example"])
+async def test_pages_of_our_own_and_of_named_origins_may(ask, client, settings, origin):
+    settings.allowed_origins = ["https://named.example"]
+    client.headers["x-api-key"] = "first-key"
+    client.headers["origin"] = origin
+    kept = (await ask(keep=True)).json()["conversation_id"]
+    assert (await client.delete(f"/v1/conversations/{kept}")).status_code == 204
+    drained = await client.post("/admin/drain")
+    assert drained.status_code == (202 if origin == "http://gateway" else 403)
+
+
 @pytest.mark.parametrize(
     ("origin", "host", "allowed", "expected"),
     [
@@ -87,6 +119,8 @@ async def test_draining_refuses_new_conversations_and_lets_the_others_end(ask, c
         ("https://evil.example", "a.example", [], False),
         ("https://a.example.evil.example", "a.example", [], False),
         ("null", "a.example", [], False),
+        ("null", "", [], False),
+        ("http://[", "a.example", [], False),
         ("https://b.example", "a.example", ["https://b.example"], True),
         ("https://c.example", "a.example", ["*"], True),
     ],

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from gateway.api.disconnect import ClientGone, while_connected
+from gateway.api.disconnect import ABORT, ClientGone, while_connected
 from gateway.engine.fake import FakeEngine
 from gateway.errors import EngineUnavailable
+from gateway.settings import Settings
 
 Make = Callable[..., bytes]
 
@@ -107,6 +108,50 @@ async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
     await asyncio.wait_for(task, 1)
     assert free(app, engine)
     assert ended(app, "disconnected") == 1
+
+
+async def test_a_caller_who_does_not_read_is_given_up(
+    app: FastAPI, engine: FakeEngine, settings: Settings, body: dict[str, Any]
+):
+    settings.idle_seconds = 0.2
+    caller = Caller({**body, "stream": True})
+    cut = asyncio.Event()
+    caller.scope["extensions"] = {ABORT: cut.set}
+    caller.reads.clear()
+    await asyncio.wait_for(caller.call(app), 2)
+    assert cut.is_set()
+    assert free(app, engine)
+    assert ended(app, "disconnected") == 1
+
+
+async def test_a_caller_who_reads_slowly_gets_it_all(
+    app: FastAPI, engine: FakeEngine, settings: Settings, body: dict[str, Any]
+):
+    settings.idle_seconds = 0.4
+    caller = Caller({**body, "stream": True, "max_steps": 10})
+
+    async def slowly(message: dict[str, Any]) -> None:
+        await asyncio.sleep(0.1)
+        caller.sent.append(message)
+
+    await asyncio.wait_for(app(caller.scope, caller.receive, slowly), 5)
+    assert sum(len(message.get("body", b"")) for message in caller.sent) == 44 + 10 * 3840
+    assert not caller.sent[-1]["more_body"]
+    assert free(app, engine)
+
+
+async def test_a_drain_does_not_wait_for_a_caller_who_does_not_read(
+    app: FastAPI, engine: FakeEngine, settings: Settings, body: dict[str, Any]
+):
+    settings.drain_seconds = 0.1
+    caller = Caller({**body, "stream": True})
+    caller.reads.clear()
+    task = asyncio.create_task(caller.call(app))
+    await asyncio.sleep(0.05)
+    assert app.state.calls.admission.taken == 1
+    await app.state.calls.drain()
+    assert free(app, engine)
+    await asyncio.wait_for(task, 1)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,17 @@ def test_names_defaults_and_limits_are_this_repositorys(document: dict[str, Any]
     assert properties["audio_temperature"]["default"] == 0.8
 
 
+async def test_where_a_wav_names_what_json_has_a_field_for(client: httpx.AsyncClient, document: dict[str, Any]):
+    operation = document["paths"]["/v1/respond"]["post"]
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    answer = await client.post("/v1/respond", json={**example, "keep": True})
+    headers = operation["responses"]["200"]["headers"]
+    assert set(headers) == {"X-PersonaPlex-Seed", "X-PersonaPlex-Conversation"}
+    assert all(name in answer.headers for name in headers)
+    ended = await client.delete(f"/v1/conversations/{answer.headers['X-PersonaPlex-Conversation']}")
+    assert ended.status_code == 204
+
+
 async def test_the_example_is_answered(client: httpx.AsyncClient, document: dict[str, Any]):
     example = document["paths"]["/v1/respond"]["post"]["requestBody"]["content"]["application/json"]["example"]
     assert base64.b64decode(example["audio"]).startswith(b"RIFF")

@@ -16,7 +16,7 @@ def test_the_demo_answers_and_shows_what_it_took(
     spawn: Callable[..., subprocess.Popen[str]], tmp_path: Path, gone: Callable[[int], list[str]]
 ) -> None:
     soundfile.write(tmp_path / "short.wav", np.sin(np.arange(8000) / 20) * 0.3, 16000)
-    process = spawn("demo", "--input", "short.wav", "--folder", "built")
+    process = spawn("demo", "--input", "short.wav", "--folder", "built", PERSONAPLEX_API_KEYS='["a-key"]')
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     frames = int(re.search(r"frames of 80 ms +(\d+)", out)[1])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,6 +195,22 @@ def test_models_starts_everything_answers_and_stops(
     assert (process.returncode, err) == (0, "")
     assert json.loads(out)["frames"] == 4
     assert gone(process.pid) == []
+
+
+def test_models_needs_none_of_what_the_environment_asks_of_a_server(
+    spawn: Callable[..., subprocess.Popen[str]], tiny_models: Path, question: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {
+            "PERSONAPLEX_API_KEYS": '["a-key"]',
+            "PERSONAPLEX_TLS_CERTIFICATE": str(ROOT / "tests" / "data" / "localhost.pem"),
+            "PERSONAPLEX_TLS_KEY": str(ROOT / "tests" / "data" / "localhost-key.pem"),
+            "PERSONAPLEX_GRPC_PORT": str(taken.getsockname()[1]),
+        }
+        process = spawn("respond", "--models", tiny_models, "-i", question, "--max-steps", 4, "--json", **environment)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert json.loads(out)["frames"] == 4
 
 
 def test_sizes_are_the_only_difference_to_a_streamed_header() -> None:

@@ -192,13 +192,22 @@ def test_tls_that_cannot_be_is_told(personaplex: Run, tiny_models: Path, tmp_pat
     )
 
 
-def test_it_serves_over_tls(spawn: Spawn, tiny_models: Path) -> None:
+def test_it_serves_over_tls(
+    spawn: Spawn, personaplex: Run, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     certificate, key = DATA / "localhost.pem", DATA / "localhost-key.pem"
     process = spawn("serve", tiny_models, "--port", 0, "--tls-certificate", certificate, "--tls-key", key)
     url = url_of(process)
     assert url.startswith("https://")
     trusted = ssl.create_default_context(cafile=str(certificate))
     assert httpx.get(f"{url}/readyz", verify=trusted).status_code == 200
+    asked = ("respond", "--server", url, "--input", DATA / "question.wav", "--output", tmp_path / "a.wav")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    refused = personaplex(*asked).error
+    assert "certificate verify failed" in refused
+    assert refused.endswith("; SSL_CERT_FILE may name who is to be trusted")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert personaplex(*asked).code == 0
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
 
@@ -221,6 +230,39 @@ def test_a_triton_that_is_not_there_is_told(spawn: Spawn, tiny_models: Path) -> 
     assert "Traceback" not in err
 
 
+def test_variables_that_nothing_reads_are_told(spawn: Spawn, tiny_models: Path) -> None:
+    names = {"PERSONAPLEX_API_KEY": "k", "PERSONAPLEX_ALOWED_ORIGINS": "[]", "PERSONAPLEX_CPU_KERNELS": "1"}
+    process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 0, **names)
+    err = process.communicate(timeout=30)[1]
+    assert "PERSONAPLEX_ALOWED_ORIGINS is no setting of this version: nothing reads it" in err
+    assert "PERSONAPLEX_API_KEY is the key that a caller shows" in err
+    assert "CPU_KERNELS" not in err
+
+
+def test_the_environment_names_a_triton_too(spawn: Spawn, tiny_models: Path) -> None:
+    process = spawn("serve", tiny_models, "--port", 0, "--wait", 1, PERSONAPLEX_TRITON_URL="127.0.0.1:1")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (2, "")
+    assert "personaplex: error: Triton at 127.0.0.1:1 is not ready after 1 s: " in err
+    assert "starting Triton" not in err
+
+
+def test_the_help_names_tritons_port(personaplex: Run) -> None:
+    assert "Use the Triton that runs there (its HTTP port)" in " ".join(personaplex("serve", "--help").out.split())
+
+
+def test_a_server_with_keys_answers_those_who_show_one(
+    spawn: Spawn, personaplex: Run, tiny_models: Path, question: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = spawn("serve", tiny_models, "--port", 0, PERSONAPLEX_API_KEYS='["a-key"]')
+    ask = ("respond", "--server", url_of(process), "-i", question, "--max-steps", 2, "--json")
+    assert "a valid API key is needed" in personaplex(*ask).error
+    assert "a valid API key is needed" in personaplex(*ask, "--api-key", "another").error
+    assert personaplex(*ask, "--api-key", "a-key").code == 0
+    monkeypatch.setenv("PERSONAPLEX_API_KEY", "a-key")
+    assert personaplex(*ask).code == 0
+
+
 @pytest.mark.parametrize("address", ["localhost", ":8001", "http://localhost:8001", "localhost:port", "localhost:0"])
 def test_an_address_that_is_none_is_told(personaplex: Run, tiny_models: Path, address: str) -> None:
     assert (
@@ -233,6 +275,16 @@ def test_a_wrong_environment_variable_is_named(
 ) -> None:
     monkeypatch.setenv("PERSONAPLEX_MAX_STEPS", "plenty")
     assert personaplex("serve", tiny_models).error.startswith("PERSONAPLEX_MAX_STEPS='plenty': ")
+
+
+@pytest.mark.parametrize(("keys", "said"), [('[""]', "PERSONAPLEX_API_KEYS.0='': "), ("a-key", "expected JSON")])
+def test_keys_that_are_none_are_told(
+    personaplex: Run, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, keys: str, said: str
+) -> None:
+    monkeypatch.setenv("PERSONAPLEX_API_KEYS", keys)
+    error = personaplex("serve", tiny_models).error
+    assert said in error
+    assert "api_keys" in error.lower()
 
 
 def test_a_model_that_does_not_load_is_told(spawn: Spawn, tiny_models: Path, tmp_path: Path, gone: Gone) -> None:

@@ -132,6 +132,22 @@ async def test_an_answer_nobody_reads_is_given_up(server, calls):
         assert dict(ended.value.trailing_metadata())["personaplex-problem"] == "slow-client"
 
 
+async def test_a_drain_does_not_wait_for_one_who_does_not_read(server, calls):
+    calls.settings.drain_seconds = 0.1
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.http2.bdp_probe", 0)]) as channel:
+        method = channel.unary_stream(
+            "/personaplex.v1.PersonaPlex/RespondStream",
+            pb.RespondRequest.SerializeToString,
+            pb.RespondChunk.FromString,
+        )
+        call = method(pb.RespondRequest(audio=QUESTION, max_steps=400))
+        await call.read()
+        await asyncio.sleep(0.3)
+        assert calls.admission.taken == 1
+        await calls.drain()
+        assert calls.admission.taken == 0
+
+
 async def test_failures_say_no_more_than_callers_may_know(stub, calls, engine, monkeypatch):
     engine.down = True
     with pytest.raises(grpc.aio.AioRpcError) as gone:

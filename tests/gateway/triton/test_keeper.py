@@ -62,6 +62,23 @@ def test_the_delay_between_failing_starts_doubles_up_to_its_bound(
     assert delays[:4] == [0.05, 0.1, 0.2, 0.2]
 
 
+@pytest.mark.parametrize("trouble", [TritonError("still broken"), OSError(28, "No space left on device")])
+def test_a_start_that_fails_is_tried_again(
+    keeper: TritonKeeper, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    keeper.start()
+    start, failing = keeper.server.start, iter([True, True, False])
+
+    def fail_twice(**given: object) -> None:
+        if next(failing):
+            raise trouble
+        start(**given)
+
+    monkeypatch.setattr(keeper.server, "start", fail_twice)
+    kill_tritonserver(keeper.server)
+    assert until(lambda: ready(keeper, 3))
+
+
 def test_a_stop_while_the_server_is_down_ends_at_once(
     keeper: TritonKeeper, monkeypatch: pytest.MonkeyPatch, gone: Callable[[TritonServer], list[str]]
 ) -> None:

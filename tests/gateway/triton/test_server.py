@@ -228,3 +228,16 @@ def test_a_server_that_never_gets_ready_is_stopped(models: Path, gone: Gone, mon
     with pytest.raises(TritonStartError, match="not ready in time"):
         server.start(timeout=0.5)
     assert gone(server) == []
+
+
+def test_a_server_that_cannot_be_launched_leaves_nothing(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(server_module, "_link_python_backend", full)
+    with pytest.raises(OSError, match="No space left"):
+        TritonServer(models).start(timeout=60)
+    assert list(tmp_path.iterdir()) == []
