@@ -15,6 +15,7 @@ from rich.console import Console
 
 from gateway.cli.console import CommandError
 from loadtest.plan import Phases, Plan
+from loadtest.question import Question
 from loadtest.report import show, write
 from loadtest.run import Result, run
 from loadtest.search import highest
@@ -81,6 +82,8 @@ def main(
         return not result.faults()
 
     try:
+        # Workers read it again; what is wrong with it is better said before anything is started.
+        Question.load(recording)
         room = slots or (MOST_SLOTS if find_highest else users)
         with _server(folder, models, room, server, grpc) as at:
             if find_highest:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
+
+from gateway.cli.console import CommandError
 
 RATE = 24_000
 FRAME_SIZE = 1_920
@@ -24,13 +27,21 @@ class Question:
 
     @classmethod
     def load(cls, path: Path) -> Question:
-        """Any recording libsndfile reads; the last frame is filled up with silence."""
-        pcm, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        """Any recording libsndfile reads; the last frame is filled up with silence. Raises CommandError."""
+        try:
+            recording = path.read_bytes()
+            pcm, rate = soundfile.read(BytesIO(recording), dtype="float32", always_2d=True)
+        except OSError as error:
+            raise CommandError(f"{path}: cannot be read: {error.strerror}") from None
+        except soundfile.SoundFileError as error:
+            raise CommandError(f"{path}: expected a recording that libsndfile reads: {error}") from None
+        if not len(pcm):
+            raise CommandError(f"{path}: expected a recording, found no sample in it")
         mono = soxr.resample(pcm[:, 0], rate, RATE)
         mono = np.pad(mono, (0, -len(mono) % FRAME_SIZE))
         samples = (np.clip(mono, -1, 1) * 32767).astype("<i2")
         frames = [samples[i : i + FRAME_SIZE].tobytes() for i in range(0, len(samples), FRAME_SIZE)]
-        return cls(frames, path.read_bytes())
+        return cls(frames, recording)
 
     def frame(self, u: int) -> bytes:
         """User frame u."""

@@ -46,16 +46,15 @@ def main(
     """Load `personaplex serve` with callers who come and go. Ends with 1 if it did not pass, 2 if there was none."""
     console = Console()
     results = folder / f"{datetime.now():%Y%m%d-%H%M%S}"
-    results.mkdir(parents=True)
     try:
+        question = Question.load(recording)
+        results.mkdir(parents=True)
         with TemporaryDirectory(prefix="tiny-", dir=folder) as built:
             # Those who have just gone may still be on their way out when the next ones come.
             repository = models or build_tiny(Path(built), users + max(2, users // 4))
             with started(repository, results / "server.log") as server:
                 plan = Plan(server.url, server.grpc, str(recording.resolve()), "", users)
-                passers = Passers(
-                    plan, Question.load(recording), shortest=shortest, longest=longest, vanish=vanish, seed=seed
-                )
+                passers = Passers(plan, question, shortest=shortest, longest=longest, vanish=vanish, seed=seed)
                 console.print(f"{users} callers at once for {minutes:g} minutes; results in {results}")
                 told = asyncio.run(soak(server, passers, 60 * minutes, every, console))
     except (NoServer, CommandError) as error:

@@ -63,3 +63,22 @@ def test_a_server_that_does_not_start_is_told(command: list[str], tmp_path: Path
     )  # fmt: skip
     assert ran.returncode == 2
     assert "the server ended while starting" in ran.stderr
+
+
+@pytest.mark.parametrize("module", ["loadtest", "loadtest.soak"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read: No such file or directory"), (b"noise", "expected a recording that libsndfile reads")],
+)
+def test_a_recording_that_is_none_is_told_before_anything_starts(
+    tmp_path: Path, module: str, content: bytes | None, said: str
+) -> None:
+    recording = tmp_path / "hello.wav"
+    if content is not None:
+        recording.write_bytes(content)
+    command = [sys.executable, "-m", module, "--recording", str(recording), "--folder", str(tmp_path / "results")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
