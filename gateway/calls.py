@@ -114,7 +114,10 @@ class Calls:
             )
             held.push_async_callback(conversation.close)
             call = Call(conversation, figures)
-            yield call
+            try:
+                yield call
+            finally:
+                call.figures.finish()
             reason = call.reason
         except (asyncio.CancelledError, GeneratorExit):
             reason = "disconnected"
@@ -127,7 +130,6 @@ class Calls:
             raise
         finally:
             self.metrics.ended.labels(reason).inc()
-            figures.finish()
             await self._release(held)
 
     @contextmanager

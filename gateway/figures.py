@@ -21,7 +21,10 @@ class StageFigures:
 
 
 class Figures:
-    """Watches a conversation's frames; the clock starts when it is made, which is when the slot is taken."""
+    """Watches a conversation's frames, or those of a later turn; the clock starts when it is made.
+
+    That is when the slot is taken, or when the turn begins.
+    """
 
     def __init__(self, metrics: Metrics, frame_seconds: float) -> None:
         self._metrics = metrics
@@ -44,13 +47,15 @@ class Figures:
             return
         if not self._stages:
             self.first_audio_seconds = passed
-            self._metrics.first_audio_seconds.observe(passed)
+            # A later turn's clock did not start with the slot.
+            if self.setup_seconds:
+                self._metrics.first_audio_seconds.observe(passed)
         self._busy += frame.seconds
         stages = frame.stages
         self._stages.extend((stages.encode, stages.temporal, stages.depformer, stages.decode))
 
     def finish(self) -> None:
-        """Called once, when the conversation is over."""
+        """Called once, when the conversation or its turn is over."""
         if self._stages:
             self._metrics.rtf.observe(self.rtf)
 

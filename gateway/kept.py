@@ -41,8 +41,10 @@ class Kept:
     async def turn(self) -> AsyncIterator[Call]:
         """One turn; a failure in it, or a caller who hangs up, ends the conversation.
 
-        Raises what `Calls.open` raises, at the first turn, and ConversationBusy.
+        Raises what `Calls.open` raises, at the first turn, ConversationBusy, and UnknownConversation once it has ended.
         """
+        if self._call is not None:
+            self._registry.find(self.id, self.key)
         if self._busy:
             raise ConversationBusy(self.id)
         self._busy = True
@@ -54,6 +56,7 @@ class Kept:
                 self._held.enter_context(self._registry.calls.on_air(self))
                 self._registry.add(self)
             else:
+                self._call.figures.finish()
                 self._call.figures = self._registry.calls.figures()
             yield self._call
         except BaseException as error:
@@ -123,7 +126,10 @@ class KeptConversations:
 
     async def end_waiting(self) -> None:
         """End those without a turn under way; the server is about to stop."""
-        await asyncio.gather(*(kept.end("drained") for kept in self._by_id.values() if not kept.busy))
+        for kept in list(self._by_id.values()):
+            self.end_soon(kept, "drained")
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     async def close(self) -> None:
         """End all."""

@@ -42,12 +42,12 @@ class Metrics:
         )
         self._latency = self._histogram(
             "input_to_output_seconds",
-            "From a live caller's frame being complete at the gateway to the frame that answers it leaving",
+            "From a live caller's frame being complete at the gateway, or due if sent ahead, to its answer leaving",
             _FRAME_BUCKETS,
         )
         self.rtf = self._histogram(
             "rtf",
-            "Time spent on a conversation's frames over the audio made; below 1 is faster than real time",
+            "Time spent on a conversation's or a turn's frames over the audio made; below 1 is faster than real time",
             _RTF_BUCKETS,
         )
         self.setup_seconds = self._histogram(
@@ -55,12 +55,12 @@ class Metrics:
         )
         self.first_audio_seconds = self._histogram(
             "time_to_first_audio_seconds",
-            "From a slot being taken to the first frame that is not the forced silence",
+            "From a slot being taken to the first frame that is not the forced silence; not of later turns",
             _SETUP_BUCKETS,
         )
         self._late = self._counter("late_frames", "Live frames answered later than the 80 ms they last")
         self.dropped_frames = self._counter(
-            "dropped_frames", "Frames of live callers dropped because the server was late"
+            "dropped_frames", "Live frames never heard: the server did not keep up, or silence was heard in their place"
         )
         self.gap_frames = self._counter("gap_frames", "Frames of silence heard in place of a live caller's late audio")
         self._queued = self._histogram(
@@ -101,9 +101,9 @@ class Metrics:
         self._depformer.observe(stages.depformer)
         self._decode.observe(stages.decode)
 
-    def live_frame(self, latency: float, *, late: bool, queued: int) -> None:
-        """One live frame: seconds from input to output, whether that was too late, and what waits behind it."""
-        if latency:
+    def live_frame(self, latency: float | None, *, late: bool, queued: int) -> None:
+        """One live frame: seconds from input to output (None for frame 0), whether that was too late, what waits."""
+        if latency is not None:
             self._latency.observe(latency)
         if late:
             self._late.inc()

@@ -139,7 +139,7 @@ class Answering:
 async def answering(question: Question, calls: Calls) -> AsyncIterator[Answering]:
     """The answer to a question, in a conversation in a slot or in a kept one.
 
-    Raises Draining, TooManyForKey, AtCapacity, EngineUnavailable or EngineError.
+    Raises Draining, TooManyForKey, AtCapacity, UnknownConversation, EngineUnavailable or EngineError.
     """
     async with _conversation(question, calls) as (call, conversation_id):
         reply = Reply(

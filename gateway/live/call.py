@@ -20,6 +20,7 @@ from gateway.keys import KeyHolder
 from gateway.live.events import Ended, Event, Ready, Reason, Spoken, Summary, Warned
 from gateway.live.inbox import Inbox, UserFrame
 from gateway.live.options import LiveLimits, OnGap
+from gateway.live.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,9 @@ class LiveCall:
         self._outbox: asyncio.Queue[Event] = asyncio.Queue()
         self._unread = 0
         self._stopping: asyncio.Future[tuple[Reason, str]] = asyncio.get_running_loop().create_future()
-        self._began = clock()
+        self._timeline = Timeline(self._inbox, self._frame_seconds, limits, clock)
+        self._dropped = 0
         self._warned = False
-        self._heard = 0
         self._frames = 0
         self._late = 0
         self._texts: list[str] = []
@@ -136,29 +137,31 @@ class LiveCall:
         began = self._clock()
         first = await self._call.conversation.start()
         self._outbox.put_nowait(Ready(self.id, self._voice, self._sampling.seed, self._clock() - began))
-        self._say(first, 0.0)
-        self._began = self._inbox.last_at = self._clock()
+        self._say(first, None)
+        timeline = self._timeline = Timeline(self._inbox, self._frame_seconds, self._limits, self._clock)
+        self._inbox.last_at = timeline.ready_at
         while True:
-            await self._keep_time()
+            if (early := timeline.early()) > 0:
+                await asyncio.sleep(early)
+            free_at = self._clock()
             came = await self._next_frame()
             if not isinstance(came, UserFrame):
                 return came
-            # Nobody waits yet for the answer to what was sent ahead of its time.
-            asked = max(came.complete_at, self._clock() + self._due_in())
+            asked_at = timeline.asked_at(came, free_at)
             frame = await self._call.conversation.hear(came.pcm)
-            latency = max(self._clock() - asked, 0.0)
-            self._heard += 1
-            self._say(frame, latency)
+            timeline.hear()
+            self._say(frame, max(self._clock() - asked_at, 0.0))
             if self._unread > self._limits.output_frames:
                 seconds = self._limits.output_frames * self._frame_seconds
                 return Reason.SLOW_CLIENT, f"more than {seconds:.1f} s of the agent's audio were not read"
 
     async def _next_frame(self) -> UserFrame | tuple[Reason, str]:
         """The next user frame, silence in its place where the caller wished so, or why there is none."""
+        timeline = self._timeline
         while True:
             wait = min(self._until_next_limit(), _LOOK_S)
             if self._on_gap == "silence":
-                wait = min(wait, max(self._due_in() + self._frame_seconds, 0.0))
+                wait = min(wait, max(timeline.due_in() + self._frame_seconds, 0.0))
             try:
                 async with asyncio.timeout(wait):
                     frame = await self._inbox.take()
@@ -166,30 +169,22 @@ class LiveCall:
                 ended = self._check_duration() or self._check_idle()
                 if ended is not None:
                     return ended
-                if self._on_gap == "silence" and self._due_in() + self._frame_seconds <= 0:
+                if self._on_gap == "silence" and timeline.due_in() + self._frame_seconds <= 0:
                     self._calls.metrics.gap_frames.inc()
+                    timeline.miss()
                     return UserFrame(self._silence, self._clock())
                 if self._on_gap == "wait" and not await self._calls.engine.ready():
                     return Reason.ENGINE, "the models are not available"
                 continue
             if frame is None:
                 return Reason.COMPLETED, _MESSAGES[Reason.COMPLETED]
+            if timeline.refuse():
+                continue
             return self._check_duration() or frame
-
-    async def _keep_time(self) -> None:
-        """Hear no faster than the limit on speed, so that a caller who sends ahead does not take others' share."""
-        if self._limits.speed > 0:
-            early = self._due_in() / self._limits.speed - self._limits.input_frames * self._frame_seconds
-            if early > 0:
-                await asyncio.sleep(early)
-
-    def _due_in(self) -> float:
-        """Seconds until the next user frame would be complete, had the caller spoken without a pause from the start."""
-        return self._began + (self._heard + 1) * self._frame_seconds - self._clock()
 
     def _until_next_limit(self) -> float:
         now, limits = self._clock(), self._limits
-        end = self._began + limits.duration
+        end = self._timeline.ready_at + limits.duration
         moments = [self._inbox.last_at + limits.idle, end if self._warned else end - limits.warn]
         return max(min(moments) - now, 0.0)
 
@@ -202,7 +197,7 @@ class LiveCall:
     def _check_duration(self) -> tuple[Reason, str] | None:
         """Why the call must end now, if it must; warns once before."""
         limits = self._limits
-        left = self._began + limits.duration - self._clock()
+        left = self._timeline.ready_at + limits.duration - self._clock()
         if left <= 0:
             return Reason.MAX_DURATION, f"the call reached its longest duration of {limits.duration:g} s"
         if left <= limits.warn and not self._warned:
@@ -210,23 +205,30 @@ class LiveCall:
             self._outbox.put_nowait(Warned("max_duration", f"the call will end in {left:.0f} s", left))
         return None
 
-    def _say(self, frame: AgentFrame, latency: float) -> None:
+    def _say(self, frame: AgentFrame, latency: float | None) -> None:
+        """Pass a frame on; `latency` in seconds, None for frame 0, which answers nothing."""
         self._frames += 1
         if frame.text:
             self._texts.append(frame.text)
-        late = latency > self._frame_seconds
+        late = latency is not None and latency > self._frame_seconds
         self._late += late
         self._unread += 1
+        self._count_dropped()
         self._calls.metrics.live_frame(latency, late=late, queued=len(self._inbox))
-        self._outbox.put_nowait(Spoken(frame, latency, self._inbox.dropped, len(self._inbox)))
+        self._outbox.put_nowait(Spoken(frame, latency or 0.0, self._dropped, len(self._inbox)))
+
+    def _count_dropped(self) -> None:
+        dropped = self._timeline.dropped
+        self._calls.metrics.dropped_frames.inc(dropped - self._dropped)
+        self._dropped = dropped
 
     def _summary(self) -> Summary:
-        self._calls.metrics.dropped_frames.inc(self._inbox.dropped)
+        self._count_dropped()
         return Summary(
             frames=self._frames,
             seconds=self._frames * self._frame_seconds,
             transcript="".join(self._texts).strip(),
-            dropped_frames=self._inbox.dropped,
+            dropped_frames=self._dropped,
             late_frames=self._late,
         )
 

@@ -45,7 +45,7 @@ class Spoken:
     """One agent frame. `latency`: seconds since its user frame was complete at the gateway, or, if it was sent ahead of
     its time, since it was due; 0 for frame 0.
 
-    `dropped`: user frames dropped so far. `queued`: user frames that wait now.
+    `dropped`: user frames never heard so far. `queued`: user frames that wait now.
     """
 
     frame: AgentFrame

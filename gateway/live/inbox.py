@@ -24,8 +24,9 @@ class Inbox:
     """A bounded queue of user frames between a face, which puts samples, and the frame loop, which takes frames.
 
     A full inbox means one of two things. A caller who has sent more audio than time has passed is ahead: `put` waits,
-    and the transport's own flow control holds them back. One who has not is live, and it is we who are late: then the
-    oldest frame is dropped and counted, so that the conversation stays in the present.
+    and the transport's own flow control holds them back. One who has not is live, and we do not keep up: then the
+    oldest frame is dropped and counted, so that the conversation stays in the present. Of the time in which nothing was
+    sent only so much counts as fits in here: what is sent at once after a pause is ahead, too, and not dropped.
     """
 
     def __init__(self, frame_size: int, frame_seconds: float, capacity: int, clock: Callable[[], float]) -> None:
@@ -38,7 +39,7 @@ class Inbox:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._closed = False
-        self._first_at: float | None = None
+        self._began = clock()
         self._received = 0
         self.last_at = clock()
         """When audio last came."""
@@ -54,8 +55,8 @@ class Inbox:
     async def put(self, pcm: Floats) -> None:
         """Add samples [T] float32 at 24 kHz; returns when there is room for them. After `close` they are ignored."""
         self.last_at = self._clock()
-        if self._first_at is None:
-            self._first_at = self.last_at
+        if not self._received and not len(self._rest):
+            self._began = self.last_at
         joined = np.concatenate([self._rest, pcm])
         whole = len(joined) // self._frame_size * self._frame_size
         self._rest = joined[whole:]
@@ -85,7 +86,13 @@ class Inbox:
         self._room.set()
         return self._frames.popleft()
 
+    def head_start(self) -> float:
+        """Seconds of the audio so far, as much of it as can have been spoken since the first came."""
+        audio = self._received + len(self._rest) / self._frame_size
+        return min(audio * self._frame_seconds, self._clock() - self._began + self._frame_seconds)
+
     async def _add(self, pcm: Floats) -> None:
+        self._forget_pause()
         while len(self._frames) >= self._capacity and self._ahead() and not self._closed:
             self._room.clear()
             await self._room.wait()
@@ -100,10 +107,14 @@ class Inbox:
         self._frames.append(UserFrame(pcm, self.last_at))
         self._arrived.set()
 
+    def _forget_pause(self) -> None:
+        """Let a caller be behind time by no more than can be sent at once, without being ahead, into an empty inbox."""
+        behind = (self._received + self._capacity - 2) * self._frame_seconds
+        self._began = max(self._began, self._clock() - behind)
+
     def _ahead(self) -> bool:
-        """Whether the caller has sent more than could have been spoken since their first sample.
+        """Whether the caller has sent more than could have been spoken since they began.
 
         One frame of grace: a live caller's clock and ours do not tick together.
         """
-        began = self._clock() if self._first_at is None else self._first_at
-        return self._received > (self._clock() - began) / self._frame_seconds + 1
+        return self._received > (self._clock() - self._began) / self._frame_seconds + 1

@@ -8,7 +8,10 @@ from typing import Literal
 from gateway.settings import Settings
 
 OnGap = Literal["wait", "silence"]
-"""When the caller's audio stops coming: "wait" for more, or go on with "silence" in real time."""
+"""When the caller's audio stops coming: "wait" for more, or go on with "silence" in real time.
+
+What comes after silence has been heard in its place is dropped.
+"""
 
 
 @dataclass(frozen=True, slots=True)

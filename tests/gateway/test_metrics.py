@@ -32,7 +32,7 @@ def metrics() -> Metrics:
         metrics.frame(
             AgentFrame(index, 3, "", np.zeros(8, np.int64), np.zeros(1920, np.float32), None, stages, seconds)
         )
-        metrics.live_frame(seconds if index else 0.0, late=seconds == 0.09, queued=index)
+        metrics.live_frame(seconds if index else None, late=seconds == 0.09, queued=index)
         metrics.shared(index + 1)
     metrics.prefilled(7, 0)
     metrics.prefilled(0, 30)

@@ -122,6 +122,7 @@ class _Mouth:
         # About once a second.
         self._stats_every = round(calls.manifest.frame_rate)
         self._frame_ms = 1000 / calls.manifest.frame_rate
+        self._slowest = 0.0
 
     async def speak(self) -> Ended:
         """Until the call has ended and the caller knows, or does not take it."""
@@ -137,8 +138,10 @@ class _Mouth:
                     if isinstance(event, Ended):
                         ended = event
                     await write(self._message(event))
-                    if isinstance(event, Spoken) and event.frame.index % self._stats_every == 1:
-                        await write(self._stats(event))
+                    if isinstance(event, Spoken):
+                        self._slowest = max(self._slowest, event.latency)
+                        if event.frame.index % self._stats_every == 1:
+                            await write(self._stats(event))
         return ended or await self._last_of(self._live)
 
     async def _limit_last_words(self, limit: asyncio.Timeout) -> None:
@@ -181,10 +184,11 @@ class _Mouth:
     def _stats(self, event: Spoken) -> pb.ConverseResponse:
         stats = pb.Stats(
             index=event.frame.index,
-            latency_ms=event.latency * 1000,
+            latency_ms=self._slowest * 1000,
             dropped_frames=event.dropped,
             queued_ms=event.queued * self._frame_ms,
         )
+        self._slowest = 0.0
         return pb.ConverseResponse(stats=stats)
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 
 import numpy as np
+import pytest
 
+from gateway.api import question
 from gateway.audio.decode import decode
 from gateway.audio.wav import wav
+from gateway.calls import Persona
+from gateway.conversation.sampling import Sampling
+from gateway.errors import UnknownConversation
+
+SAMPLING = Sampling(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
 
 
 def part(audio: bytes, first: int, count: int) -> bytes:
@@ -62,6 +70,63 @@ async def test_it_ends_when_no_turn_comes(ask, app):
     assert app.state.calls.admission.taken == 0
     assert (await ask(conversation_id=name)).status_code == 404
     assert 'personaplex_ended_total{reason="idle"} 1.0' in app.state.calls.metrics.text().decode()
+
+
+@pytest.mark.parametrize("how", ["deleted", "idle", "drained", "its last turn"])
+async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, engine, monkeypatch, how):
+    calls = app.state.calls
+    calls.kept.idle_seconds = 0.3 if how == "idle" else 60
+    name = (await ask(keep=True)).json()["conversation_id"]
+    began, go_on = threading.Event(), threading.Event()
+
+    def slowly(*args):
+        began.set()
+        go_on.wait(10)
+        return decode(*args)
+
+    monkeypatch.setattr(question, "decode", slowly)
+    turn = asyncio.create_task(ask(conversation_id=name))
+    await asyncio.to_thread(began.wait, 10)
+    monkeypatch.setattr(question, "decode", decode)
+    if how == "deleted":
+        assert (await client.delete(f"/v1/conversations/{name}")).status_code == 204
+    elif how == "drained":
+        await calls.drain()
+    elif how == "its last turn":
+        assert (await ask(conversation_id=name, keep=False)).status_code == 200
+    async with asyncio.timeout(10):
+        await calls.admission.empty.wait()
+    go_on.set()
+    answer = await turn
+    assert answer.status_code == 404
+    assert "it never was, or it has ended" in answer.json()["detail"]
+    assert calls.admission.taken == 0
+    assert engine.opened == engine.closed
+
+
+async def test_no_turn_begins_once_it_is_about_to_end(app):
+    """As when both are due in the same pass of the event loop."""
+    kept = app.state.calls.kept.new(Persona("NATF0", ""), SAMPLING, None)
+    async with kept.turn():
+        pass
+    ending = asyncio.create_task(app.state.calls.kept.end_waiting())
+    await asyncio.sleep(0)
+    with pytest.raises(UnknownConversation):
+        async with kept.turn():
+            pytest.fail("it has ended")
+    await ending
+
+
+async def test_each_turn_has_an_rtf_and_only_the_first_a_time_to_first_audio(ask, client, app):
+    count = app.state.calls.metrics.registry.get_sample_value
+    name = (await ask(keep=True)).json()["conversation_id"]
+    for turn in range(1, 4):
+        assert count("personaplex_rtf_count") == turn - 1
+        later = await ask(conversation_id=name)
+        assert later.json()["timings"]["time_to_first_audio_ms"] > 0
+    await client.delete(f"/v1/conversations/{name}")
+    assert count("personaplex_rtf_count") == 4
+    assert count("personaplex_time_to_first_audio_seconds_count") == count("personaplex_setup_seconds_count") == 1
 
 
 async def test_one_turn_at_a_time(ask, client, engine):

@@ -302,3 +302,19 @@ async def test_an_engine_that_goes_away_ends_the_call(talk_open, engine):
     assert said.ended.reason == pb.END_REASON_ENGINE
     assert said.code is grpc.StatusCode.UNAVAILABLE
     assert said.trailing["retry-after"] == "7"
+
+
+async def test_stats_tell_the_longest_delay_since_the_last_ones(talk_open, engine):
+    call = await talk_open(start(**FIXED))
+    stats = []
+    for u in range(13):
+        # Each of a frame's four stages.
+        engine.delay = 0.05 if u == 6 else 0.0
+        await call.write(audio(to_bytes(noise(1), "pcm_s16le")))
+        # Frame 0 comes by itself; others are answers.
+        while (message := await call.read()).audio.index != u + 1:
+            stats += [message.stats] if message.HasField("stats") else []
+        await asyncio.sleep(0.08)
+    stats.append((await call.read()).stats)
+    assert [item.index for item in stats] == [1, 13]
+    assert stats[0].latency_ms < 200 <= stats[1].latency_ms

@@ -112,11 +112,20 @@ class OnTheLine:
         return ended
 
     @property
+    def ready_at(self) -> float:
+        (ready_at,) = [at for at, event in zip(self.times, self.events, strict=True) if isinstance(event, Ready)]
+        return ready_at
+
+    @property
     def ended_at(self) -> float:
         """Seconds since ready."""
         assert self.ended
-        (ready_at,) = [at for at, event in zip(self.times, self.events, strict=True) if isinstance(event, Ready)]
-        return self.times[-1] - ready_at
+        return self.times[-1] - self.ready_at
+
+    @property
+    def answered_at(self) -> list[float]:
+        """When each user frame was answered."""
+        return [at for at, event in zip(self.times, self.events, strict=True) if isinstance(event, Spoken)][1:]
 
     async def listen(self) -> None:
         async for event in self.live.events():

@@ -116,6 +116,21 @@ class TestPace:
             assert now() - began < 1
         assert len(line.spoken) == 751
 
+    @pytest.mark.parametrize("speed", [1, 2, 4])
+    async def test_the_speed_is_a_multiple_of_real_time(self, call: Call, speed: int) -> None:
+        async with call(speed=speed) as line:
+            await line.ready()
+            began = now()
+            talk = asyncio.create_task(line.live.put(noise(750)))
+            await asyncio.sleep(2)
+            heard = len(line.spoken)
+            await asyncio.sleep(4)
+            assert len(line.spoken) - heard == pytest.approx(4 / FRAME_S * speed, abs=1)
+            # All but what may be heard early.
+            await line.frames(601)
+            assert now() - began == pytest.approx(590 * FRAME_S / speed, abs=FRAME_S)
+            talk.cancel()
+
     async def test_a_server_that_is_late_drops_the_oldest_and_says_so(
         self, call: Call, calls: Calls, engine: FakeEngine
     ) -> None:
@@ -123,6 +138,7 @@ class TestPace:
         async with call() as line:
             await line.frames(1)
             await line.speak(noise(100))
+            counted = metric(calls, "dropped_frames_total")
             line.live.hang_up()
             ended = await line.over()
         summary = ended.summary
@@ -132,6 +148,7 @@ class TestPace:
         assert line.spoken[-1].dropped == summary.dropped_frames
         assert summary.late_frames == metric(calls, "late_frames_total") == summary.frames - 1
         assert metric(calls, "dropped_frames_total") == summary.dropped_frames
+        assert counted == pytest.approx(summary.dropped_frames, abs=2)
         # It stays in the present: no frame is older than what may wait.
         assert max(event.latency for event in line.spoken) <= 11 * 0.2 + 0.01
 
@@ -142,42 +159,6 @@ class TestPace:
             assert len(prompt.spoken) == 21
             assert max(event.latency for event in prompt.spoken) < FRAME_S / 2
             assert len(late.spoken) == 1
-
-
-class TestGaps:
-    async def test_wait_waits(self, call: Call, calls: Calls) -> None:
-        pcm = noise(6)
-        async with call(on_gap="wait") as line:
-            await line.speak(pcm[: 3 * FRAME])
-            await asyncio.sleep(10)
-            assert len(line.spoken) == 4
-            await line.speak(pcm[3 * FRAME :])
-            line.live.hang_up()
-            ended = await line.over()
-        assert ended.summary.dropped_frames == 0
-        assert line.tokens == await offline(calls, pcm, 7)
-
-    async def test_silence_goes_on_in_real_time(self, call: Call, calls: Calls) -> None:
-        pcm = noise(3)
-        async with call(on_gap="silence") as line:
-            await line.ready()
-            await line.speak(pcm)
-            await asyncio.sleep(10)
-            frames = len(line.spoken)
-            assert frames == pytest.approx(10.24 / FRAME_S, abs=3)
-            assert metric(calls, "gap_frames_total") == frames - 4
-        heard = np.concatenate([pcm, np.zeros((frames - 4) * FRAME, np.float32)])
-        assert line.tokens[:frames] == await offline(calls, heard, frames)
-
-    async def test_silence_never_comes_in_place_of_audio_in_time(self, call: Call, calls: Calls) -> None:
-        pcm = noise(50)
-        async with call(on_gap="silence") as line:
-            await line.ready()
-            await line.speak(pcm)
-            line.live.hang_up()
-            await line.over()
-        assert metric(calls, "gap_frames_total") == 0
-        assert line.tokens == await offline(calls, pcm, 51)
 
 
 async def test_many_at_once_each_hear_their_own(call: Call, calls: Calls) -> None:

@@ -117,14 +117,63 @@ async def test_who_is_live_never_waits_and_loses_the_oldest(inbox: Inbox, clock:
     assert [(await taken(inbox))[0] for _ in range(3)] == [20, 24, 28]
 
 
-async def test_time_that_passes_makes_the_early_live(inbox: Inbox, clock: Clock) -> None:
-    """A burst after a stall of the network: as much as could have been spoken meanwhile is not held back."""
+async def test_a_burst_after_a_pause_is_not_held_back_as_long_as_it_fits(inbox: Inbox, clock: Clock) -> None:
+    """As after a stall of the network: as much as could have been spoken meanwhile."""
     await inbox.put(samples(0, 4))
+    await taken(inbox)
     clock.now += 10 * SECONDS
     async with asyncio.timeout(1):
-        await inbox.put(samples(4, 36))
-    assert inbox.dropped == 7
-    assert len(inbox) == 3
+        await inbox.put(samples(4, 12))
+    assert inbox.dropped == 0
+    assert [(await taken(inbox))[0] for _ in range(3)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("pause", [3, 10, 1000])
+@pytest.mark.parametrize("capacity", [1, 2, 3, 10])
+async def test_a_longer_burst_after_a_pause_waits_and_loses_nothing(clock: Clock, pause: int, capacity: int) -> None:
+    inbox = Inbox(SIZE, SECONDS, capacity, clock)
+    await inbox.put(samples(0, 4))
+    await taken(inbox)
+    clock.now += pause * SECONDS
+    putting = await waits(inbox, samples(4, 4 * 20))
+    assert len(inbox) == capacity
+    async with asyncio.timeout(1):
+        assert [(await taken(inbox))[0] for _ in range(20)] == [4 * i for i in range(1, 21)]
+        await putting
+    assert inbox.dropped == 0
+
+
+async def test_who_is_live_again_after_a_pause_never_waits_and_loses_the_oldest(inbox: Inbox, clock: Clock) -> None:
+    await inbox.put(samples(0, 4))
+    await taken(inbox)
+    clock.now += 1000 * SECONDS
+    for i in range(1, 9):
+        clock.now += SECONDS
+        async with asyncio.timeout(1):
+            await inbox.put(samples(4 * i, 4))
+    assert inbox.dropped == 5
+    assert [(await taken(inbox))[0] for _ in range(3)] == [24, 28, 32]
+
+
+async def test_a_head_start_is_what_was_sent_and_can_have_been_spoken(inbox: Inbox, clock: Clock) -> None:
+    assert inbox.head_start() == 0
+    clock.now += 5
+    await inbox.put(samples(0, 2))
+    assert inbox.head_start() == pytest.approx(0.5 * SECONDS)
+    await inbox.put(samples(2, 10))
+    assert inbox.head_start() == pytest.approx(SECONDS)
+    clock.now += SECONDS
+    assert inbox.head_start() == pytest.approx(2 * SECONDS)
+    clock.now += 100 * SECONDS
+    assert inbox.head_start() == pytest.approx(3 * SECONDS)
+
+
+async def test_a_head_start_counts_what_was_dropped(inbox: Inbox, clock: Clock) -> None:
+    for _ in range(8):
+        await inbox.put(samples(0, 4))
+        clock.now += SECONDS
+    assert inbox.dropped == 5
+    assert inbox.head_start() == pytest.approx(8 * SECONDS)
 
 
 async def test_the_end_frees_who_waits(inbox: Inbox) -> None:

@@ -17,7 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.asyncio.client import connect
 
-from gateway.api.ws.connection import ABORT
+from gateway.api.disconnect import ABORT
 from gateway.api.ws.protocol import CallProtocol
 
 LIMIT = 3000
