@@ -1,9 +1,11 @@
-"""How large the pieces of a prefill are, and how soon they follow: as may be while nobody talks, else between frames.
+"""How large the pieces of a prefill are, and how soon they follow: a whole prompt while nobody talks, else what fits
+between frames.
 
 The temporal model does one thing at a time, and on a CPU it takes the other models' cores. A step that comes while a
 piece of another caller's prefix is under way waits for its end; so while others talk a piece may take no more than a
 share of a frame, and all pieces together no more than that share of the time. How many columns that is, pieces tell
-themselves: their number is doubled or halved by what the last one took.
+themselves: their number is doubled or halved by what the last one took. While nobody talks a piece may take a second:
+somebody else may begin meanwhile, and even if the models know all of that prompt, it waits.
 """
 
 from __future__ import annotations
@@ -11,9 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-MOST = 64
-"""Columns of a piece while nobody talks. Larger ones are hardly faster, and who begins meanwhile waits for their end,
-even if all that is to be done for it is to copy what the model remembers."""
+MOST = 512
+"""Columns of a piece at most."""
+
+FIRST = 128
+"""Columns of the first one while nobody talks, when it is not known yet how long they take."""
+
+ALONE = 1.0
+"""Seconds that a piece may take while nobody talks."""
 
 LEAST = 8
 """Below this a piece takes hardly less time, which is then that of reading the model's weights. All pieces begin at
@@ -32,12 +39,13 @@ class Pace:
         self._clock = clock
         self._rested_at = 0.0
         self._columns = LEAST
+        self._alone = FIRST
         self.pieces = 0
         """Pieces there have been."""
 
     def columns(self, others_talk: bool) -> int:
         """Columns that the next piece may have."""
-        return self._columns if others_talk else MOST
+        return self._columns if others_talk else self._alone
 
     def rest(self, others_talk: bool) -> float:
         """Seconds until the next piece may begin; however long the last one was, it is not more than a frame."""
@@ -46,6 +54,8 @@ class Pace:
     def took(self, columns: int, seconds: float) -> None:
         """A piece of so many columns took the model so long."""
         self.pieces += 1
+        fitting = int(ALONE * columns / max(seconds, 1e-6))
+        self._alone = min(max(fitting // LEAST * LEAST, LEAST), MOST)
         self._rested_at = self._clock() + min(seconds * (1 / SHARE - 1), self._frame_seconds)
         if columns <= self._columns and seconds > self._limit:
             self._columns = max(self._columns // 2, LEAST)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.pace import LEAST, MOST, SHARE, Pace, piece
+from gateway.engine.pace import FIRST, LEAST, MOST, SHARE, Pace, piece
 
 FRAME = 0.08
 LIMIT = SHARE * FRAME
@@ -21,10 +21,16 @@ def settled(fixed: float, per_column: float) -> int:
     return pace.columns(others_talk=True)
 
 
-def test_while_nobody_talks_pieces_are_as_large_as_may_be():
+@pytest.mark.parametrize(
+    ("columns", "seconds", "next_columns"),
+    [(300, 0.01, MOST), (MOST, 0.9, MOST), (128, 3.2, 40), (40, 1.0, 40), (8, 10.0, LEAST), (8, 0.0, MOST)],
+)
+def test_while_nobody_talks_a_piece_is_what_a_second_is_enough_for(columns: int, seconds: float, next_columns: int):
     pace = Pace(FRAME)
-    pace.took(8, 10.0)
-    assert pace.columns(others_talk=False) == MOST
+    assert pace.columns(others_talk=False) == FIRST
+    pace.took(columns, seconds)
+    assert pace.columns(others_talk=False) == next_columns
+    assert next_columns % LEAST == 0
 
 
 @pytest.mark.parametrize(("fixed", "per_column"), [(0, 1e-4), (0, 1e-3), (0.002, 5e-5), (0.005, 2e-4), (0, 1e-6)])
@@ -49,7 +55,7 @@ def test_a_model_that_becomes_slow_gets_smaller_pieces_again():
 
 def test_a_large_piece_tells_what_small_ones_would_take():
     pace = Pace(FRAME)
-    pace.took(MOST, 3 * LIMIT)
+    pace.took(MOST, 10 * LIMIT)
     assert pace.columns(others_talk=True) == 2 * LEAST
     slow = Pace(FRAME)
     slow.took(MOST, 1000 * LIMIT)

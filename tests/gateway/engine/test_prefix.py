@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gateway.conversation.engine import Draw
-from gateway.engine.pace import MOST, Pace
+from gateway.engine.pace import Pace
 from gateway.engine.triton import TritonEngine, TritonSession
 from tests.gateway.engine.stand_in import Refusal, Server
 
@@ -77,8 +76,7 @@ async def test_while_others_talk_a_prefix_goes_in_pieces(engine: TritonEngine, s
     await session.close()
     server.calls.clear()
     await engine.open().prefill(columns[1:], embeddings, DRAW)
-    length = len(embeddings) + len(columns) - 2
-    assert len(server.asked("temporal")) == 2 + math.ceil(length / MOST), "nobody talks any more"
+    assert len(server.asked("temporal")) == 3, "nobody talks any more"
 
 
 async def test_every_piece_waits_for_a_good_moment_and_nothing_else_does(engine: TritonEngine, server: Server):
