@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ def _in_use(workshop: Path) -> Iterator[bool]:
 def _remove_abandoned(home: Path, models: Path) -> None:
     """What builds of `models` that were killed left behind in `home`."""
     for left in home.glob(f"{_prefix(models)}*"):
-        with _in_use(left) as abandoned:
+        # Another build may be as quick.
+        with suppress(FileNotFoundError), _in_use(left) as abandoned:
             if abandoned:
                 if not models.exists() and (left / _OLD).exists():
                     (left / _OLD).rename(models)
