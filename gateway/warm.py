@@ -71,8 +71,9 @@ class Warmer:
 
         Then the first one is asked for again: if there was no room for all, it is the one that had to go.
         """
-        cached: list[int] = []
-        for wish in [*self._wishes, self._wishes[0]]:
+        first = self._wishes[0]
+        cached: dict[str, int] = {}
+        for wish in [*self._wishes, first]:
             try:
                 prefix = prefix_of(wish, self._calls.manifest, self._calls.tokenizer)
             except GatewayError as error:
@@ -83,11 +84,11 @@ class Warmer:
                 found = await self._prefill(prefix)
                 if found is None:
                     return False
-                cached.append(found)
+                cached[wish] = found
             except (EngineUnavailable, EngineError) as error:
                 logger.warning("could not warm up %s: %s", wish, error.message)
                 return False
-        if cached and not cached[-1]:
+        if cached.get(first) == 0:
             logger.warning(
                 "the models do not remember all %d personas that were warmed up: PERSONAPLEX_PREFIX_COLUMNS, which is "
                 "a window by default, must be the sum of their columns at least",

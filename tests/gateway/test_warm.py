@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,26 @@ async def test_personas_that_do_not_all_fit_are_told(
     async with running(manifest, engine, "NATF0", "NATM1:teacher") as calls:
         await until(lambda: calls.warmer._warm)
         assert ("the models do not remember all 2 personas" in caplog.text) is told
+
+
+async def test_a_first_persona_that_is_gone_tells_nothing_of_the_others(
+    manifest: Manifest, engine: FakeEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    known = warm.prefix_of
+
+    def gone(wish: str, *given: Any):
+        if wish == "NATF0":
+            raise UnknownVoice(wish, [])
+        return known(wish, *given)
+
+    engine.down = True
+    async with running(manifest, engine, "NATF0", "NATM1:teacher") as calls:
+        monkeypatch.setattr(warm, "prefix_of", gone)
+        engine.down = False
+        await until(lambda: calls.warmer._warm)
+        assert len(engine.prefills) == 1
+        assert "cannot warm up NATF0" in caplog.text
+        assert "do not remember" not in caplog.text
 
 
 async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, engine: FakeEngine):
