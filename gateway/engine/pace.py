@@ -1,5 +1,5 @@
-"""How large the pieces of a prefill are, and how soon they follow: a whole prompt while nobody talks, else what fits
-between frames.
+"""How large the pieces of a prefill are, and how soon they follow: what a second is enough for while nobody talks, else
+what fits between frames.
 
 The temporal model does one thing at a time, and on a CPU it takes the other models' cores. A step that comes while a
 piece of another caller's prefix is under way waits for its end; so while others talk a piece may take no more than a

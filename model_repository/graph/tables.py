@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from model_repository.graph.builder import Float32, Graph, Value
-from model_repository.quantize.blocks import BLOCK, TensorError, error_of, error_sums, quantize
+from model_repository.quantize.blocks import BLOCK, Float64, error_of, error_sums, quantize
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
 
@@ -33,15 +33,16 @@ class Table:
         """Of all parts."""
         return sum(rows for rows, _ in self.parts)
 
-    def fill(self, stacked: NDArray[Any]) -> TensorError:
-        """`stacked` [rows, width], one part read at a time; what its type did to them."""
-        start, sums = 0, []
+    def fill(self, stacked: NDArray[Any], sums: list[Float64] | None = None) -> NDArray[Any]:
+        """`stacked` [rows, width], one part read at a time; to `sums` goes what its type did to each (`error_sums`)."""
+        start = 0
         for rows, read in self.parts:
             part, there = read(), stacked[start : start + rows]
             there[:] = part
-            sums.append(error_sums(part, there))
+            if sums is not None:
+                sums.append(error_sums(part, there))
             start += rows
-        return error_of(8 * stacked.itemsize, np.stack(sums), stacked.size)
+        return stacked
 
 
 def lookup(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
@@ -52,10 +53,11 @@ def lookup(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
     shape = (table.rows, table.width)
 
     def make() -> NDArray[Any]:
-        stacked = np.empty(shape, dtype)
-        error = table.fill(stacked)
-        if dtype != np.float32:
-            plan.errors[table.name] = error
+        if dtype == np.float32:
+            return table.fill(np.empty(shape, dtype))
+        sums: list[Float64] = []
+        stacked = table.fill(np.empty(shape, dtype), sums)
+        plan.errors[table.name] = error_of(8 * dtype.itemsize, np.stack(sums), stacked.size)
         return stacked
 
     stored = graph.weight(table.name, shape, make, dtype)
@@ -72,9 +74,7 @@ def _blocks(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
     }
 
     def make() -> list[NDArray[Any]]:
-        stacked = np.empty((rows, width), np.float32)
-        table.fill(stacked)
-        made, plan.errors[name] = quantize(stacked, 8)
+        made, plan.errors[name] = quantize(table.fill(np.empty((rows, width), np.float32)), 8)
         return [made.codes.reshape(rows, -1)[:, :width], made.scales]
 
     codes, scales = graph.weights(declared, make)

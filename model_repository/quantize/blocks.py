@@ -175,7 +175,7 @@ def error_of(bits: int, sums: Float64, size: int) -> TensorError:
 
 def error_sums(weight: Float32, values: npt.NDArray[Any]) -> Float64:
     """Largest magnitude, sum of magnitudes and of squares of the error, sum of squares of the weight."""
-    error = values.astype(np.float32) - weight
+    error = values.astype(np.float32, copy=False) - weight
     squares = [float(np.vdot(part, part)) for part in (error, weight)]
     np.abs(error, out=error)
     return np.array([error.max(initial=0), error.sum(dtype=np.float64), *squares])
