@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +52,8 @@ class TritonEngine:
         self.pace = Pace(1 / manifest.frame_rate)
         self.feeding = asyncio.Lock()
         """Held while a piece of a prefix is under way: there is one between two frames, whoever waits."""
-        self.fills: dict[bytes, asyncio.Event] = {}
-        """Prefixes that a session is feeding, by digest."""
+        self.fills: WeakValueDictionary[bytes, Fill] = WeakValueDictionary()
+        """Of the prefixes that sessions are beginning with, by digest."""
         self.talking: set[TritonSession] = set()
         """Sessions that have begun."""
 
@@ -72,6 +73,14 @@ class TritonEngine:
     async def close(self) -> None:
         """Close the connections."""
         await self.http.close()
+
+
+class Fill:
+    """The feeding of one prefix: by one session at a time, and `times` it has been tried."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.times = 0
 
 
 class TritonSession:
@@ -104,20 +113,22 @@ class TritonSession:
         if not self._encoder.begun:
             # So that the caller's first frame finds a row, and can be shared.
             await self._own(self._encoder, self._encoder.begin(), engine.step_deadline)
-        while (thought := await self._recall(prefix, last, draw)) is None:
-            if (filled := engine.fills.get(prefix.digest)) is not None:
-                await filled.wait()
-                continue
-            filled = engine.fills[prefix.digest] = asyncio.Event()
-            try:
-                await self._feed(prefix, draw, pause)
-            finally:
-                del engine.fills[prefix.digest]
-                filled.set()
-            engine.talking.add(self)
-            return Prefilled(await self.step(last, draw), cached=0)
+        fill = engine.fills.setdefault(prefix.digest, Fill())
+        while True:
+            times = fill.times
+            if (thought := await self._recall(prefix, last, draw)) is not None:
+                engine.talking.add(self)
+                return Prefilled(thought, cached=prefix.length)
+            async with fill.lock:
+                # What the model answered may be from before another session's last piece.
+                if fill.times == times:
+                    try:
+                        await self._feed(prefix, draw, pause)
+                    finally:
+                        fill.times += 1
+                    break
         engine.talking.add(self)
-        return Prefilled(thought, cached=prefix.length)
+        return Prefilled(await self.step(last, draw), cached=0)
 
     async def _recall(self, prefix: Prefix, last: Tokens, draw: Draw) -> Thought | None:
         """What the column behind the prefix leads to; None if the model does not have the prefix."""

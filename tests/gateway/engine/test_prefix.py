@@ -125,6 +125,31 @@ async def test_sessions_that_begin_alike_at_once_feed_the_prefix_once(engine: Tr
     assert sum("embeddings" in call for call in server.asked("temporal")) == 1
 
 
+async def test_a_question_answered_late_does_not_feed_what_has_been_fed_meanwhile(
+    engine: TritonEngine, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    """The model says that it does not have the prefix; before that is heard another session has fed all of it."""
+    columns, embeddings = np.ones((20, 17), np.int64), np.ones((4, 32), np.float32)
+    asked, fed = asyncio.Event(), asyncio.Event()
+    late = engine.open()
+    infer = server.infer
+
+    async def heard_late(model: str, header: dict[str, Any], tensors: bytes) -> tuple[str, bytes]:
+        answer = await infer(model, header, tensors)
+        if model == "temporal" and header["parameters"]["sequence_id"] == late.sequence_id:
+            asked.set()
+            await fed.wait()
+        return answer
+
+    monkeypatch.setattr(server, "infer", heard_late)
+    second = asyncio.create_task(late.prefill(columns, embeddings, DRAW))
+    await asked.wait()
+    assert (await engine.open().prefill(columns, embeddings, DRAW)).cached == 0
+    fed.set()
+    assert (await second).cached == 23
+    assert sum("embeddings" in call for call in server.asked("temporal")) == 1
+
+
 async def test_one_that_goes_while_it_feeds_leaves_it_to_the_next(engine: TritonEngine, server: Server):
     columns, embeddings = np.ones((20, 17), np.int64), np.ones((4, 32), np.float32)
     reached = asyncio.Event()
@@ -142,4 +167,6 @@ async def test_one_that_goes_while_it_feeds_leaves_it_to_the_next(engine: Triton
     await asyncio.sleep(0.02)
     first.cancel()
     assert (await second).cached == 0
-    assert engine.fills == {}
+    # A task that was cancelled holds on to where that reached it.
+    del first
+    assert dict(engine.fills) == {}
