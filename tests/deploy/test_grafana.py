@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import promql_parser
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import Metrics
+from tests.deploy.promql import counts, family, gateway_series, labels, nodes, parsed, rated, selectors
 
-DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "personaplex.json"
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "helm" / "personaplex" / "dashboards" / "personaplex.json"
 # Added by Prometheus when it scrapes.
 TARGET_LABELS = {"job", "instance"}
-CHILDREN = ("lhs", "rhs", "expr", "param", "vector_selector", "args")
 
 
 @pytest.fixture(scope="module")
@@ -27,38 +24,11 @@ def dashboard() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def series() -> dict[str, set[str]]:
-    """Labels by the name of every series on the page."""
-    found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(Metrics(1).text().decode()):
-        for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+    return gateway_series()
 
 
 def queries(dashboard: dict[str, Any]) -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-
-
-def parsed(query: str) -> Any:
-    filled = query.replace("$__rate_interval", "1m")
-    return promql_parser.parse(filled)
-
-
-def nodes(node: Any) -> Iterator[Any]:
-    yield node
-    for name in CHILDREN:
-        child = getattr(node, name, None)
-        for each in child if isinstance(child, list) else [child]:
-            if each is not None:
-                yield from nodes(each)
-
-
-def selectors_below(node: Any) -> list[Any]:
-    return [each for each in nodes(node) if isinstance(each, promql_parser.VectorSelector)]
-
-
-def selectors(query: str) -> list[Any]:
-    return selectors_below(parsed(query))
 
 
 def test_every_query_is_about_series_and_labels_that_exist(dashboard: dict[str, Any], series: dict[str, set[str]]):
@@ -67,9 +37,8 @@ def test_every_query_is_about_series_and_labels_that_exist(dashboard: dict[str, 
         assert asked, query
         for selector in asked:
             assert selector.name in series, query
-            labels = {matcher.name for matcher in selector.matchers.matchers}
-            assert labels <= series[selector.name] | TARGET_LABELS, query
-            assert labels >= TARGET_LABELS, f"not limited to the chosen job and instance: {query}"
+            assert labels(selector).keys() <= series[selector.name] | TARGET_LABELS, query
+            assert labels(selector).keys() >= TARGET_LABELS, f"not limited to the chosen job and instance: {query}"
 
 
 def test_sums_and_legends_name_labels_that_exist(dashboard: dict[str, Any], series: dict[str, set[str]]):
@@ -86,22 +55,13 @@ def test_sums_and_legends_name_labels_that_exist(dashboard: dict[str, Any], seri
 
 def test_counters_are_asked_for_their_rate_and_gauges_are_not(dashboard: dict[str, Any]):
     for query in queries(dashboard):
-        rated = {
-            selector.name
-            for node in nodes(parsed(query))
-            if isinstance(node, promql_parser.Call) and node.func.name == "rate"
-            for selector in selectors_below(node)
-        }
         for selector in selectors(query):
-            counts = selector.name.endswith(("_total", "_bucket", "_sum", "_count"))
-            assert (selector.name in rated) == counts, query
+            assert (selector.name in rated(query)) == counts(selector.name), query
 
 
 def test_everything_that_is_measured_is_shown(dashboard: dict[str, Any], series: dict[str, set[str]]):
-    shown = {selector.name for query in queries(dashboard) for selector in selectors(query)}
-    shown_families = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown}
-    families = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in series}
-    assert families == shown_families
+    shown = {family(selector.name) for query in queries(dashboard) for selector in selectors(query)}
+    assert shown == {family(name) for name in series}
 
 
 def test_variables_are_declared_and_ask_for_series_that_exist(dashboard: dict[str, Any], series: dict[str, set[str]]):

@@ -1,0 +1,148 @@
+{{- define "personaplex.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "personaplex.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 48 | trimSuffix "-" }}
+{{- else }}
+{{- $name := include "personaplex.name" . }}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 48 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "personaplex.selector" -}}
+app.kubernetes.io/name: {{ include "personaplex.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "personaplex.labels" -}}
+{{ include "personaplex.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{/* What is asked of the pods that answer calls, and of no others. */}}
+{{- define "personaplex.servers" -}}
+{{ include "personaplex.selector" . }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{/* The image called `name` in .Values.image. Takes (dict "root" $ "name" NAME). */}}
+{{- define "personaplex.image" -}}
+{{- $image := .root.Values.image -}}
+{{- with $image.registry }}{{ . }}/{{ end }}{{ index $image .name }}:{{ default .root.Chart.AppVersion $image.tag }}
+{{- end }}
+
+{{- define "personaplex.claim" -}}
+{{- default (printf "%s-models" (include "personaplex.fullname" .)) .Values.models.volume.existingClaim }}
+{{- end }}
+
+{{- define "personaplex.checkpoint" -}}
+{{- $models := .Values.models -}}
+{{- if $models.tiny }}checkpoint-tiny
+{{- else if $models.checkpointFolder }}{{ $models.checkpointFolder }}
+{{- else }}checkpoint-{{ printf "%s@%s" $models.hub.repository $models.hub.revision | sha256sum | trunc 10 }}
+{{- end }}
+{{- end }}
+
+{{/* The volume's folder with the repository that is served: what is built otherwise has another one. */}}
+{{- define "personaplex.folder" -}}
+{{- $models := .Values.models -}}
+{{- if $models.folder }}{{ $models.folder }}
+{{- else }}
+{{- $made := list .Chart.AppVersion (include "personaplex.checkpoint" .) .Values.device $models.variant $models.keysAndValues (toJson .Values.slots) -}}
+models-{{ toJson $made | sha256sum | trunc 10 }}
+{{- end }}
+{{- end }}
+
+{{- define "personaplex.models" -}}
+/volume/{{ include "personaplex.folder" . }}
+{{- end }}
+
+{{- define "personaplex.scheme" -}}
+{{ ternary "HTTPS" "HTTP" (ne .Values.tls.secretName "") }}
+{{- end }}
+
+{{- define "personaplex.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* The gateway's user, whose group may write to the volume; Triton's image has a user of its own. */}}
+{{- define "personaplex.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* The only places that containers write to. */}}
+{{- define "personaplex.scratchEnv" -}}
+- name: HOME
+  value: /tmp
+{{- end }}
+
+{{- define "personaplex.names" -}}
+{{- range . }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* What a probe asks the gateway. Takes (dict "root" $ "path" PATH). */}}
+{{- define "personaplex.get" -}}
+path: {{ .path }}
+port: http
+scheme: {{ include "personaplex.scheme" .root }}
+{{- end }}
+
+{{/* What a probe runs beside Triton, which listens on the loopback interface alone. Takes `ready` or `live`. */}}
+{{- define "personaplex.triton" -}}
+command:
+  - python3
+  - -c
+  - import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/{{ . }}', timeout=4)
+{{- end }}
+
+{{/* Seconds a pod may take to stop: others learn of it, calls end, then last answers, rows and Triton have theirs. */}}
+{{- define "personaplex.grace" -}}
+{{ add .Values.endpointSeconds .Values.drainSeconds 120 }}
+{{- end }}
+
+{{/* What callers may ask from outside: all but /admin, /metrics and what probes ask. Takes the name of a path type. */}}
+{{- define "personaplex.paths" -}}
+- {path: /, type: Exact}
+- {path: /page, type: {{ . }}}
+- {path: /v1, type: {{ . }}}
+- {path: /api/chat, type: Exact}
+- {path: /docs, type: Exact}
+- {path: /openapi.json, type: Exact}
+{{- end }}
+
+{{/* PromQL matchers of the series of this release's pods. */}}
+{{- define "personaplex.series" -}}
+namespace="{{ .Release.Namespace }}",job="{{ .Release.Namespace }}/{{ include "personaplex.fullname" . }}"
+{{- end }}
+
+{{/* Calls that a pod is meant to hold before there is another one. */}}
+{{- define "personaplex.target" -}}
+{{ max 1 (floor (mulf .Values.slots .Values.autoscaling.target)) }}
+{{- end }}
+
+{{/* Up at once, down slowly. Takes .Values.autoscaling. */}}
+{{- define "personaplex.behavior" -}}
+scaleUp:
+  stabilizationWindowSeconds: 0
+scaleDown:
+  stabilizationWindowSeconds: {{ .scaleDownSeconds }}
+  policies:
+    - type: Pods
+      value: 1
+      periodSeconds: 60
+{{- end }}

@@ -1,0 +1,71 @@
+"""The chart, rendered by Helm's own library: what an installation with some values would create."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import yaml
+
+CHART = Path(__file__).parents[3] / "deploy" / "helm" / "personaplex"
+RELEASE, NAMESPACE = "calls", "voice"
+NAME = "calls-personaplex"
+
+Values = Mapping[str, Any]
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What would be created."""
+
+    manifests: list[Manifest]
+    notes: str
+
+    def of(self, kind: str) -> list[Manifest]:
+        return [manifest for manifest in self.manifests if manifest["kind"] == kind]
+
+    def one(self, kind: str) -> Manifest:
+        (manifest,) = self.of(kind)
+        return manifest
+
+    @property
+    def pod(self) -> dict[str, Any]:
+        """The spec of a pod that answers calls."""
+        spec: dict[str, Any] = self.one("Deployment")["spec"]["template"]["spec"]
+        return spec
+
+    @property
+    def containers(self) -> dict[str, dict[str, Any]]:
+        """Of that pod, by name; those that begin before the others too."""
+        return {each["name"]: each for each in [*self.pod.get("initContainers", []), *self.pod["containers"]]}
+
+    @property
+    def build(self) -> dict[str, Any]:
+        """The one container of the job that builds the models."""
+        (container,) = self.one("Job")["spec"]["template"]["spec"]["containers"]
+        return container
+
+
+def environment(container: Mapping[str, Any]) -> dict[str, str]:
+    """Variables that have a value in the manifest."""
+    return {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+
+
+@cache
+def loaded() -> helm_python.Chart:
+    return helm_python.Chart.load(CHART)
+
+
+def render(values: Values | None = None, *, release: str = RELEASE) -> Release:
+    """Raises HelmError for values that the chart refuses."""
+    given = dict(values or {})
+    loaded().validate_schema(given)
+    files = loaded().render(given, name=release, namespace=NAMESPACE)
+    notes = files.pop("personaplex/templates/NOTES.txt")
+    manifests = [each for text in files.values() for each in yaml.safe_load_all(text) if each is not None]
+    return Release(manifests, notes)

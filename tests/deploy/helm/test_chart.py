@@ -1,0 +1,222 @@
+"""Whatever the values, Kubernetes takes what Helm makes of them; and values that mean nothing are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+
+from gateway.settings import Settings
+from model_repository.build import KV_PRECISIONS
+from model_repository.variants import Device, variants_of
+from tests.deploy.helm.chart import CHART, NAME, RELEASE, Release, environment, loaded, render
+
+ROOT = CHART.parents[2]
+CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "GRPCRoute"}
+"""Kinds that Kubernetes itself does not have."""
+
+EVERYTHING: dict[str, Any] = {
+    "image": {"registry": "registry.example.com/voice", "tag": "1.2", "pullSecrets": ["pull"]},
+    "slots": 8,
+    "models": {
+        "volume": {"accessModes": ["ReadWriteMany"], "storageClassName": "fast", "size": "100Gi"},
+        "hub": {"revision": "0123abc", "tokenSecret": {"name": "hugging-face"}},
+        "variant": "int8",
+    },
+    "settings": {"max_call_seconds": 600, "warm": ["NATF2:teacher"], "default_voice": "NATM1", "max_body_bytes": 64e6},
+    "apiKeys": {"secretName": "keys"},
+    "tls": {"secretName": "certificate"},
+    "gateway": {"extraEnv": [{"name": "TZ", "value": "UTC"}]},
+    "triton": {"extraEnv": [{"name": "PERSONAPLEX_PREFIX_COLUMNS", "value": "6000"}]},
+    "build": {
+        "nodeSelector": {"pool": "large"},
+        "tolerations": [{"key": "large", "operator": "Exists"}],
+        "extraEnv": [{"name": "HF_ENDPOINT", "value": "https://hub.example.com"}],
+    },
+    "service": {"type": "LoadBalancer", "annotations": {"a": "b"}, "sessionAffinity": "ClientIP"},
+    "route": {"enabled": True, "parentRefs": [{"name": "outside"}], "hostnames": ["calls.example.com"]},
+    "ingress": {
+        "enabled": True,
+        "className": "public",
+        "annotations": {"timeout": "3600"},
+        "hosts": ["calls.example.com"],
+        "tls": [{"hosts": ["calls.example.com"], "secretName": "calls"}],
+        "grpc": {"enabled": True, "hosts": ["grpc.example.com"], "annotations": {"protocol": "grpc"}},
+    },
+    "networkPolicy": {"callers": [{"podSelector": {"matchLabels": {"app": "agents"}}}]},
+    "autoscaling": {"enabled": True, "kind": "hpa"},
+    "rollout": {"maxSurge": 0, "maxUnavailable": "50%"},
+    "monitoring": {
+        "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "rules": {"enabled": True, "labels": {"release": "prometheus"}},
+        "dashboard": {"enabled": True},
+    },
+    "podLabels": {"team": "voice"},
+    "podAnnotations": {"note": "x"},
+    "nodeSelector": {"gpu": "l4"},
+    "affinity": {"nodeAffinity": {}},
+    "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+    "priorityClassName": "calls",
+    "runtimeClassName": "nvidia",
+}
+CASES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "everything": EVERYTHING,
+    "keda": {"autoscaling": {"enabled": True}},
+    "cpu": {"device": "cpu", "models": {"tiny": True, "variant": "fp32"}, "tls": {"secretName": "certificate"}},
+    "a claim with models": {"models": {"volume": {"existingClaim": "weights"}, "folder": "models/int8"}},
+    "a claim with a checkpoint": {"models": {"volume": {"existingClaim": "weights"}, "checkpointFolder": "published"}},
+    "nothing optional": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}},
+}
+
+
+@pytest.fixture(params=CASES, scope="module")
+def values(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def release(values: dict[str, Any]) -> Release:
+    return render(values)
+
+
+def test_helm_s_linter_has_nothing_to_say(values: dict[str, Any]):
+    found = helm_python.lint(CHART, values, strict=True, namespace="voice")
+    # An icon is for those who browse a catalogue of charts.
+    assert [each for each in found["messages"] if each["error"] != "icon is recommended"] == []
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
+def test_kubernetes_takes_all_of_it(release: Release, version: str):
+    """Against its own schemas, which know every field there is."""
+    for manifest in release.manifests:
+        if manifest["kind"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_all_of_it_is_labelled_and_has_a_name_of_its_own(release: Release):
+    names = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in release.manifests]
+    assert len(set(names)) == len(names)
+    for _, name in names:
+        assert name.startswith(NAME)
+        assert len(name) <= 63
+    for manifest in release.manifests:
+        assert (
+            manifest["metadata"]["labels"].items()
+            >= {
+                "app.kubernetes.io/name": "personaplex",
+                "app.kubernetes.io/instance": RELEASE,
+            }.items()
+        )
+
+
+def test_a_long_release_name_leaves_room_for_what_is_added():
+    for manifest in render(EVERYTHING, release="a" * 53).manifests:
+        assert len(manifest["metadata"]["name"]) <= 63
+
+
+def test_chart_images_and_project_have_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert loaded().version == project["version"]
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    images = {name: container["image"] for name, container in render().containers.items() if name in compose}
+    assert images == {name: service["image"] for name, service in compose.items()}
+
+
+def test_a_registry_and_a_tag_are_for_every_image():
+    release = render({"image": {"registry": "registry.example.com/voice", "tag": "1.2"}})
+    images = {container["image"] for container in [*release.containers.values(), release.build]}
+    assert images == {f"registry.example.com/voice/personaplex-{name}:1.2" for name in ("gateway", "models")}
+
+
+POD_S_OWN = {
+    *("models", "host", "port", "grpc_port", "tls_certificate", "tls_key", "triton_url", "drain_seconds", "api_keys"),
+}
+"""Settings that follow from the pod, or have values of their own in the chart."""
+
+
+def test_every_setting_of_the_gateway_is_a_value_with_the_same_bounds():
+    theirs = Settings.model_json_schema()["properties"]
+    told = ("title", "default", "description")
+    bounds = {
+        name: {key: value for key, value in schema.items() if key not in told}
+        for name, schema in theirs.items()
+        if name not in POD_S_OWN
+    }
+    assert loaded().schema["properties"]["settings"]["properties"] == bounds
+
+
+def test_settings_arrive_as_they_were_given(monkeypatch: pytest.MonkeyPatch):
+    given = {
+        "max_body_bytes": 640000000,
+        "max_call_seconds": 12.5,
+        "allow_voice_audio": True,
+        "default_voice": "NATM1",
+        "warm": ["NATF2:You are a teacher.", 'NATM1:Say "no".'],
+        "allowed_origins": [],
+    }
+    variables = environment(render({"settings": given}).containers["gateway"])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.unknown(variables) == []
+    settings = Settings()
+    assert {name: getattr(settings, name) for name in given} == given
+
+
+def test_variants_are_those_there_are():
+    variant = loaded().schema["properties"]["models"]["properties"]["variant"]["enum"]
+    assert set(variant) == {name for device in Device for name in variants_of(device)}
+    kept = loaded().schema["properties"]["models"]["properties"]["keysAndValues"]["enum"]
+    assert kept == ["", *KV_PRECISIONS]
+    for device in Device:
+        for name in variant:
+            wanted = {"device": device.value, "models": {"variant": name}}
+            if name in variants_of(device):
+                render(wanted)
+            else:
+                with pytest.raises(helm_python.HelmError, match="variant"):
+                    render(wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"replica": 2}, "replica"),
+        ({"replicas": "two"}, "replicas"),
+        ({"slots": 0}, "slots"),
+        ({"device": "tpu"}, "device"),
+        ({"settings": {"max_call_secs": 600}}, "max_call_secs"),
+        ({"settings": {"max_call_seconds": 0}}, "max_call_seconds"),
+        ({"settings": {"warm": "NATF2"}}, "warm"),
+        ({"settings": {"port": 80}}, "port"),
+        ({"models": {"folder": "../elsewhere"}}, "folder"),
+        ({"models": {"folder": "/models"}}, "folder"),
+        ({"models": {"keysAndValues": "int8"}}, "keysAndValues"),
+        ({"models": {"hub": {"repository": "personaplex"}}}, "repository"),
+        ({"models": {"hub": {"tokenSecret": {"value": "hf_1"}}}}, "tokenSecret"),
+        ({"apiKeys": {"keys": ["secret"]}}, "apiKeys"),
+        ({"route": {"enabled": True}}, "parentRefs"),
+        ({"ingress": {"enabled": True}}, "hosts"),
+        ({"ingress": {"grpc": {"enabled": True}}}, "hosts"),
+        ({"autoscaling": {"target": 1.5}}, "target"),
+        ({"drainSeconds": -1}, "drainSeconds"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_by_name(values: dict[str, Any], named: str):
+    with pytest.raises(helm_python.HelmError, match=named):
+        render(values)
+
+
+def test_the_notes_say_what_to_do_next():
+    notes = render().notes
+    assert "app.kubernetes.io/component=build" in notes
+    assert f"service/{NAME} 8998:8998" in notes
+    assert "whoever reaches the service may call" in notes
+    ready = render({"models": {"folder": "m"}, "apiKeys": {"secretName": "k"}, "tls": {"secretName": "t"}}).notes
+    assert "component=build" not in ready
+    assert "whoever" not in ready
+    assert "https://localhost:8998" in ready

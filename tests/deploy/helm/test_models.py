@@ -1,0 +1,102 @@
+"""Where the models come from: a job builds them once, on a volume that pods only read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.cli.download import REPOSITORY, REVISION
+from tests.deploy.helm.chart import NAME, Release, environment, render
+
+
+def folders(release: Release) -> set[str]:
+    """Where each of those who have to do with the models takes them to be."""
+    found = {environment(each)["MODELS"] for each in release.containers.values() if "MODELS" in environment(each)}
+    found.add(release.containers["gateway"]["args"][1])
+    if release.of("Job"):
+        found.add(environment(release.build)["MODELS"])
+    return found
+
+
+def test_all_mean_the_same_folder_of_the_same_volume():
+    for values in ({}, {"device": "cpu", "models": {"variant": "int8"}}, {"models": {"folder": "a/b"}}):
+        release = render(values)
+        (folder,) = folders(release)
+        assert folder.startswith("/volume/")
+        pods = [release.pod, *(job["spec"]["template"]["spec"] for job in release.of("Job"))]
+        for pod in pods:
+            (volume,) = [each for each in pod["volumes"] if each["name"] == "models"]
+            assert volume["persistentVolumeClaim"]["claimName"] == f"{NAME}-models"
+            for container in [*pod.get("initContainers", []), *pod["containers"]]:
+                mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+                assert mounts["models"]["mountPath"] == "/volume"
+
+
+def test_only_the_job_may_write():
+    release = render()
+    for container in release.containers.values():
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == "models"]
+        assert mount["readOnly"] is True
+    (mount,) = [each for each in release.build["volumeMounts"] if each["name"] == "models"]
+    assert "readOnly" not in mount
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"slots": 16},
+        {"models": {"variant": "int8"}},
+        {"models": {"hub": {"revision": "0123abc"}}},
+        {"models": {"hub": {"repository": "nvidia/another"}}},
+        {"models": {"checkpointFolder": "mine"}},
+        {"models": {"tiny": True}},
+        {"device": "cpu", "models": {"variant": "int8"}},
+        {"device": "cpu", "models": {"variant": "int8", "keysAndValues": "fp16"}},
+    ],
+)
+def test_what_is_built_otherwise_has_a_folder_and_a_job_of_its_own(values: dict[str, Any]):
+    before, after = render(), render(values)
+    assert folders(before) != folders(after)
+    assert before.one("Job")["metadata"]["name"] != after.one("Job")["metadata"]["name"]
+
+
+def test_a_job_that_changes_in_any_way_has_another_name_and_else_the_same():
+    """Kubernetes does not let a job be changed."""
+    before = render().one("Job")
+    changed = render({"build": {"resources": {"limits": {"memory": "9Gi"}}}}).one("Job")
+    assert before["spec"] != changed["spec"]
+    assert before["metadata"]["name"] != changed["metadata"]["name"]
+    unchanged = render({"replicas": 5, "settings": {"idle_seconds": 5}, "monitoring": {"rules": {"enabled": True}}})
+    assert unchanged.one("Job") == before
+    assert folders(unchanged) == folders(render())
+
+
+def test_the_published_checkpoint_is_what_the_command_line_downloads():
+    variables = environment(render().build)
+    assert (variables["REPOSITORY"], variables["REVISION"]) == (REPOSITORY, REVISION)
+
+
+def test_the_token_comes_from_a_secret():
+    release = render({"models": {"hub": {"tokenSecret": {"name": "hugging-face", "key": "hf"}}}})
+    (variable,) = [each for each in release.build["env"] if each["name"] == "HF_TOKEN"]
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "hugging-face", "key": "hf"}}
+    assert "HF_TOKEN" not in str(release.one("Deployment"))
+    assert "HF_TOKEN" not in str(render().build)
+
+
+def test_the_volume_outlives_the_release():
+    claim = render({"models": {"volume": {"size": "99Gi", "storageClassName": "fast"}}}).one("PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "99Gi"
+    assert claim["spec"]["storageClassName"] == "fast"
+
+
+def test_models_that_are_there_are_neither_built_nor_waited_for():
+    release = render({"models": {"volume": {"existingClaim": "weights"}, "folder": "personaplex/int8"}})
+    assert release.of("PersistentVolumeClaim") == []
+    assert release.of("Job") == []
+    assert list(release.containers) == ["models", "gateway"]
+    assert folders(release) == {"/volume/personaplex/int8"}
+    (volume,) = [each for each in release.pod["volumes"] if each["name"] == "models"]
+    assert volume["persistentVolumeClaim"]["claimName"] == "weights"

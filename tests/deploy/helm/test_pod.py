@@ -1,0 +1,195 @@
+"""A pod: Triton first and last, calls that may end, nothing more allowed than is needed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from gateway.cli import app
+from gateway.settings import Settings
+from tests.deploy.helm.chart import CHART, Release, environment, render
+
+DEPLOY = CHART.parents[1]
+CPU = {"device": "cpu", "models": {"variant": "fp32"}}
+
+
+def seconds(probe: dict[str, Any]) -> int:
+    """How long a probe may fail."""
+    return probe["periodSeconds"] * probe["failureThreshold"]
+
+
+def serve_options(release: Release) -> dict[str, Any]:
+    """What `personaplex` makes of the gateway's arguments. Fails for those it does not have."""
+    first, *rest = release.containers["gateway"]["args"]
+    assert first == "serve"
+    command = typer.main.get_command(app).commands["serve"]
+    params: dict[str, Any] = command.make_context("serve", list(rest)).params
+    return params
+
+
+def test_triton_is_there_before_the_gateway_and_until_it_has_ended():
+    """Which is what an init container that is restarted always is to Kubernetes."""
+    pod = render().pod
+    assert [each["name"] for each in pod["initContainers"]] == ["wait", "models"]
+    assert [each["name"] for each in pod["containers"]] == ["gateway"]
+    assert pod["initContainers"][1]["restartPolicy"] == "Always"
+    assert "restartPolicy" not in pod["initContainers"][0]
+    assert "ready" in pod["initContainers"][1]["startupProbe"]["exec"]["command"][-1]
+
+
+def test_triton_is_asked_what_its_image_asks_it_but_for_being_alive():
+    probes = render().containers["models"]
+    (command,) = re.findall(r'CMD \["python3", "-c", "(.*)"\]', (DEPLOY / "models.Dockerfile").read_text())
+    assert probes["startupProbe"]["exec"]["command"] == ["python3", "-c", command]
+    assert probes["livenessProbe"]["exec"]["command"] == ["python3", "-c", command.replace("/ready", "/live")]
+
+
+def test_the_gateway_asks_the_triton_beside_it_and_nobody_else_may():
+    release = render()
+    options = serve_options(release)
+    assert options["triton"] == "127.0.0.1:8000"
+    assert "--http-port=8000" in (DEPLOY / "serve-models.sh").read_text()
+    arguments = release.containers["models"]["args"]
+    assert {"--http-address=127.0.0.1", "--grpc-address=127.0.0.1"} <= set(arguments)
+
+
+def test_on_a_cpu_the_gateway_has_triton_within():
+    release = render({**CPU, "triton": {"startSeconds": 77, "extraEnv": [{"name": "X", "value": "1"}]}})
+    assert list(release.containers) == ["wait", "gateway"]
+    assert serve_options(release)["triton"] is None
+    assert serve_options(release)["wait"] == 77
+    gateway = release.containers["gateway"]
+    assert {"name": "X", "value": "1"} in gateway["env"]
+    assert gateway["resources"]["limits"] == {"memory": "24Gi"}
+    assert "/dev/shm" in {mount["mountPath"] for mount in gateway["volumeMounts"]}
+
+
+def test_a_gpu_is_what_the_models_need_and_the_gateway_does_not():
+    release = render({"triton": {"gpu": {"resource": "nvidia.com/mig-3g.40gb", "count": 2}}})
+    assert release.containers["models"]["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == 2
+    assert release.containers["models"]["resources"]["limits"]["memory"] == "24Gi"
+    assert "nvidia" not in str(release.containers["gateway"])
+    assert render().containers["models"]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_loading_the_weights_may_take_its_time():
+    release = render({"triton": {"startSeconds": 1200}})
+    assert {seconds(release.containers[name]["startupProbe"]) for name in ("models", "gateway")} == {1200}
+
+
+@pytest.mark.parametrize("values", [{}, {"drainSeconds": 0, "endpointSeconds": 0}, {"drainSeconds": 7200}])
+def test_calls_may_end_before_anything_is_killed(values: dict[str, Any]):
+    """Seconds: others learn of it, the gateway drains, rows are given back, Triton leaves, then the kubelet loses
+    patience.
+    """
+    release = render(values)
+    (sleep, told) = release.containers["gateway"]["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    (triton,) = map(int, re.findall(r"--exit-timeout-secs=(\d+)", (DEPLOY / "serve-models.sh").read_text()))
+    after = Settings().release_deadline + triton
+    drain = serve_options(release)["drain"]
+    assert drain == values.get("drainSeconds", Settings().max_call_seconds)
+    assert int(told) + drain + after < release.pod["terminationGracePeriodSeconds"]
+
+
+def test_probes_ask_for_life_and_readiness_where_those_are_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PERSONAPLEX_GRPC_PORT", raising=False)
+    gateway = render().containers["gateway"]
+    paths = {name: gateway[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+    assert {port["name"]: port["containerPort"] for port in gateway["ports"]} == {
+        "http": Settings().port,
+        "grpc": Settings().grpc_listens_on,
+    }
+
+
+def test_with_a_certificate_the_gateway_speaks_tls_and_is_probed_so():
+    release = render({"tls": {"secretName": "certificate"}})
+    gateway = release.containers["gateway"]
+    schemes = {gateway[name]["httpGet"]["scheme"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert schemes == {"HTTPS"}
+    (mount,) = [each for each in gateway["volumeMounts"] if each["name"] == "tls"]
+    (volume,) = [each for each in release.pod["volumes"] if each["name"] == "tls"]
+    variables = environment(gateway)
+    assert variables["PERSONAPLEX_TLS_CERTIFICATE"] == f"{mount['mountPath']}/tls.crt"
+    assert variables["PERSONAPLEX_TLS_KEY"] == f"{mount['mountPath']}/tls.key"
+    assert volume["secret"]["secretName"] == "certificate"
+    assert volume["secret"]["defaultMode"] == 0o440
+
+
+def test_keys_come_from_a_secret_and_from_nowhere_else():
+    release = render({"apiKeys": {"secretName": "keys", "key": "list"}})
+    (variable,) = [each for each in release.containers["gateway"]["env"] if each["name"] == "PERSONAPLEX_API_KEYS"]
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "list"}}
+    assert "PERSONAPLEX_API_KEYS" not in str(render().pod)
+
+
+def test_a_container_may_do_nothing_but_its_work():
+    """As Kubernetes' `restricted` pod security standard asks, and with nothing to write to but what is mounted."""
+    for release in (render(), render(CPU)):
+        job = release.one("Job")["spec"]["template"]["spec"]
+        test = release.one("Pod")["spec"]
+        for pod in (release.pod, job, test):
+            assert pod["automountServiceAccountToken"] is False
+            assert pod["enableServiceLinks"] is False
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+            kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+            assert kinds <= {"persistentVolumeClaim", "emptyDir", "secret"}
+            for container in [*pod.get("initContainers", []), *pod["containers"]]:
+                security = container["securityContext"]
+                assert security["allowPrivilegeEscalation"] is False
+                assert security["readOnlyRootFilesystem"] is True
+                assert security["capabilities"] == {"drop": ["ALL"]}
+                assert security.get("runAsUser", pod["securityContext"]["runAsUser"]) > 0
+                assert container["resources"]["limits"]["memory"]
+    assert release.one("ServiceAccount")["automountServiceAccountToken"] is False
+
+
+def test_each_image_runs_as_the_user_it_is_made_for():
+    release = render()
+    (gateway,) = re.findall(r"^USER (\d+)$", (DEPLOY / "gateway.Dockerfile").read_text(), flags=re.M)
+    assert release.pod["securityContext"]["runAsUser"] == int(gateway)
+    assert release.containers["models"]["securityContext"]["runAsUser"] == 1000
+
+
+def test_tensors_have_memory_to_pass_through():
+    release = render({"triton": {"sharedMemory": "2Gi"}})
+    (volume,) = [each for each in release.pod["volumes"] if each["name"] == "shared-memory"]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in release.containers["models"]["volumeMounts"]}
+    assert mounts["shared-memory"] == "/dev/shm"
+
+
+def test_what_is_said_of_nodes_is_passed_on():
+    values = {
+        "nodeSelector": {"gpu": "l4"},
+        "tolerations": [{"key": "calls", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "calls",
+        "runtimeClassName": "nvidia",
+    }
+    pod = render(values).pod
+    assert {name: pod[name] for name in values} == values
+    assert pod["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"].items() <= (
+        render().one("Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    )
+
+
+def test_the_selector_is_of_these_pods_alone():
+    release = render()
+    selector = release.one("Deployment")["spec"]["selector"]["matchLabels"].items()
+    assert selector <= release.one("Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    assert not selector <= release.one("Job")["spec"]["template"]["metadata"]["labels"].items()
+    assert not selector <= release.one("Pod")["metadata"]["labels"].items()
+
+
+def test_the_values_file_explains_itself():
+    """Every group of values has a comment above it, and the file is what the chart reads."""
+    text = (CHART / "values.yaml").read_text()
+    assert yaml.safe_load(text).keys() == set(re.findall(r"^(\w+):", text, flags=re.M))

@@ -1,0 +1,141 @@
+"""Who reaches what: the service, what is open to the world, and the network policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from gateway.app import create_app
+from gateway.engine.fake import FakeEngine
+from gateway.manifest import Manifest
+from gateway.settings import Settings
+from tests.deploy.helm.chart import NAME, RELEASE, Release, render
+
+ROUTE = {"enabled": True, "parentRefs": [{"name": "outside", "namespace": "gateways"}], "hostnames": ["c.example.com"]}
+INGRESS = {"enabled": True, "hosts": ["c.example.com"], "grpc": {"enabled": True, "hosts": ["g.example.com"]}}
+GRPC_SERVICES = {"personaplex.v1.PersonaPlex", "grpc.health.v1.Health"}
+INSIDE = {"/admin/drain", "/metrics", "/healthz", "/readyz"}
+"""What is for operators, probes and Prometheus."""
+NOBODY_S = {"/redoc", "/docs/oauth2-redirect"}
+"""What FastAPI adds by itself."""
+
+
+def test_the_service_leads_to_the_pods_that_answer():
+    release = render({"service": {"http": 80, "grpc": 50051}})
+    service = release.one("Service")["spec"]
+    labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
+    assert {port["name"]: (port["port"], port["targetPort"]) for port in service["ports"]} == {
+        "http": (80, "http"),
+        "grpc": (50051, "grpc"),
+    }
+
+
+@pytest.mark.parametrize(("tls", "protocols"), [("", ["http", "kubernetes.io/h2c"]), ("c", ["https", "https"])])
+def test_the_service_says_what_is_spoken(tls: str, protocols: list[str]):
+    service = render({"tls": {"secretName": tls}}).one("Service")["spec"]
+    assert [port["appProtocol"] for port in service["ports"]] == protocols
+
+
+def paths_of_the_gateway(tiny_models: Any) -> set[str]:
+    manifest = Manifest.load(tiny_models)
+    app = create_app(Settings(models=tiny_models), engine=FakeEngine(manifest), manifest=manifest)
+    return set(_paths(app.routes))
+
+
+def _paths(routes: Iterable[Any]) -> Iterator[str]:
+    for route in routes:
+        if (included := getattr(route, "original_router", None)) is not None:
+            yield from _paths(included.routes)
+        else:
+            yield route.path
+
+
+def opened(release: Release, kind: str) -> list[tuple[str, bool]]:
+    """Paths that are let in, and whether what is below them is too."""
+    if kind == "HTTPRoute":
+        matches = [match["path"] for rule in release.one(kind)["spec"]["rules"] for match in rule["matches"]]
+        return [(match["value"], match["type"] == "PathPrefix") for match in matches]
+    ingress = next(each for each in release.of(kind) if each["metadata"]["name"] == NAME)
+    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    return [(path["path"], path["pathType"] == "Prefix") for path in paths]
+
+
+@pytest.mark.parametrize("kind", ["HTTPRoute", "Ingress"])
+def test_the_world_reaches_all_that_is_for_callers_and_nothing_else(tiny_models: Any, kind: str):
+    ways = opened(render({"route": ROUTE, "ingress": INGRESS}), kind)
+    paths = paths_of_the_gateway(tiny_models)
+    assert paths >= INSIDE
+    reached = {
+        path
+        for path in paths
+        for way, below in ways
+        if path == way or (below and path.startswith(f"{way.rstrip('/')}/"))
+    }
+    assert reached == paths - INSIDE - NOBODY_S
+
+
+def test_grpc_goes_to_its_port():
+    release = render({"route": ROUTE, "ingress": INGRESS, "service": {"grpc": 50051}})
+    (rule,) = release.one("GRPCRoute")["spec"]["rules"]
+    assert {match["method"]["service"] for match in rule["matches"]} == GRPC_SERVICES
+    assert rule["backendRefs"] == [{"name": NAME, "port": 50051}]
+    (ingress,) = [each for each in release.of("Ingress") if each["metadata"]["name"] != NAME]
+    (host,) = ingress["spec"]["rules"]
+    assert {path["path"] for path in host["http"]["paths"]} == {f"/{service}" for service in GRPC_SERVICES}
+    assert {path["backend"]["service"]["port"]["name"] for path in host["http"]["paths"]} == {"grpc"}
+
+
+def test_a_route_lets_calls_be_as_long_as_they_are():
+    (rule,) = render({"route": ROUTE}).one("HTTPRoute")["spec"]["rules"]
+    assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+
+
+def policy(**values: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = render(values).one("NetworkPolicy")["spec"]
+    return spec
+
+
+def ports(rule: dict[str, Any]) -> list[int]:
+    return [each["port"] for each in rule["ports"]]
+
+
+def test_pods_reach_nothing_and_are_reached_at_their_faces():
+    spec = policy()
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    assert spec["egress"] == []
+    callers, figures = spec["ingress"]
+    assert ports(callers) == [8998, 8999]
+    assert "from" not in callers
+    assert ports(figures) == [8002]
+    assert figures["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+
+
+def test_callers_can_be_named_and_helm_test_and_prometheus_are_among_them():
+    agents = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agents"}}}
+    callers, figures = policy(networkPolicy={"callers": [agents]})["ingress"]
+    tester = {
+        "podSelector": {
+            "matchLabels": {
+                "app.kubernetes.io/name": "personaplex",
+                "app.kubernetes.io/instance": RELEASE,
+                "app.kubernetes.io/component": "test",
+            }
+        }
+    }
+    assert callers["from"] == [agents, tester, *figures["from"]]
+    assert tester["podSelector"]["matchLabels"].items() <= render().one("Pod")["metadata"]["labels"].items()
+
+
+def test_without_anyone_who_monitors_nobody_reaches_triton():
+    (callers,) = policy(networkPolicy={"monitoring": []})["ingress"]
+    assert ports(callers) == [8998, 8999]
+
+
+def test_the_policy_is_about_the_pods_that_answer():
+    release = render()
+    labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    assert release.one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"].items() <= labels
+    assert release.one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"].items() <= labels

@@ -1,0 +1,235 @@
+"""What the chart has containers run, run here: the same commands and variables, with folders in place of mounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.triton.installation import TritonInstallation
+from gateway.triton.options import TritonOptions
+from gateway.triton.server import _link_python_backend
+from tests.conftest import GOLDEN
+from tests.deploy.helm.chart import CHART, environment, render
+from tests.model_repository.checkpoint.fake_hub import COMMIT, FakeHub, running
+
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+ON_CPU: dict[str, Any] = {"device": "cpu", "slots": 2, "models": {"tiny": True, "variant": "fp32"}}
+KEYS = '["the first key", "another"]'
+
+Container = Mapping[str, Any]
+
+
+class Mounts:
+    """Folders of this machine that stand for what a pod's containers see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.volume, self.scratch = folder / "volume", folder / "scratch"
+        for mount in (self.volume, self.scratch):
+            mount.mkdir()
+
+    def here(self, text: str) -> str:
+        return text.replace("/volume/", f"{self.volume}/").replace("cd /tmp", f"cd {self.scratch}")
+
+    def words(self, words: list[str]) -> list[str]:
+        return [self.here(word) for word in words]
+
+    def variables(self, container: Container, **more: str) -> dict[str, str]:
+        given = {name: self.here(value) for name, value in environment(container).items()}
+        return {**os.environ, **given, "HOME": str(self.scratch), "PATH": PATH, **more}
+
+    def run(self, container: Container, **more: str) -> subprocess.CompletedProcess[str]:
+        """A container that ends by itself."""
+        return subprocess.run(
+            self.words(container["command"]),
+            env=self.variables(container, **more),
+            cwd=self.scratch,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    @contextmanager
+    def serving(self, container: Container, *, triton: str | None = None, **more: str) -> Iterator[str]:
+        """The gateway; its URL. Ports are free ones, and it listens to this machine alone."""
+        words = self.words(container["args"])
+        if triton is not None:
+            words[words.index("--triton") + 1] = triton
+        local = {"PERSONAPLEX_HOST": "127.0.0.1", "PERSONAPLEX_PORT": "0"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", *words],
+            env=self.variables(container, PYTHONPATH=str(CHART.parents[2]), **local, **more),
+            cwd=self.scratch,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            assert first.startswith("PersonaPlex is ready: ")
+            yield first.split()[-1]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory: pytest.TempPathFactory) -> Mounts:
+    """With the models that the job built, at its second attempt."""
+    mounts = Mounts(tmp_path_factory.mktemp("pod"))
+    release = render(ON_CPU)
+    left = Path(mounts.here(environment(release.build)["CHECKPOINT"]))
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half of it")
+    waiting = subprocess.Popen(
+        mounts.words(release.containers["wait"]["command"]),
+        env=mounts.variables(release.containers["wait"]),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline().startswith("waiting for the job that builds")
+    assert waiting.poll() is None
+    os.killpg(waiting.pid, signal.SIGKILL)
+    waiting.communicate()
+    done = mounts.run(release.build)
+    assert done.returncode == 0, done.stderr
+    return mounts
+
+
+def built(mounts: Mounts) -> Path:
+    return Path(mounts.here(environment(render(ON_CPU).build)["MODELS"]))
+
+
+def test_the_job_builds_what_the_values_say_and_does_it_once(mounts: Mounts):
+    manifest = built(mounts) / "manifest.json"
+    said = json.loads(manifest.read_text())
+    assert (said["slots"], said["variant"], said["device"]) == (2, "fp32", "cpu")
+    before = manifest.stat()
+    again = mounts.run(render(ON_CPU).build)
+    assert (again.returncode, again.stdout.split()) == (0, [str(built(mounts)), "is", "there"])
+    assert manifest.stat().st_mtime_ns == before.st_mtime_ns
+    waited = mounts.run(render(ON_CPU).containers["wait"])
+    assert (waited.returncode, waited.stdout) == (0, "")
+
+
+def test_the_published_checkpoint_is_downloaded_and_built(tmp_path: Path):
+    """With the secret's token; the Hub is one on this machine."""
+    mounts, checkpoint = Mounts(tmp_path), GOLDEN / "checkpoint"
+    files = {str(path.relative_to(checkpoint)): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    build = render({"slots": 2, "models": {"hub": {"tokenSecret": {"name": "hugging-face"}}}}).build
+    with running(FakeHub(files, gated=True, tokens=frozenset({"token-in"}))) as hub:
+        refused = mounts.run(build, HF_ENDPOINT=hub.url, HF_TOKEN="")
+        done = mounts.run(build, HF_ENDPOINT=hub.url, HF_TOKEN="token-in")
+    assert refused.returncode == 2
+    assert done.returncode == 0, done.stderr
+    assert COMMIT in done.stderr
+    manifest = json.loads(Path(mounts.here(environment(build)["MODELS"]), "manifest.json").read_text())
+    assert (manifest["slots"], manifest["variant"], manifest["device"]) == (2, "bf16", "cuda")
+
+
+def test_a_job_that_fails_says_so(tmp_path: Path):
+    mounts = Mounts(tmp_path)
+    failed = mounts.run(render({"models": {"checkpointFolder": "missing"}}).build)
+    assert failed.returncode == 2
+    assert "missing" in failed.stderr
+
+
+def test_the_gateway_serves_what_was_built_and_helm_test_calls_it(mounts: Mounts):
+    keyed = {**ON_CPU, "apiKeys": {"secretName": "keys"}}
+    release = render({**keyed, "settings": {"retry_after": 17}})
+    gateway = release.containers["gateway"]
+    with mounts.serving(gateway, PERSONAPLEX_API_KEYS=KEYS) as url:
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert httpx.get(f"{url}{gateway[probe]['httpGet']['path']}").status_code == 200
+        (call,) = release.one("Pod")["spec"]["containers"]
+        answered = mounts.run(call, SERVER=url, KEYS=KEYS)
+        assert answered.returncode == 0, answered.stderr
+        assert answered.stdout.startswith("an answer of 1.04 s")
+        refused = mounts.run(call, SERVER=url, KEYS='["a wrong one"]')
+        assert refused.returncode == 2
+        assert "key" in refused.stderr
+
+
+def listens(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
+
+
+def until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def triton(mounts: Mounts, tmp_path: Path) -> Iterator[tuple[TritonOptions, Container]]:
+    """The sidecar, by its image's script and the chart's arguments; only ports and the binary's own folders differ."""
+    sidecar = render().containers["models"]
+    ports = TritonOptions().with_free_ports()
+    installation = TritonInstallation.find()
+    _link_python_backend(installation, tmp_path / "backends" / "python")
+    added = [
+        f"--backend-directory={tmp_path / 'backends'}",
+        f"--http-port={ports.http_port}",
+        f"--grpc-port={ports.grpc_port}",
+        f"--metrics-port={ports.metrics_port}",
+        f"--backend-config=python,shm-region-prefix-name=personaplex_{secrets.token_hex(4)}_",
+    ]
+    variables = installation.environment(mounts.variables(sidecar, MODELS=str(built(mounts))))
+    variables["PATH"] = os.pathsep.join([variables["PATH"], str(installation.binary.parent)])
+    process = subprocess.Popen(
+        ["sh", CHART.parents[1] / "serve-models.sh", *sidecar["args"], *added],
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield ports, sidecar
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_the_sidecar_starts_is_probed_and_serves_the_gateway_beside_it_alone(
+    mounts: Mounts, triton: tuple[TritonOptions, Container]
+):
+    ports, sidecar = triton
+
+    def probed(name: str) -> bool:
+        command = [word.replace("8000", str(ports.http_port)) for word in sidecar[name]["exec"]["command"]]
+        return subprocess.run(command, env={"PATH": PATH}, capture_output=True, timeout=30, check=False).returncode == 0
+
+    until(lambda: probed("startupProbe"), 60)
+    assert probed("livenessProbe")
+    # Every address of 127/8 is this machine's; who listens to all of them listens to the world.
+    until(lambda: listens("127.0.0.2", ports.metrics_port or 0), 10)
+    for port in (ports.http_port, ports.grpc_port):
+        assert listens("127.0.0.1", port)
+        assert not listens("127.0.0.2", port)
+    release = render({"models": {"folder": built(mounts).name}})
+    with mounts.serving(release.containers["gateway"], triton=f"127.0.0.1:{ports.http_port}") as url:
+        (call,) = release.one("Pod")["spec"]["containers"]
+        answered = mounts.run(call, SERVER=url)
+        assert answered.returncode == 0, answered.stderr

@@ -1,0 +1,68 @@
+"""What a PromQL query asks for: its series, labels and functions; and which series the gateway really has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import promql_parser
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.metrics import Metrics
+
+_CHILDREN = ("lhs", "rhs", "expr", "param", "vector_selector", "args")
+
+
+def gateway_series() -> dict[str, set[str]]:
+    """Labels by the name of every series on the gateway's page."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(Metrics(1).text().decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def parsed(query: str) -> Any:
+    return promql_parser.parse(query.replace("$__rate_interval", "1m"))
+
+
+def nodes(node: Any) -> Iterator[Any]:
+    yield node
+    for name in _CHILDREN:
+        child = getattr(node, name, None)
+        for each in child if isinstance(child, list) else [child]:
+            if each is not None:
+                yield from nodes(each)
+
+
+def selectors(query: str) -> list[Any]:
+    return _selectors_below(parsed(query))
+
+
+def labels(selector: Any) -> dict[str, str]:
+    """What a selector asks of labels, by their names."""
+    return {matcher.name: matcher.value for matcher in selector.matchers.matchers}
+
+
+def rated(query: str) -> set[str]:
+    """Names of the series whose rate is asked for."""
+    return {
+        selector.name
+        for node in nodes(parsed(query))
+        if isinstance(node, promql_parser.Call) and node.func.name == "rate"
+        for selector in _selectors_below(node)
+    }
+
+
+def counts(name: str) -> bool:
+    """Whether a series only ever grows."""
+    return name.endswith(("_total", "_bucket", "_sum", "_count"))
+
+
+def family(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count|total)$", "", name)
+
+
+def _selectors_below(node: Any) -> list[Any]:
+    return [each for each in nodes(node) if isinstance(each, promql_parser.VectorSelector)]
