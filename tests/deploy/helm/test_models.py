@@ -72,6 +72,15 @@ def test_a_job_that_changes_in_any_way_has_another_name_and_else_the_same():
     assert folders(unchanged) == folders(render())
 
 
+def test_the_job_runs_where_the_pods_do_unless_it_is_sent_elsewhere():
+    """Many volumes are bound to the zone of whoever mounts them first."""
+    pods = {"nodeSelector": {"gpu": "l4"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}
+    elsewhere = {"nodeSelector": {"pool": "large"}, "tolerations": [{"key": "large", "operator": "Exists"}]}
+    for values, expected in ((pods, pods), ({**pods, "build": elsewhere}, elsewhere)):
+        job = render(values).one("Job")["spec"]["template"]["spec"]
+        assert {name: job[name] for name in expected} == expected
+
+
 def test_the_published_checkpoint_is_what_the_command_line_downloads():
     variables = environment(render().build)
     assert (variables["REPOSITORY"], variables["REVISION"]) == (REPOSITORY, REVISION)
