@@ -2,13 +2,17 @@
 
 Left alone, conversations drift apart over the four stages of a frame and batches shrink to one. So a frame is begun by
 a cohort: all who wait at that moment. Between two stages members meet again, so that each model sees all of them at
-once; nobody is in two cohorts at once, and a cohort costs nothing when there is one conversation. Where many take part
-the next one waits a moment before it begins: an execution costs much by itself and little per member, so fewer and
-larger ones leave more time for all.
+once; nobody is in two cohorts at once, and a cohort costs nothing when there is one conversation. An execution costs
+much by itself and little per member, so fewer and larger ones leave more time for all.
 
 Newcomers wait until the cohort before them has given way. It does so when it is through the temporal model, if what is
 left of its frame then is worth overlapping; else at its end, so that its members, if they are late, go with the next.
 What is no frame but wants the temporal model, such as another caller's prompt, finds its time at the same moments.
+
+Live callers come at moments of their own, every 80 ms: where many take part the next cohort waits a moment for others
+before it begins, and it may begin beside the one before, which shortens everybody's wait. Recordings have their next
+frame ready as soon as the last one is answered: with nobody live among those who wait, they go when the cohort before
+has ended, all of them, and at once.
 """
 
 from __future__ import annotations
@@ -33,8 +37,8 @@ half each."""
 
 
 class Cohort:
-    """`window`: seconds a cohort waits for others to join, if the last one had MANY members; `patience`: seconds after
-    which it waits for no one.
+    """`window`: seconds a cohort waits for others to join, if the last one had MANY members and somebody is live;
+    `patience`: seconds after which it waits for no one.
 
     `observe` is told the size of every cohort.
     """
@@ -47,7 +51,8 @@ class Cohort:
         self._last = 0
         self._tail = 0.0
         self._patience = patience
-        self._waiting: list[asyncio.Future[SharedFrame]] = []
+        self._waiting: dict[asyncio.Future[SharedFrame], bool] = {}
+        """Who will be in the next frame, and whether they are live."""
         self._between: list[asyncio.Future[None]] = []
         self._ahead: SharedFrame | None = None
         """The frame that has not given way yet."""
@@ -55,18 +60,18 @@ class Cohort:
         self._release: asyncio.Handle | None = None
 
     @asynccontextmanager
-    async def frame(self) -> AsyncIterator[SharedFrame]:
-        """Everything inside runs as part of one cohort."""
+    async def frame(self, live: bool = True) -> AsyncIterator[SharedFrame]:
+        """Everything inside runs as part of one cohort. `live`: somebody waits for it as it is spoken."""
         turn: asyncio.Future[SharedFrame] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = live
         self._schedule()
         try:
             shared = await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._leave(turn.result())
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
+            else:
+                self._waiting.pop(turn, None)
             raise
         try:
             yield shared
@@ -81,10 +86,12 @@ class Cohort:
             await free
 
     def _schedule(self) -> None:
-        if self._waiting and self._ahead is None and self._under_way < 2 and self._release is None:
+        live = any(self._waiting.values())
+        most = 2 if live else 1
+        if self._waiting and self._ahead is None and self._under_way < most and self._release is None:
             loop = asyncio.get_running_loop()
             # At least one turn of the loop, so that everyone who is about to ask has asked.
-            wait = self._window if self._last >= MANY else 0.0
+            wait = self._window if live and self._last >= MANY else 0.0
             self._release = loop.call_later(wait, self._go) if wait else loop.call_soon(self._go)
 
     def _go(self) -> None:

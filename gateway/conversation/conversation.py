@@ -98,23 +98,23 @@ class Conversation:
         self._grid.advance(thought.text_token, codes)
         return await self._speak(None, StageSeconds(temporal=fed - began, depformer=drawn - fed), began)
 
-    async def hear(self, pcm: Floats) -> AgentFrame:
-        """User frame u, pcm [1920] float32 at 24 kHz -> output frame u + 1."""
-        return await self._answer(pcm)
+    async def hear(self, pcm: Floats, *, live: bool = False) -> AgentFrame:
+        """User frame u, pcm [1920] float32 at 24 kHz -> output frame u + 1. `live`: as it is spoken, not recorded."""
+        return await self._answer(pcm, live)
 
     async def resume(self) -> AgentFrame:
         """The answer to the user frame that was only listened to, when the conversation goes on after all."""
-        return await self._answer(None)
+        return await self._answer(None, live=False)
 
     @property
     def started(self) -> bool:
         """Whether the prompt has been fed."""
         return self._frames > 0
 
-    async def _answer(self, pcm: Floats | None) -> AgentFrame:
+    async def _answer(self, pcm: Floats | None, live: bool) -> AgentFrame:
         """Output frame u + 1; without `pcm`, to the frame listened to before."""
         began = perf_counter()
-        async with self._cohort.frame() as shared:
+        async with self._cohort.frame(live) as shared:
             entered = perf_counter()
             heard = self._unanswered if pcm is None else await self._session.encode(pcm)
             if heard is None:

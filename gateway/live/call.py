@@ -148,7 +148,7 @@ class LiveCall:
             if not isinstance(came, UserFrame):
                 return came
             asked_at = timeline.asked_at(came, free_at)
-            frame = await self._call.conversation.hear(came.pcm)
+            frame = await self._call.conversation.hear(came.pcm, live=True)
             timeline.hear()
             self._say(frame, max(self._clock() - asked_at, 0.0))
             if self._unread > self._limits.output_frames:

@@ -17,8 +17,8 @@ class Rounds:
         self.inside = 0
         self.rounds: list[set[str]] = []
 
-    async def frame(self, name: str, seconds: float = 0.002) -> None:
-        async with self.cohort.frame():
+    async def frame(self, name: str, seconds: float = 0.002, *, live: bool = True) -> None:
+        async with self.cohort.frame(live):
             if self.inside == 0:
                 self.rounds.append(set())
             self.inside += 1
@@ -127,6 +127,22 @@ async def test_where_few_take_part_nobody_waits():
             await asyncio.gather(*(Rounds(cohort).frame(str(index)) for index in range(MANY - 1)))
 
 
+async def test_recordings_wait_for_no_window_as_none_of_them_comes_late():
+    cohort = Cohort(window=60)
+    for _ in range(3):
+        async with asyncio.timeout(0.5):
+            await asyncio.gather(*(Rounds(cohort).frame(str(index), live=False) for index in range(MANY)))
+
+
+async def test_recordings_may_join_in_a_live_caller_s_window():
+    rounds = Rounds(Cohort(window=0.02))
+    await asyncio.gather(*(rounds.frame(str(index), live=False) for index in range(MANY)))
+    first = asyncio.create_task(rounds.frame("live"))
+    await asyncio.sleep(0.005)
+    await asyncio.gather(first, rounds.frame("recorded", live=False))
+    assert rounds.rounds[1:] == [{"live", "recorded"}]
+
+
 async def test_what_is_no_frame_begins_when_the_running_one_has_ended():
     cohort = Cohort(patience=60)
     ends = [asyncio.Event(), asyncio.Event()]
@@ -193,8 +209,8 @@ class Stages:
         self.inside: set[str] = set()
         self.most = 0
 
-    async def frame(self, name: str) -> None:
-        async with self.cohort.frame() as shared:
+    async def frame(self, name: str, *, live: bool = True) -> None:
+        async with self.cohort.frame(live) as shared:
             self.inside.add(name)
             self.most = max(self.most, len(self.inside))
             await asyncio.sleep(self.before)
@@ -225,6 +241,37 @@ async def test_where_much_comes_behind_the_temporal_model_the_next_frame_begins_
     await asyncio.sleep(0.01)
     assert "third" in stages.inside
     await give_up(first, second, third)
+
+
+async def test_recordings_begin_beside_another_frame_only_with_somebody_live():
+    stages = Stages(Cohort(), 0.002, 0.004)
+    await stages.learn()
+    stages.after = 60
+    first = asyncio.create_task(stages.frame("first"))
+    await asyncio.sleep(0.01)
+    recorded = asyncio.create_task(stages.frame("recorded", live=False))
+    await asyncio.sleep(0.02)
+    assert stages.inside == {"first"}
+    live = asyncio.create_task(stages.frame("live"))
+    await asyncio.sleep(0.01)
+    assert stages.inside == {"first", "recorded", "live"}
+    await give_up(first, recorded, live)
+
+
+async def test_recordings_in_two_halves_become_one():
+    """Each half would have its frames beside the other's for ever."""
+    stages = Stages(Cohort(), 0.002, 0.004)
+    await stages.learn()
+    sizes: list[int] = []
+    stages.cohort._observe = sizes.append
+
+    async def recording(wait: float) -> None:
+        await asyncio.sleep(wait)
+        for _ in range(12):
+            await stages.frame(str(wait), live=False)
+
+    await asyncio.gather(*(recording(wait) for wait in 4 * [0.0] + 4 * [0.003]))
+    assert sizes == [4, *(11 * [8]), 4]
 
 
 async def test_nobody_overtakes_in_the_temporal_model():

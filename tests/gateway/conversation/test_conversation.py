@@ -57,6 +57,21 @@ async def test_the_prompt_waits_for_the_frame_that_others_share(converse: Conver
     assert (await asyncio.wait_for(starting, 0.5)).index == 0
 
 
+async def test_who_is_live_goes_beside_a_frame_that_has_given_way_and_a_recording_does_not(converse: Converse):
+    cohort = Cohort()
+    cohort._tail = 1.0
+    async with cohort.frame() as shared:
+        shared.give_way()
+        for live, answered in ((False, False), (True, True)):
+            conversation = converse(cohort=cohort)
+            await conversation.start()
+            hearing = asyncio.create_task(conversation.hear(NOISE[0], live=live))
+            await asyncio.sleep(0.05)
+            assert hearing.done() == answered
+            hearing.cancel()
+            await asyncio.wait([hearing])
+
+
 async def test_columns_that_are_there_already_are_told_apart(converse: Converse):
     told: list[tuple[int, int]] = []
     for text in ("", "", "You are Bea."):
