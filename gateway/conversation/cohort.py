@@ -11,8 +11,8 @@ What is no frame but wants the temporal model, such as another caller's prompt, 
 
 Live callers come at moments of their own, every 80 ms: where many take part the next cohort waits a moment for others
 before it begins, and it may begin beside the one before, which shortens everybody's wait. Recordings have their next
-frame ready as soon as the last one is answered: with nobody live among those who wait, they go when the cohort before
-has ended, all of them, and at once.
+frame ready as soon as the last one is answered: while nobody is live they go when the cohort before has ended, all of
+them, and at once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 MANY = 4
 """Members from which on a cohort's successor gathers before it begins."""
+
+LIVE_SECONDS = 1.0
+"""After this long without a frame of a live caller, who has one every 80 ms, nobody is live."""
 
 TAIL = 1 / 3
 """Of a frame's time, what its stages behind the temporal model must take for the next one to begin beside them.
@@ -49,10 +52,10 @@ class Cohort:
         self._observe = observe
         self._window = window
         self._last = 0
+        self._live_until = 0.0
         self._tail = 0.0
         self._patience = patience
-        self._waiting: dict[asyncio.Future[SharedFrame], bool] = {}
-        """Who will be in the next frame, and whether they are live."""
+        self._waiting: list[asyncio.Future[SharedFrame]] = []
         self._between: list[asyncio.Future[None]] = []
         self._ahead: SharedFrame | None = None
         """The frame that has not given way yet."""
@@ -62,16 +65,19 @@ class Cohort:
     @asynccontextmanager
     async def frame(self, live: bool = True) -> AsyncIterator[SharedFrame]:
         """Everything inside runs as part of one cohort. `live`: somebody waits for it as it is spoken."""
-        turn: asyncio.Future[SharedFrame] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = live
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[SharedFrame] = loop.create_future()
+        if live:
+            self._live_until = loop.time() + LIVE_SECONDS
+        self._waiting.append(turn)
         self._schedule()
         try:
             shared = await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._leave(turn.result())
-            else:
-                self._waiting.pop(turn, None)
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
             raise
         try:
             yield shared
@@ -86,10 +92,10 @@ class Cohort:
             await free
 
     def _schedule(self) -> None:
-        live = any(self._waiting.values())
+        loop = asyncio.get_running_loop()
+        live = loop.time() < self._live_until
         most = 2 if live else 1
         if self._waiting and self._ahead is None and self._under_way < most and self._release is None:
-            loop = asyncio.get_running_loop()
             # At least one turn of the loop, so that everyone who is about to ask has asked.
             wait = self._window if live and self._last >= MANY else 0.0
             self._release = loop.call_later(wait, self._go) if wait else loop.call_soon(self._go)

@@ -134,13 +134,20 @@ async def test_recordings_wait_for_no_window_as_none_of_them_comes_late():
             await asyncio.gather(*(Rounds(cohort).frame(str(index), live=False) for index in range(MANY)))
 
 
-async def test_recordings_may_join_in_a_live_caller_s_window():
+async def test_while_somebody_is_live_recordings_have_the_window_too(monkeypatch: pytest.MonkeyPatch):
+    """They are not to take more of the models' time than callers who cannot wait leave them."""
+    monkeypatch.setattr("gateway.conversation.cohort.LIVE_SECONDS", 0.1)
     rounds = Rounds(Cohort(window=0.02))
-    await asyncio.gather(*(rounds.frame(str(index), live=False) for index in range(MANY)))
-    first = asyncio.create_task(rounds.frame("live"))
+    await asyncio.gather(rounds.frame("live"), *(rounds.frame(str(index), live=False) for index in range(MANY)))
+    first = asyncio.create_task(rounds.frame("first", live=False))
     await asyncio.sleep(0.005)
-    await asyncio.gather(first, rounds.frame("recorded", live=False))
-    assert rounds.rounds[1:] == [{"live", "recorded"}]
+    await asyncio.gather(first, *(rounds.frame(str(index), live=False) for index in range(MANY)))
+    assert len(rounds.rounds) == 2
+    await asyncio.sleep(0.1)
+    first = asyncio.create_task(rounds.frame("first", live=False))
+    await asyncio.sleep(0.005)
+    await asyncio.gather(first, rounds.frame("second", live=False))
+    assert rounds.rounds[2:] == [{"first"}, {"second"}]
 
 
 async def test_what_is_no_frame_begins_when_the_running_one_has_ended():
@@ -219,10 +226,10 @@ class Stages:
             await asyncio.sleep(self.after)
             self.inside.discard(name)
 
-    async def learn(self) -> None:
+    async def learn(self, *, live: bool = True) -> None:
         """Enough frames to know what share of them comes behind the temporal model."""
         for _ in range(15):
-            await self.frame("alone")
+            await self.frame("alone", live=live)
         self.most = 0
 
 
@@ -245,9 +252,9 @@ async def test_where_much_comes_behind_the_temporal_model_the_next_frame_begins_
 
 async def test_recordings_begin_beside_another_frame_only_with_somebody_live():
     stages = Stages(Cohort(), 0.002, 0.004)
-    await stages.learn()
+    await stages.learn(live=False)
     stages.after = 60
-    first = asyncio.create_task(stages.frame("first"))
+    first = asyncio.create_task(stages.frame("first", live=False))
     await asyncio.sleep(0.01)
     recorded = asyncio.create_task(stages.frame("recorded", live=False))
     await asyncio.sleep(0.02)
@@ -261,7 +268,7 @@ async def test_recordings_begin_beside_another_frame_only_with_somebody_live():
 async def test_recordings_in_two_halves_become_one():
     """Each half would have its frames beside the other's for ever."""
     stages = Stages(Cohort(), 0.002, 0.004)
-    await stages.learn()
+    await stages.learn(live=False)
     sizes: list[int] = []
     stages.cohort._observe = sizes.append
 

@@ -60,7 +60,7 @@ async def test_the_prompt_waits_for_the_frame_that_others_share(converse: Conver
 async def test_who_is_live_goes_beside_a_frame_that_has_given_way_and_a_recording_does_not(converse: Converse):
     cohort = Cohort()
     cohort._tail = 1.0
-    async with cohort.frame() as shared:
+    async with cohort.frame(live=False) as shared:
         shared.give_way()
         for live, answered in ((False, False), (True, True)):
             conversation = converse(cohort=cohort)
