@@ -69,8 +69,17 @@ def test_an_answer_has_the_golden_tokens(golden_service: Service, golden):
 
 
 def test_calls_at_once_do_not_touch_each_other(golden_service: Service, golden):
-    """Eight callers start together; all hear what one alone would."""
+    """Eight callers start together; all hear what one alone would. Each speaks when the last word has been answered:
+    who spoke on while eight prompts are fed would be taken for live, and lose what is too old by then.
+    """
     outcomes = [None] * 8
+    pcm = np.round(user()[: 20 * 1920] * 32767).astype("<i2").tobytes()
+
+    def speak(request: pb.ConverseRequest, answered: threading.Semaphore):
+        yield request
+        for at in range(0, len(pcm), 3840):
+            answered.acquire()
+            yield pb.ConverseRequest(audio=pcm[at : at + 3840])
 
     def call(number: int) -> None:
         request = pb.ConverseRequest(
@@ -78,11 +87,12 @@ def test_calls_at_once_do_not_touch_each_other(golden_service: Service, golden):
                 text_prompt=PROMPT, sampling=pb.Sampling(greedy=True), include_tokens=True, on_gap=pb.ON_GAP_WAIT
             )
         )
-        pcm = np.round(user()[: 20 * 1920] * 32767).astype("<i2").tobytes()
-        speech = [request, *(pb.ConverseRequest(audio=pcm[at : at + 3840]) for at in range(0, len(pcm), 3840))]
+        answered, frames = threading.Semaphore(0), []
         with grpc.insecure_channel(golden_service.grpc_target) as channel:
-            messages = personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(iter(speech))
-            frames = [message.audio for message in messages if message.WhichOneof("message") == "audio"]
+            for message in personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(speak(request, answered)):
+                if message.WhichOneof("message") == "audio":
+                    frames.append(message.audio)
+                    answered.release()
         outcomes[number] = [[frame.text_token, *frame.agent_codes] for frame in frames]
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
