@@ -10,15 +10,17 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from gateway import page
-from gateway.api import admin, health, openapi, problems, rest
+from gateway.api.admin import routes as admin
 from gateway.api.grpc.server import GrpcServer
-from gateway.api.ws import chat, converse
-from gateway.calls import Calls
-from gateway.conversation.engine import Engine
-from gateway.engine.triton import TritonEngine
+from gateway.api.rest import health, openapi, problems
+from gateway.api.rest import routes as rest
+from gateway.api.websocket import chat, converse
+from gateway.engine.backend import Engine
+from gateway.engine.triton.backend import TritonEngine
 from gateway.manifest import Manifest
-from gateway.metrics import Metrics
+from gateway.session.runtime import Runtime
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 
 _DESCRIPTION = "Speak with PersonaPlex: a recording in, the agent's spoken answer out."
 
@@ -28,8 +30,8 @@ def create_app(
 ) -> FastAPI:
     """The app for one built repository. What is not given is read from the environment and made from it.
 
-    Raises RepositoryError if `settings.models` is not a usable built repository, and what `gateway.warm.prefix_of`
-    raises for `settings.warm`.
+    Raises RepositoryError if `settings.models` is not a usable built repository, and what
+    `gateway.session.warmup.prefix_of` raises for `settings.warm`.
     """
     settings = settings or Settings()
     manifest = manifest or Manifest.load(settings.models)
@@ -40,12 +42,12 @@ def create_app(
         prefill_deadline=settings.prefill_deadline,
         release_deadline=settings.release_deadline,
     )
-    calls = Calls(settings, manifest, engine, Metrics(manifest.slots))
-    grpc = GrpcServer(calls)
+    runtime = Runtime(settings, manifest, engine, Metrics(manifest.slots))
+    grpc = GrpcServer(runtime)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(calls.warmer.keep())
+        warming = asyncio.create_task(runtime.warmup.keep())
         try:
             if (port := settings.grpc_listens_on) is not None:
                 await grpc.start(settings.host, port, settings.tls)
@@ -54,7 +56,7 @@ def create_app(
             warming.cancel()
             await asyncio.wait([warming])
             await grpc.stop()
-            await calls.close()
+            await runtime.close()
 
     app = FastAPI(
         title="PersonaPlex",
@@ -63,12 +65,12 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.include_router(rest.router(calls))
-    app.include_router(health.router(calls))
-    app.include_router(admin.router(calls))
+    app.include_router(rest.router(runtime))
+    app.include_router(health.router(runtime))
+    app.include_router(admin.router(runtime))
     app.include_router(page.router())
-    app.include_router(chat.router(calls))
-    app.include_router(converse.router(calls))
+    app.include_router(chat.router(runtime))
+    app.include_router(converse.router(runtime))
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -78,7 +80,7 @@ def create_app(
             expose_headers=["*"],
         )
     problems.install(app, settings.retry_after)
-    openapi.install(app, calls)
-    app.state.calls = calls
+    openapi.install(app, runtime)
+    app.state.runtime = runtime
     app.state.grpc = grpc
     return app

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from gateway.errors import RepositoryError
-from gateway.voices.catalogue import Voices
 from gateway.voices.preset import VoicePreset
+from gateway.voices.registry import Voices
 
 FORMAT = 2
 VOICES_FOLDER = "voices"

@@ -11,9 +11,9 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
-from gateway.api.protocol import AnswerProtocol
-from gateway.api.ws.protocol import CallProtocol
-from gateway.calls import Calls
+from gateway.api.rest.protocol import AnswerProtocol
+from gateway.api.websocket.protocol import CallProtocol
+from gateway.session.runtime import Runtime
 from gateway.settings import Settings
 
 # Once no conversation is left, only answers on their way out to slow readers are under way.
@@ -51,7 +51,7 @@ class GatewayServer(uvicorn.Server):
                 ssl_keyfile=tls.key if tls else None,
             )
         )
-        self._calls: Calls = app.state.calls
+        self._runtime: Runtime = app.state.runtime
         self._hurried = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -65,10 +65,10 @@ class GatewayServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Conversations first, then connections, then the app."""
-        self._calls.begin_drain()
+        self._runtime.begin_drain()
         if self._hurried:
-            self._calls.hurry_drain()
-        await self._calls.drain()
+            self._runtime.hurry_drain()
+        await self._runtime.drain()
         await super().shutdown(sockets)
         if self.force_exit:
             # Forced, uvicorn leaves this out.
@@ -83,4 +83,4 @@ class GatewayServer(uvicorn.Server):
         if self._loop is not None:
             # It may have ended by now.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._calls.hurry_drain)
+                self._loop.call_soon_threadsafe(self._runtime.hurry_drain)

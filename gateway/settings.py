@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     release_patience: float = Field(
         default=2.0, gt=0, description="seconds a caller waits for that; the slot waits longer"
     )
-    cohort_window: float = Field(
+    batch_window: float = Field(
         default=0.006,
         ge=0,
         description="seconds a frame waits for others to join it while many conversations go on, some of them live",

@@ -31,7 +31,7 @@ async def hold(
     on_ready: Callable[[], None],
 ) -> None:
     """The whole conversation of `record.user`; how it went is in `record`. Never raises for what a server may do."""
-    ear = _Ear(record, clock)
+    ear = _Reader(record, clock)
     line = _line(record, plan, question, ear.heard)
     waiting = True
     try:
@@ -64,7 +64,7 @@ async def hold(
         record.first_audio = record.setup + record.came[0] - plan.offset(record.user)
 
 
-class _Ear:
+class _Reader:
     """Notes down when agent frames come."""
 
     def __init__(self, record: Record, clock: Clock) -> None:

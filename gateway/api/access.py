@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from gateway.errors import NotAllowed
-from gateway.keys import KeyHolder, Keys
+from gateway.session.keys import KeyHolder, Keys
 
 _BEARER = "bearer "
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from gateway.calls import Calls
 from gateway.errors import GatewayError
+from gateway.session.runtime import Runtime
 
 T = TypeVar("T")
 
@@ -20,13 +20,13 @@ class SlowClient(GatewayError):  # noqa: N818 (as in gateway.errors)
     """What was sent is not read."""
 
 
-async def send_all(pieces: AsyncGenerator[T, None], send: Callable[[T], Awaitable[object]], calls: Calls) -> None:
+async def send_all(pieces: AsyncGenerator[T, None], send: Callable[[T], Awaitable[object]], runtime: Runtime) -> None:
     """Every piece, as fast as `send` takes it; `pieces` is closed in any case.
 
     Raises SlowClient when a piece is not taken for the settings' idle time, or soon after the server's drain time.
     """
-    patience = _Patience(calls.settings.idle_seconds)
-    with calls.on_air(patience):
+    patience = _Patience(runtime.settings.idle_seconds)
+    with runtime.on_air(patience):
         async with aclosing(pieces):
             async for piece in pieces:
                 await patience.wait(send(piece))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.conversation.engine import Floats
+from gateway.engine.backend import Floats
 from gateway.errors import AudioError
 
 SAMPLE_RATE = 24_000

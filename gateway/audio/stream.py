@@ -9,7 +9,7 @@ import soxr
 
 from gateway.audio.decode import MAX_LEVEL, MAX_RATE, MIN_RATE
 from gateway.audio.wav import pcm16
-from gateway.conversation.engine import Floats
+from gateway.engine.backend import Floats
 from gateway.errors import AudioError
 
 PcmFormat = Literal["pcm_s16le", "pcm_f32le"]

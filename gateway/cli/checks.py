@@ -20,7 +20,7 @@ import psutil
 
 from gateway.errors import RepositoryError
 from gateway.manifest import Manifest, Memory
-from gateway.triton import TritonError, TritonInstallation, TritonNotInstalledError, TritonServer
+from gateway.triton_server import TritonError, TritonInstallation, TritonNotInstalledError, TritonServer
 
 PYTHONS = ((3, 11), (3, 13))
 MIB = 2**20

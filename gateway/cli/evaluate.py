@@ -11,12 +11,12 @@ import typer
 
 from gateway.audio.decode import decode
 from gateway.cli.console import CommandError, progress
-from gateway.conversation.engine import Floats
-from gateway.conversation.persona import DEFAULT_SYSTEM_PROMPT, prefix_of_preset, system_prompt
-from gateway.conversation.respond import split
-from gateway.conversation.tokenizer import Tokenizer
+from gateway.engine.backend import Floats
 from gateway.errors import AudioError
 from gateway.manifest import Manifest
+from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, prefix_of_preset, system_prompt
+from gateway.session.recorded import split
+from gateway.session.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from model_repository.evaluation.conversation import Prompt
@@ -71,9 +71,9 @@ def evaluate(
     except ModelRepositoryError as error:
         raise CommandError(str(error)) from None
     asked = {"audio": str(audio) if audio else f"synthetic speech, seed {seed}", "voice": name, "prompt": text}
-    figures = report.as_json()
-    figures["parameters"] = {**asked, **figures["parameters"]}
-    _write(json_file, json.dumps(figures, indent=1))
+    stats = report.as_json()
+    stats["parameters"] = {**asked, **stats["parameters"]}
+    _write(json_file, json.dumps(stats, indent=1))
     if str(json_file) != "-":
         show(report)
 

@@ -16,13 +16,13 @@ from gateway.app import create_app
 from gateway.cli.checks import Status, gpu
 from gateway.cli.console import CommandError
 from gateway.client import Client
-from gateway.conversation.tokenizer import Tokenizer
 from gateway.errors import GatewayError
 from gateway.manifest import Manifest
 from gateway.server import GatewayServer
+from gateway.session.tokenizer import Tokenizer
+from gateway.session.warmup import prefix_of
 from gateway.settings import Settings
-from gateway.triton import TritonKeeper, TritonServer
-from gateway.warm import prefix_of
+from gateway.triton_server import TritonServer, TritonSupervisor
 
 POLL_S = 0.5
 
@@ -49,7 +49,7 @@ class Service:
         self.manifest = Manifest.load(settings.models)
         self._wait = wait
         self._on_step = on_step or (lambda _what: None)
-        self._keeper = None if external_triton else TritonKeeper(TritonServer(settings.models / "triton"))
+        self._keeper = None if external_triton else TritonSupervisor(TritonServer(settings.models / "triton"))
         self._socket: socket.socket | None = None
         self._app: FastAPI | None = None
         self._gateway: GatewayServer | None = None

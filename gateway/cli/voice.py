@@ -11,10 +11,10 @@ import typer
 
 from gateway.cli.build import explained
 from gateway.cli.console import CommandError, progress, say
-from gateway.conversation.engine import Floats, Tokens
+from gateway.engine.backend import Floats, Tokens
 from gateway.errors import AudioError, RepositoryError
 from gateway.manifest import Manifest
-from gateway.voices import shelf
+from gateway.voices import store as shelf
 
 if TYPE_CHECKING:
     from gateway.voices.preset import VoicePreset
@@ -117,9 +117,9 @@ def _published(file: Path, name: str, manifest: Manifest) -> VoicePreset:
 
 
 def _recorded(clip: Path, manifest: Manifest, models: Path) -> VoicePreset:
-    from gateway.conversation.persona import preset_of_codes
-    from gateway.conversation.respond import split
-    from gateway.voices.clip import lasting_voice
+    from gateway.session.persona import preset_of_codes
+    from gateway.session.recorded import split
+    from gateway.voices.recording import lasting_voice
 
     try:
         if (size := clip.stat().st_size) > MAX_CLIP_BYTES:

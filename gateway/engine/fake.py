@@ -11,7 +11,7 @@ from collections import deque
 
 import numpy as np
 
-from gateway.conversation.engine import Draw, Floats, Pause, Prefilled, Thought, Tokens, at_once
+from gateway.engine.backend import Draw, Floats, Pause, Prefilled, TemporalOutput, Tokens, at_once
 from gateway.errors import EngineUnavailable
 from gateway.manifest import Manifest
 
@@ -75,7 +75,7 @@ class FakeSession:
             self._temporal = _mix(self._temporal, float(column @ np.arange(1, column.size + 1)))
         return Prefilled(await self.step(columns[-1], draw), cached)
 
-    async def step(self, column: Tokens, draw: Draw) -> Thought:
+    async def step(self, column: Tokens, draw: Draw) -> TemporalOutput:
         """A text token and a hidden vector that depend on every column so far, and on the draw."""
         await self._call()
         self._engine.draws.append(("text", draw))
@@ -83,9 +83,9 @@ class FakeSession:
         manifest = self._engine.manifest
         mixed = self._drawn(self._temporal, draw)
         text_token = manifest.text_padding_id if self._engine.mute else mixed % manifest.text_card
-        return Thought(np.full(manifest.dim, self._temporal % 4096, np.float32), text_token)
+        return TemporalOutput(np.full(manifest.dim, self._temporal % 4096, np.float32), text_token)
 
-    async def depformer(self, thought: Thought, draw: Draw) -> Tokens:
+    async def depformer(self, thought: TemporalOutput, draw: Draw) -> Tokens:
         """No state: only this column's hidden vector, text token and draw."""
         await self._call()
         self._engine.draws.append(("audio", draw))

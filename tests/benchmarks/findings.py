@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.benchmarks.reads import STAGES, Reads
 
-Figures = Mapping[str, Any]
+SessionStats = Mapping[str, Any]
 """Of a run: `reads` by stage; cases of frames under `alone` and `served`; `build`, `memory`, `contexts` and so on."""
 
 
@@ -30,7 +30,7 @@ class Floor:
     stages_ms: Mapping[str, float]
 
 
-def floor(case: Figures, reads: Mapping[str, Reads]) -> Floor:
+def floor(case: SessionStats, reads: Mapping[str, Reads]) -> Floor:
     """Of one case, with as many threads as the rate was measured with."""
     rates = memory_rates(case)
     sizes = {stage: reads[stage].frame(case["rows"], case["context"]) for stage in STAGES}
@@ -43,12 +43,12 @@ def floor(case: Figures, reads: Mapping[str, Reads]) -> Floor:
     )
 
 
-def memory_rates(case: Figures) -> list[float]:
+def memory_rates(case: SessionStats) -> list[float]:
     """GB/s before and after each group of a case."""
     return [rate for group in case["groups"] for rate in group["gb_per_second"]]
 
 
-def beside_fast_memory(case: Figures) -> list[float]:
+def beside_fast_memory(case: SessionStats) -> list[float]:
     """Milliseconds a frame took in each group right before and right after which memory gave FAST or more."""
     return [group["frame_ms"] for group in case["groups"] if min(group["gb_per_second"]) >= FAST]
 
@@ -69,15 +69,15 @@ class Bound:
         return "met" if self.found <= self.most else "not met"
 
 
-def bounds(figures: Figures) -> list[Bound]:
+def bounds(stats: SessionStats) -> list[Bound]:
     """Everything that is promised of an int4 model on a two-core server, of whatever was measured here."""
-    low, middle, high = figures["contexts"][0], figures["served_contexts"][-1], figures["contexts"][-1]
-    reads = {stage: Reads(**sizes) for stage, sizes in figures.get("reads", {}).items()}
-    served, alone = figures.get("served", {}).get("cases", []), figures.get("alone", [])
+    low, middle, high = stats["contexts"][0], stats["served_contexts"][-1], stats["contexts"][-1]
+    reads = {stage: Reads(**sizes) for stage, sizes in stats.get("reads", {}).items()}
+    served, alone = stats.get("served", {}).get("cases", []), stats.get("alone", [])
     one, eight = _case(served, 1, middle), _case(served, 8, middle)
     mimi = _case(alone, 1, middle) or next((case for case in alone if case["rows"] == 1), None)
     fast_one, fast_eight = _fast(one), _fast(eight)
-    memory = figures["memory"]["memory"] if "memory" in figures else None
+    memory = stats["memory"]["memory"] if "memory" in stats else None
     return [
         Bound(f"served, 1 conversation, context {middle}: frame", _frame(one), 150, "ms"),
         Bound("the same over its bandwidth floor", _over_floor(one, reads), 2, "×"),
@@ -88,32 +88,32 @@ def bounds(figures: Figures) -> list[Bound]:
         Bound(
             "Mimi encode + decode, alone", mimi and sum(mimi["stages_ms"][s] for s in ("encode", "decode")), 30, "ms"
         ),
-        Bound("build: peak memory", _gigabytes(figures.get("build"), "peak_bytes"), 4, "GB"),
+        Bound("build: peak memory", _gigabytes(stats.get("build"), "peak_bytes"), 4, "GB"),
         Bound("served, 2 slots with full windows: memory", _gigabytes(memory, "pss"), 7, "GB"),
     ]
 
 
-def _case(cases: Sequence[Figures], rows: int, context: int) -> Figures | None:
+def _case(cases: Sequence[SessionStats], rows: int, context: int) -> SessionStats | None:
     return next((case for case in cases if case["rows"] == rows and case["context"] == context), None)
 
 
-def _frame(case: Figures | None) -> float | None:
+def _frame(case: SessionStats | None) -> float | None:
     return None if case is None else float(case["frame_ms"])
 
 
-def _ratio(case: Figures | None, base: Figures | None) -> float | None:
+def _ratio(case: SessionStats | None, base: SessionStats | None) -> float | None:
     return None if case is None or base is None else float(case["frame_ms"] / base["frame_ms"])
 
 
-def _over_floor(case: Figures | None, reads: Mapping[str, Reads]) -> float | None:
+def _over_floor(case: SessionStats | None, reads: Mapping[str, Reads]) -> float | None:
     return None if case is None else float(case["frame_ms"] / floor(case, reads).ms)
 
 
-def _fast(case: Figures | None) -> Figures | None:
+def _fast(case: SessionStats | None) -> SessionStats | None:
     """As if only those groups had been measured; None where there are none."""
     times = beside_fast_memory(case) if case else []
     return {"frame_ms": statistics.median(times)} if times else None
 
 
-def _gigabytes(figures: Figures | None, key: str) -> float | None:
-    return None if figures is None else float(figures[key]) / 1e9
+def _gigabytes(stats: SessionStats | None, key: str) -> float | None:
+    return None if stats is None else float(stats[key]) / 1e9

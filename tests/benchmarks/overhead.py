@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from gateway.engine.http import TritonHttp
-from gateway.engine.request import Tensor, head
-from gateway.triton.server import TritonServer
+from gateway.engine.triton.http import TritonHttp
+from gateway.engine.triton.request import Tensor, head
+from gateway.triton_server.server import TritonServer
 from loadtest.faces.grpc import PATH
 from loadtest.http2 import GrpcCall
 from loadtest.server import build_tiny, started
@@ -123,7 +123,7 @@ class Graphs:
         return outcome.outputs[0]
 
 
-class Call:
+class ConversationLease:
     """A live call that is timed from the caller's side, with a client that takes little time itself."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ async def measure(models: Path, target: str, echoing: str, rounds: int, frames: 
     served: list[list[float]] = []
     nothing: list[list[float]] = []
     echoes = Echoes(echoing)
-    call = Call()
+    call = ConversationLease()
     await call.begin(target)
     with stopwatch.watching():
         for _ in range(rounds):
@@ -229,16 +229,16 @@ TITLES = {
 }
 
 
-def _print(figures: dict[str, Any]) -> None:
+def _print(stats: dict[str, Any]) -> None:
     table = Table("ms per frame, one caller", "median", "least round", "most round", "p99")
     for name, title in TITLES.items():
-        rounds = figures["rounds"][name]
+        rounds = stats["rounds"][name]
         medians = [float(np.median(times)) for times in rounds]
         p99 = float(np.percentile(np.concatenate(rounds), 99))
-        table.add_row(title, *(f"{value:.2f}" for value in (figures[name], min(medians), max(medians), p99)))
+        table.add_row(title, *(f"{value:.2f}" for value in (stats[name], min(medians), max(medians), p99)))
     console = Console()
     console.print(table)
-    console.print(f"added by gateway and Triton: {figures['added']:.2f} ms; ratio {figures['ratio']:.2f}")
+    console.print(f"added by gateway and Triton: {stats['added']:.2f} ms; ratio {stats['ratio']:.2f}")
 
 
 def main() -> None:
@@ -256,7 +256,7 @@ def main() -> None:
     ):
         rounds = asyncio.run(measure(models, server.grpc, echoing.http_url, asked.rounds + 1, asked.frames))
     medians = {name: float(np.median(np.concatenate(times))) for name, times in rounds.items()}
-    figures: dict[str, Any] = {
+    stats: dict[str, Any] = {
         **medians,
         "added": medians["served"] - medians["graphs"],
         "ratio": medians["served"] / medians["graphs"],
@@ -264,8 +264,8 @@ def main() -> None:
         "onnxruntime": ort.__version__,
         "rounds": rounds,
     }
-    (asked.out / "overhead.json").write_text(json.dumps(figures, indent=1) + "\n")
-    _print(figures)
+    (asked.out / "overhead.json").write_text(json.dumps(stats, indent=1) + "\n")
+    _print(stats)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def main() -> None:
     if missing := missing_for_kernels():
         sys.exit(f"no kernels of ours to measure: {missing}")
     with tempfile.TemporaryDirectory() as folder:
-        figures = {bits: measure(write(Path(folder), bits), asked.rows, asked.rounds) for bits in VARIANTS}
+        stats = {bits: measure(write(Path(folder), bits), asked.rows, asked.rounds) for bits in VARIANTS}
     table = Table("bits", "rows", "ours, ms", "ONNX Runtime's, ms", "ratio", "ours, 10⁹ products/s", "ours, GB/s")
-    for bits, by_rows in figures.items():
+    for bits, by_rows in stats.items():
         for rows, taken in by_rows.items():
             ours, theirs = taken["ours"], taken["theirs"]
             products, read = rows * COLUMNS * DEPTH / ours / 1e6, COLUMNS * DEPTH * bits / 8 / ours / 1e6
@@ -102,7 +102,7 @@ def main() -> None:
             table.add_row(*map(str, shown))
     Console().print(table)
     if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+        asked.json.write_text(json.dumps(stats, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from gateway.conversation.engine import Draw, Session
-from gateway.engine.triton import TritonEngine
+from gateway.engine.backend import Draw, Session
+from gateway.engine.triton.backend import TritonEngine
 from gateway.manifest import Manifest
-from gateway.triton.server import TritonServer
+from gateway.triton_server.server import TritonServer
 from tests.benchmarks.frames import Group, arguments, grouped, memory_rate
 from tests.benchmarks.reads import STAGES
 
@@ -75,8 +75,8 @@ class Served:
         return Draw(1, position, top_k, temperature)
 
 
-async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
-    return await asyncio.gather(*calls)
+async def _all(runtime: Iterable[Awaitable[Any]]) -> list[Any]:
+    return await asyncio.gather(*runtime)
 
 
 async def measure(url: str, manifest: Manifest, asked: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import IO, Any
 import psutil
 from rich.progress import Progress
 
-from gateway.triton.installation import huge_pages
+from gateway.triton_server.installation import huge_pages
 from model_repository.serving.processors import processors
 from model_repository.tiny import TINY_CONFIG
 from tests.benchmarks.bandwidth import ROOT
@@ -89,7 +89,7 @@ class Bench:
         if found is not None:
             (self.work / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Of all steps that were ever done in the work folder."""
         manifest = json.loads((self.models / "manifest.json").read_text())
         done = {step: self.work / f"{step}.json" for step in self.steps}
@@ -225,12 +225,12 @@ def main() -> None:
         bench.run(step)
     if not (bench.models / "manifest.json").is_file():
         return
-    figures = bench.figures()
-    made = sheets(figures)
+    stats = bench.stats()
+    made = sheets(stats)
     show(made)
     for folder in (bench.work, *((RESULTS,) if asked.record else ())):
         folder.mkdir(exist_ok=True)
-        (folder / f"{bench.size.name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        (folder / f"{bench.size.name}.json").write_text(json.dumps(stats, indent=1) + "\n")
         (folder / f"{bench.size.name}.md").write_text(markdown(made))
 
 

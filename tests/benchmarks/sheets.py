@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.findings import FAST, Figures, beside_fast_memory, bounds, floor, memory_rates
+from tests.benchmarks.findings import FAST, SessionStats, beside_fast_memory, bounds, floor, memory_rates
 from tests.benchmarks.reads import STAGES, Reads
 
 _SHOWN_OPERATORS = 6
@@ -25,22 +25,22 @@ class Sheet:
     rows: Sequence[Sequence[str]]
 
 
-def sheets(figures: Figures) -> list[Sheet]:
+def sheets(stats: SessionStats) -> list[Sheet]:
     """Everything that was measured, the bounds last."""
-    reads = {stage: Reads(**sizes) for stage, sizes in figures.get("reads", {}).items()}
-    made = [_general(figures)]
+    reads = {stage: Reads(**sizes) for stage, sizes in stats.get("reads", {}).items()}
+    made = [_general(stats)]
     if reads:
         made.append(_reads(reads))
-    if "alone" in figures:
-        made.append(_cases("Frames in one process, median ms", figures["alone"], reads))
-    if "served" in figures:
-        made.append(_cases("Frames through Triton, median ms", figures["served"]["cases"], reads))
-        made.append(_beside_fast_memory(figures["served"]["cases"]))
-        made.append(_begun(figures["served"]["begun"]))
-    if "memory" in figures:
-        made.append(_memory(figures["memory"]))
-    if "operators" in figures:
-        made.append(_operators(figures["operators"]))
+    if "alone" in stats:
+        made.append(_cases("Frames in one process, median ms", stats["alone"], reads))
+    if "served" in stats:
+        made.append(_cases("Frames through Triton, median ms", stats["served"]["cases"], reads))
+        made.append(_beside_fast_memory(stats["served"]["cases"]))
+        made.append(_begun(stats["served"]["begun"]))
+    if "memory" in stats:
+        made.append(_memory(stats["memory"]))
+    if "operators" in stats:
+        made.append(_operators(stats["operators"]))
     verdicts = [
         (
             bound.what,
@@ -48,7 +48,7 @@ def sheets(figures: Figures) -> list[Sheet]:
             f"{bound.most:g}",
             bound.verdict,
         )
-        for bound in bounds(figures)
+        for bound in bounds(stats)
     ]
     return [*made, Sheet("Bounds", ("of", "found", "at most", ""), verdicts)]
 
@@ -76,15 +76,15 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _general(figures: Figures) -> Sheet:
-    rows = [(name, str(value)) for name, value in figures["machine"].items()]
-    rows.append(("models", f"{figures['size']}, weights {figures['variant']}, keys and values {figures['kv']}"))
-    rows.append(("threads per model", str(figures["threads"])))
-    if "checkpoint" in figures:
-        checkpoint = figures["checkpoint"]
+def _general(stats: SessionStats) -> Sheet:
+    rows = [(name, str(value)) for name, value in stats["machine"].items()]
+    rows.append(("models", f"{stats['size']}, weights {stats['variant']}, keys and values {stats['kv']}"))
+    rows.append(("threads per model", str(stats["threads"])))
+    if "checkpoint" in stats:
+        checkpoint = stats["checkpoint"]
         rows.append(("checkpoint", f"{_gb(checkpoint['bytes'])} written in {checkpoint['seconds']:.0f} s"))
-    if "build" in figures:
-        build = figures["build"]
+    if "build" in stats:
+        build = stats["build"]
         built = f"{build['seconds']:.0f} s, peak memory {_gb(build['peak_bytes'])}, {_gb(build['bytes'])} on disk"
         rows.append(("build", built))
     return Sheet("Machine and models", ("", ""), rows)
@@ -99,7 +99,7 @@ def _reads(reads: dict[str, Reads]) -> Sheet:
     return Sheet("What a frame reads: weights once, the rest for each conversation", columns, rows)
 
 
-def _cases(title: str, cases: Sequence[Figures], reads: dict[str, Reads]) -> Sheet:
+def _cases(title: str, cases: Sequence[SessionStats], reads: dict[str, Reads]) -> Sheet:
     columns = (
         "conversations",
         "context",
@@ -131,18 +131,18 @@ def _cases(title: str, cases: Sequence[Figures], reads: dict[str, Reads]) -> She
     return Sheet(title, columns, rows)
 
 
-def _beside_fast_memory(cases: Sequence[Figures]) -> Sheet:
+def _beside_fast_memory(cases: Sequence[SessionStats]) -> Sheet:
     """Groups of frames right before and right after which memory was fast, of those measured."""
     rows = []
     for case in cases:
         times = beside_fast_memory(case)
-        figures = (f"{figure(times):.1f}" if times else "–" for figure in (statistics.median, min, max))
-        rows.append((str(case["rows"]), str(case["context"]), f"{len(times)} of {len(case['groups'])}", *figures))
+        stats = (f"{figure(times):.1f}" if times else "–" for figure in (statistics.median, min, max))
+        rows.append((str(case["rows"]), str(case["context"]), f"{len(times)} of {len(case['groups'])}", *stats))
     title = f"Those through Triton where memory gave {FAST:g} GB/s or more before and after, ms"
     return Sheet(title, ("conversations", "context", "groups", "median", "least", "most"), rows)
 
 
-def _begun(begun: Sequence[Figures]) -> Sheet:
+def _begun(begun: Sequence[SessionStats]) -> Sheet:
     """What it takes to begin a conversation whose columns must be computed, and one whose columns are remembered."""
     alike: dict[tuple[int, int], list[float]] = {}
     for one in begun:
@@ -156,7 +156,7 @@ def _begun(begun: Sequence[Figures]) -> Sheet:
     return Sheet("Beginning a conversation through Triton", titles, rows)
 
 
-def _memory(memory: Figures) -> Sheet:
+def _memory(memory: SessionStats) -> Sheet:
     counted = {**memory["memory"]["processes"], "all": memory["memory"]}
     rows = [(name, *(_gb(held[kind]) for kind in ("rss", "pss", "anonymous"))) for name, held in counted.items()]
     rows.append(("remembered beginnings of calls, at most as much again", "", "", _gb(memory["remembered_at_most"])))
@@ -164,7 +164,7 @@ def _memory(memory: Figures) -> Sheet:
     return Sheet(f"Memory of the server, {memory['slots']} slots, their windows full", columns, rows)
 
 
-def _operators(operators: Figures) -> Sheet:
+def _operators(operators: SessionStats) -> Sheet:
     rows = []
     for stage, totals in operators["stages"].items():
         shown = list(totals.items())[:_SHOWN_OPERATORS]

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc as rpc
-from gateway.conversation.persona import SILENT_FRAMES
-from gateway.conversation.tokenizer import Tokenizer
 from gateway.manifest import Manifest
+from gateway.session.persona import SILENT_FRAMES
+from gateway.session.tokenizer import Tokenizer
 from loadtest.server import started
 from model_repository.build import build_repository
 from model_repository.tiny import write_tiny_checkpoint
@@ -67,7 +67,7 @@ class Personas:
         return text
 
 
-class Call:
+class ConversationLease:
     """A live call, timed from the caller's side."""
 
     def __init__(self, stub: rpc.PersonaPlexStub) -> None:
@@ -112,7 +112,7 @@ async def starts(stub: rpc.PersonaPlexStub, personas: Personas, rounds: int) -> 
     for _ in range(rounds + 1):
         text = personas.next()
         for kind in times:
-            call = Call(stub)
+            call = ConversationLease(stub)
             times[kind].append(1e3 * await call.begin(text))
             await call.end()
     return {kind: values[1:] for kind, values in times.items()}
@@ -125,7 +125,7 @@ class Talk:
     frames: list[float] = field(default_factory=list)
     prefills: int = 0
 
-    def figures(self) -> dict[str, float]:
+    def stats(self) -> dict[str, float]:
         p50, p99 = np.percentile(self.frames, [50, 99])
         late = sum(ms > LATE_MS for ms in self.frames)
         most = max(self.frames)
@@ -142,7 +142,7 @@ async def talks(
 
     async def talk(index: int) -> None:
         random = np.random.default_rng(index)
-        call = Call(stub)
+        call = ConversationLease(stub)
         await call.begin("")
         await asyncio.sleep(FRAME_SECONDS * index / callers)
         due = time.perf_counter()
@@ -157,7 +157,7 @@ async def talks(
     async def begin_others() -> None:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
-            call = Call(stub)
+            call = ConversationLease(stub)
             await call.begin(personas.next())
             await call.end()
             heard["while others begin"].prefills += 1
@@ -189,7 +189,7 @@ def measure(models: Path, log: Path, asked: argparse.Namespace) -> dict[str, Any
             ready = await starts(stub, personas, asked.personas)
             heard = await talks(stub, personas, asked.callers, asked.seconds, asked.rounds)
         medians = {kind: float(np.median(times)) for kind, times in ready.items()}
-        talking = {kind: talk.figures() for kind, talk in heard.items()}
+        talking = {kind: talk.stats() for kind, talk in heard.items()}
         return {"ready_ms": medians, "ratio": medians["second"] / medians["first"], "times": ready, "talking": talking}
 
     with started(models, log) as server:
@@ -203,11 +203,11 @@ def build(name: str, folder: Path, slots: int) -> Path:
     return folder / name / "models"
 
 
-def _print(figures: dict[str, Any]) -> None:
+def _print(stats: dict[str, Any]) -> None:
     console = Console()
     ready = Table(f"ms to ready, {COLUMNS} columns", "first call", "second call", "ratio")
     talking = Table("ms per frame of live callers", "", "p50", "p99", "most", "late", "prefills")
-    for name, of in figures["models"].items():
+    for name, of in stats["models"].items():
         ready.add_row(name, *(f"{of['ready_ms'][kind]:.1f}" for kind in ("first", "second")), f"{of['ratio']:.1%}")
         for kind, values in of["talking"].items():
             numbers = [f"{values[key]:.1f}" for key in ("p50", "p99", "most")]
@@ -231,13 +231,13 @@ def main() -> None:
     else:
         repositories = {name: build(name, asked.out, asked.callers + 1) for name in SIZES}
     measured = {name: measure(models, asked.out / f"{name}.log", asked) for name, models in repositories.items()}
-    figures = {
+    stats = {
         "models": measured,
         "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
         "onnxruntime": ort.__version__,
     }
-    (asked.out / "start.json").write_text(json.dumps(figures, indent=1) + "\n")
-    _print(figures)
+    (asked.out / "start.json").write_text(json.dumps(stats, indent=1) + "\n")
+    _print(stats)
 
 
 if __name__ == "__main__":

@@ -37,34 +37,34 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def figures(work: Path) -> dict[str, Any]:
+def stats(work: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((work / "tiny.json").read_text())
     return found
 
 
-def test_every_case_is_measured_beside_the_bandwidth(figures: dict[str, Any]) -> None:
-    assert [(case["rows"], case["context"]) for case in figures["alone"]] == [(1, 20), (1, 511), (2, 20), (2, 511)]
-    assert [(case["rows"], case["context"]) for case in figures["served"]["cases"]] == [(1, 50), (2, 50)]
-    for case in (*figures["alone"], *figures["served"]["cases"]):
+def test_every_case_is_measured_beside_the_bandwidth(stats: dict[str, Any]) -> None:
+    assert [(case["rows"], case["context"]) for case in stats["alone"]] == [(1, 20), (1, 511), (2, 20), (2, 511)]
+    assert [(case["rows"], case["context"]) for case in stats["served"]["cases"]] == [(1, 50), (2, 50)]
+    for case in (*stats["alone"], *stats["served"]["cases"]):
         assert all(case["stages_ms"][stage] > 0 for stage in STAGES)
         assert case["least_ms"] <= case["frame_ms"] <= case["most_ms"]
         assert all(rate > 0 for group in case["groups"] for rate in group["gb_per_second"])
-    assert [len(case["groups"]) for case in figures["served"]["cases"]] == [2, 2]
+    assert [len(case["groups"]) for case in stats["served"]["cases"]] == [2, 2]
 
 
-def test_only_the_first_of_the_conversations_computes_their_columns(figures: dict[str, Any]) -> None:
-    assert [begun["computed"] for begun in figures["served"]["begun"]] == [50, 1, 1, 1, 1, 1]
+def test_only_the_first_of_the_conversations_computes_their_columns(stats: dict[str, Any]) -> None:
+    assert [begun["computed"] for begun in stats["served"]["begun"]] == [50, 1, 1, 1, 1, 1]
 
 
-def test_the_build_and_the_server_of_two_slots_say_what_memory_they_took(work: Path, figures: dict[str, Any]) -> None:
-    assert figures["build"]["peak_bytes"] > 50e6
-    assert figures["memory"]["slots"] == 2
-    held = figures["memory"]["memory"]
+def test_the_build_and_the_server_of_two_slots_say_what_memory_they_took(work: Path, stats: dict[str, Any]) -> None:
+    assert stats["build"]["peak_bytes"] > 50e6
+    assert stats["memory"]["slots"] == 2
+    held = stats["memory"]["memory"]
     assert {"tritonserver", *STAGES.values()} <= held["processes"].keys()
     for counted in (held, *held["processes"].values()):
         assert 0 < counted["anonymous"] < counted["pss"] <= counted["rss"]
-    assert [begun["computed"] for begun in figures["memory"]["begun"]] == [511, 511]
-    assert figures["memory"]["remembered_at_most"] == 511 * 2 * 2 * 64
+    assert [begun["computed"] for begun in stats["memory"]["begun"]] == [511, 511]
+    assert stats["memory"]["remembered_at_most"] == 511 * 2 * 2 * 64
     assert not (work / "models-2-slots").exists()
 
 

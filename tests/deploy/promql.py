@@ -9,7 +9,7 @@ from typing import Any
 import promql_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 
 _CHILDREN = ("lhs", "rhs", "expr", "param", "vector_selector", "args")
 
@@ -50,7 +50,7 @@ def rated(query: str) -> set[str]:
     return {
         selector.name
         for node in nodes(parsed(query))
-        if isinstance(node, promql_parser.Call) and node.func.name == "rate"
+        if isinstance(node, promql_parser.ConversationLease) and node.func.name == "rate"
         for selector in _selectors_below(node)
     }
 

@@ -20,7 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from gateway.triton.options import TritonOptions
+from gateway.triton_server.options import TritonOptions
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -27,7 +27,7 @@ from gateway.app import create_app
 from gateway.manifest import Manifest
 from gateway.server import GatewayServer
 from gateway.settings import Settings
-from gateway.triton.server import TritonServer
+from gateway.triton_server.server import TritonServer
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from websockets.sync.client import ClientConnection, connect
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
 from tests.conftest import GOLDEN
 from tests.end_to_end.conftest import Service, respond, wav
-from tests.gateway.ws.moshi import Conversation
-from tests.gateway.ws.test_moshi_client import SEED, Overheard
+from tests.gateway.websocket.moshi import Conversation
+from tests.gateway.websocket.test_moshi_client import SEED, Overheard
 
 FRAME = 1920
 PROMPT = "You are Ana."
@@ -34,16 +34,16 @@ def socket(service: Service, path: str) -> ClientConnection:
 
 
 def test_converse_says_what_an_offline_run_says(golden_service: Service, user: NDArray[np.float32]) -> None:
-    wishes = {"seed": 7, "voice": "NATF0", "text_prompt": PROMPT}
+    params = {"seed": 7, "voice": "NATF0", "text_prompt": PROMPT}
     with socket(golden_service, "/v1/converse") as client:
-        client.send(json.dumps({"type": "start", "audio": {"format": "pcm_f32le"}, **wishes}))
+        client.send(json.dumps({"type": "start", "audio": {"format": "pcm_f32le"}, **params}))
         for at in range(0, len(user), 3000):
             client.send(user[at : at + 3000].tobytes())
         client.send(json.dumps({"type": "end"}))
         messages = list(client)
     spoken = np.frombuffer(b"".join(part for part in messages if isinstance(part, bytes)), "<f4")
     with golden_service.client() as http:
-        answer = respond(http, wav(user), max_steps=26, **wishes)
+        answer = respond(http, wav(user), max_steps=26, **params)
     assert np.array_equal((np.clip(spoken, -1, 1) * 32767).astype(np.int16), np.round(answer.pcm * 32768))
     ended = json.loads(messages[-1])
     assert ended["reason"] == "completed"

@@ -7,12 +7,12 @@ import asyncio
 import numpy as np
 import pytest
 
-from gateway.conversation.engine import Prefilled, Thought
-from gateway.conversation.persona import prefix_of_preset
-from gateway.conversation.sampling import Sampling
+from gateway.engine.backend import Prefilled, TemporalOutput
 from gateway.engine.pace import LEAST, Pace
-from gateway.engine.triton import TritonEngine, TritonSession
+from gateway.engine.sampling import Sampling
+from gateway.engine.triton.backend import TritonEngine, TritonSession
 from gateway.manifest import Manifest
+from gateway.session.persona import prefix_of_preset
 from tests.end_to_end.conftest import Service, respond, wav
 
 DRAW = Sampling(audio_temperature=0.0, audio_top_k=1, text_temperature=0.0, text_top_k=1, seed=1)
@@ -40,7 +40,7 @@ def prefix(manifest: Manifest, text: int):
     return prefix_of_preset(manifest.load_voice("NATF1"), tokens.tolist(), manifest)
 
 
-async def begin(session: TritonSession, whole) -> Thought:
+async def begin(session: TritonSession, whole) -> TemporalOutput:
     return (await session.prefill(whole.columns, whole.embeddings, DRAW.text(whole.length))).thought
 
 
@@ -145,8 +145,8 @@ def test_of_many_who_begin_alike_at_once_one_computes(tiny_service: Service, man
         sessions = [engine.open() for _ in range(8)]
         draw = DRAW.text(whole.length)
         try:
-            calls = (session.prefill(whole.columns, whole.embeddings, draw) for session in sessions)
-            return await asyncio.gather(*calls)
+            runtime = (session.prefill(whole.columns, whole.embeddings, draw) for session in sessions)
+            return await asyncio.gather(*runtime)
         finally:
             for session in sessions:
                 await session.close()

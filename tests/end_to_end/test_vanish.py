@@ -57,14 +57,14 @@ class Held:
 
     def __init__(self, service: Service) -> None:
         gc.collect()
-        self.taken = service.app.state.calls.admission.taken
+        self.taken = service.app.state.runtime.admission.taken
         self.tasks = service.tasks()
         # Connections to Triton are kept for the next caller; they are counted by themselves.
-        self.to_triton = len(service.app.state.calls.engine.http._all)
+        self.to_triton = len(service.app.state.runtime.engine.http._all)
         self.files = psutil.Process().num_fds() - self.to_triton
-        self.releasing = len(service.app.state.calls._releasing)
-        self.on_air = len(service.app.state.calls._live)
-        self.kept = len(service.app.state.calls.kept._by_id)
+        self.releasing = len(service.app.state.runtime._releasing)
+        self.on_air = len(service.app.state.runtime._live)
+        self.kept = len(service.app.state.runtime.kept._by_id)
 
     def no_more_than(self, before: Held) -> bool:
         return (
@@ -88,7 +88,7 @@ def settled(service: Service, before: Held) -> Held:
 
 def test_nothing_is_left_of_callers_who_vanish(tiny_service: Service) -> None:
     service = tiny_service
-    metrics = service.app.state.calls.metrics.registry
+    metrics = service.app.state.runtime.metrics.registry
     expected = conversation(service)
     assert expected.shape == (9, 9)
 
@@ -98,7 +98,7 @@ def test_nothing_is_left_of_callers_who_vanish(tiny_service: Service) -> None:
     async def storm() -> tuple[Held, int]:
         async def witness() -> int:
             """Somebody who stays, again and again, and hears nothing of the others."""
-            calls = 0
+            runtime = 0
             while not over.is_set():
                 try:
                     said = await asyncio.to_thread(conversation, service)
@@ -109,8 +109,8 @@ def test_nothing_is_left_of_callers_who_vanish(tiny_service: Service) -> None:
                     await asyncio.sleep(0.05)
                 else:
                     assert np.array_equal(said, expected)
-                    calls += 1
-            return calls
+                    runtime += 1
+            return runtime
 
         visitors = Visitors(service, VISITORS)
         await visitors.all(visits(100, seed=1))

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gateway.conversation.cohort import Cohort
-from gateway.conversation.conversation import Conversation
-from gateway.conversation.persona import prefix_of_preset
-from gateway.conversation.sampling import Sampling
-from gateway.conversation.tokenizer import Tokenizer
+from gateway.engine.cohort import Cohort
+from gateway.engine.conversation import Conversation
 from gateway.engine.fake import FakeEngine
+from gateway.engine.sampling import Sampling
 from gateway.manifest import FORMAT, Manifest
+from gateway.session.persona import prefix_of_preset
+from gateway.session.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DELAYS = [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1]

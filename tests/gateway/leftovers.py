@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.triton import TritonServer
+from gateway.triton_server import TritonServer
 
 
 def traces(owner: int | TritonServer) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.app import create_app
 from gateway.engine.fake import FakeEngine
-from gateway.engine.triton import TritonEngine
+from gateway.engine.triton.backend import TritonEngine
 from gateway.errors import RepositoryError
 from gateway.manifest import Manifest
 from gateway.settings import Settings
@@ -16,10 +16,10 @@ from gateway.settings import Settings
 
 def test_settings_alone_make_an_app_on_triton(models: Path):
     app = create_app(Settings(models=models, triton_url="triton:9001", step_deadline=3))
-    calls = app.state.calls
-    assert isinstance(calls.engine, TritonEngine)
-    assert (calls.engine.url, calls.engine.step_deadline) == ("triton:9001", 3)
-    assert calls.manifest.dim == 32
+    runtime = app.state.runtime
+    assert isinstance(runtime.engine, TritonEngine)
+    assert (runtime.engine.url, runtime.engine.step_deadline) == ("triton:9001", 3)
+    assert runtime.manifest.dim == 32
 
 
 def test_a_folder_that_is_no_repository_makes_no_app(tmp_path: Path):

@@ -123,7 +123,7 @@ async def test_a_certificate_that_cannot_be_read_is_told(app_calls, tmp_path):
 
 @pytest.fixture
 def app_calls(models, manifest, engine):
-    return create_app(Settings(models=models), engine, manifest).state.calls
+    return create_app(Settings(models=models), engine, manifest).state.runtime
 
 
 async def test_stopping_tells_those_on_the_line(up):

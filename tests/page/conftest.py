@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser
 
 from gateway.app import create_app
-from gateway.conversation.engine import Floats, Tokens
+from gateway.engine.backend import Floats, Tokens
 from gateway.engine.fake import FakeEngine, FakeSession
 from gateway.manifest import Manifest
 from gateway.settings import Settings

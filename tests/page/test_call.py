@@ -53,9 +53,9 @@ def test_the_server_is_asked_for_what_was_chosen(visit: Visit, gateway: Gateway)
     visit.end()
     (kind, draw), *_ = gateway.engine.draws
     assert (kind, draw.seed, draw.temperature) == ("text", 42, 0.5)
-    calls = gateway.app.state.calls
+    runtime = gateway.app.state.runtime
     embeddings = gateway.engine.prefills[0][1]
-    assert np.array_equal(embeddings, calls.manifest.load_voice("VARM2").embeddings)
+    assert np.array_equal(embeddings, runtime.manifest.load_voice("VARM2").embeddings)
 
 
 def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) -> None:
@@ -63,7 +63,7 @@ def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) ->
     assert visit.page.locator("#role").input_value() == ""
     visit.start()
     visit.end()
-    tokens = gateway.app.state.calls.tokenizer.encode_prompt("You are a lighthouse.")
+    tokens = gateway.app.state.runtime.tokenizer.encode_prompt("You are a lighthouse.")
     assert tokens == [token for token in gateway.engine.prefills[0][0][:, 0] if token != 3]
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from gateway.conversation.persona import preset_of_codes
-from gateway.voices import shelf
+from gateway.session.persona import preset_of_codes
+from gateway.voices import store as shelf
 from tests.page.browser import Visit
 from tests.page.conftest import Gateway, running
 

@@ -7,7 +7,7 @@ import numpy as np
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.audio.opus import OpusDecoder, OpusEncoder
 from gateway.audio.stream import PcmFormat, PcmReader, to_bytes
-from gateway.conversation.engine import Floats
+from gateway.engine.backend import Floats
 from gateway.errors import AudioError, InvalidRequest
 
 _PCM: dict[int, PcmFormat] = {

@@ -15,15 +15,15 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import grpc
 
 from gateway.api.grpc.audio import CallAudio, chosen_audio
+from gateway.api.grpc.params import live_params, require
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.status import Code, HandshakeTimeout, Metadata, code_of, code_of_end, metadata_of
-from gateway.api.grpc.wishes import live_wishes, require
-from gateway.api.question import persona, sampling
-from gateway.calls import Calls
 from gateway.errors import GatewayError, InvalidRequest, MalformedBody, PayloadTooLarge
-from gateway.keys import KeyHolder
-from gateway.live.call import LiveCall, open_call
-from gateway.live.events import Ended, Event, Ready, Reason, Spoken
+from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
+from gateway.session.keys import KeyHolder
+from gateway.session.live import LiveSession, open_live_session
+from gateway.session.request import persona, sampling
+from gateway.session.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +33,22 @@ _LAST_WORDS_S = 1.0
 _CANCELLATION_S = 0.02
 
 
-async def converse(calls: Calls, context: grpc.aio.ServicerContext, key: KeyHolder | None) -> None:
+async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None) -> None:
     """One call, from its first message to its status.
 
     Raises GatewayError for what is refused before the call begins; what ends it later is told by `Ended` and the
     status.
     """
-    start = await _first_message(context, calls.settings.handshake_seconds)
-    wishes = live_wishes(start)
-    audio = chosen_audio(start, calls.manifest.sample_rate)
-    who, drawn = persona(wishes, calls), sampling(wishes, calls)
-    async with open_call(calls, who, drawn, wishes.on_gap or "wait", key) as live:
-        ear = _Ear(context, live, audio, calls.settings.max_message_bytes)
-        mouth = _Mouth(context, live, audio, calls, with_tokens=start.include_tokens)
+    start = await _first_message(context, runtime.settings.handshake_seconds)
+    params = live_params(start)
+    audio = chosen_audio(start, runtime.manifest.sample_rate)
+    who, drawn = persona(params, runtime), sampling(params, runtime)
+    async with open_live_session(runtime, who, drawn, params.on_gap or "wait", key) as live:
+        ear = _Reader(context, live, audio, runtime.settings.max_message_bytes)
+        mouth = _Writer(context, live, audio, runtime, with_tokens=start.include_tokens)
         async with _beside(ear.listen()):
             ended = await mouth.speak()
-    await _tell_status(context, ended, ear.fault, calls.settings.retry_after)
+    await _tell_status(context, ended, ear.fault, runtime.settings.retry_after)
 
 
 async def _first_message(context: grpc.aio.ServicerContext, seconds: float) -> pb.Start:
@@ -66,10 +66,10 @@ async def _first_message(context: grpc.aio.ServicerContext, seconds: float) -> p
     return start
 
 
-class _Ear:
+class _Reader:
     """Reads what the caller sends into the call. `fault`: what was wrong with it, if that ended the call."""
 
-    def __init__(self, context: grpc.aio.ServicerContext, live: LiveCall, audio: CallAudio, limit: int) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext, live: LiveSession, audio: CallAudio, limit: int) -> None:
         self._context = context
         self._live = live
         self._audio = audio
@@ -108,20 +108,26 @@ class _Ear:
         live.hang_up()
 
 
-class _Mouth:
+class _Writer:
     """Writes what happens in the call to the caller."""
 
     def __init__(
-        self, context: grpc.aio.ServicerContext, live: LiveCall, audio: CallAudio, calls: Calls, *, with_tokens: bool
+        self,
+        context: grpc.aio.ServicerContext,
+        live: LiveSession,
+        audio: CallAudio,
+        runtime: Runtime,
+        *,
+        with_tokens: bool,
     ) -> None:
         self._context = context
         self._live = live
         self._audio = audio
-        self._manifest = calls.manifest
+        self._manifest = runtime.manifest
         self._with_tokens = with_tokens
         # About once a second.
-        self._stats_every = round(calls.manifest.frame_rate)
-        self._frame_ms = 1000 / calls.manifest.frame_rate
+        self._stats_every = round(runtime.manifest.frame_rate)
+        self._frame_ms = 1000 / runtime.manifest.frame_rate
         self._slowest = 0.0
 
     async def speak(self) -> Ended:
@@ -138,7 +144,7 @@ class _Mouth:
                     if isinstance(event, Ended):
                         ended = event
                     await write(self._message(event))
-                    if isinstance(event, Spoken):
+                    if isinstance(event, AgentAudio):
                         self._slowest = max(self._slowest, event.latency)
                         if event.frame.index % self._stats_every == 1:
                             await write(self._stats(event))
@@ -148,11 +154,11 @@ class _Mouth:
         await self._live.over.wait()
         limit.reschedule(asyncio.get_running_loop().time() + _LAST_WORDS_S)
 
-    async def _last_of(self, live: LiveCall) -> Ended:
+    async def _last_of(self, live: LiveSession) -> Ended:
         return [event async for event in live.events()][-1]  # type: ignore[return-value]
 
     def _message(self, event: Event) -> pb.ConverseResponse:
-        if isinstance(event, Spoken):
+        if isinstance(event, AgentAudio):
             return pb.ConverseResponse(audio=self._spoken(event))
         if isinstance(event, Ready):
             return pb.ConverseResponse(ready=self._ready(event))
@@ -162,7 +168,7 @@ class _Mouth:
             warning=pb.Warning(code=event.code, message=event.message, seconds_left=event.seconds_left)
         )
 
-    def _spoken(self, event: Spoken) -> pb.Audio:
+    def _spoken(self, event: AgentAudio) -> pb.Audio:
         frame = event.frame
         message = pb.Audio(index=frame.index, data=self._audio.write(frame.pcm), text=frame.text)
         if self._with_tokens:
@@ -181,7 +187,7 @@ class _Mouth:
             setup_ms=event.setup_seconds * 1000,
         )
 
-    def _stats(self, event: Spoken) -> pb.ConverseResponse:
+    def _stats(self, event: AgentAudio) -> pb.ConverseResponse:
         stats = pb.Stats(
             index=event.frame.index,
             latency_ms=self._slowest * 1000,

@@ -9,7 +9,7 @@ from time import monotonic
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.calls import Calls
+from gateway.session.runtime import Runtime
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -22,9 +22,9 @@ _FRESH_S = 1.0
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """Serving while conversations are taken, as a whole ("") and for each of `services`."""
 
-    def __init__(self, calls: Calls, services: tuple[str, ...], period: float = _FRESH_S) -> None:
+    def __init__(self, runtime: Runtime, services: tuple[str, ...], period: float = _FRESH_S) -> None:
         """`period`: seconds between two looks of those who watch."""
-        self._calls = calls
+        self._runtime = runtime
         self._services = ("", *services)
         self._period = period
         self._ready = False
@@ -54,9 +54,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def _status(self, service: str, *, fresh: bool = False) -> int:
         if service not in self._services:
             return int(SERVICE_UNKNOWN)
-        if not self._calls.draining:
+        if not self._runtime.draining:
             async with self._asking:
                 if fresh or monotonic() - self._asked_at >= self._period:
-                    self._ready = await self._calls.warmer.ready()
+                    self._ready = await self._runtime.warmup.ready()
                     self._asked_at = monotonic()
-        return int(SERVING if self._ready and not self._calls.draining else NOT_SERVING)
+        return int(SERVING if self._ready and not self._runtime.draining else NOT_SERVING)

@@ -6,33 +6,33 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
 
-from gateway.api import answer
+from gateway.api.grpc.params import respond_request
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from gateway.api.grpc.wishes import respond_request
-from gateway.api.question import Question, understand
+from gateway.api.rest import answer
 from gateway.audio.wav import pcm16
-from gateway.calls import Calls
-from gateway.conversation.engine import Tokens
-from gateway.figures import Figures
-from gateway.keys import KeyHolder
+from gateway.engine.backend import Tokens
+from gateway.session.keys import KeyHolder
+from gateway.session.request import RecordedRequest, prepare
+from gateway.session.runtime import Runtime
+from gateway.session.stats import SessionStats
 
 
-async def respond(calls: Calls, asked: pb.RespondRequest, key: KeyHolder | None) -> pb.RespondResponse:
+async def respond(runtime: Runtime, asked: pb.RespondRequest, key: KeyHolder | None) -> pb.RespondResponse:
     """The whole answer. Raises GatewayError."""
-    question = await understand(respond_request(asked), calls, key)
-    return await asyncio.to_thread(_response, await answer.whole(question, calls))
+    question = await prepare(respond_request(asked), runtime, key)
+    return await asyncio.to_thread(_response, await answer.whole(question, runtime))
 
 
 async def respond_stream(
-    calls: Calls, asked: pb.RespondRequest, key: KeyHolder | None
+    runtime: Runtime, asked: pb.RespondRequest, key: KeyHolder | None
 ) -> AsyncGenerator[pb.RespondChunk, None]:
     """A header once the prompt is in the models, the frames as they are made, a summary. Raises GatewayError."""
-    question = await understand(respond_request(asked), calls, key)
+    question = await prepare(respond_request(asked), runtime, key)
     count, texts = 0, []
-    async with answer.answering(question, calls) as under_way:
+    async with answer.answering(question, runtime) as under_way:
         async for frame in under_way.frames():
             if count == 0:
-                yield pb.RespondChunk(header=_header(question, calls))
+                yield pb.RespondChunk(header=_header(question, runtime))
             audio = pb.Audio(index=count, data=pcm16(frame.pcm), text=frame.text)
             if question.with_tokens:
                 audio.text_token = frame.text_token
@@ -44,19 +44,19 @@ async def respond_stream(
         summary=pb.RespondSummary(
             transcript="".join(texts).strip(),
             frames=count,
-            timings=_timings(under_way.figures),
+            timings=_timings(under_way.stats),
             user_codes=_flat(under_way.user_codes) if question.with_tokens else None,
         )
     )
 
 
-def _header(question: Question, calls: Calls) -> pb.RespondHeader:
+def _header(question: RecordedRequest, runtime: Runtime) -> pb.RespondHeader:
     return pb.RespondHeader(
         voice=question.voice,
         seed=question.sampling.seed,
         format=pb.AUDIO_FORMAT_PCM_S16LE,
-        sample_rate=calls.manifest.sample_rate,
-        frame_size=calls.manifest.frame_size,
+        sample_rate=runtime.manifest.sample_rate,
+        frame_size=runtime.manifest.frame_size,
     )
 
 
@@ -69,19 +69,19 @@ def _response(whole: answer.Answer) -> pb.RespondResponse:
         sample_rate=whole.sample_rate,
         voice=whole.question.voice,
         seed=whole.question.sampling.seed,
-        timings=_timings(whole.figures),
+        timings=_timings(whole.stats),
         text_tokens=[frame.text_token for frame in whole.frames] if with_tokens else None,
         agent_codes=_flat([frame.codes for frame in whole.frames]) if with_tokens else None,
         user_codes=_flat(whole.user_codes) if with_tokens else None,
     )
 
 
-def _timings(figures: Figures) -> pb.Timings:
-    stages = {name: pb.StageTimings(**asdict(of)) for name, of in figures.stages().items()}
+def _timings(stats: SessionStats) -> pb.Timings:
+    stages = {name: pb.StageTimings(**asdict(of)) for name, of in stats.stages().items()}
     return pb.Timings(
-        setup_ms=figures.setup_seconds * 1000,
-        time_to_first_audio_ms=figures.first_audio_seconds * 1000,
-        rtf=figures.rtf,
+        setup_ms=stats.setup_seconds * 1000,
+        time_to_first_audio_ms=stats.first_audio_seconds * 1000,
+        rtf=stats.rtf,
         **stages,
     )
 

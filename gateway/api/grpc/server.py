@@ -14,14 +14,14 @@ from grpc_reflection.v1alpha import reflection
 from gateway.api.access import key_holder
 from gateway.api.grpc.converse import converse
 from gateway.api.grpc.health import Health
+from gateway.api.grpc.params import parser, require
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.respond import respond, respond_stream
 from gateway.api.grpc.status import told
-from gateway.api.grpc.wishes import parser, require
 from gateway.api.sending import send_all
-from gateway.calls import Calls
 from gateway.errors import GatewayError
-from gateway.keys import KeyHolder
+from gateway.session.keys import KeyHolder
+from gateway.session.runtime import Runtime
 from gateway.settings import TlsFiles
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
@@ -39,21 +39,21 @@ _GRACE_S = 1.0
 class GrpcServer:
     """Serves `calls` over gRPC, in the event loop it is started in."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self.port = 0
         """Where it listens, once started."""
-        self._calls = calls
+        self._runtime = runtime
         self._server: grpc.aio.Server | None = None
         self._at_work: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> None:
         """Listen; port 0 is a free one. Raises CannotListen."""
         server = grpc.aio.server(
-            options=_options(self._calls),
-            maximum_concurrent_rpcs=self._calls.manifest.slots + _CALLS_WITHOUT_SLOT,
+            options=_options(self._runtime),
+            maximum_concurrent_rpcs=self._runtime.manifest.slots + _CALLS_WITHOUT_SLOT,
         )
-        server.add_generic_rpc_handlers((_handlers(self._calls, self._at_work),))
-        health_pb2_grpc.add_HealthServicer_to_server(Health(self._calls, (SERVICE,)), server)
+        server.add_generic_rpc_handlers((_handlers(self._runtime, self._at_work),))
+        health_pb2_grpc.add_HealthServicer_to_server(Health(self._runtime, (SERVICE,)), server)
         reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -81,7 +81,7 @@ class CannotListen(GatewayError):  # noqa: N818 (as in gateway.errors)
     """The port is taken, or the certificate cannot be read."""
 
 
-def _handlers(calls: Calls, at_work: set[asyncio.Task[object]]) -> grpc.GenericRpcHandler:
+def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.GenericRpcHandler:
     """The three methods, each behind its caller's key, their errors told as statuses, their tasks `at_work`."""
 
     @asynccontextmanager
@@ -90,22 +90,22 @@ def _handlers(calls: Calls, at_work: set[asyncio.Task[object]]) -> grpc.GenericR
         assert task is not None  # noqa: S101 (a handler runs in one)
         at_work.add(task)
         task.add_done_callback(at_work.discard)
-        async with told(context, calls.settings.retry_after):
+        async with told(context, runtime.settings.retry_after):
             headers = {name: _text(value) for name, value in context.invocation_metadata() or ()}
-            yield key_holder(calls.keys, headers)
+            yield key_holder(runtime.keys, headers)
 
     async def on_respond(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> pb.RespondResponse:
         async with caller(context) as key:
-            return await respond(calls, require(asked, "RespondRequest"), key)
+            return await respond(runtime, require(asked, "RespondRequest"), key)
 
     async def on_respond_stream(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> None:
         async with caller(context) as key:
-            chunks = respond_stream(calls, require(asked, "RespondRequest"), key)
-            await send_all(chunks, context.write, calls)
+            chunks = respond_stream(runtime, require(asked, "RespondRequest"), key)
+            await send_all(chunks, context.write, runtime)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         async with caller(context) as key:
-            await converse(calls, context, key)
+            await converse(runtime, context, key)
 
     request, response = parser(pb.RespondRequest), pb.RespondResponse.SerializeToString
     chunk = pb.RespondChunk.SerializeToString
@@ -120,11 +120,11 @@ def _handlers(calls: Calls, at_work: set[asyncio.Task[object]]) -> grpc.GenericR
     )
 
 
-def _options(calls: Calls) -> list[tuple[str, int]]:
+def _options(runtime: Runtime) -> list[tuple[str, int]]:
     return [
         # A port that is taken is an error, not to be shared.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", calls.settings.max_body_bytes + _ENVELOPE_BYTES),
+        ("grpc.max_receive_message_length", runtime.settings.max_body_bytes + _ENVELOPE_BYTES),
         ("grpc.max_send_message_length", -1),
         # A caller whose machine or network went away is noticed within twice this, also while nothing is sent.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),

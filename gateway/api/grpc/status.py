@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import grpc
 
 from gateway import errors
-from gateway.api.problems import InvalidFields, kind
+from gateway.api.rest.problems import InvalidFields, kind
 from gateway.api.sending import SlowClient
-from gateway.live.events import Reason
+from gateway.session.events import Reason
 
 logger = logging.getLogger(__name__)
 

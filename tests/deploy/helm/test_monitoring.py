@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.live.events import Reason
-from gateway.metrics import REFUSALS
+from gateway.session.events import Reason
+from gateway.telemetry.metrics import REFUSALS
 from tests.deploy.helm.chart import CHART, NAME, NAMESPACE, render
 from tests.deploy.promql import counts, gateway_series, labels, rated, selectors
 

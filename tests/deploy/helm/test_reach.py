@@ -106,16 +106,16 @@ def test_pods_reach_nothing_and_are_reached_at_their_faces():
     spec = policy()
     assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
     assert spec["egress"] == []
-    callers, figures = spec["ingress"]
+    callers, stats = spec["ingress"]
     assert ports(callers) == [8998, 8999]
     assert "from" not in callers
-    assert ports(figures) == [8002]
-    assert figures["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    assert ports(stats) == [8002]
+    assert stats["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
 
 
 def test_callers_can_be_named_and_helm_test_and_prometheus_are_among_them():
     agents = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agents"}}}
-    callers, figures = policy(networkPolicy={"callers": [agents]})["ingress"]
+    callers, stats = policy(networkPolicy={"callers": [agents]})["ingress"]
     tester = {
         "podSelector": {
             "matchLabels": {
@@ -125,7 +125,7 @@ def test_callers_can_be_named_and_helm_test_and_prometheus_are_among_them():
             }
         }
     }
-    assert callers["from"] == [agents, tester, *figures["from"]]
+    assert callers["from"] == [agents, tester, *stats["from"]]
     assert tester["podSelector"]["matchLabels"].items() <= render().one("Pod")["metadata"]["labels"].items()
 
 

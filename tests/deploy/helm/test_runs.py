@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.triton.installation import TritonInstallation
-from gateway.triton.options import TritonOptions
-from gateway.triton.server import _link_python_backend
+from gateway.triton_server.installation import TritonInstallation
+from gateway.triton_server.options import TritonOptions
+from gateway.triton_server.server import _link_python_backend
 from tests.conftest import GOLDEN
 from tests.deploy.helm.chart import CHART, environment, render
 from tests.model_repository.checkpoint.fake_hub import COMMIT, FakeHub, running

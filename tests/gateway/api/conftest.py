@@ -66,5 +66,5 @@ def ask(client: httpx.AsyncClient, recording: Make) -> Callable[..., Any]:
 @pytest.fixture
 async def no_slot_is_lost(app: FastAPI, engine: FakeEngine) -> AsyncIterator[None]:
     yield
-    assert app.state.calls.admission.taken == 0
+    assert app.state.runtime.admission.taken == 0
     assert engine.opened == engine.closed

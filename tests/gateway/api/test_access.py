@@ -33,7 +33,7 @@ async def test_without_a_valid_key_nobody_is_served(ask, client, app, headers):
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["content-type"] == "application/problem+json"
-    assert app.state.calls.admission.taken == 0
+    assert app.state.runtime.admission.taken == 0
 
 
 @pytest.mark.parametrize("headers", [{"authorization": "bearer second-key"}, {"x-api-key": "first-key"}])
@@ -95,8 +95,8 @@ async def test_pages_of_other_origins_may_neither_ask_nor_end_nor_drain(ask, cli
     ):
         body = problem(answer, 403, "not-allowed")
         assert body["detail"] == f"pages of {origin} may not call here"
-    assert app.state.calls.admission.taken == 1
-    assert not app.state.calls.draining
+    assert app.state.runtime.admission.taken == 1
+    assert not app.state.runtime.draining
 
 
 @pytest.mark.parametrize("origin", ["http://gateway", "https://named.example"])

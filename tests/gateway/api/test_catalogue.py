@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from gateway.conversation.persona import preset_of_codes
 from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
+from gateway.session.persona import preset_of_codes
 from gateway.settings import Settings
-from gateway.voices import shelf
+from gateway.voices import store as shelf
 
 Ask = Callable[..., Any]
 

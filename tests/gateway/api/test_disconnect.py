@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from gateway.api.disconnect import ABORT, ClientGone, while_connected
+from gateway.api.rest.disconnect import ABORT, ClientGone, while_connected
 from gateway.engine.fake import FakeEngine
 from gateway.errors import EngineUnavailable
 from gateway.settings import Settings
@@ -74,11 +74,11 @@ def body(recording: Make) -> dict[str, Any]:
 
 
 def free(app: FastAPI, engine: FakeEngine) -> bool:
-    return app.state.calls.admission.taken == 0 and engine.opened == engine.closed
+    return app.state.runtime.admission.taken == 0 and engine.opened == engine.closed
 
 
 def ended(app: FastAPI, reason: str) -> float:
-    return app.state.calls.metrics.registry.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
+    return app.state.runtime.metrics.registry.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -103,7 +103,7 @@ async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
     caller.reads.clear()
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(0.05)
-    assert app.state.calls.admission.taken == 1
+    assert app.state.runtime.admission.taken == 1
     caller.hang_up()
     await asyncio.wait_for(task, 1)
     assert free(app, engine)
@@ -148,8 +148,8 @@ async def test_a_drain_does_not_wait_for_a_caller_who_does_not_read(
     caller.reads.clear()
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(0.05)
-    assert app.state.calls.admission.taken == 1
-    await app.state.calls.drain()
+    assert app.state.runtime.admission.taken == 1
+    await app.state.runtime.drain()
     assert free(app, engine)
     await asyncio.wait_for(task, 1)
 

@@ -31,7 +31,7 @@ async def test_ready_only_while_the_engine_is(client: httpx.AsyncClient, engine:
     assert (await client.get("/readyz")).status_code == 200
 
 
-async def figures(client: httpx.AsyncClient) -> dict[str, float]:
+async def stats(client: httpx.AsyncClient) -> dict[str, float]:
     answer = await client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -47,7 +47,7 @@ async def test_figures_count_frames_stages_and_ends(client: httpx.AsyncClient, a
     await ask(max_steps=6)
     engine.down = True
     await ask()
-    found = await figures(client)
+    found = await stats(client)
     assert found["personaplex_frames_total"] == 6
     assert found["personaplex_frame_seconds_count"] == 5
     assert {found[f"personaplex_stage_seconds_count[{stage}]"] for stage in ("encode", "temporal", "decode")} == {5}

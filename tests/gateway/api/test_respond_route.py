@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from gateway.api import answer as answer_module
-from gateway.api import schemas
-from gateway.conversation.persona import SILENCE, SYSTEM_PROMPTS
+from gateway.api.rest import answer as answer_module
+from gateway.api.rest import schemas
 from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
+from gateway.session.persona import SILENCE, SYSTEM_PROMPTS
 from gateway.settings import Settings
 
 Ask = Callable[..., Any]

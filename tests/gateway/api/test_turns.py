@@ -9,12 +9,12 @@ import threading
 import numpy as np
 import pytest
 
-from gateway.api import question
 from gateway.audio.decode import decode
 from gateway.audio.wav import wav
-from gateway.calls import Persona
-from gateway.conversation.sampling import Sampling
+from gateway.engine.sampling import Sampling
 from gateway.errors import UnknownConversation
+from gateway.session import request as question
+from gateway.session.runtime import Persona
 
 SAMPLING = Sampling(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
 
@@ -52,30 +52,30 @@ async def test_a_kept_conversation_holds_its_slot_until_it_is_deleted(ask, clien
     assert again.status_code == 404
     assert "it never was, or it has ended" in again.json()["detail"]
     assert (await client.delete(f"/v1/conversations/{kept[0]}")).status_code == 404
-    assert app.state.calls.admission.taken == 1
+    assert app.state.runtime.admission.taken == 1
 
 
 async def test_keep_false_ends_it_after_the_turn(ask, app):
     name = (await ask(keep=True)).json()["conversation_id"]
     last = (await ask(conversation_id=name, keep=False)).json()
     assert "conversation_id" not in last
-    assert app.state.calls.admission.taken == 0
+    assert app.state.runtime.admission.taken == 0
     assert (await ask(conversation_id=name)).status_code == 404
 
 
 async def test_it_ends_when_no_turn_comes(ask, app):
-    app.state.calls.kept.idle_seconds = 0.05
+    app.state.runtime.kept.idle_seconds = 0.05
     name = (await ask(keep=True)).json()["conversation_id"]
     await asyncio.sleep(0.2)
-    assert app.state.calls.admission.taken == 0
+    assert app.state.runtime.admission.taken == 0
     assert (await ask(conversation_id=name)).status_code == 404
-    assert 'personaplex_ended_total{reason="idle"} 1.0' in app.state.calls.metrics.text().decode()
+    assert 'personaplex_ended_total{reason="idle"} 1.0' in app.state.runtime.metrics.text().decode()
 
 
 @pytest.mark.parametrize("how", ["deleted", "idle", "drained", "its last turn"])
 async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, engine, monkeypatch, how):
-    calls = app.state.calls
-    calls.kept.idle_seconds = 0.3 if how == "idle" else 60
+    runtime = app.state.runtime
+    runtime.kept.idle_seconds = 0.3 if how == "idle" else 60
     name = (await ask(keep=True)).json()["conversation_id"]
     began, go_on = threading.Event(), threading.Event()
 
@@ -91,25 +91,25 @@ async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, e
     if how == "deleted":
         assert (await client.delete(f"/v1/conversations/{name}")).status_code == 204
     elif how == "drained":
-        await calls.drain()
+        await runtime.drain()
     elif how == "its last turn":
         assert (await ask(conversation_id=name, keep=False)).status_code == 200
     async with asyncio.timeout(10):
-        await calls.admission.empty.wait()
+        await runtime.admission.empty.wait()
     go_on.set()
     answer = await turn
     assert answer.status_code == 404
     assert "it never was, or it has ended" in answer.json()["detail"]
-    assert calls.admission.taken == 0
+    assert runtime.admission.taken == 0
     assert engine.opened == engine.closed
 
 
 async def test_no_turn_begins_once_it_is_about_to_end(app):
     """As when both are due in the same pass of the event loop."""
-    kept = app.state.calls.kept.new(Persona("NATF0", ""), SAMPLING, None)
+    kept = app.state.runtime.kept.new(Persona("NATF0", ""), SAMPLING, None)
     async with kept.turn():
         pass
-    ending = asyncio.create_task(app.state.calls.kept.end_waiting())
+    ending = asyncio.create_task(app.state.runtime.kept.end_waiting())
     await asyncio.sleep(0)
     with pytest.raises(UnknownConversation):
         async with kept.turn():
@@ -118,7 +118,7 @@ async def test_no_turn_begins_once_it_is_about_to_end(app):
 
 
 async def test_each_turn_has_an_rtf_and_only_the_first_a_time_to_first_audio(ask, client, app):
-    count = app.state.calls.metrics.registry.get_sample_value
+    count = app.state.runtime.metrics.registry.get_sample_value
     name = (await ask(keep=True)).json()["conversation_id"]
     for turn in range(1, 4):
         assert count("personaplex_rtf_count") == turn - 1
@@ -154,14 +154,14 @@ async def test_a_failure_ends_it_and_frees_the_slot(ask, engine, app):
     assert (await ask(conversation_id=name)).status_code == 503
     engine.down = False
     assert (await ask(conversation_id=name)).status_code == 404
-    assert app.state.calls.admission.taken == 0
+    assert app.state.runtime.admission.taken == 0
 
 
 async def test_a_refused_first_turn_leaves_nothing(ask, app):
     kept = [(await ask(keep=True)).json()["conversation_id"] for _ in range(2)]
     assert len(kept) == 2
     assert (await ask(keep=True)).status_code == 503
-    assert app.state.calls.admission.taken == 2
+    assert app.state.runtime.admission.taken == 2
 
 
 async def test_a_streamed_answer_names_its_conversation(client, recording, app):
@@ -170,4 +170,4 @@ async def test_a_streamed_answer_names_its_conversation(client, recording, app):
     answer = await client.post("/v1/respond", files=files, data=form)
     name = answer.headers["x-personaplex-conversation"]
     assert (await client.delete(f"/v1/conversations/{name}")).status_code == 204
-    assert app.state.calls.admission.taken == 0
+    assert app.state.runtime.admission.taken == 0

@@ -15,7 +15,7 @@ from onnxruntime.capi import build_and_package_info
 from gateway.cli import checks
 from gateway.cli.checks import GIB, MIB, Status
 from gateway.manifest import Manifest
-from gateway.triton import TritonInstallation, TritonNotInstalledError
+from gateway.triton_server import TritonInstallation, TritonNotInstalledError
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -22,8 +22,8 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tables_tell_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    asked = ("--columns", 3, "--layers", 2, "--json", figures)
+    stats = tmp_path / "figures.json"
+    asked = ("--columns", 3, "--layers", 2, "--json", stats)
     outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, *asked)
     assert (outcome.code, outcome.err) == (0, "")
     heading = "models variant KV disk host RAM per slot device ms/frame RTF hidden cosine"
@@ -34,7 +34,7 @@ def test_tables_tell_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_p
     assert ["0", "0.0000"] in lines
     assert "3 frames after a prompt of" in outcome.out
 
-    told = json.loads(figures.read_text())
+    told = json.loads(stats.read_text())
     assert told["parameters"]["audio"] == "synthetic speech, seed 0"
     assert told["parameters"]["voice"] == "NATF0"
     assert told["parameters"]["frames"] == 3

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from gateway.triton import TritonServer
+from gateway.triton_server import TritonServer
 from tests.gateway.cli.conftest import Outcome
 
 DATA = Path(__file__).parents[2] / "data"

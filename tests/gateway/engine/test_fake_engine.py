@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.conversation.engine import Draw
+from gateway.engine.backend import Draw
 from gateway.engine.fake import FakeEngine, FakeSession
 from gateway.manifest import Manifest
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
 from gateway.api.grpc.server import GrpcServer
-from gateway.calls import Calls
 from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
-from gateway.metrics import Metrics
+from gateway.session.runtime import Runtime
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 
 FRAME = 1920
 
@@ -33,20 +33,20 @@ def settings(models: Path) -> Settings:
 
 
 @pytest.fixture
-def calls(settings: Settings, manifest: Manifest, engine: FakeEngine) -> Calls:
-    return Calls(settings, manifest, engine, Metrics(manifest.slots))
+def runtime(settings: Settings, manifest: Manifest, engine: FakeEngine) -> Runtime:
+    return Runtime(settings, manifest, engine, Metrics(manifest.slots))
 
 
 @pytest.fixture
-async def server(calls: Calls) -> AsyncIterator[GrpcServer]:
+async def server(runtime: Runtime) -> AsyncIterator[GrpcServer]:
     """A running server; at its end every slot is free again and every session closed."""
-    server = GrpcServer(calls)
+    server = GrpcServer(runtime)
     await server.start("127.0.0.1", 0)
     yield server
     await server.stop()
-    await calls.close()
-    assert calls.admission.taken == 0
-    assert calls.engine.opened == calls.engine.closed
+    await runtime.close()
+    assert runtime.admission.taken == 0
+    assert runtime.engine.opened == runtime.engine.closed
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1.personaplex_pb2_grpc import PersonaPlexStub
 from gateway.audio.opus import OpusDecoder, OpusEncoder
 from gateway.audio.stream import to_bytes
-from gateway.conversation.respond import split
+from gateway.session.recorded import split
 from gateway.settings import Settings
 from tests.gateway.grpc.conftest import END, FRAME, audio, heard, noise, pieces, start
 
@@ -139,7 +139,7 @@ async def test_it_answers_one_step_ahead(stub):
     call.cancel()
 
 
-async def test_silence_fills_gaps_where_that_was_chosen(talk_open, calls):
+async def test_silence_fills_gaps_where_that_was_chosen(talk_open, runtime):
     call = await talk_open(start(on_gap=pb.ON_GAP_SILENCE))
     indexes = []
     while len(indexes) < 4:
@@ -193,13 +193,13 @@ class TestLimits:
         assert said.ended.reason == pb.END_REASON_MAX_DURATION
         assert said.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
-    async def test_no_first_message(self, stub, calls):
+    async def test_no_first_message(self, stub, runtime):
         call = stub.Converse()
         said = await heard(call)
         assert said.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert said.trailing["personaplex-problem"] == "handshake-timeout"
         assert said.kinds == []
-        assert calls.admission.taken == 0
+        assert runtime.admission.taken == 0
 
     async def test_a_message_that_is_too_long(self, talk):
         said = await talk([start(), audio(bytes(10_002))], done=False)
@@ -207,8 +207,8 @@ class TestLimits:
         assert said.trailing["personaplex-problem"] == "payload-too-large"
         assert said.ended.reason == pb.END_REASON_ERROR
 
-    async def test_a_caller_who_does_not_read_is_cut_off(self, server, calls):
-        calls.settings.max_message_bytes = 2**20
+    async def test_a_caller_who_does_not_read_is_cut_off(self, server, runtime):
+        runtime.settings.max_message_bytes = 2**20
         # A client whose transport takes no more than its window, as one that is stuck would.
         options = [("grpc.http2.bdp_probe", 0)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
@@ -216,16 +216,16 @@ class TestLimits:
             await call.write(start(format=pb.AUDIO_FORMAT_PCM_F32LE))
             await call.write(audio(bytes(40 * 7680)))
             async with asyncio.timeout(5):
-                await calls.admission.empty.wait()
-            assert 'personaplex_ended_total{reason="slow_client"} 1.0' in calls.metrics.text().decode()
+                await runtime.admission.empty.wait()
+            assert 'personaplex_ended_total{reason="slow_client"} 1.0' in runtime.metrics.text().decode()
             said = await heard(call)
             assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert said.trailing["personaplex-reason"] == "slow_client"
 
 
-async def test_a_caller_who_sends_ahead_is_held_back(stub, engine, calls):
+async def test_a_caller_who_sends_ahead_is_held_back(stub, engine, runtime):
     """Back-pressure: what is not heard yet stays with the caller, and nothing is dropped."""
-    calls.settings.live_speed = 1.0
+    runtime.settings.live_speed = 1.0
     call = stub.Converse()
     await call.write(start())
     sent = 0
@@ -236,27 +236,27 @@ async def test_a_caller_who_sends_ahead_is_held_back(stub, engine, calls):
                 sent += 10
     # What fits the inbox and the transport's buffers, and what was heard meanwhile.
     assert sent < 250
-    assert calls.metrics.registry.get_sample_value("personaplex_dropped_frames_total") == 0
+    assert runtime.metrics.registry.get_sample_value("personaplex_dropped_frames_total") == 0
     call.cancel()
 
 
-async def test_a_caller_who_hangs_up_frees_the_slot(talk_open, calls):
+async def test_a_caller_who_hangs_up_frees_the_slot(talk_open, runtime):
     call = await talk_open(start(), audio(bytes(3840)))
-    assert calls.admission.taken == 1
+    assert runtime.admission.taken == 1
     call.cancel()
     async with asyncio.timeout(2):
-        await calls.admission.empty.wait()
-    assert 'personaplex_ended_total{reason="disconnected"} 1.0' in calls.metrics.text().decode()
+        await runtime.admission.empty.wait()
+    assert 'personaplex_ended_total{reason="disconnected"} 1.0' in runtime.metrics.text().decode()
 
 
-async def test_a_connection_that_is_lost_frees_the_slot(server, calls):
+async def test_a_connection_that_is_lost_frees_the_slot(server, runtime):
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
     call = PersonaPlexStub(channel).Converse()
     await call.write(start())
     await call.read()
     await channel.close()
     async with asyncio.timeout(2):
-        await calls.admission.empty.wait()
+        await runtime.admission.empty.wait()
 
 
 class TestHalfOpen:
@@ -267,7 +267,7 @@ class TestHalfOpen:
         monkeypatch.setattr("gateway.api.grpc.server.KEEPALIVE_MS", 500)
         return Settings(models=models)
 
-    async def test_it_is_noticed_and_the_slot_freed(self, server, calls):
+    async def test_it_is_noticed_and_the_slot_freed(self, server, runtime):
         swallow = asyncio.Event()
 
         async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -287,8 +287,8 @@ class TestHalfOpen:
         assert (await call.read()).WhichOneof("message") == "ready"
         swallow.set()
         async with asyncio.timeout(5):
-            await calls.admission.empty.wait()
-        assert 'personaplex_ended_total{reason="disconnected"} 1.0' in calls.metrics.text().decode()
+            await runtime.admission.empty.wait()
+        assert 'personaplex_ended_total{reason="disconnected"} 1.0' in runtime.metrics.text().decode()
         call.cancel()
         await channel.close()
         proxy.close()

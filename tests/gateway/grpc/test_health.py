@@ -20,14 +20,14 @@ def health(channel):
 
 
 @pytest.mark.parametrize("service", ["", "personaplex.v1.PersonaPlex"])
-async def test_it_serves_when_the_models_are_ready_and_no_drain_has_begun(health, engine, calls, service):
+async def test_it_serves_when_the_models_are_ready_and_no_drain_has_begun(health, engine, runtime, service):
     request = health_pb2.HealthCheckRequest(service=service)
     assert (await health.Check(request)).status == SERVING
     engine.down = True
     assert (await health.Check(request)).status == NOT_SERVING
     engine.down = False
     assert (await health.Check(request)).status == SERVING
-    calls.begin_drain()
+    runtime.begin_drain()
     assert (await health.Check(request)).status == NOT_SERVING
 
 
@@ -40,7 +40,7 @@ async def test_a_service_there_is_not(health):
     watch.cancel()
 
 
-async def test_watchers_are_told_of_every_change(health, engine, calls):
+async def test_watchers_are_told_of_every_change(health, engine, runtime):
     watch = health.Watch(health_pb2.HealthCheckRequest())
     async with asyncio.timeout(10):
         assert (await watch.read()).status == SERVING
@@ -48,7 +48,7 @@ async def test_watchers_are_told_of_every_change(health, engine, calls):
         assert (await watch.read()).status == NOT_SERVING
         engine.down = False
         assert (await watch.read()).status == SERVING
-        calls.begin_drain()
+        runtime.begin_drain()
         assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
 

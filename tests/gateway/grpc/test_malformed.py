@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.server import SERVICE, GrpcServer
 from gateway.audio.opus import OpusEncoder
-from gateway.calls import Calls
 from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
-from gateway.metrics import Metrics
+from gateway.session.runtime import Runtime
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.gateway.grpc.conftest import END, audio, heard, start
 
 Code = grpc.StatusCode
@@ -50,7 +50,7 @@ NAN = struct.pack("<f", float("nan")) * 1920
         (start(sampling=pb.Sampling(seed=-1)), "seed"),
     ],
 )
-async def test_a_bad_beginning_is_refused_before_anything_is_taken(talk, calls, engine, first, field):
+async def test_a_bad_beginning_is_refused_before_anything_is_taken(talk, runtime, engine, first, field):
     said = await talk([] if first is None else [first], done=first is None)
     assert (said.code, said.kinds) == (Code.INVALID_ARGUMENT, [])
     assert said.trailing["personaplex-field"] == field
@@ -80,7 +80,7 @@ async def test_what_cannot_be_heard_ends_the_call(talk, fields, then, problem):
     assert said.trailing["personaplex-problem"] == problem
 
 
-async def test_bytes_that_are_no_message(channel, calls):
+async def test_bytes_that_are_no_message(channel, runtime):
     raw = channel.stream_stream(f"/{SERVICE}/Converse", response_deserializer=pb.ConverseResponse.FromString)
     first = raw()
     await first.write(b"\xff\xff\xff")
@@ -96,12 +96,12 @@ async def test_bytes_that_are_no_message(channel, calls):
     assert refused.value.details() == "expected a personaplex.v1.RespondRequest, got bytes that are none"
 
 
-async def test_a_message_beyond_the_limit_is_not_even_read(server, calls):
+async def test_a_message_beyond_the_limit_is_not_even_read(server, runtime):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await channel.unary_unary(f"/{SERVICE}/Respond")(bytes(66 * 2**20))
     assert refused.value.code() is Code.RESOURCE_EXHAUSTED
-    assert calls.admission.taken == 0
+    assert runtime.admission.taken == 0
 
 
 async def test_a_method_there_is_not(channel):
@@ -157,7 +157,7 @@ ENDS = {Code.OK, Code.INVALID_ARGUMENT, Code.DEADLINE_EXCEEDED}
 CLIENTS_OWN_ERROR = "Internal error from Core"
 
 
-class Line:
+class WebSocketSession:
     """One server and one client for all cases, in a loop of their own."""
 
     def __init__(self, models: Path) -> None:
@@ -165,8 +165,8 @@ class Line:
         manifest = Manifest.load(models)
         limits = {"live_speed": 0, "handshake_seconds": 2, "idle_seconds": 2, "max_message_bytes": LIMIT}
         self.engine = FakeEngine(manifest)
-        self.calls = Calls(Settings(models=models, **limits), manifest, self.engine, Metrics(manifest.slots))
-        self.server = GrpcServer(self.calls)
+        self.runtime = Runtime(Settings(models=models, **limits), manifest, self.engine, Metrics(manifest.slots))
+        self.server = GrpcServer(self.runtime)
         self.runner.run(self._open())
 
     async def _open(self) -> None:
@@ -189,7 +189,7 @@ class Line:
     async def close(self) -> None:
         await self.channel.close()
         await self.server.stop()
-        await self.calls.close()
+        await self.runtime.close()
 
     async def case(self, messages: list[bytes], goodbye: str) -> None:
         call = self.converse()
@@ -221,8 +221,8 @@ class Line:
 
 
 @pytest.fixture
-def line(models) -> Iterator[Line]:
-    line = Line(models)
+def line(models) -> Iterator[WebSocketSession]:
+    line = WebSocketSession(models)
     yield line
     line.runner.run(line.close())
     line.runner.close()
@@ -237,7 +237,7 @@ def test_no_sequence_of_messages_does_harm(line, messages, goodbye):
         async with asyncio.timeout(10):
             await line.case(messages, goodbye)
         async with asyncio.timeout(5):
-            await line.calls.admission.empty.wait()
+            await line.runtime.admission.empty.wait()
             while line.at_work() > line.tasks or line.engine.opened != line.engine.closed:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 

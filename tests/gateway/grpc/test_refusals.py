@@ -68,10 +68,10 @@ class TestKeys:
         return Settings(models=models, live_speed=0, api_keys=["first-key", "second-key"], key_conversations=1)
 
     @pytest.mark.parametrize("metadata", [None, (("x-api-key", "third-key"),), (("authorization", "Basic first-key"),)])
-    async def test_nobody_gets_in_without_one(self, stub, calls, metadata):
+    async def test_nobody_gets_in_without_one(self, stub, runtime, metadata):
         for code, _ in await refused_everywhere(stub, metadata=metadata):
             assert code is grpc.StatusCode.UNAUTHENTICATED
-        assert calls.admission.taken == 0
+        assert runtime.admission.taken == 0
 
     @pytest.mark.parametrize("metadata", [("x-api-key", "first-key"), ("authorization", "Bearer first-key")])
     async def test_with_one_they_do(self, stub, talk, metadata):
@@ -90,9 +90,9 @@ class TestKeys:
 class TestDraining:
     """Once the server is told to stop."""
 
-    async def test_new_conversations_are_refused_and_those_there_are_go_on(self, stub, calls):
+    async def test_new_conversations_are_refused_and_those_there_are_go_on(self, stub, runtime):
         call = await on_the_line(stub)
-        drain = calls.begin_drain()
+        drain = runtime.begin_drain()
         for code, trailing in await refused_everywhere(stub):
             assert code is grpc.StatusCode.UNAVAILABLE
             assert (trailing["personaplex-problem"], trailing["retry-after"]) == ("draining", "7")
@@ -103,14 +103,14 @@ class TestDraining:
         async with asyncio.timeout(1):
             await drain
 
-    async def test_after_the_drain_time_they_are_ended_with_the_reason(self, stub, calls, engine):
+    async def test_after_the_drain_time_they_are_ended_with_the_reason(self, stub, runtime, engine):
         engine.delay = 0.005
         call = await on_the_line(stub)
         answer = asyncio.ensure_future(stub.Respond(pb.RespondRequest(audio=QUESTION.audio, max_steps=400)))
         await asyncio.sleep(0.1)
-        calls.settings.drain_seconds = 0.2
+        runtime.settings.drain_seconds = 0.2
         began = monotonic()
-        calls.begin_drain()
+        runtime.begin_drain()
         said = await heard(call)
         assert 0.2 <= monotonic() - began < 1
         assert said.ended.reason == pb.END_REASON_DRAINED
@@ -118,6 +118,6 @@ class TestDraining:
         with pytest.raises(grpc.aio.AioRpcError) as cut:
             await answer
         assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
-        await calls.drain()
-        text = calls.metrics.text().decode()
+        await runtime.drain()
+        text = runtime.metrics.text().decode()
         assert 'personaplex_ended_total{reason="drained"} 2.0' in text

@@ -93,28 +93,28 @@ async def test_what_is_wrong_is_named(stub, method, fields, field):
     assert dict(refused.value.trailing_metadata())["personaplex-field"] == field
 
 
-async def test_a_voice_from_a_recording_is_the_operators_to_allow(stub, calls):
+async def test_a_voice_from_a_recording_is_the_operators_to_allow(stub, runtime):
     request = pb.RespondRequest(audio=QUESTION, voice_audio=wav(noise(10), 24_000), max_steps=3)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.Respond(request)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    calls.settings.allow_voice_audio = True
+    runtime.settings.allow_voice_audio = True
     assert (await stub.Respond(request)).voice == "voice_audio"
 
 
 @pytest.mark.parametrize("method", ["Respond", "RespondStream"])
-async def test_a_caller_who_hangs_up_frees_the_slot(stub, engine, calls, method):
+async def test_a_caller_who_hangs_up_frees_the_slot(stub, engine, runtime, method):
     engine.delay = 0.01
     call = getattr(stub, method)(pb.RespondRequest(audio=QUESTION, max_steps=400))
     await asyncio.sleep(0.2)
-    assert calls.admission.taken == 1
+    assert runtime.admission.taken == 1
     call.cancel()
     async with asyncio.timeout(2):
-        await calls.admission.empty.wait()
+        await runtime.admission.empty.wait()
 
 
-async def test_an_answer_nobody_reads_is_given_up(server, calls):
-    calls.settings.idle_seconds = 0.2
+async def test_an_answer_nobody_reads_is_given_up(server, runtime):
+    runtime.settings.idle_seconds = 0.2
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.http2.bdp_probe", 0)]) as channel:
         method = channel.unary_stream(
             "/personaplex.v1.PersonaPlex/RespondStream",
@@ -124,7 +124,7 @@ async def test_an_answer_nobody_reads_is_given_up(server, calls):
         call = method(pb.RespondRequest(audio=QUESTION, max_steps=100))
         await call.read()
         async with asyncio.timeout(5):
-            await calls.admission.empty.wait()
+            await runtime.admission.empty.wait()
         with pytest.raises(grpc.aio.AioRpcError) as ended:  # noqa: PT012
             while await call.read() is not grpc.aio.EOF:
                 pass
@@ -132,8 +132,8 @@ async def test_an_answer_nobody_reads_is_given_up(server, calls):
         assert dict(ended.value.trailing_metadata())["personaplex-problem"] == "slow-client"
 
 
-async def test_a_drain_does_not_wait_for_one_who_does_not_read(server, calls):
-    calls.settings.drain_seconds = 0.1
+async def test_a_drain_does_not_wait_for_one_who_does_not_read(server, runtime):
+    runtime.settings.drain_seconds = 0.1
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.http2.bdp_probe", 0)]) as channel:
         method = channel.unary_stream(
             "/personaplex.v1.PersonaPlex/RespondStream",
@@ -143,18 +143,18 @@ async def test_a_drain_does_not_wait_for_one_who_does_not_read(server, calls):
         call = method(pb.RespondRequest(audio=QUESTION, max_steps=400))
         await call.read()
         await asyncio.sleep(0.3)
-        assert calls.admission.taken == 1
-        await calls.drain()
-        assert calls.admission.taken == 0
+        assert runtime.admission.taken == 1
+        await runtime.drain()
+        assert runtime.admission.taken == 0
 
 
-async def test_failures_say_no_more_than_callers_may_know(stub, calls, engine, monkeypatch):
+async def test_failures_say_no_more_than_callers_may_know(stub, runtime, engine, monkeypatch):
     engine.down = True
     with pytest.raises(grpc.aio.AioRpcError) as gone:
         await stub.Respond(pb.RespondRequest(audio=QUESTION, max_steps=3))
     assert gone.value.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(gone.value.trailing_metadata())["retry-after"] == "7"
-    monkeypatch.setattr(calls, "open", None)
+    monkeypatch.setattr(runtime, "open", None)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await stub.Respond(pb.RespondRequest(audio=QUESTION, max_steps=3))
     assert failed.value.code() is grpc.StatusCode.INTERNAL

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gateway.conversation.persona import preset_of_codes
 from gateway.manifest import Manifest
+from gateway.session.persona import preset_of_codes
 from gateway.voices.preset import VoicePreset
 
 

@@ -1,0 +1,157 @@
+"""uvicorn's WebSocket protocol, made fit for calls: cheap whole frames, patient pings, and an end that is an end.
+
+What it adds to uvicorn's, whose base (the websockets library without its I/O) it keeps for all but the common case:
+
+* Unfragmented binary messages in and out, a call's audio, are framed here, for half the time.
+* A caller who sends ahead of time is not read for a while, nor is their pong: no reason to hang up.
+* The system keeps little of what a caller does not read, so that it is noticed soon; and who does not read does not
+  keep a closed connection open either.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from asyncio import BaseTransport
+from typing import Any, cast
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Opcode
+from websockets.http11 import Request
+from websockets.protocol import OPEN
+
+from gateway.api.rest.disconnect import ABORT
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # not compiled on this platform
+    from websockets.utils import apply_mask
+
+# About a second of audio; Linux doubles it for its own use.
+_SEND_BUFFER = 48_000
+# After our close frame, the other side's must come.
+_CLOSE_S = 5.0
+
+# RFC 6455 section 5.2.
+_FINAL, _MASKED, _LENGTH, _OPCODE = 0x80, 0x80, 0x7F, 0x0F
+_TWO_BYTES, _EIGHT_BYTES = 126, 127
+_WHOLE_BINARY = _FINAL | Opcode.BINARY
+_WHOLE_TEXT = _FINAL | Opcode.TEXT
+
+
+class CallProtocol(WebSocketsSansIOProtocol):
+    """For `uvicorn.Config(ws=...)`; without permessage-deflate, which audio does not gain from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rest = bytearray()
+        self._requested = False
+        self._library_only = bool(self.config.ws_per_message_deflate)
+        self._fragmented = False
+        self._heard = False
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """As uvicorn does, with a small buffer in the system."""
+        super().connection_made(transport)
+        connected: socket.socket | None = transport.get_extra_info("socket")
+        if connected is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+
+    def handle_connect(self, event: Request) -> None:
+        """As uvicorn does, and tells the app how to cut the line."""
+        super().handle_connect(event)
+        if not self.close_sent:
+            cast(dict[str, Any], self.scope["extensions"])[ABORT] = self.transport.abort
+
+    def data_received(self, data: bytes) -> None:
+        """Hands whole frames on; audio straight to the app, all others to the library, which so sees no part of one."""
+        self._heard = True
+        if not self.handshake_complete:
+            # The request; more than that before our answer is for the library to sort out, and what follows.
+            self._library_only = self._library_only or self._requested
+            self._requested = True
+        if self._library_only or not self.handshake_complete:
+            super().data_received(data)
+            return
+        if self._rest:
+            self._rest += data
+            done = self._frames_of(self._rest)
+            del self._rest[:done]
+        else:
+            done = self._frames_of(data)
+            if done < len(data):
+                self._rest += data[done:]
+
+    def _frames_of(self, data: bytes | bytearray) -> int:
+        """Take the whole frames at the beginning of `data`; how many bytes they have."""
+        at, size = 0, len(data)
+        while size - at >= 2:
+            first, second = data[at], data[at + 1]
+            length, body = second & _LENGTH, at + 2
+            if length >= _TWO_BYTES:
+                body += 2 if length == _TWO_BYTES else 8
+                if size < body:
+                    break
+                length = int.from_bytes(data[at + 2 : body], "big")
+            if not second & _MASKED or length > self.config.ws_max_size:
+                # The library says why not, and reads no more.
+                self._library_only = True
+                super().data_received(bytes(data[at:]))
+                return size
+            end = body + 4 + length
+            if size < end:
+                break
+            if first == _WHOLE_BINARY and not self._fragmented and self.conn.state is OPEN:
+                self.frames = [apply_mask(bytes(data[body + 4 : end]), bytes(data[body : body + 4]))]
+                self.curr_msg_data_type = "bytes"
+                self.send_receive_event_to_app()
+            else:
+                if first & _OPCODE <= Opcode.BINARY:
+                    self._fragmented = not first & _FINAL
+                super().data_received(bytes(data[at:end]))
+            at = end
+        return at
+
+    async def send(self, message: Any) -> None:
+        """As uvicorn does; messages of an open call without a detour."""
+        if message["type"] == "websocket.send" and self._may_send():
+            data, first = message.get("bytes"), _WHOLE_BINARY
+            if data is None:
+                data, first = message["text"].encode(), _WHOLE_TEXT
+            size = len(data)
+            if size < _TWO_BYTES:
+                head = bytes((first, size))
+            elif size < 1 << 16:
+                head = struct.pack("!BBH", first, _TWO_BYTES, size)
+            else:
+                head = struct.pack("!BBQ", first, _EIGHT_BYTES, size)
+            self.transport.write(head + data)
+            return
+        await super().send(message)
+        if message["type"] == "websocket.close" and self.close_timer is not None:
+            self.close_timer.cancel()
+            self.close_timer = self.loop.call_later(_CLOSE_S, self.transport.abort)
+
+    def _may_send(self) -> bool:
+        return (
+            self.writable.is_set()
+            and self.handshake_complete
+            and not self.close_sent
+            and not self.disconnected
+            and self.conn.state is OPEN
+            and not self.config.ws_per_message_deflate
+        )
+
+    def send_keepalive_ping(self) -> None:
+        """As uvicorn does."""
+        self._heard = False
+        super().send_keepalive_ping()
+
+    def keepalive_timeout(self) -> None:
+        """No pong came in time. Anything else that came tells the same, and so does a caller we do not read."""
+        if (self._heard or self.read_paused) and self.ping_timeout is not None:
+            self._heard = False
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+        self.transport.abort()

@@ -1,1 +1,0 @@
-"""The heart: token grid with delays, persona prefix, frame loop. No network: it talks to an `Engine`."""

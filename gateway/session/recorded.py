@@ -1,0 +1,79 @@
+"""A whole recording answered frame by frame: who stops when, and what is fed once the user has spoken."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from gateway.engine.backend import Floats, Tokens
+from gateway.engine.conversation import AgentFrame, Conversation
+from gateway.manifest import Manifest
+from gateway.session.tokenizer import EPAD
+
+# Frames an answer may go on after the user's recording when no `max_steps` is given: 20 s.
+AFTER_USER = 250
+# An agent that says nothing for 2 s after the user's end has finished.
+SILENCE_SECONDS = 2.0
+# A frame is silent if its text token is padding and its level is below -50 dB of full scale.
+SILENT_RMS = 10 ** (-50 / 20)
+
+
+def split(pcm: Floats, frame_size: int) -> Floats:
+    """pcm [T] -> frames [ceil(T / frame_size), frame_size], the last one padded with zeros."""
+    count = -(-len(pcm) // frame_size)
+    frames = np.zeros((count, frame_size), np.float32)
+    frames.reshape(-1)[: len(pcm)] = pcm
+    return frames
+
+
+class Reply:
+    """The answer to one recording.
+
+    With `max_steps` exactly that many frames are made; otherwise the input's frames + AFTER_USER, or fewer if the
+    agent falls silent after the user's end. Silence is fed once the recording is over.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        pcm: Floats,
+        manifest: Manifest,
+        max_steps: int | None,
+        limit: int | None = None,
+    ) -> None:
+        """`pcm` [T] float32 at 24 kHz. `limit`: frames at most when there is no `max_steps`."""
+        self._conversation = conversation
+        self._user = split(pcm, manifest.frame_size)
+        self._nothing = np.zeros(manifest.frame_size, np.float32)
+        self._padding = (EPAD, manifest.text_padding_id)
+        self._patience = round(SILENCE_SECONDS * manifest.frame_rate)
+        self._may_stop = max_steps is None
+        natural = len(self._user) + AFTER_USER
+        self.max_steps = max_steps or min(natural, limit or natural)
+        self.user_codes: list[Tokens] = []
+        """The user's codes [8] per output frame; complete when `frames` has ended."""
+
+    async def frames(self) -> AsyncIterator[AgentFrame]:
+        """Yield the agent's frames as they are made: from frame 0, or from where an earlier turn ended."""
+        conversation = self._conversation
+        frame = await (conversation.resume() if conversation.started else conversation.start())
+        begin = frame.index
+        silent = 0
+        while True:
+            yield frame
+            silent = silent + 1 if frame.index - begin >= len(self._user) and self._is_silent(frame) else 0
+            if frame.index - begin + 1 == self.max_steps or (self._may_stop and silent >= self._patience):
+                break
+            frame = await conversation.hear(self._user_frame(frame.index - begin))
+            if frame.heard is not None:
+                self.user_codes.append(frame.heard)
+        # The last output frame needed nothing of the user frame beside it; its codes are reported all the same, and
+        # are what a next turn begins with.
+        self.user_codes.append(await conversation.listen(self._user_frame(frame.index - begin)))
+
+    def _user_frame(self, index: int) -> Floats:
+        return self._user[index] if index < len(self._user) else self._nothing
+
+    def _is_silent(self, frame: AgentFrame) -> bool:
+        return frame.text_token in self._padding and float(np.sqrt(np.mean(frame.pcm**2))) < SILENT_RMS

@@ -1,0 +1,19 @@
+"""The embedded Triton server: found in the wheel, started, watched, stopped."""
+
+from __future__ import annotations
+
+from gateway.triton_server.errors import TritonError, TritonNotInstalledError, TritonStartError
+from gateway.triton_server.installation import TritonInstallation
+from gateway.triton_server.options import TritonOptions
+from gateway.triton_server.server import TritonServer
+from gateway.triton_server.supervisor import TritonSupervisor
+
+__all__ = [
+    "TritonError",
+    "TritonInstallation",
+    "TritonNotInstalledError",
+    "TritonOptions",
+    "TritonServer",
+    "TritonStartError",
+    "TritonSupervisor",
+]

@@ -1,0 +1,279 @@
+"""One embedded tritonserver as an object: start, ready, alive, stop, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import psutil
+
+from gateway.triton_server import guard
+from gateway.triton_server.errors import TritonStartError
+from gateway.triton_server.installation import TritonInstallation
+from gateway.triton_server.options import LOOPBACK, TritonOptions
+from gateway.triton_server.probe import is_ready, listens
+
+# Another process may take a port between our choosing it and Triton's binding it.
+PORT_ATTEMPTS = 5
+LOG_LINES = 200
+POLL_S = 0.05
+
+_log = logging.getLogger("personaplex.triton")
+_LEVELS = {"I": logging.DEBUG, "W": logging.INFO, "E": logging.ERROR, "F": logging.ERROR}
+_NO_GPU = "CudaDriverHelper has not been initialized"  # logged as an error on every machine without a GPU
+_LOG_LINE = re.compile(r"^([IWEF])\d{4} \d\d:\d\d:\d\d")
+
+
+class TritonServer:
+    """A tritonserver that serves one model repository on free loopback ports; started once, stopped once.
+
+    Use it as a context manager, plain or async:
+
+        with TritonServer(models / "triton") as server:
+            channel = grpc.insecure_channel(server.grpc_url)
+
+    A guard process stands between us and the server, so that server and stubs go when this process does.
+
+    Args:
+        model_repository: the folder with one folder per model.
+        options: flags; ports that are 0 are chosen at the start.
+        environment: variables for server and models on top of this process's own.
+        installation: where the binary lies; the running environment's wheel by default.
+    """
+
+    def __init__(
+        self,
+        model_repository: Path,
+        options: TritonOptions | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        installation: TritonInstallation | None = None,
+    ) -> None:
+        self.model_repository = model_repository
+        self.options = options or TritonOptions()
+        self._environment = dict(environment or {})
+        self._installation = installation
+        self._guard: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._folder = Path()
+        self._shm_prefix = ""
+
+    @property
+    def http_url(self) -> str:
+        """host:port of the HTTP service, which the gateway calls; known once started."""
+        return f"{LOOPBACK}:{self.options.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of the gRPC service; known once started."""
+        return f"{LOOPBACK}:{self.options.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str | None:
+        """URL of Triton's own Prometheus page, None where switched off."""
+        port = self.options.metrics_port
+        return None if port is None else f"http://{LOOPBACK}:{port}/metrics"
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """The last lines the server and its models wrote, oldest first."""
+        return tuple(self._lines)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The server's exit status (128 + N after signal N), None while it runs."""
+        return self._guard.poll() if self._guard else None
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._guard is not None and self._guard.poll() is None
+
+    def start(self, timeout: float = 900.0, abandoned: threading.Event | None = None) -> None:
+        """Starts the server and waits until every model is ready and every port listens.
+
+        Args:
+            timeout: seconds; a real checkpoint takes minutes to read.
+            abandoned: set from another thread to give up waiting.
+
+        Raises:
+            TritonNotInstalledError: a part of the embedded server is missing.
+            TritonStartError: it ended by itself or was not ready in time; nothing of it is left.
+        """
+        installation = self._installation or TritonInstallation.find()
+        chosen = self.options
+        attempts = PORT_ATTEMPTS if 0 in (chosen.http_port, chosen.grpc_port, chosen.metrics_port) else 1
+        while True:
+            attempts -= 1
+            self.options = chosen.with_free_ports()
+            self._launch(installation)
+            try:
+                return self._wait_ready(time.monotonic() + timeout, abandoned or threading.Event())
+            except BaseException as error:
+                self.stop(now=True)
+                if attempts and isinstance(error, TritonStartError) and _port_taken(error):
+                    continue
+                raise
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits up to `timeout` seconds for the server to end; whether it has."""
+        if self._guard is None:
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(timeout)
+        return not self.alive()
+
+    def stop(self, *, now: bool = False) -> None:
+        """SIGTERM, a bounded wait, then SIGKILL for whatever is left; may be called again.
+
+        Args:
+            now: skip the wait.
+        """
+        if self._guard is None:
+            return
+        if self.alive():
+            self._guard.send_signal(signal.SIGUSR1 if now else signal.SIGTERM)
+        if not self.wait(_grace(self.options) + 2 * guard.KILL_WAIT_S):
+            self._guard.kill()
+            self._guard.wait()
+        if self._guard.returncode < 0:
+            self._sweep()
+        if self._guard.stdin:
+            self._guard.stdin.close()
+        if self._reader:
+            self._reader.join(timeout=1.0)
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> TritonServer:
+        abandoned = threading.Event()
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start, abandoned=abandoned))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            abandoned.set()
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self.stop, now=True)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _launch(self, installation: TritonInstallation) -> None:
+        self._lines.clear()
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="personaplex-triton-"))
+        try:
+            self._launch_in(folder, installation)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _launch_in(self, folder: Path, installation: TritonInstallation) -> None:
+        shm_prefix = self._shm_prefix = f"personaplex_{os.getpid()}_{secrets.token_hex(4)}_"
+        _link_python_backend(installation, folder / "backends" / "python")
+        command = self.options.argv(installation.binary, self.model_repository, folder / "backends", shm_prefix)
+        self._guard = subprocess.Popen(  # noqa: S603 - our own file, and a command line of our making
+            [sys.executable, "-IS", guard.__file__, str(_grace(self.options)), str(folder), shm_prefix, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=installation.environment({**os.environ, **self._environment}),
+            text=True,
+            errors="replace",
+            # A Ctrl-C at the terminal is for the gateway, which ends conversations before it stops the server.
+            start_new_session=True,
+        )
+        assert self._guard.stdout is not None  # noqa: S101 - for the type checker
+        self._reader = threading.Thread(
+            target=self._read_log, args=(self._guard.stdout,), name="triton-log", daemon=True
+        )
+        self._reader.start()
+
+    def _sweep(self) -> None:
+        """Does the guard's last duty where the guard itself was killed: server and stubs carry the prefix in argv."""
+        for process in psutil.process_iter(["cmdline"]):
+            if any(self._shm_prefix in argument for argument in process.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        guard.remove_traces(self._folder, self._shm_prefix)
+
+    def _read_log(self, stream: IO[str]) -> None:
+        for line in stream:
+            text = line.rstrip()
+            if text:
+                self._lines.append(text)
+                match = _LOG_LINE.match(text)
+                level = _LEVELS[match[1]] if match and _NO_GPU not in text else logging.DEBUG
+                _log.log(level, "%s", text)
+
+    def _wait_ready(self, deadline: float, abandoned: threading.Event) -> None:
+        while True:
+            if not self.alive():
+                if self._reader:
+                    self._reader.join(timeout=1.0)
+                raise TritonStartError(f"Triton ended while starting: {_reason(self.log)}", self.log)
+            if self._serves():
+                return
+            if time.monotonic() > deadline:
+                raise TritonStartError("Triton was not ready in time", self.log)
+            if abandoned.wait(POLL_S):
+                raise TritonStartError("the start of Triton was given up", self.log)
+
+    def _serves(self) -> bool:
+        # The models are ready first; then Triton opens its ports one after another.
+        others = (self.options.grpc_port, self.options.metrics_port)
+        return is_ready(self.http_url) and all(listens(LOOPBACK, port) for port in others if port is not None)
+
+
+def _grace(options: TritonOptions) -> float:
+    """Seconds between SIGTERM and SIGKILL: what Triton gives its open sequences, and a little to unload."""
+    return options.exit_timeout + 5.0
+
+
+def _link_python_backend(installation: TritonInstallation, folder: Path) -> None:
+    """A backend folder with the stub of this Python's minor version in it, which Triton prefers to its own."""
+    folder.mkdir(parents=True)
+    for part in installation.python_backend.iterdir():
+        (folder / part.name).symlink_to(part)
+    stub = folder / installation.stub.name
+    stub.unlink(missing_ok=True)
+    stub.symlink_to(installation.stub)
+
+
+def _port_taken(error: TritonStartError) -> bool:
+    return any("already in use" in line.lower() for line in error.log)
+
+
+def _reason(log: tuple[str, ...]) -> str:
+    """The line most likely to say why: the first model that failed, else the last error, else the last line."""
+    failed = [line for line in log if "failed to load '" in line][:1]
+    errors = [line for line in log if line.startswith(("E", "F", "error:", "cannot run"))]
+    line = (failed or errors or [*log] or ["it wrote nothing"])[-1]
+    # Triton quotes its messages and writes the line breaks of a traceback as backslash and n.
+    return line.split("] ", 1)[-1].split("\\n", 1)[0].strip('"')

@@ -1,0 +1,153 @@
+"""Personas that are prefilled before anybody calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.app import create_app
+from gateway.engine.fake import FakeEngine
+from gateway.errors import GatewayError, UnknownSystemPrompt, UnknownVoice
+from gateway.manifest import Manifest
+from gateway.session import warmup as warm
+from gateway.session.persona import SYSTEM_PROMPTS, prefix_of_preset
+from gateway.session.runtime import Runtime
+from gateway.session.tokenizer import Tokenizer
+from gateway.session.warmup import prefix_of
+from gateway.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "_LOOK_S", 0.005)
+
+
+@asynccontextmanager
+async def running(manifest: Manifest, engine: FakeEngine, *params: str) -> AsyncIterator[Runtime]:
+    app = create_app(Settings(warm=list(params), grpc_port=-1), engine, manifest)
+    async with app.router.lifespan_context(app):
+        yield app.state.runtime
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (there is nothing to be told by)
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("wish", "text"),
+    [
+        ("NATM1", SYSTEM_PROMPTS["assistant"]),
+        ("NATM1:teacher", SYSTEM_PROMPTS["teacher"]),
+        ("NATM1:You are Ana: a baker.", "You are Ana: a baker."),
+        ("NATM1:", ""),
+    ],
+)
+def test_a_wish_is_a_voice_and_a_prompt_by_name_or_by_text(
+    manifest: Manifest, tokenizer: Tokenizer, wish: str, text: str
+):
+    prefix = prefix_of(wish, manifest, tokenizer)
+    expected = prefix_of_preset(manifest.load_voice("NATM1"), tokenizer.encode_prompt(text), manifest)
+    assert np.array_equal(prefix.columns, expected.columns)
+    assert np.array_equal(prefix.embeddings, expected.embeddings)
+
+
+@pytest.mark.parametrize(("wish", "error"), [("NATX:teacher", UnknownVoice), ("NATF0:teachr", UnknownSystemPrompt)])
+def test_what_there_is_not_cannot_be_wished_for(manifest: Manifest, engine: FakeEngine, wish: str, error: type):
+    with pytest.raises(error, match="there are: "):
+        create_app(Settings(warm=[wish]), engine, manifest)
+
+
+def test_a_prompt_that_is_too_long_cannot_be_wished_for(manifest: Manifest, engine: FakeEngine):
+    with pytest.raises(GatewayError, match="more than the model's context"):
+        create_app(Settings(warm=["NATF0:" + "far too long " * 200]), engine, manifest)
+
+
+async def test_it_is_ready_once_every_persona_was_prefilled(manifest: Manifest, engine: FakeEngine):
+    engine.delay = 0.02
+    async with running(manifest, engine, "NATF0", "NATM1:teacher") as runtime:
+        await until(lambda: len(engine.prefills) == 1)
+        assert not await runtime.warmup.ready()
+        await until(lambda: runtime.warmup._warm)
+        assert await runtime.warmup.ready()
+        # The first one twice, to see that there was room for both.
+        assert (len(engine.prefills), engine.opened, engine.closed) == (3, 3, 3)
+        assert runtime.admission.taken == 0
+
+
+async def test_a_call_with_such_a_persona_finds_its_prefix(manifest: Manifest, engine: FakeEngine):
+    async with running(manifest, engine, "NATF0:teacher") as runtime:
+        await until(lambda: runtime.warmup._warm)
+        prefix = prefix_of("NATF0:teacher", manifest, runtime.tokenizer)
+        draw = engine.draws[-1][1]
+        begun = await engine.open().prefill(prefix.columns, prefix.embeddings, draw)
+        assert begun.cached == prefix.length - 1
+
+
+@pytest.mark.parametrize(("room", "told"), [(2, False), (1, True), (0, True)])
+async def test_personas_that_do_not_all_fit_are_told(
+    manifest: Manifest, engine: FakeEngine, caplog: pytest.LogCaptureFixture, room: int, told: bool
+):
+    engine.remembers = room
+    async with running(manifest, engine, "NATF0", "NATM1:teacher") as runtime:
+        await until(lambda: runtime.warmup._warm)
+        assert ("the models do not remember all 2 personas" in caplog.text) is told
+
+
+async def test_a_first_persona_that_is_gone_tells_nothing_of_the_others(
+    manifest: Manifest, engine: FakeEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    known = warm.prefix_of
+
+    def gone(wish: str, *given: Any):
+        if wish == "NATF0":
+            raise UnknownVoice(wish, [])
+        return known(wish, *given)
+
+    engine.down = True
+    async with running(manifest, engine, "NATF0", "NATM1:teacher") as runtime:
+        monkeypatch.setattr(warm, "prefix_of", gone)
+        engine.down = False
+        await until(lambda: runtime.warmup._warm)
+        assert len(engine.prefills) == 1
+        assert "cannot warm up NATF0" in caplog.text
+        assert "do not remember" not in caplog.text
+
+
+async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, engine: FakeEngine):
+    async with running(manifest, engine, "NATF0") as runtime:
+        await until(lambda: runtime.warmup._warm)
+        engine.down = True
+        await until(lambda: not runtime.warmup._warm)
+        engine.down = False
+        assert not await runtime.warmup.ready()
+        await until(lambda: runtime.warmup._warm)
+        assert len(engine.prefills) == 4
+
+
+async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeEngine):
+    engine.down = True
+    async with running(manifest, engine, "NATF0") as runtime:
+        slots = [runtime.admission.acquire() for _ in range(manifest.slots)]
+        engine.down = False
+        await asyncio.sleep(0.05)
+        assert engine.opened == 0
+        slots[0].release()
+        await until(lambda: runtime.warmup._warm)
+        assert engine.closed == 2
+
+
+async def test_with_nothing_to_prefill_ready_is_what_the_engine_says(manifest: Manifest, engine: FakeEngine):
+    async with running(manifest, engine) as runtime:
+        assert await runtime.warmup.ready()
+        engine.down = True
+        assert not await runtime.warmup.ready()
+        engine.down = False
+        assert await runtime.warmup.ready()
+        assert engine.opened == 0

@@ -1,0 +1,164 @@
+"""The page for Prometheus: read strictly, linted as promtool does, and complete."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.engine.conversation import AgentFrame, StageSeconds
+from gateway.session.events import Reason
+from gateway.telemetry.metrics import Metrics
+
+SLOTS = 3
+SAMPLE = re.compile(r'(?P<name>[a-z][a-z0-9_]*)(?:\{(?P<labels>(?:[a-z_]+="[^"\\\n]*",?)+)\})? (?P<value>\S+)\Z')
+# promlint's lists (prometheus/client_golang, prometheus/testutil/promlint).
+ABBREVIATIONS = {"s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "pb", "m", "h", "d"}
+NON_BASE_UNITS = {
+    *("milliseconds", "microseconds", "nanoseconds", "minutes", "hours", "days", "weeks"),
+    *("kilobytes", "megabytes", "gigabytes", "bits", "percent", "celsius_millis"),
+}
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """After three shared frames: an early one, a late one and the prompt's."""
+    metrics = Metrics(SLOTS)
+    for index, seconds in enumerate((0.3, 0.05, 0.09)):
+        stages = StageSeconds(0.01, 0.02, 0.015, 0.005)
+        metrics.frame(
+            AgentFrame(index, 3, "", np.zeros(8, np.int64), np.zeros(1920, np.float32), None, stages, seconds)
+        )
+        metrics.live_frame(seconds if index else None, late=seconds == 0.09, queued=index)
+        metrics.shared(index + 1)
+    metrics.prefilled(7, 0)
+    metrics.prefilled(0, 30)
+    return metrics
+
+
+@pytest.fixture
+def page(metrics: Metrics) -> str:
+    return metrics.text().decode()
+
+
+def families(page: str) -> dict[str, str]:
+    """Type by name, as declared; fails if a family is declared twice, without HELP, or its samples stand elsewhere."""
+    kinds: dict[str, str] = {}
+    documented: str | None = None
+    current = ""
+    for line in page.splitlines():
+        if line.startswith("# HELP "):
+            _, _, documented, text = line.split(" ", 3)
+            assert text.strip(), line
+        elif line.startswith("# TYPE "):
+            _, _, current, kind = line.split(" ")
+            assert documented == current, f"{current} has no HELP"
+            assert current not in kinds, f"{current} is declared twice"
+            kinds[current] = kind
+        else:
+            found = SAMPLE.match(line)
+            assert found, f"not a sample: {line!r}"
+            float(found["value"])
+            suffixes = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+            allowed = [current + suffix for suffix in suffixes.get(kinds[current], ("",))]
+            assert found["name"] in allowed, f"{found['name']} under {current}"
+    return kinds
+
+
+def test_every_line_belongs_to_a_documented_family(page: str):
+    assert page.endswith("\n")
+    assert len(families(page)) >= 17
+
+
+def test_no_series_is_there_twice(page: str):
+    series = [line.rpartition(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+    assert len(series) == len(set(series))
+
+
+def test_names_follow_the_conventions(page: str):
+    for name, kind in families(page).items():
+        words = name.split("_")
+        assert words[0] == "personaplex"
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert kind != "untyped"
+        assert not {"counter", "gauge", "histogram", "summary"} & set(words), name
+        assert not name.endswith(("_bucket", "_sum", "_count", "_info", "_created")), name
+        assert not ABBREVIATIONS & set(words[1:]), name
+        assert not NON_BASE_UNITS & set(words), name
+
+
+def test_reserved_labels_are_where_they_belong(page: str):
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            assert ("le" in sample.labels) == sample.name.endswith("_bucket")
+            assert not {"quantile", "job", "instance"} & set(sample.labels)
+
+
+def test_buckets_add_up(page: str):
+    for family in text_string_to_metric_families(page):
+        if family.type != "histogram":
+            continue
+        series: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
+        counts = {}
+        for sample in family.samples:
+            key = tuple(sorted((name, value) for name, value in sample.labels.items() if name != "le"))
+            if "le" in sample.labels:
+                series.setdefault(key, []).append((float(sample.labels["le"]), sample.value))
+            elif sample.name.endswith("_count"):
+                counts[key] = sample.value
+        assert set(series) == set(counts)
+        for key, buckets in series.items():
+            bounds, values = zip(*buckets, strict=True)
+            assert list(bounds) == sorted(bounds)
+            assert bounds[-1] == math.inf
+            assert list(values) == sorted(values)
+            assert values[-1] == counts[key]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("personaplex_frames_total", 3),
+        ("personaplex_frame_seconds_count", 2),
+        ("personaplex_frame_seconds_sum", 0.14),
+        ("personaplex_input_to_output_seconds_count", 2),
+        ("personaplex_late_frames_total", 1),
+        ("personaplex_input_queue_frames_sum", 3),
+        ("personaplex_shared_frame_conversations_sum", 6),
+        ("personaplex_shared_frame_conversations_count", 3),
+        ("personaplex_slots", SLOTS),
+        ("personaplex_dropped_frames_total", 0),
+        ("personaplex_gap_frames_total", 0),
+        ("personaplex_prefill_columns_total", 7),
+        ("personaplex_prefill_cached_columns_total", 30),
+        ("personaplex_conversations_active", 0),
+        ("personaplex_setup_seconds_count", 0),
+        ("personaplex_time_to_first_audio_seconds_count", 0),
+        ("personaplex_rtf_count", 0),
+    ],
+)
+def test_what_is_counted(metrics: Metrics, name: str, value: float):
+    assert metrics.registry.get_sample_value(name) == pytest.approx(value)
+
+
+def test_the_prompts_frame_is_no_stage_time(metrics: Metrics):
+    for stage, seconds in (("encode", 0.01), ("temporal", 0.02), ("depformer", 0.015), ("decode", 0.005)):
+        total = metrics.registry.get_sample_value("personaplex_stage_seconds_sum", {"stage": stage})
+        assert total == pytest.approx(2 * seconds)
+
+
+def test_80_ms_is_a_bucket_of_its_own_neighbourhood(page: str):
+    for name in ("personaplex_frame_seconds", "personaplex_input_to_output_seconds"):
+        counts = {edge: f'{name}_bucket{{le="{edge}"}} {count}\n' for edge, count in (("0.08", 1.0), ("0.09", 2.0))}
+        assert all(line in page for line in counts.values())
+
+
+def test_every_reason_has_a_series_before_its_first_event():
+    registry = Metrics(1).registry
+    for reason in Reason:
+        assert registry.get_sample_value("personaplex_ended_total", {"reason": reason.value}) == 0
+    for reason in ("capacity", "key", "draining"):
+        assert registry.get_sample_value("personaplex_refused_total", {"reason": reason}) == 0

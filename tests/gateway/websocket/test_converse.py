@@ -1,0 +1,152 @@
+"""`/v1/converse`: what a well-behaved client sends and sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import soxr
+
+from tests.gateway.websocket.conftest import END, FRAME, Heard, Server, hear, start
+
+
+async def talk(server: Server, first: str, *audio: bytes) -> Heard:
+    """A whole call."""
+    async with server.connect() as client:
+        await client.send(first)
+        for data in audio:
+            await client.send(data)
+        await client.send(END)
+        return await hear(client)
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+async def test_a_call_from_start_to_end(server: Server, noise: Callable[..., Any]) -> None:
+    heard = await talk(server, start(seed=1, voice="NATM1"), (noise(5) * 32767).astype("<i2").tobytes())
+    assert heard.code == 1000
+    assert heard.order[:2] == ["ready", "audio"]
+    assert heard.order[-1] == "ended"
+    ready = heard.one("ready")
+    assert ready["voice"] == "NATM1"
+    assert ready["seed"] == 1
+    assert ready["audio"] == {"format": "pcm_s16le", "sample_rate": 24000}
+    assert ready["frame_size"] == FRAME
+    assert ready["setup_ms"] >= 0
+    assert [len(audio) for audio in heard.audio] == [FRAME * 2] * 6
+    ended = heard.one("ended")
+    assert ended["reason"] == "completed"
+    assert ended["frames"] == 6
+    assert ended["seconds"] == pytest.approx(6 * 0.08)
+    assert ended["dropped_frames"] == 0
+    assert ended["transcript"] == "".join(text["text"] for text in heard.of("text")).strip() != ""
+
+
+async def test_a_frames_text_comes_before_its_audio(server: Server, noise: Callable[..., Any]) -> None:
+    heard = await talk(server, start(seed=1, audio={"format": "pcm_f32le"}), noise(20).tobytes())
+    told = iter(text["index"] for text in heard.of("text"))
+    frame = 0
+    for kind, following in pairwise(heard.order):
+        if kind == "text":
+            assert following == "audio"
+            assert next(told) == frame
+        frame += kind == "audio"
+
+
+@pytest.mark.parametrize("size", [2, 1000, 3840, 100_000])
+async def test_messages_of_any_size_are_answered_as_the_recording_is(
+    server: Server, noise: Callable[..., Any], size: int
+) -> None:
+    pcm = (noise(0.1 if size == 2 else 12.3) * 32767).astype("<i2")
+    params = {"seed": 5, "text_prompt": "You are Ana.", "audio_top_k": 7, "text_temperature": 0.1}
+    heard = await talk(server, start(**params), *pieces(pcm.tobytes(), size))
+    frames = -(-len(pcm) // FRAME) + 1
+    answer = await server.offline(pcm / np.float32(32768), frames, **params)
+    assert len(heard.audio) == answer["frames"] == frames
+    assert np.array_equal(heard.pcm, answer["audio"])
+    assert heard.one("ended")["transcript"] == answer["transcript"]
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+async def test_other_rates_are_resampled(server: Server, noise: Callable[..., Any], rate: int) -> None:
+    pcm = noise(10)
+    first = start(seed=2, audio={"format": "pcm_f32le", "sample_rate": rate})
+    heard = await talk(server, first, *pieces(pcm.tobytes(), 4 * 777))
+    stream = soxr.ResampleStream(rate, 24_000, 1, dtype="float32", quality="HQ")
+    parts = [stream.resample_chunk(pcm[at : at + 777]) for at in range(0, len(pcm), 777)]
+    resampled = np.concatenate([*parts, stream.resample_chunk(pcm[:0], last=True)])
+    frames = -(-len(resampled) // FRAME) + 1
+    answer = await server.offline(resampled, frames, seed=2)
+    assert heard.one("ready")["audio"] == {"format": "pcm_f32le", "sample_rate": 24000}
+    assert np.array_equal((np.clip(heard.pcm, -1, 1) * 32767).astype(np.int16), answer["audio"])
+
+
+async def test_the_same_seed_says_the_same_and_another_another(server: Server, noise: Callable[..., Any]) -> None:
+    one, same, other = [await talk(server, start(seed=seed), bytes(FRAME * 20)) for seed in (3, 3, 4)]
+    assert one.audio == same.audio != other.audio
+
+
+async def test_greedy_takes_no_seed_into_account(server: Server) -> None:
+    one, other = [await talk(server, start(seed=seed, greedy=True), bytes(FRAME * 20)) for seed in (3, 4)]
+    assert one.audio == other.audio
+
+
+async def test_without_wishes_there_are_defaults(server: Server) -> None:
+    heard = await talk(server, start(voice=None, seed=None), bytes(2 * FRAME))
+    ready = heard.one("ready")
+    assert ready["voice"] == "NATF0"
+    assert 0 <= ready["seed"] < 2**53
+
+
+async def test_stats_come_about_once_a_second(server: Server) -> None:
+    heard = await talk(server, start(), bytes(2 * FRAME * 50))
+    stats = heard.of("stats")
+    assert [item["index"] for item in stats] == [12, 24, 37, 49]
+    assert all(item["dropped_frames"] == 0 <= item["queued_ms"] for item in stats)
+    # All but the first frame was sent ahead of its time.
+    assert 0 < stats[0]["latency_ms"] < 80
+    assert all(item["latency_ms"] == 0 for item in stats[1:])
+
+
+async def test_a_call_without_any_audio_is_frame_0_alone(server: Server) -> None:
+    heard = await talk(server, start())
+    assert heard.one("ended")["frames"] == len(heard.audio) == 1
+    assert heard.code == 1000
+
+
+@pytest.mark.parametrize("late", [bytes(2 * FRAME), bytes(3)], ids=["a frame", "half a sample"])
+@pytest.mark.parametrize("rate", [24_000, 8_000])
+async def test_what_comes_after_the_end_is_not_heard(server: Server, rate: int, late: bytes) -> None:
+    async with server.connect() as client:
+        await client.send(start(audio={"sample_rate": rate}))
+        await client.send(bytes(2 * FRAME * 20 * rate // 24_000))
+        await client.send(END)
+        await client.send(late)
+        await client.send(END)
+        heard = await hear(client)
+    assert heard.code == 1000
+    assert heard.one("ended")["frames"] == len(heard.audio) == 21
+
+
+async def test_audio_is_answered_while_the_caller_still_speaks(server: Server) -> None:
+    """Frame u + 1 comes after user frame u and before user frame u + 1."""
+    async with server.connect() as client:
+        await client.send(start())
+        heard = 0
+        for sent in range(8):
+            while heard < sent + 1:
+                heard += isinstance(await client.recv(), bytes)
+            await client.send(bytes(2 * FRAME))
+
+
+async def test_silence_in_place_of_missing_audio(serve: Callable[..., Any]) -> None:
+    async with serve(live_speed=1) as server, server.connect() as client:
+        await client.send(start(on_gap="silence"))
+        frames = 0
+        while frames < 6:
+            frames += isinstance(await client.recv(), bytes)

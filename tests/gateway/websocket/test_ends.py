@@ -1,0 +1,265 @@
+"""How calls are refused and how they end, on both faces: what is told, the close code, and the slot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from time import monotonic, perf_counter, sleep
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from tests.gateway.websocket.conftest import END, FRAME, Server, hear, start
+
+FACES = ["/v1/converse", "/api/chat"]
+
+
+async def last_words(client: ClientConnection) -> tuple[str | None, int | None]:
+    """The error told before the close, and the close code."""
+    error = None
+    try:
+        async with asyncio.timeout(15):
+            while True:
+                message = await client.recv()
+                if isinstance(message, str):
+                    told = json.loads(message)
+                    error = told["message"] if told["type"] == "error" else error
+                elif message[:1] == b"\x05" and client.request is not None and "chat" in client.request.path:
+                    error = message[1:].decode()
+    except ConnectionClosed:
+        return error, client.close_code
+
+
+async def begin(client: ClientConnection) -> None:
+    """Up to the first frame."""
+    assert client.request is not None
+    if "converse" in client.request.path:
+        await client.send(start())
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await client.recv()
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_one_too_many_is_told_so_at_once_and_may_come_back(serve: Callable[..., Any], path: str) -> None:
+    async with serve(slots=1) as server:
+        async with server.connect(path) as first:
+            await begin(first)
+            began = perf_counter()
+            async with server.connect(path) as second:
+                if "converse" in path:
+                    await second.send(start())
+                error, code = await last_words(second)
+            took = perf_counter() - began
+            assert error is not None
+            assert "all 1 conversations are taken" in error
+            assert code == 1013
+            assert took < 0.5
+        await server.until_free()
+        async with server.connect(path) as third:
+            await begin(third)
+        await server.until_free()
+
+
+async def test_who_sees_the_close_may_come_in_at_once(serve: Callable[..., Any]) -> None:
+    """Also where it takes a while to release the models' rows."""
+    async with serve(slots=1, delay=0.02) as server:
+        for _ in range(5):
+            async with server.connect() as client:
+                await client.send(start())
+                await client.send(END)
+                heard = await hear(client)
+            assert heard.code == 1000
+            assert not heard.of("error")
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_a_draining_server_refuses(server: Server, path: str) -> None:
+    server.runtime.draining = True
+    async with server.connect(path) as client:
+        if "converse" in path:
+            await client.send(start())
+        error, code = await last_words(client)
+    assert error is not None
+    assert "shutting down" in error
+    assert code == 1012
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_calls_under_way_are_told_when_the_drain_time_is_over(serve: Callable[..., Any], path: str) -> None:
+    async with serve(drain_seconds=0.2) as server, server.connect(path) as client:
+        await begin(client)
+        draining = asyncio.create_task(server.runtime.drain())
+        await client.send(bytes(2 * FRAME))
+        if "chat" in path:
+            assert await last_words(client) == ("the server is shutting down", 1012)
+        else:
+            heard = await hear(client)
+            assert heard.one("ended")["reason"] == "drained"
+            assert heard.code == 1012
+        await draining
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_an_engine_that_fails_is_told(serve: Callable[..., Any], path: str) -> None:
+    async with serve() as server, server.connect(path) as client:
+        await begin(client)
+        server.engine.down = True
+        if "converse" in path:
+            await client.send(bytes(2 * FRAME))
+        else:
+            for message in chat_audio():
+                await client.send(message)
+        error, code = await last_words(client)
+        assert error is not None
+        assert "the fake engine is down" in error
+        assert code == 1011
+        server.engine.down = False
+        await server.until_free()
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_an_engine_that_is_not_there_is_told(serve: Callable[..., Any], path: str) -> None:
+    async with serve() as server:
+        server.engine.down = True
+        async with server.connect(path) as client:
+            if "converse" in path:
+                await client.send(start())
+            error, code = await last_words(client)
+        assert error == "the fake engine is down"
+        assert code == 1011
+        await server.until_free()
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_no_audio_for_the_idle_time_ends_the_call(serve: Callable[..., Any], path: str) -> None:
+    async with serve(idle_seconds=0.2) as server, server.connect(path) as client:
+        await begin(client)
+        if "chat" in path:
+            assert await last_words(client) == ("no audio came for 0.2 s", 1001)
+        else:
+            heard = await hear(client)
+            assert heard.one("ended")["reason"] == "idle"
+            assert heard.code == 1001
+        await server.until_free()
+
+
+async def test_a_warning_comes_before_the_longest_call_ends(serve: Callable[..., Any]) -> None:
+    async with serve(max_call_seconds=1.0, warn_seconds=0.7) as server, server.connect() as client:
+        await client.send(start(on_gap="silence"))
+        heard = await hear(client)
+    warning = heard.one("warning")
+    assert warning["code"] == "max_duration"
+    assert 0 < warning["seconds_left"] <= 0.7
+    assert heard.one("ended")["reason"] == "max_duration"
+    assert heard.code == 1001
+
+
+async def test_who_never_starts_is_sent_away(serve: Callable[..., Any]) -> None:
+    async with serve(handshake_seconds=0.2) as server, server.connect() as client:
+        heard = await hear(client)
+    assert heard.one("error")["code"] == "handshake-timeout"
+    assert heard.code == 1008
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_who_does_not_read_is_cut_off_and_gives_the_slot_back(serve: Callable[..., Any], path: str) -> None:
+    """A raw socket that says everything a client says, and then never reads."""
+    async with serve(output_frames=10, max_call_seconds=3600) as server:
+        sent = asyncio.create_task(asyncio.to_thread(never_read, server, path))
+        async with asyncio.timeout(30):
+            while not server.runtime.admission.taken:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await server.until_free()
+        await sent
+
+
+def never_read(server: Server, path: str) -> None:
+    host, port = server.url.removeprefix("ws://").split(":")
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(20)
+        raw.connect((host, int(port)))
+        raw.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        assert raw.recv(4096).startswith(b"HTTP/1.1 101")
+        if "converse" in path:
+            raw.sendall(framed(start().encode(), 0x81))
+        messages = [bytes(2 * FRAME)] if "converse" in path else chat_audio(frames=10)
+        deadline = monotonic() + 20
+        with suppress(OSError):
+            for number in count():
+                raw.sendall(framed(messages[min(number, len(messages) - 1)], 0x82))
+                assert monotonic() < deadline, "was never cut off"
+                # What the system keeps for us both is full long before.
+                if number > 2000:
+                    sleep(0.01)
+
+
+def framed(payload: bytes, first: int) -> bytes:
+    """A client's frame, masked with zeros."""
+    assert len(payload) < 1 << 16
+    length = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2, "big")
+    return bytes([first]) + length + bytes(4) + payload
+
+
+def chat_audio(frames: int = 3) -> list[bytes]:
+    """Kind 1 messages: head and frames. The last one may be sent again and again."""
+    import numpy as np
+
+    from gateway.audio.ogg_opus import OggOpusWriter
+
+    writer = OggOpusWriter()
+    samples = np.random.default_rng(1).uniform(-0.3, 0.3, (frames, FRAME)).astype(np.float32)
+    return [b"\x01" + writer.head(), *(b"\x01" + writer.write(frame) for frame in samples)]
+
+
+@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("when", ["connected", "begun", "talking"])
+async def test_who_vanishes_leaves_nothing_behind(serve: Callable[..., Any], path: str, when: str) -> None:
+    async with serve() as server:
+        for _ in range(5):
+            client = await server.connect(path)
+            if when != "connected":
+                await begin(client)
+            if when == "talking":
+                for message in chat_audio() if "chat" in path else [bytes(2 * FRAME)]:
+                    await client.send(message)
+            client.transport.abort()
+            await server.until_free()
+        if when != "connected":
+            ended = server.runtime.metrics.registry.get_sample_value(
+                "personaplex_ended_total", {"reason": "disconnected"}
+            )
+            assert ended == 5
+
+
+@pytest.mark.parametrize("path", FACES)
+async def test_a_message_beyond_the_limit_ends_the_call(serve: Callable[..., Any], path: str) -> None:
+    async with serve(max_message_bytes=10_000) as server, server.connect(path) as client:
+        await begin(client)
+        await client.send(b"\x01" * 10_001)
+        _, code = await last_words(client)
+        assert code == 1009
+        await server.until_free()
+
+
+async def test_bad_endings_log_nothing(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A client can cause no error on our side."""
+    with caplog.at_level(logging.WARNING):
+        async with serve() as server:
+            for path in FACES:
+                client = await server.connect(path)
+                await begin(client)
+                client.transport.abort()
+            await server.until_free()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -1,0 +1,88 @@
+"""The PyPI client holds a conversation, and what it is told is what an offline run on its Opus stream says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.api.websocket.chat import Chat
+from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
+from gateway.session import request as question
+from gateway.session.events import AgentAudio, Event
+from tests.gateway.websocket.conftest import Server
+from tests.gateway.websocket.moshi import FRAME, Conversation, client_module
+
+SEED = 11
+
+
+class Overheard:
+    """What passes between the client and us."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream: list[bytes] = []
+        self.spoken: list[AgentAudio] = []
+        hear, tell = Chat.hear, Chat.tell
+
+        async def overhear(chat: Chat, message: str | bytes, live: Any) -> None:
+            assert isinstance(message, bytes)
+            self.stream.append(message[1:])
+            await hear(chat, message, live)
+
+        async def overtell(chat: Chat, event: Event) -> None:
+            await tell(chat, event)
+            if isinstance(event, AgentAudio):
+                self.spoken.append(event)
+
+        monkeypatch.setattr(Chat, "hear", overhear)
+        monkeypatch.setattr(Chat, "tell", overtell)
+        # The client has no way to name a seed.
+        monkeypatch.setattr(question.secrets, "randbits", lambda _bits: SEED)
+
+    @property
+    def texts(self) -> list[str]:
+        return [event.frame.text for event in self.spoken if event.frame.text]
+
+
+async def test_a_conversation(server: Server, monkeypatch: pytest.MonkeyPatch, noise: Callable[..., Any]) -> None:
+    client_module()
+    frames = 30
+    overheard = Overheard(monkeypatch)
+    conversation = Conversation(noise(frames))
+    client = conversation.running(server.url.replace("ws", "http", 1))
+    await asyncio.to_thread(client.__enter__)
+    async with asyncio.timeout(30):
+        # Their pre-skip is one frame long; ours begin with one of silence.
+        while len(overheard.spoken) < frames or len(conversation.printer.said) < len(overheard.texts):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(client.__exit__, None, None, None)
+    spoken = [event.frame for event in overheard.spoken]
+
+    heard = np.concatenate(list(OggOpusReader().read(b"".join(overheard.stream))))
+    assert len(heard) == (frames - 1) * FRAME
+    answer = await server.offline(heard, frames, seed=SEED, include=["tokens"])
+    assert [frame.text_token for frame in spoken] == answer["text_tokens"]
+    assert [frame.codes.tolist() for frame in spoken] == answer["agent_codes"]
+    assert conversation.printer.said == overheard.texts
+    assert np.isfinite(conversation.device.played).all()
+
+
+def test_both_sides_decode_each_other_alike(noise: Callable[..., Any]) -> None:
+    """The client's own decoder reads our pages, and hears of its own what we hear."""
+    client_module()
+    import sphn
+
+    writer = OggOpusWriter()
+    pcm = noise(20).reshape(-1, FRAME)
+    ours = writer.head() + b"".join(writer.write(frame) for frame in pcm)
+    theirs = sphn.OpusStreamWriter(24_000)
+    stream = b"".join(theirs.append_pcm(frame) for frame in pcm)
+    for data, skip in ((ours, 156), (stream, FRAME)):
+        reader = sphn.OpusStreamReader(24_000)
+        by_them = np.concatenate([reader.append_bytes(data[at : at + 100]) for at in range(0, len(data), 100)])
+        by_us = np.concatenate(list(OggOpusReader().read(data)))
+        assert len(by_them) == len(pcm) * FRAME
+        assert by_us == pytest.approx(by_them[skip:], abs=1e-3)
