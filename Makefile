@@ -29,27 +29,27 @@ soak: $(STAMP) ## callers come and go over every face: does memory stay level? M
 	@$(BIN)/python -m loadtest.soak --minutes $(MINUTES) $(SOAK)
 
 bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, for one caller
-	@$(BIN)/python -m tests.benchmarks.overhead
+	@$(BIN)/python -m loadtest.bench.service.overhead
 
 bench-start: $(STAMP) ## how fast a call starts, and what that costs those who talk
-	@$(BIN)/python -m tests.benchmarks.start
+	@$(BIN)/python -m loadtest.bench.service.start
 
 bench-products: $(STAMP) ## products with 4- and 8-bit matrices: our kernels beside ONNX Runtime's
-	@$(BIN)/python -m tests.benchmarks.products
+	@$(BIN)/python -m loadtest.bench.models.matmuls
 
-# More of its options in BENCH; .venv/bin/python -m tests.benchmarks.seven_b --help has them all.
+# More of its options in BENCH; .venv/bin/python -m loadtest.bench.models.seven_b --help has them all.
 bench-7b: $(STAMP) ## random weights of the published size: build, frames, memory, each beside its floor; 25 GB in build/7b
-	@$(BIN)/python -m tests.benchmarks.seven_b $(BENCH)
+	@$(BIN)/python -m loadtest.bench.models.seven_b $(BENCH)
 
 bench-quality: $(STAMP) ## what each variant costs in quality, on random weights with outlier channels; 6 GB in build/quality
-	@$(BIN)/python -m tests.benchmarks.quality $(BENCH)
+	@$(BIN)/python -m loadtest.bench.models.quality $(BENCH)
 
 sizes: $(STAMP) ## what each variant of the published size takes, on disk and in memory
-	@$(BIN)/python -m tests.benchmarks.sizes
+	@$(BIN)/python -m loadtest.bench.models.sizes
 
 # Needs ONNX Runtime for CUDA in place of the one for CPUs: pip uninstall -y onnxruntime && pip install .[gpu], in .venv.
 bench-gpu: $(STAMP) ## steps of 1 to 64 conversations on a GPU, with and without CUDA graphs
-	@$(BIN)/python -m tests.benchmarks.gpu $(BENCH)
+	@$(BIN)/python -m loadtest.bench.models.gpu $(BENCH)
 
 check-cuda: $(STAMP) ## without a GPU: is every node of every variant placed on CUDA, and captured? downloads 255 MB
 	@$(BIN)/python -m tests.cuda.check

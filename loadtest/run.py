@@ -78,7 +78,7 @@ def run(server: Server, plan: Plan, face: str, spawn_rate: float, folder: Path) 
     with ExitStack() as held:
         log = held.enter_context((folder / "locust.log").open("w"))
         locust = held.enter_context(
-            subprocess.Popen(_command(server, plan, face, spawn_rate, page), stdout=log, stderr=log, env=_env(plan))  # noqa: S603
+            subprocess.Popen(_command(server, plan, face, spawn_rate, page), stdout=log, stderr=log, env=_env(plan))
         )
         watched = {LOCUST: psutil.Process(locust.pid)}
         if server.pid is not None:

@@ -61,7 +61,7 @@ def started(models: Path, log: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "gateway.cli", "serve", str(models), "--port", "0", "--grpc-port", "0"]
     with (
         log.open("w") as told,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True, env=_environment()) as process,  # noqa: S603
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True, env=_environment()) as process,
     ):
         try:
             yield _announced(process, log)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from loadtest.bench.models.quality import round_plainly
 from model_repository.build import build_repository
 from model_repository.evaluation.conversation import Prompt
 from model_repository.evaluation.evaluate import evaluate
@@ -15,7 +16,6 @@ from model_repository.evaluation.repository import Repository
 from model_repository.evaluation.speech import synthetic_speech
 from model_repository.outlier_weights import MIDDLE_SIZE, outlier_weights
 from model_repository.tiny import write_tiny_checkpoint
-from tests.benchmarks.quality import round_plainly
 
 FRAMES = 60
 SMALL = MIDDLE_SIZE["lm"] | {

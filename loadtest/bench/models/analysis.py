@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.benchmarks.reads import STAGES, Reads
+from loadtest.bench.models.bytes_read import STAGES, Reads
 
 SessionStats = Mapping[str, Any]
 """Of a run: `reads` by stage; cases of frames under `alone` and `served`; `build`, `memory`, `contexts` and so on."""

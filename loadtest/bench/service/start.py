@@ -185,7 +185,7 @@ def measure(models: Path, log: Path, asked: argparse.Namespace) -> dict[str, Any
 
     async def run(target: str) -> dict[str, Any]:
         async with grpc.aio.insecure_channel(target) as channel:
-            stub = rpc.PersonaPlexStub(channel)
+            stub = rpc.PersonaPlexStub(channel)  # type: ignore[no-untyped-call]
             ready = await starts(stub, personas, asked.personas)
             heard = await talks(stub, personas, asked.callers, asked.seconds, asked.rounds)
         medians = {kind: float(np.median(times)) for kind, times in ready.items()}

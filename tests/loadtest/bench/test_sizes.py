@@ -8,11 +8,13 @@ from pathlib import Path
 import onnx
 import pytest
 
+from loadtest.bench.models.sizes import sizes
 from model_repository.build import build_repository
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.variants import VARIANTS
-from tests.benchmarks.sizes import sizes
 from tests.conftest import GOLDEN
+
+pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.findings import FAST, SessionStats, beside_fast_memory, bounds, floor, memory_rates
-from tests.benchmarks.reads import STAGES, Reads
+from loadtest.bench.models.analysis import FAST, SessionStats, beside_fast_memory, bounds, floor, memory_rates
+from loadtest.bench.models.bytes_read import STAGES, Reads
 
 _SHOWN_OPERATORS = 6
 _LEAST_WIDTH = 150

@@ -1,7 +1,7 @@
 """Whole frames in one process: encode, temporal, depformer and decode, of any number of conversations at any context.
 
 Conversations need no past: their rings are filled with random keys and values, and their position says how much of
-them counts. `python -m tests.benchmarks.frames` is the process that measures; it prints JSON.
+them counts. `python -m loadtest.bench.models.graph_frames` is the process that measures; it prints JSON.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.bench.models.bytes_read import STAGES
+from loadtest.bench.models.memory_bandwidth import bandwidth
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.processors import processors
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.turns import Turn
-from tests.benchmarks.bandwidth import bandwidth
-from tests.benchmarks.reads import STAGES
 
 WARM_UP = 3
 _POOL = 1 << 20

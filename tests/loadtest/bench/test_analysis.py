@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.findings import bounds, floor
-from tests.benchmarks.reads import STAGES, Reads
-from tests.benchmarks.sheets import markdown, sheets
+from loadtest.bench.models.analysis import bounds, floor
+from loadtest.bench.models.bytes_read import STAGES, Reads
+from loadtest.bench.models.tables import markdown, sheets
 
 TEMPORAL = Reads(weights=4_000_000_000, column=250_000, state=0, window=2999, filled=True)
 MIMI = Reads(weights=100_000_000, column=1_000, state=500, window=249, filled=False)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import gpu
+from loadtest.bench.models import gpu
 from tests.model_repository.serving.host_memory import HostMemory
+
+pytestmark = pytest.mark.long
 
 
 def test_a_machine_without_a_gpu_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest.bench.models.random_checkpoint import VOICE_FRAMES, VOICES, is_complete, write_random_checkpoint
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.tiny import TINY_CONFIG
 from model_repository.tiny_weights import deviation, random_weights
-from tests.benchmarks.random_checkpoint import VOICE_FRAMES, VOICES, is_complete, write_random_checkpoint
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

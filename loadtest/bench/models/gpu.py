@@ -24,6 +24,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from loadtest.bench.models.graph_frames import WARM_UP, Frames, case
+from loadtest.bench.models.random_checkpoint import is_complete, write_random_checkpoint
+from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.serving.device import CudaMemory, DeviceError, DeviceMemory
 from model_repository.serving.room import Needs
@@ -31,9 +34,6 @@ from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.turns import Turn
 from model_repository.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
-from tests.benchmarks.bandwidth import ROOT
-from tests.benchmarks.frames import WARM_UP, Frames, case
-from tests.benchmarks.random_checkpoint import is_complete, write_random_checkpoint
 
 ROWS = [1, 2, 4, 8, 16, 32, 64]
 CONTEXTS = [100, 1500, 2999]
@@ -110,7 +110,7 @@ def small(work: Path, device: DeviceMemory, console: Console) -> None:
 
 
 def measured(models: Path, device: DeviceMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
-    """Medians of whole frames, see `tests.benchmarks.frames.case`."""
+    """Medians of whole frames, see `loadtest.bench.models.graph_frames.case`."""
     running = Frames(models, max(rows), device)
     for model in (running.encoder, running.temporal, running.decoder):
         model.warm_up()
@@ -168,13 +168,13 @@ def full(asked: argparse.Namespace, free: int, console: Console) -> None:
 
 def _filled(models: Path, context: int) -> float:
     """Share of a ring that `context` columns fill."""
-    window = json.loads((models / "manifest.json").read_text())["context"] - 1
+    window = int(json.loads((models / "manifest.json").read_text())["context"]) - 1
     return min(1.0, context / window)
 
 
 def _in_process(asked: argparse.Namespace, models: Path, capture: bool) -> list[Any]:
     numbers = ["--rows", *map(str, asked.rows), "--contexts", *map(str, asked.contexts), "--frames", str(asked.frames)]
-    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--device", str(asked.device), *numbers]
+    command = [sys.executable, "-m", "loadtest.bench.models.gpu", "--device", str(asked.device), *numbers]
     command += ["--measure", str(models), *([] if capture else ["--no-capture"])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     cases: list[Any] = json.loads(done.stdout.splitlines()[-1])

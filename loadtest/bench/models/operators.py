@@ -1,4 +1,4 @@
-"""Where a frame's time goes inside the graphs, by operator: `python -m tests.benchmarks.operators` prints JSON.
+"""Where a frame's time goes inside the graphs, by operator: `python -m loadtest.bench.models.operators` prints JSON.
 
 ONNX Runtime's own profile of every node, for one number of conversations and one context. Profiling costs a little
 itself, most where nodes are small.
@@ -17,8 +17,8 @@ from unittest import mock
 
 import onnxruntime as ort
 
-from tests.benchmarks.frames import WARM_UP, Frames
-from tests.benchmarks.reads import STAGES
+from loadtest.bench.models.bytes_read import STAGES
+from loadtest.bench.models.graph_frames import WARM_UP, Frames
 
 _KERNEL = "_kernel_time"
 

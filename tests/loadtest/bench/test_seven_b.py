@@ -14,16 +14,18 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from loadtest.bench.models.bytes_read import STAGES, reads_of
+from loadtest.bench.models.fewer_slots import with_slots
+from loadtest.bench.models.operators import operators
+from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.checkpoint.folder import Checkpoint
-from tests.benchmarks.bandwidth import ROOT
-from tests.benchmarks.fewer_slots import with_slots
-from tests.benchmarks.operators import operators
-from tests.benchmarks.reads import STAGES, reads_of
+
+pytestmark = pytest.mark.long
 
 
 def _bench(work: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "tests.benchmarks.seven_b", "--tiny", "--work", str(work), *options]
+    command = [sys.executable, "-m", "loadtest.bench.models.seven_b", "--tiny", "--work", str(work), *options]
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -12,35 +12,32 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
 from rich.progress import Progress
 
 from gateway.triton_server.installation import huge_pages
+from loadtest.bench.models.bytes_read import reads_of
+from loadtest.bench.models.fewer_slots import with_slots
+from loadtest.bench.models.process_memory import watched
+from loadtest.bench.models.random_checkpoint import is_complete, write_random_checkpoint
+from loadtest.bench.models.tables import markdown, sheets, show
+from loadtest.machine import machine
+from loadtest.paths import ROOT
 from model_repository.serving.processors import processors
 from model_repository.tiny import TINY_CONFIG
-from tests.benchmarks.bandwidth import ROOT
-from tests.benchmarks.fewer_slots import with_slots
-from tests.benchmarks.random_checkpoint import is_complete, write_random_checkpoint
-from tests.benchmarks.reads import reads_of
-from tests.benchmarks.sheets import markdown, sheets, show
-from tests.benchmarks.watched import watched
 
 MEMORY_SLOTS = 2
 GROUPS = 3
 """Of frames of a case in one process."""
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("personaplex-triton", "onnxruntime", "numpy", "nvidia-pytriton")
 
 
 @dataclass(frozen=True)
@@ -136,13 +133,13 @@ class Bench:
     def _alone(self) -> Any:
         rows = self._asked.rows
         return self._worker(
-            "frames", self.models, "--rows", *rows, "--contexts", *self.contexts, *self._measured(GROUPS)
+            "graph_frames", self.models, "--rows", *rows, "--contexts", *self.contexts, *self._measured(GROUPS)
         )
 
     def _served(self) -> Any:
         rows, contexts = self._asked.served_rows, self.served_contexts
         measured = self._measured(self._asked.served_groups)
-        return self._worker("served", self.models, "--rows", *rows, "--contexts", *contexts, *measured)
+        return self._worker("triton_frames", self.models, "--rows", *rows, "--contexts", *contexts, *measured)
 
     def _memory(self) -> Any:
         """Of a server whose slots' windows are full. What it remembers of calls that began is told apart."""
@@ -150,7 +147,7 @@ class Bench:
         with_slots(self.models, models, MEMORY_SLOTS)
         temporal = reads_of(self.models)["temporal"]
         few = ("--rows", MEMORY_SLOTS, "--contexts", temporal.window, "--groups", 1, "--frames", 1)
-        found = self._worker("served", models, *few, PERSONAPLEX_PREFIX_COLUMNS="0")
+        found = self._worker("triton_frames", models, *few, PERSONAPLEX_PREFIX_COLUMNS="0")
         shutil.rmtree(models)
         return {**found, "remembered_at_most": temporal.window * temporal.column}
 
@@ -162,7 +159,7 @@ class Bench:
 
     def _worker(self, module: str, *arguments: object, **environment: str) -> Any:
         """The JSON that a process of its own prints: its memory is given back when it ends."""
-        command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments)]
+        command = [sys.executable, "-m", f"loadtest.bench.models.{module}", *map(str, arguments)]
         # The served models' processes have these pages; what is measured in one process is to have them too.
         environment = {**os.environ, **huge_pages(os.environ), **environment}
         if self._asked.threads:
@@ -180,18 +177,6 @@ class Bench:
                 yield log
         except subprocess.CalledProcessError as error:
             sys.exit(f"{file.read_text()}\n{name} failed with status {error.returncode}")
-
-
-def machine() -> dict[str, str]:
-    """Processor, memory and versions, as text."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": f"{models[0] if models else platform.machine()}, {os.cpu_count()} threads",
-        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": ", ".join(f"{package} {metadata.version(package)}" for package in _PACKAGES),
-    }
 
 
 def _bytes(folder: Path) -> int:

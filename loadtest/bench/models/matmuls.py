@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -47,7 +48,7 @@ def write(folder: Path, bits: int) -> Path:
     graph, plan = Graph("products"), Plan(VARIANTS[bits])
     x = graph.input("x", ir.DataType.FLOAT, [ROWS, DEPTH])
     for index in range(MATRICES):
-        matrix = Matrix(f"w{index}", f"w{index}", (COLUMNS, DEPTH), lambda index=index: gaussian(COLUMNS, index))
+        matrix = Matrix(f"w{index}", f"w{index}", (COLUMNS, DEPTH), partial(gaussian, COLUMNS, index))
         graph.output(f"y{index}", product(graph, plan, x, matrix))
     graph.save(folder / f"{bits}.onnx")
     return folder / f"{bits}.onnx"

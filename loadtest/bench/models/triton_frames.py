@@ -1,7 +1,7 @@
-"""Whole frames through Triton, as the gateway sends them: the conversations of a frame meet between any two stages.
+"""Measure whole frames through Triton, sent as the gateway sends them: one batch per stage.
 
-Contexts are made by prefill: one conversation pays for it, the others begin with the same columns. Run as a process
-(`python -m tests.benchmarks.served`), it prints JSON: frames, what prefilling took, and what memory the server holds.
+Contexts are made by prefill: one conversation computes it, the others restore the cached prefix.
+`python -m loadtest.bench.models.triton_frames` prints JSON: frame times, prefill times and the server's memory.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gateway.engine.backend import Draw, Session
 from gateway.engine.triton.backend import TritonEngine
 from gateway.manifest import Manifest
 from gateway.triton_server.server import TritonServer
-from tests.benchmarks.frames import Group, arguments, grouped, memory_rate
-from tests.benchmarks.reads import STAGES
+from loadtest.bench.models.bytes_read import STAGES
+from loadtest.bench.models.graph_frames import Group, arguments, grouped, memory_rate
 
 DEADLINE = 1800.0
 """Seconds; a slow answer is a figure, not an error."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.watched import watched
+from loadtest.bench.models.process_memory import watched
+
+pytestmark = pytest.mark.long
 
 BYTES = 150_000_000
 

@@ -1,0 +1,1 @@
+"""Benchmarks of the whole service and of the models."""
