@@ -7,17 +7,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from gateway.errors import GatewayError
+from gateway.errors import SlowClient
 from gateway.session.runtime import Runtime
 
 T = TypeVar("T")
 
 # What is on its way when the server's drain time is over must be taken within this.
 _LAST_WORDS_S = 1.0
-
-
-class SlowClient(GatewayError):  # noqa: N818 (as in gateway.errors)
-    """What was sent is not read."""
 
 
 async def send_all(pieces: AsyncGenerator[T, None], send: Callable[[T], Awaitable[object]], runtime: Runtime) -> None:

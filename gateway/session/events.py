@@ -9,24 +9,38 @@ from gateway.engine.conversation import AgentFrame
 
 
 class Reason(StrEnum):
-    """Why a live call ended; also the label of the metric and the word on the wire."""
+    """Why a live session ended: label of the metric and value on the wire, with its gRPC status and close code."""
 
-    COMPLETED = "completed"
-    """The caller said they were done, and every frame they sent has been answered."""
-    DISCONNECTED = "disconnected"
-    """The caller's connection went away."""
-    IDLE = "idle"
-    """No audio came for the idle limit."""
-    MAX_DURATION = "max_duration"
-    """The call reached its longest duration, after a warning."""
-    SLOW_CLIENT = "slow_client"
-    """The caller did not take the agent's audio."""
-    DRAINED = "drained"
+    grpc_status: str
+    """Name of a `grpc.StatusCode`."""
+    close_code: int
+    """WebSocket close code, RFC 6455 section 7.4.1."""
+
+    COMPLETED = "completed", "OK", 1000
+    """The client ended its input, and every user frame was answered."""
+    DISCONNECTED = "disconnected", "CANCELLED", 1001
+    """The connection was lost."""
+    IDLE = "idle", "DEADLINE_EXCEEDED", 1001
+    """No audio arrived for the idle limit."""
+    MAX_DURATION = "max_duration", "DEADLINE_EXCEEDED", 1001
+    """The session reached its maximum duration, after a warning."""
+    SLOW_CLIENT = "slow_client", "RESOURCE_EXHAUSTED", 1008
+    """The client did not read the agent's audio."""
+    DRAINED = "drained", "UNAVAILABLE", 1012
     """The server is shutting down and its drain time is over."""
-    ENGINE = "engine"
-    """Triton failed or went away."""
-    ERROR = "error"
-    """Something failed that should not."""
+    ENGINE = "engine", "UNAVAILABLE", 1011
+    """Triton failed or became unavailable."""
+    CLIENT_ERROR = "client_error", "INVALID_ARGUMENT", 1007
+    """The client sent something that cannot be used."""
+    ERROR = "error", "INTERNAL", 1011
+    """The gateway failed."""
+
+    def __new__(cls, value: str, grpc_status: str = "", close_code: int = 0) -> Reason:
+        reason = str.__new__(cls, value)
+        reason._value_ = value
+        reason.grpc_status = grpc_status
+        reason.close_code = close_code
+        return reason
 
 
 @dataclass(frozen=True, slots=True)

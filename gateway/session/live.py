@@ -14,7 +14,7 @@ import numpy as np
 from gateway.engine.backend import Floats
 from gateway.engine.conversation import AgentFrame
 from gateway.engine.sampling import Sampling
-from gateway.errors import EngineError, EngineUnavailable, GatewayError
+from gateway.errors import GatewayError
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, Summary, WarningEvent
 from gateway.session.input_queue import InputQueue, UserFrame
 from gateway.session.keys import KeyHolder
@@ -125,10 +125,8 @@ class LiveSession:
     async def _outcome(self, loop: asyncio.Future[tuple[Reason, str]]) -> tuple[Reason, str]:
         try:
             return await loop
-        except (EngineUnavailable, EngineError) as error:
-            return Reason.ENGINE, error.message
         except GatewayError as error:
-            return Reason.ERROR, error.message
+            return Reason(error.end_reason), error.message
         except Exception:
             logger.exception("conversation %s failed", self.id)
             return Reason.ERROR, "internal error"

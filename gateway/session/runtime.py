@@ -14,7 +14,7 @@ from gateway.engine.backend import Engine, Floats, Tokens
 from gateway.engine.cohort import Cohort
 from gateway.engine.conversation import Conversation
 from gateway.engine.sampling import Sampling
-from gateway.errors import Draining, EngineError, EngineUnavailable, TooManyForKey
+from gateway.errors import Draining, GatewayError, TooManyForKey
 from gateway.manifest import Manifest
 from gateway.session.admission import Admission, Slot
 from gateway.session.keys import KeyHolder, Keys
@@ -124,11 +124,8 @@ class Runtime:
         except (asyncio.CancelledError, GeneratorExit):
             reason = "disconnected"
             raise
-        except (EngineUnavailable, EngineError):
-            reason = "engine"
-            raise
-        except Draining:
-            reason = "drained"
+        except GatewayError as error:
+            reason = error.end_reason
             raise
         finally:
             self.metrics.ended.labels(reason).inc()

@@ -17,8 +17,8 @@ import grpc
 from gateway.api.grpc.audio import CallAudio, chosen_audio
 from gateway.api.grpc.params import live_params, require
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from gateway.api.grpc.status import Code, HandshakeTimeout, Metadata, code_of, code_of_end, metadata_of
-from gateway.errors import GatewayError, InvalidRequest, MalformedBody, PayloadTooLarge
+from gateway.api.grpc.status import Code, Metadata, metadata_of
+from gateway.errors import GatewayError, HandshakeTimeout, InvalidRequest, MalformedBody, PayloadTooLarge
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.keys import KeyHolder
 from gateway.session.live import LiveSession, open_live_session
@@ -82,7 +82,7 @@ class _Reader:
             await self._listen()
         except GatewayError as error:
             self.fault = error
-            self._live.stop(Reason.ERROR, error.message)
+            self._live.stop(Reason(error.end_reason), error.message)
         except Exception:
             logger.exception("conversation %s cannot be heard any more", self._live.id)
             self._live.stop(Reason.ERROR, "internal error")
@@ -229,9 +229,10 @@ async def _tell_status(
     if ended.reason is Reason.COMPLETED:
         return
     metadata: Metadata = (("personaplex-reason", ended.reason.value),)
-    if fault is not None and ended.reason is Reason.ERROR:
-        await context.abort(code_of(fault), ended.message, (*metadata, *metadata_of(fault, retry_after)))
-    code = code_of_end(ended.reason)
+    if fault is not None and ended.reason == fault.end_reason:
+        status = Code[fault.grpc_status]
+        await context.abort(status, ended.message, (*metadata, *metadata_of(fault, retry_after)))
+    code = Code[ended.reason.grpc_status]
     if code is Code.UNAVAILABLE:
         metadata = (*metadata, ("retry-after", str(retry_after)))
     await context.abort(code, ended.message, metadata)

@@ -17,7 +17,7 @@ from gateway.api.grpc.health import Health
 from gateway.api.grpc.params import parser, require
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.respond import respond, respond_stream
-from gateway.api.grpc.status import told
+from gateway.api.grpc.status import error_status
 from gateway.api.sending import send_all
 from gateway.errors import GatewayError
 from gateway.session.keys import KeyHolder
@@ -90,7 +90,7 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
         assert task is not None  # noqa: S101 (a handler runs in one)
         at_work.add(task)
         task.add_done_callback(at_work.discard)
-        async with told(context, runtime.settings.retry_after):
+        async with error_status(context, runtime.settings.retry_after):
             headers = {name: _text(value) for name, value in context.invocation_metadata() or ()}
             yield key_holder(runtime.keys, headers)
 

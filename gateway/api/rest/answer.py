@@ -14,11 +14,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.rest.disconnect import ClientGone, abort, while_connected
 from gateway.api.rest.schemas import RespondAnswer, Stages, StageTimings, Timings
-from gateway.api.sending import SlowClient, send_all
+from gateway.api.sending import send_all
 from gateway.audio.wav import header, pcm16, wav
 from gateway.engine.backend import Tokens
 from gateway.engine.conversation import AgentFrame
-from gateway.errors import Draining, GatewayError
+from gateway.errors import Draining, GatewayError, SlowClient
 from gateway.session.recorded import Reply
 from gateway.session.request import RecordedRequest
 from gateway.session.runtime import ConversationLease, Runtime

@@ -11,9 +11,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from gateway.api.rest.problems import FieldProblem, InvalidFields
 from gateway.api.rest.schemas import MAX_PROMPT_CHARACTERS, RespondRequest
-from gateway.errors import MalformedBody, PayloadTooLarge, UnsupportedMediaType
+from gateway.errors import FieldError, InvalidFields, MalformedBody, PayloadTooLarge, UnsupportedMediaType
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -48,7 +47,7 @@ def explained(error: ValidationError) -> InvalidFields | MalformedBody:
         return MalformedBody(f"expected {JSON}: {found[0]['msg'].removeprefix('Invalid JSON: ')}")
     return InvalidFields(
         [
-            FieldProblem(
+            FieldError(
                 field=".".join(str(part) for part in item["loc"]), message=item["msg"].removeprefix("Value error, ")
             )
             for item in found
@@ -82,16 +81,16 @@ async def _form(request: Request, body: Any) -> dict[str, Any]:
 
 async def _fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    problems: list[FieldProblem] = []
+    problems: list[FieldError] = []
     for name in form:
         values = form.getlist(name)
         if name in _LISTS:
             fields[name] = values
         elif len(values) > 1:
-            problems.append(FieldProblem(field=name, message=f"expected once, got {len(values)} times"))
+            problems.append(FieldError(field=name, message=f"expected once, got {len(values)} times"))
         elif isinstance(value := values[0], UploadFile) != (name in _FILES):
             expected = "a file (with a filename)" if name in _FILES else "text, not a file"
-            problems.append(FieldProblem(field=name, message=f"expected {expected}"))
+            problems.append(FieldError(field=name, message=f"expected {expected}"))
         else:
             fields[name] = await value.read() if isinstance(value, UploadFile) else value
     if problems:

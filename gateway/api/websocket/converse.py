@@ -13,11 +13,10 @@ from typing import assert_never
 from fastapi import APIRouter
 
 from gateway.api.websocket import messages
-from gateway.api.websocket.codes import HandshakeTimeout
 from gateway.api.websocket.connection import Connection, Gone
 from gateway.api.websocket.session import SessionRequest, WebSocketEndpoint, WebSocketSession
 from gateway.audio.stream import PcmReader, to_bytes
-from gateway.errors import InvalidRequest, UnsupportedMediaType
+from gateway.errors import HandshakeTimeout, InvalidRequest, UnsupportedMediaType
 from gateway.session import request as question
 from gateway.session.events import AgentAudio, Ended, Event, Ready, WarningEvent
 from gateway.session.live import LiveSession

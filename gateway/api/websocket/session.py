@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.websocket import codes
 from gateway.api.websocket.connection import Connection, Gone
 from gateway.engine.sampling import Sampling
 from gateway.errors import GatewayError
@@ -24,7 +23,12 @@ logger = logging.getLogger(__name__)
 GRACE_S = 1.0
 
 # Ends that are nobody's wish; those are told as errors too.
-FAILURES = {Reason.SLOW_CLIENT: "slow-client", Reason.ENGINE: "engine-error", Reason.ERROR: "internal-error"}
+FAILURES = {
+    Reason.SLOW_CLIENT: "slow-client",
+    Reason.ENGINE: "engine-error",
+    Reason.CLIENT_ERROR: "invalid-request",
+    Reason.ERROR: "internal-error",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +75,8 @@ class WebSocketSession(ABC):
                 async with open_live_session(self.runtime, wanted.persona, wanted.sampling, wanted.on_gap, key) as live:
                     await self._talk(live)
             except GatewayError as error:
-                await self.complain(codes.kind_of(error), error.message)
-                self._close = (codes.of_error(error), error.message)
+                await self.complain(error.code, error.message)
+                self._close = (error.close_code, error.message)
             # Only now: who sees the close may come back at once, and the slot is free.
             if self._close is not None:
                 await self.connection.close(*self._close)
@@ -102,7 +106,7 @@ class WebSocketSession(ABC):
             live.stop(Reason.DISCONNECTED)
         except GatewayError as error:
             self._fault = error
-            live.stop(Reason.ERROR, error.message)
+            live.stop(Reason(error.end_reason), error.message)
         except Exception:
             logger.exception("conversation %s: cannot read its messages", live.id)
             live.stop(Reason.ERROR)
@@ -121,11 +125,11 @@ class WebSocketSession(ABC):
         if ended.reason is Reason.DISCONNECTED:
             return
         if self._fault is not None:
-            await self.complain(codes.kind_of(self._fault), ended.message)
+            await self.complain(self._fault.code, ended.message)
         elif ended.reason in FAILURES:
             await self.complain(FAILURES[ended.reason], ended.message)
         await self.tell(ended)
-        code = codes.of_reason(ended.reason) if self._fault is None else codes.of_error(self._fault)
+        code = ended.reason.close_code if self._fault is None else self._fault.close_code
         self._close = (code, ended.message)
 
 

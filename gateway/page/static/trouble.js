@@ -33,6 +33,7 @@ const WORDS = {
   max_duration: ["The call reached its longest duration", "You can start another one."],
   slow_client: ["Your connection is too slow", "The agent's voice piled up on the server, which ended the call."],
   engine: ["The models failed", "The server ended the call. Try again in a moment."],
+  client_error: ["The server refused the call", ""],
   error: ["The server failed", "It ended the call. Try again in a moment."],
 };
 

@@ -205,7 +205,7 @@ class TestLimits:
         said = await talk([start(), audio(bytes(10_002))], done=False)
         assert said.code is grpc.StatusCode.INVALID_ARGUMENT
         assert said.trailing["personaplex-problem"] == "payload-too-large"
-        assert said.ended.reason == pb.END_REASON_ERROR
+        assert said.ended.reason == pb.END_REASON_CLIENT_ERROR
 
     async def test_a_caller_who_does_not_read_is_cut_off(self, server, runtime):
         runtime.settings.max_message_bytes = 2**20

@@ -75,7 +75,7 @@ async def test_a_bad_beginning_is_refused_before_anything_is_taken(talk, runtime
 async def test_what_cannot_be_heard_ends_the_call(talk, fields, then, problem):
     said = await talk([start(**fields), then], done=False)
     assert said.code is Code.INVALID_ARGUMENT
-    assert said.ended.reason == pb.END_REASON_ERROR
+    assert said.ended.reason == pb.END_REASON_CLIENT_ERROR
     assert said.ended.message == said.details
     assert said.trailing["personaplex-problem"] == problem
 

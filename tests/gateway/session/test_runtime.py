@@ -10,7 +10,7 @@ import pytest
 
 from gateway.engine.fake import FakeEngine, FakeSession
 from gateway.engine.sampling import Sampling
-from gateway.errors import AtCapacity, EngineUnavailable, PromptTooLong, UnknownVoice
+from gateway.errors import AtCapacity, AudioError, EngineUnavailable, PromptTooLong, SlowClient, UnknownVoice
 from gateway.manifest import Manifest
 from gateway.session.recorded import Reply
 from gateway.session.runtime import ConversationLease, Persona, Runtime
@@ -49,7 +49,13 @@ async def test_a_call_holds_a_slot_and_gives_it_back(runtime: Runtime, engine: F
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(EngineUnavailable("gone"), "engine"), (ValueError("ours"), "error"), (asyncio.CancelledError(), "disconnected")],
+    [
+        (EngineUnavailable("gone"), "engine"),
+        (AudioError("not audio"), "client_error"),
+        (SlowClient("the answer was not read"), "slow_client"),
+        (ValueError("ours"), "error"),
+        (asyncio.CancelledError(), "disconnected"),
+    ],
 )
 async def test_however_a_call_ends_it_is_released_and_counted(
     runtime: Runtime, engine: FakeEngine, error: BaseException, reason: str

@@ -138,7 +138,7 @@ class TestEnds:
         ("error", "reason", "message"),
         [
             (EngineError("broken"), Reason.ENGINE, "broken"),
-            (AudioError("not audio"), Reason.ERROR, "not audio"),
+            (AudioError("not audio"), Reason.CLIENT_ERROR, "not audio"),
             (ValueError("secret"), Reason.ERROR, "internal error"),
         ],
     )

@@ -34,6 +34,7 @@ class EndReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     END_REASON_DRAINED: _ClassVar[EndReason]
     END_REASON_ENGINE: _ClassVar[EndReason]
     END_REASON_ERROR: _ClassVar[EndReason]
+    END_REASON_CLIENT_ERROR: _ClassVar[EndReason]
 AUDIO_FORMAT_UNSPECIFIED: AudioFormat
 AUDIO_FORMAT_PCM_S16LE: AudioFormat
 AUDIO_FORMAT_PCM_F32LE: AudioFormat
@@ -50,6 +51,7 @@ END_REASON_SLOW_CLIENT: EndReason
 END_REASON_DRAINED: EndReason
 END_REASON_ENGINE: EndReason
 END_REASON_ERROR: EndReason
+END_REASON_CLIENT_ERROR: EndReason
 
 class Sampling(_message.Message):
     __slots__ = ("audio_temperature", "audio_top_k", "text_temperature", "text_top_k", "greedy", "seed")
