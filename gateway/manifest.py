@@ -1,15 +1,12 @@
-"""The built repository as the gateway sees it: manifest.json (geometry, slots) and the voices that lie beside it."""
+"""manifest.json of a built model repository: geometry, slots and the paths of its files."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from gateway.errors import RepositoryError
-from gateway.voices.preset import VoicePreset
-from gateway.voices.registry import Voices
 
 FORMAT = 2
 VOICES_FOLDER = "voices"
@@ -87,20 +84,14 @@ class Manifest(BaseModel):
             raise RepositoryError(f"{models_dir} is incomplete: {manifest.tokenizer} is missing")
         return manifest
 
-    @cached_property
+    @property
     def tokenizer_path(self) -> Path:
         return self._folder / self.tokenizer
 
-    @cached_property
-    def voices(self) -> Voices:
-        """Those that came with the checkpoint and those added since; not kept in manifest.json, which tells of the
-        build.
-        """
-        return Voices(self._folder / VOICES_FOLDER, self, self.built_in)
-
-    def load_voice(self, name: str) -> VoicePreset:
-        """A preset's tensors. Raises UnknownVoice, or RepositoryError for an unusable file."""
-        return self.voices.require(name).preset
+    @property
+    def voices_folder(self) -> Path:
+        """Folder of the voice files: those of the build and those added since. `VoiceRegistry` reads it."""
+        return self._folder / VOICES_FOLDER
 
 
 def _first(error: ValidationError) -> str:

@@ -32,7 +32,7 @@ for command in (
     demo.demo,
 ):
     app.command()(command)
-app.add_typer(voice.app, name="voice", help="Preset voices: add one from a clip, list them, remove one.")
+app.add_typer(voice.app, name="voice", help="Voice presets: add, list, remove.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ import psutil
 from gateway.errors import RepositoryError
 from gateway.manifest import Manifest, Memory
 from gateway.triton_server import TritonError, TritonInstallation, TritonNotInstalledError, TritonServer
+from gateway.voices.registry import VoiceRegistry
 
 PYTHONS = ((3, 11), (3, 13))
 MIB = 2**20
@@ -200,7 +201,8 @@ def repository(models: Path) -> Check:
         manifest = Manifest.load(models)
     except RepositoryError as error:
         return Check("models", Status.FAIL, error.message, f"personaplex build CHECKPOINT {models}")
-    usable, broken = manifest.voices.now(), manifest.voices.broken()
+    voices = VoiceRegistry(manifest)
+    usable, broken = voices.available(), voices.broken()
     found = f"{models}: {manifest.variant}, {manifest.slots} slots, {len(usable)} voices"
     if broken:
         mend = "; ".join(f"personaplex voice remove {models} {voice.name} --force" for voice in broken)

@@ -17,6 +17,7 @@ from gateway.manifest import Manifest
 from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, prefix_of_preset, system_prompt
 from gateway.session.recorded import split
 from gateway.session.tokenizer import Tokenizer
+from gateway.voices.registry import VoiceRegistry
 
 if TYPE_CHECKING:
     from model_repository.evaluation.conversation import Prompt
@@ -54,7 +55,7 @@ def evaluate(
         reference = Repository.open(against)
         others = [Repository.open(folder) for folder in models]
         manifest = Manifest.load(against)
-        name = voice or next(iter(manifest.voices.now()), "")
+        name = voice or next(iter(VoiceRegistry(manifest).available()), "")
         text = system_prompt(DEFAULT_SYSTEM_PROMPT) if prompt is None else prompt
         frames = _frames(manifest, audio, columns, seed)
         with progress("evaluating", total=1.0) as bar:
@@ -82,7 +83,7 @@ def _prompt(manifest: Manifest, voice: str, text: str) -> Prompt:
     from model_repository.evaluation.conversation import Prompt
 
     tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
-    prefix = prefix_of_preset(manifest.load_voice(voice), tokenizer.encode_prompt(text), manifest)
+    prefix = prefix_of_preset(VoiceRegistry(manifest).require(voice).preset, tokenizer.encode_prompt(text), manifest)
     return Prompt(prefix.embeddings, prefix.columns, prefix.known)
 
 

@@ -23,6 +23,7 @@ from gateway.session.tokenizer import Tokenizer
 from gateway.session.warmup import prefix_of
 from gateway.settings import Settings
 from gateway.triton_server import TritonServer, TritonSupervisor
+from gateway.voices.registry import VoiceRegistry
 
 POLL_S = 0.5
 
@@ -136,9 +137,10 @@ class Service:
         if self._keeper and manifest.device == "cuda" and (found := gpu()).status is not Status.OK:
             raise CommandError(f"{self.settings.models} was built for CUDA: {found.found}; build with --device cpu")
         tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
+        voices = VoiceRegistry(manifest)
         for wish in self.settings.warm:
             try:
-                prefix_of(wish, manifest, tokenizer)
+                prefix_of(wish, manifest, voices, tokenizer)
             except GatewayError as error:
                 raise CommandError(f"--warm {wish}: {error.message}") from None
         grpc_port = self.settings.grpc_listens_on

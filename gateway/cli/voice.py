@@ -1,4 +1,4 @@
-"""`personaplex voice add`, `list` and `remove`: the preset voices of a built repository, also of one being served."""
+"""`personaplex voice add|list|remove`: voice presets of a built repository. A running server sees changes at once."""
 
 from __future__ import annotations
 
@@ -14,46 +14,49 @@ from gateway.cli.console import CommandError, progress, say
 from gateway.engine.backend import Floats, Tokens
 from gateway.errors import AudioError, RepositoryError
 from gateway.manifest import Manifest
-from gateway.voices import store as shelf
+from gateway.voices.registry import VoiceRegistry
+from gateway.voices.store import VoiceStore
 
 if TYPE_CHECKING:
     from gateway.voices.preset import VoicePreset
 
-MAX_CLIP_BYTES = 2**28
+MAX_RECORDING_BYTES = 2**28
 
 app = typer.Typer(rich_markup_mode=None)
 
 Models = Annotated[Path, typer.Argument(help="Folder written by `personaplex build`.")]
-Name = Annotated[str, typer.Argument(help="What requests call the voice.")]
+Name = Annotated[str, typer.Argument(help="Name of the voice in requests.")]
 
 
 @app.command()
 def add(
     models: Models,
     name: Name,
-    clip: Annotated[
+    recording: Annotated[
         Path,
-        typer.Argument(help="3 to 30 s of one person speaking, as WAV, FLAC, Ogg or MP3; or a published voice's file."),
+        typer.Argument(help="Recording of one speaker, 3 to 30 s, as WAV, FLAC, Ogg or MP3; or a voice file."),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace the voice of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing voice of that name.")] = False,
 ) -> None:
-    """Make a preset voice, once; a server that runs offers it from then on.
+    """Add a voice preset. A running server offers it at once.
 
-    Of a voice's published forms NAME.pt, .safetensors, .bin, .embeddings.bin with its .cache.json and voices.tgz are
-    read. A voice made from a clip answers as if the clip were sent with the request.
+    Published voice files are NAME.pt, .safetensors, .bin, .embeddings.bin (with .cache.json) and voices.tgz. A voice
+    made from a recording gives the same answers as a request that carries the recording.
     """
     manifest = Manifest.load(models)
-    shelf.check_free(manifest.voices, name, force)
-    preset, source = _preset(clip, name, manifest, models)
-    shelf.add(manifest.voices, name, preset, source, force)
+    store = VoiceStore(VoiceRegistry(manifest))
+    store.check_free(name, force)
+    preset, source = _preset(recording, name, manifest, models)
+    store.add(name, preset, source, force)
     say(f"{name}: {_seconds(preset.frames, manifest):.1f} s of voice from a {source}, added to {models}")
 
 
 @app.command("list")
 def list_(models: Models, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Show the voices: how long they are, and whether they were built in or added."""
+    """List the voices with their length and origin."""
     manifest = Manifest.load(models)
-    voices, broken = manifest.voices.now().values(), manifest.voices.broken()
+    registry = VoiceRegistry(manifest)
+    voices, broken = registry.available().values(), registry.broken()
     if as_json:
         listed = [
             {
@@ -79,23 +82,23 @@ def list_(models: Models, as_json: Annotated[bool, typer.Option("--json", help="
 def remove(
     models: Models,
     name: Name,
-    force: Annotated[bool, typer.Option("--force", help="Also a voice that was built in.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove a built-in voice too.")] = False,
 ) -> None:
-    """Take a voice out; calls that have begun with it go on."""
-    shelf.remove(Manifest.load(models).voices, name, force)
+    """Remove a voice. Running conversations keep it."""
+    VoiceStore(VoiceRegistry(Manifest.load(models))).remove(name, force)
     say(f"{name}: removed from {models}")
 
 
-def _preset(clip: Path, name: str, manifest: Manifest, models: Path) -> tuple[VoicePreset, str]:
-    """The voice in the file, and what kind of file that is. Raises CommandError."""
-    if not clip.is_file():
-        raise CommandError(f"{clip}: no such file")
-    # Reading and encoding voices needs the models' side; the other commands do not wait for its import.
+def _preset(recording: Path, name: str, manifest: Manifest, models: Path) -> tuple[VoicePreset, str]:
+    """Read or encode the file; return the voice and the kind of file. Raises CommandError."""
+    if not recording.is_file():
+        raise CommandError(f"{recording}: no such file")
+    # Imported here because the other commands do not need it and it takes long.
     from model_repository.checkpoint.voice_file import is_voice_file
 
-    if is_voice_file(clip):
-        return _published(clip, name, manifest), "voice file"
-    return _recorded(clip, manifest, models), "clip"
+    if is_voice_file(recording):
+        return _published(recording, name, manifest), "voice file"
+    return _recorded(recording, manifest, models), "recording"
 
 
 def _published(file: Path, name: str, manifest: Manifest) -> VoicePreset:
@@ -104,7 +107,7 @@ def _published(file: Path, name: str, manifest: Manifest) -> VoicePreset:
 
     if file.suffix == ".safetensors":
         try:
-            # Another repository's, perhaps one that was taken from a clip.
+            # A file of another built repository.
             return read(file, manifest)[0]
         except RepositoryError:
             pass
@@ -116,24 +119,24 @@ def _published(file: Path, name: str, manifest: Manifest) -> VoicePreset:
     return VoicePreset(voice.embeddings, voice.columns)
 
 
-def _recorded(clip: Path, manifest: Manifest, models: Path) -> VoicePreset:
+def _recorded(recording: Path, manifest: Manifest, models: Path) -> VoicePreset:
     from gateway.session.persona import preset_of_codes
     from gateway.session.recorded import split
-    from gateway.voices.recording import lasting_voice
+    from gateway.voices.recording import preset_recording
 
     try:
-        if (size := clip.stat().st_size) > MAX_CLIP_BYTES:
-            raise CommandError(f"{clip}: {size} bytes are more than a clip takes ({MAX_CLIP_BYTES})")
-        pcm = lasting_voice(clip.read_bytes(), manifest.sample_rate)
+        if (size := recording.stat().st_size) > MAX_RECORDING_BYTES:
+            raise CommandError(f"{recording}: {size} bytes exceed the limit of {MAX_RECORDING_BYTES}")
+        pcm = preset_recording(recording.read_bytes(), manifest.sample_rate)
     except AudioError as error:
-        raise CommandError(f"{clip}: {error.message}") from None
+        raise CommandError(f"{recording}: {error.message}") from None
     except OSError as error:
-        raise CommandError(f"{clip}: {error.strerror}") from None
+        raise CommandError(f"{recording}: {error.strerror}") from None
     return preset_of_codes(_encode(models, split(pcm, manifest.frame_size)), manifest)
 
 
 def _encode(models: Path, frames: Floats) -> Tokens:
-    """frames [N, 1920] -> codes [N, 8], by the repository's own encoder, as the server would."""
+    """Encode frames [N, 1920] float32 to codes [N, 8] int64 with the repository's mimi_encoder."""
     from model_repository.serving.mimi import MimiModel
     from model_repository.serving.turns import Turn
 
@@ -142,7 +145,7 @@ def _encode(models: Path, frames: Floats) -> Tokens:
         raise CommandError(f"{models} is incomplete: {graph.relative_to(models)} is missing")
     try:
         encoder = MimiModel(graph, slots=1)
-    except Exception as error:  # ONNX Runtime's own errors have no base but this
+    except Exception as error:  # ONNX Runtime's error classes have no common base but Exception
         raise CommandError(f"{graph} cannot be loaded: {error}") from None
     codes = []
     with progress("encoding", total=len(frames)) as report:

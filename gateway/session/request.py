@@ -117,7 +117,7 @@ def _text(asked: PersonaParams) -> str:
 
 
 def _voice(asked: PersonaParams, runtime: Runtime) -> str:
-    return runtime.manifest.voices.require(runtime.default_voice if asked.voice is None else asked.voice).name
+    return runtime.voices.require(runtime.default_voice if asked.voice is None else asked.voice).name
 
 
 def _given(value: T | None, default: T) -> T:

@@ -26,6 +26,7 @@ from gateway.session.turns import TurnSessions
 from gateway.session.warmup import Warmup
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
+from gateway.voices.registry import VoiceRegistry
 
 # What it takes to tell every caller that their conversation is over.
 _LAST_WORDS_S = 3.0
@@ -66,6 +67,7 @@ class Runtime:
         self.manifest = manifest
         self.engine = engine
         self.metrics = metrics
+        self.voices = VoiceRegistry(manifest)
         self.tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
         self.admission = Admission(manifest.slots, settings.retry_after, metrics)
         self.cohort = Cohort(settings.batch_window, settings.cohort_patience, metrics.shared)
@@ -81,7 +83,7 @@ class Runtime:
     @property
     def default_voice(self) -> str:
         """The voice of a request that names none: the first one if the operator's choice is not there."""
-        name, voices = self.settings.default_voice, self.manifest.voices.now()
+        name, voices = self.settings.default_voice, self.voices.available()
         return name if name in voices else next(iter(voices), name)
 
     def stats(self) -> SessionStats:
@@ -195,7 +197,7 @@ class Runtime:
         text_tokens = self.tokenizer.encode_prompt(persona.text)
         check_prompt(text_tokens, self.manifest)
         if isinstance(persona.voice, str):
-            return prefix_of_preset(self.manifest.load_voice(persona.voice), text_tokens, self.manifest)
+            return prefix_of_preset(self.voices.require(persona.voice).preset, text_tokens, self.manifest)
         return split(persona.voice, self.manifest.frame_size), text_tokens
 
     async def _with_voice(self, held: AsyncExitStack, frames: Floats, text_tokens: list[int]) -> Prefix:

@@ -12,6 +12,7 @@ from gateway.errors import EngineError, EngineUnavailable, GatewayError, Unknown
 from gateway.manifest import Manifest
 from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS, Prefix, check_prompt, prefix_of_preset
 from gateway.session.tokenizer import Tokenizer
+from gateway.voices.registry import VoiceRegistry
 
 if TYPE_CHECKING:
     from gateway.session.runtime import Runtime
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.5
 
 
-def prefix_of(wish: str, manifest: Manifest, tokenizer: Tokenizer) -> Prefix:
+def prefix_of(wish: str, manifest: Manifest, voices: VoiceRegistry, tokenizer: Tokenizer) -> Prefix:
     """What a conversation begins with whose persona is VOICE or VOICE:PROMPT.
 
     PROMPT is the name of a preset prompt, or a text, which has more than one word, or nothing; without it the prompt
@@ -32,7 +33,7 @@ def prefix_of(wish: str, manifest: Manifest, tokenizer: Tokenizer) -> Prefix:
     name = prompt.strip() if colon else DEFAULT_SYSTEM_PROMPT
     if name and name not in SYSTEM_PROMPTS and len(name.split()) == 1:
         raise UnknownSystemPrompt(name, SYSTEM_PROMPTS)
-    preset = manifest.load_voice(voice)
+    preset = voices.require(voice).preset
     text_tokens = tokenizer.encode_prompt(SYSTEM_PROMPTS.get(name, prompt))
     check_prompt(text_tokens, manifest)
     return prefix_of_preset(preset, text_tokens, manifest)
@@ -48,7 +49,7 @@ class Warmup:
         self._wishes = params
         self._warm = not params
         for wish in params:
-            prefix_of(wish, runtime.manifest, runtime.tokenizer)
+            prefix_of(wish, runtime.manifest, runtime.voices, runtime.tokenizer)
 
     async def ready(self) -> bool:
         """Whether the engine is, and knows the personas."""
@@ -75,7 +76,7 @@ class Warmup:
         cached: dict[str, int] = {}
         for wish in [*self._wishes, first]:
             try:
-                prefix = prefix_of(wish, self._runtime.manifest, self._runtime.tokenizer)
+                prefix = prefix_of(wish, self._runtime.manifest, self._runtime.voices, self._runtime.tokenizer)
             except GatewayError as error:
                 # A voice may have been removed since the start.
                 logger.warning("cannot warm up %s: %s", wish, error.message)

@@ -1,1 +1,1 @@
-"""Preset voices: their files, what a running server offers, and how one is added or removed."""
+"""Voice presets: the file format, the registry of a repository's presets, and the store that adds and removes them."""

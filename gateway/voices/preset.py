@@ -1,7 +1,8 @@
-"""A preset voice and its file, MODELS/voices/NAME.safetensors: columns of tokens, and embeddings of those before them.
+"""Voice presets and their file format, MODELS/voices/NAME.safetensors.
 
-A voice made with the reference keeps the summed embeddings of all its columns but the last two; a voice taken from a
-clip keeps all its columns as tokens, and no embeddings. Both are read alike.
+A voice is a sequence of N steps of 17 tokens. A file holds summed input embeddings of the first E steps and tokens of
+the remaining ones. A published voice holds embeddings for all steps but the last two. A voice made from a recording
+holds tokens only (E = 0).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safetensors.numpy import load, save
 from gateway.errors import RepositoryError
 
 SUFFIX = ".safetensors"
-# Hours of a voice as tokens, five minutes as embeddings of the published width; whatever is larger is none.
+# Room for hours of tokens, or for five minutes of embeddings at the published width.
 MAX_FILE_BYTES = 2**26
 
 _UNKNOWN = -1
@@ -27,7 +28,7 @@ _SOURCE = "source"
 
 
 class Geometry(Protocol):
-    """What a voice must fit: a Manifest says it."""
+    """Sizes that a voice must match. `Manifest` implements it."""
 
     @property
     def dim(self) -> int: ...
@@ -46,9 +47,9 @@ class Geometry(Protocol):
 class VoicePreset:
     """A voice of N = E + K frames.
 
-    embeddings: [E, dim] float32, the summed input embeddings of columns 0..E-1; E may be 0.
-    columns: [K + 1, 17] int64, columns E..N-1 whole (at least one) and, of column N, what the voice's last frame
-        already fixes (else -1).
+    embeddings: [E, dim] float32, summed input embeddings of steps 0..E-1; E may be 0.
+    columns: [K + 1, 17] int64, tokens of steps E..N-1 (K >= 1) and those tokens of step N that the voice's last frame
+        determines; the others are -1.
     """
 
     embeddings: npt.NDArray[np.float32]
@@ -56,20 +57,21 @@ class VoicePreset:
 
     @property
     def frames(self) -> int:
-        """N, of 80 ms each."""
+        """Length N in frames of 80 ms."""
         return len(self.embeddings) + len(self.columns) - 1
 
 
 def read(path: Path, geometry: Geometry) -> tuple[VoicePreset, str]:
-    """The preset in a file, and where it is from ("" for one that was built in).
+    """Read a preset and its source ("" for a built-in voice). The file may change during the read.
 
-    The file may change while it is read. Raises FileNotFoundError, or RepositoryError, in one line, for a file that
-    cannot be read or whose content does not fit `geometry`.
+    Raises:
+        FileNotFoundError: there is no such file.
+        RepositoryError: the file is unreadable, or its content does not match `geometry`; one line.
     """
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise RepositoryError(f"voices/{path.name}: {size} bytes are more than a voice takes")
-        # Not mapped into memory: a file that shrinks meanwhile would take the process down.
+            raise RepositoryError(f"voices/{path.name}: {size} bytes exceed the limit of {MAX_FILE_BYTES}")
+        # Not memory-mapped: access to a mapped file that is truncated meanwhile kills the process.
         content = path.read_bytes()
         tensors = load(content)
     except FileNotFoundError:
@@ -88,7 +90,7 @@ def read(path: Path, geometry: Geometry) -> tuple[VoicePreset, str]:
 
 
 def serialise(preset: VoicePreset, source: str) -> bytes:
-    """The content of a preset's file. `source`: where it is from, in a word or two."""
+    """Return the content of a voice file. `source`: what the voice was made from, in one or two words."""
     arrays = {"embeddings": preset.embeddings, "columns": preset.columns}
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {_SOURCE: source})
 
@@ -105,17 +107,17 @@ def _tensor(
 
 
 def _wrong(preset: VoicePreset, geometry: Geometry) -> str | None:
-    """What the models would stumble over."""
+    """Return the reason why the models cannot use the preset; None if they can."""
     if len(preset.columns) < 2:
         return f"expected at least 2 columns, found {len(preset.columns)}"
     if not np.isfinite(preset.embeddings).all():
-        return "its embeddings are not all finite"
+        return "embeddings contain NaN or infinity"
     known = np.ones(preset.columns.shape, bool)
     known[-1] = np.array(geometry.delays) > 0
     last = np.array([geometry.text_card, *[geometry.card] * (len(geometry.delays) - 1)])
     fits = (preset.columns >= 0) & (preset.columns <= last)
     if not fits[known].all() or (preset.columns[~known] != _UNKNOWN).any():
-        return "its columns hold tokens outside the vocabularies"
+        return "columns contain tokens outside the vocabularies"
     return None
 
 

@@ -1,26 +1,28 @@
-"""A recording to take a voice from: decoded as for a request, and, for a voice that is to stay, looked at closely."""
+"""Decode voice recordings. Recordings for a preset are also checked for length, silence and clipping."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from gateway.audio.decode import decode
 from gateway.audio.loudness import normalise
-from gateway.engine.backend import Floats
 from gateway.errors import AudioError
+
+Floats = npt.NDArray[np.float32]
 
 MIN_SECONDS, MAX_SECONDS = 3.0, 30.0
 
-# Silence: what no 80 ms frame reaches in mean level. A voice needs some time above it.
+# Threshold on the RMS level of an 80 ms frame, and the least total length of frames above it.
 AUDIBLE_DBFS = -60.0
 MIN_AUDIBLE_SECONDS = 1.0
 FRAME_SECONDS = 0.08
 
-# Clipping: at least so many samples in a row that are this close to full scale (μ-law's largest is 0.98). Undistorted
-# speech whose peaks touch full scale has next to none; amplified by 30 % more, about as many as may be.
+# Clipping is counted as runs of at least CLIPPED_RUN samples at CLIPPED_LEVEL of full scale (the largest μ-law sample
+# is 0.98). Undistorted speech that peaks at full scale has almost none; amplified by 30 % it reaches the limit.
 CLIPPED_LEVEL = 0.98
 CLIPPED_RUN = 3
 MAX_CLIPPED_SHARE = 0.001
@@ -29,17 +31,17 @@ _BLOCK = 65_536
 
 
 def recorded_voice(data: bytes, sample_rate: int, max_seconds: float, field: str) -> Floats:
-    """The bytes of an audio file -> [T] float32 at `sample_rate`, as loud as the model knows voices. Takes time.
+    """Decode an audio file to [T] float32 at `sample_rate`, normalised to the loudness of the model's voices.
 
-    Raises AudioError, naming `field`, for what cannot be a voice.
+    CPU-bound; run it in a thread. Raises AudioError for `field` if the file is not usable as a voice.
     """
     return normalise(decode(data, sample_rate, max_seconds, field), sample_rate, field)
 
 
-def lasting_voice(data: bytes, sample_rate: int, field: str = "clip") -> Floats:
-    """The same samples, of a clip that is good enough for a preset.
+def preset_recording(data: bytes, sample_rate: int, field: str = "recording") -> Floats:
+    """As `recorded_voice`, for a recording that becomes a preset.
 
-    Raises AudioError, which says what was measured, for one that is not 3 to 30 s long, silent, or clipped.
+    Raises AudioError with the measured value if the recording is not 3 to 30 s long, is silent, or is clipped.
     """
     pcm = decode(data, sample_rate, MAX_SECONDS, field)
     seconds = round(len(pcm) / sample_rate, 2)
@@ -48,22 +50,22 @@ def lasting_voice(data: bytes, sample_rate: int, field: str = "clip") -> Floats:
     if (audible := _audible_seconds(pcm, sample_rate)) < MIN_AUDIBLE_SECONDS:
         raise AudioError(
             f"expected a voice, got silence: {audible:.1f} s are louder than {AUDIBLE_DBFS:g} dBFS, "
-            f"at least {MIN_AUDIBLE_SECONDS:g} s must be",
+            f"at least {MIN_AUDIBLE_SECONDS:g} s are needed",
             field,
         )
     if (share := clipped_share(_channel(data))) > MAX_CLIPPED_SHARE:
         raise AudioError(
-            f"expected an undistorted voice, got a clipped one: {100 * share:.2g} % of its samples lie in a row at "
-            f"full scale, at most {100 * MAX_CLIPPED_SHARE:g} % may",
+            f"expected an undistorted voice, got a clipped one: {100 * share:.2g} % of the samples are in runs at "
+            f"full scale, the limit is {100 * MAX_CLIPPED_SHARE:g} %",
             field,
         )
     return recorded_voice(data, sample_rate, MAX_SECONDS, field)
 
 
 def clipped_share(samples: Floats) -> float:
-    """Of samples [T] as they were recorded, the share that lies in runs of at least three at full scale.
+    """Return the share of samples [T], before resampling, in runs of at least three at full scale.
 
-    A float file may go over full scale undistorted: there its own peak counts.
+    A float file can exceed 1.0 without distortion; its peak is then taken as full scale.
     """
     full = max(1.0, float(np.abs(samples).max()))
     loud = np.abs(samples) >= CLIPPED_LEVEL * full
@@ -80,9 +82,9 @@ def _audible_seconds(pcm: Floats, sample_rate: int) -> float:
 
 
 def _channel(data: bytes) -> Floats:
-    """Channel 0 at the file's own rate: resampling would round off what clipping cut.
+    """Decode channel 0 at the file's own rate, clamped to [-1, 1] unless the file holds floats.
 
-    So does lossy compression, which makes cut peaks swing over full scale.
+    Resampling would smooth clipped peaks. Lossy codecs let clipped peaks overshoot full scale, hence the clamp.
     """
     with soundfile.SoundFile(io.BytesIO(data)) as sound:
         blocks = sound.blocks(_BLOCK, dtype="float32", always_2d=True)

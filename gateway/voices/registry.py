@@ -1,4 +1,4 @@
-"""The voices a repository offers now: what lies in its folder, looked at again whenever somebody asks."""
+"""The voice presets of a built repository, read from its voices folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from gateway.errors import GatewayError, RepositoryError, UnknownVoice
 from gateway.voices.preset import SUFFIX, Geometry, VoicePreset, read
@@ -21,9 +21,21 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Origin = Literal["built-in", "added"]
 
 
+class Repository(Geometry, Protocol):
+    """A built repository. `Manifest` implements it."""
+
+    @property
+    def voices_folder(self) -> Path:
+        """Folder of the voice files."""
+
+    @property
+    def built_in(self) -> Collection[str]:
+        """Names of the voices that the build wrote."""
+
+
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """A voice file that can be used. `source`: what an added voice was made from, as far as is known."""
+    """A valid voice file. `source`: what an added voice was made from, "" if the file does not name it."""
 
     name: str
     origin: Origin
@@ -32,47 +44,51 @@ class Voice:
 
     @property
     def frames(self) -> int:
-        """Its length in frames of 80 ms."""
+        """Length in frames of 80 ms."""
         return self.preset.frames
 
 
 @dataclass(frozen=True, eq=False)
 class BrokenVoice:
-    """A voice file that cannot be used, and why, in one line."""
+    """An invalid voice file. `problem`: the reason, in one line."""
 
     name: str
     problem: str
 
 
-# The file's inode, time of change in ns, and bytes: a file written anew has at least one of them changed.
+# Inode, modification time in ns and size in bytes: at least one of them differs when a file has been written again.
 _Stamp = tuple[int, int, int]
 
 
-class Voices:
-    """The files NAME.safetensors of one folder. Each is read once and kept until it changes; arrays once handed out
-    stay as they are, whatever becomes of the file.
+class VoiceRegistry:
+    """The voices in the files NAME.safetensors of a repository's voices folder.
+
+    The folder is scanned at every access, so added and removed files take effect at once. A file is read once and
+    again only when it changes. Arrays that were returned earlier do not change with the file.
     """
 
-    def __init__(self, folder: Path, geometry: Geometry, built_in: Collection[str]) -> None:
-        """`built_in`: names of the voices that came with the checkpoint."""
-        self.folder = folder
-        self._geometry = geometry
-        self.built_in = built_in
+    def __init__(self, repository: Repository) -> None:
+        self.folder = repository.voices_folder
+        self.built_in = repository.built_in
+        self._geometry: Geometry = repository
         self._known: dict[str, tuple[_Stamp, Voice | BrokenVoice]] = {}
 
-    def now(self) -> Mapping[str, Voice]:
-        """Those that can be used, by name: first those built in, then those added, each in alphabetical order."""
-        return {voice.name: voice for voice in self._look() if isinstance(voice, Voice)}
+    def available(self) -> Mapping[str, Voice]:
+        """Valid voices by name: built-in voices first, then added ones, each group in alphabetical order."""
+        return {voice.name: voice for voice in self._scan() if isinstance(voice, Voice)}
 
     def broken(self) -> list[BrokenVoice]:
-        """Files that should be voices and cannot be used."""
-        return [voice for voice in self._look() if isinstance(voice, BrokenVoice)]
+        """Files that have a voice's name and no valid content."""
+        return [voice for voice in self._scan() if isinstance(voice, BrokenVoice)]
 
     def require(self, name: str) -> Voice:
-        """The voice of that name. Raises UnknownVoice, which lists those there are, or RepositoryError for a file
-        that cannot be used.
+        """Return the voice `name`.
+
+        Raises:
+            UnknownVoice: there is no such file. The error lists the available voices.
+            RepositoryError: the file is invalid.
         """
-        found = {voice.name: voice for voice in self._look()}
+        found = {voice.name: voice for voice in self._scan()}
         voice = found.get(name)
         if isinstance(voice, BrokenVoice):
             raise RepositoryError(voice.problem)
@@ -80,7 +96,7 @@ class Voices:
             raise UnknownVoice(name, [other.name for other in found.values() if isinstance(other, Voice)])
         return voice
 
-    def _look(self) -> list[Voice | BrokenVoice]:
+    def _scan(self) -> list[Voice | BrokenVoice]:
         stamps = self._stamps()
         known = {}
         for name, stamp in stamps.items():
@@ -99,14 +115,14 @@ class Voices:
                 for entry in entries:
                     name = entry.name.removesuffix(SUFFIX)
                     if name != entry.name and NAME.fullmatch(name):
-                        # It may have been removed since the folder was read.
+                        # The file may have been removed since the folder was read.
                         with suppress(FileNotFoundError):
                             stat = entry.stat()
                             stamps[name] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         except FileNotFoundError:
             return {}
         except OSError as error:
-            logger.warning("%s cannot be looked at: %s", self.folder, error.strerror)
+            logger.warning("cannot read voices folder %s: %s", self.folder, error.strerror)
             return {name: stamp for name, (stamp, _) in self._known.items()}
         return stamps
 
@@ -116,7 +132,7 @@ class Voices:
         except FileNotFoundError:
             return None
         except GatewayError as error:
-            logger.warning("a voice that cannot be used: %s", error)
+            logger.warning("invalid voice file: %s", error)
             return BrokenVoice(name, error.message)
         built_in = name in self.built_in and not source
         return Voice(name, "built-in" if built_in else "added", source, preset)

@@ -13,6 +13,7 @@ from gateway.engine.sampling import Sampling
 from gateway.engine.triton.backend import TritonEngine, TritonSession
 from gateway.manifest import Manifest
 from gateway.session.persona import prefix_of_preset
+from gateway.voices.registry import VoiceRegistry
 from tests.end_to_end.conftest import Service, respond, wav
 
 DRAW = Sampling(audio_temperature=0.0, audio_top_k=1, text_temperature=0.0, text_top_k=1, seed=1)
@@ -37,7 +38,7 @@ def test_a_persona_is_prefilled_in_one_execution_and_then_not_at_all(tiny_servic
 def prefix(manifest: Manifest, text: int):
     """Of a voice and so many text tokens, which nobody else has."""
     tokens = np.random.default_rng(text).integers(4, manifest.text_card, text)
-    return prefix_of_preset(manifest.load_voice("NATF1"), tokens.tolist(), manifest)
+    return prefix_of_preset(VoiceRegistry(manifest).require("NATF1").preset, tokens.tolist(), manifest)
 
 
 async def begin(session: TritonSession, whole) -> TemporalOutput:

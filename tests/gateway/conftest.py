@@ -20,6 +20,7 @@ from gateway.engine.sampling import Sampling
 from gateway.manifest import FORMAT, Manifest
 from gateway.session.persona import prefix_of_preset
 from gateway.session.tokenizer import Tokenizer
+from gateway.voices.registry import VoiceRegistry
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DELAYS = [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1]
@@ -115,7 +116,9 @@ def converse(manifest: Manifest, tokenizer: Tokenizer, engine: FakeEngine) -> Ca
     """Makes a conversation with NATF0 on the fake engine."""
 
     def make(text: str = "You are Ana.", seed: int = 1, cohort: Cohort | None = None, **observers: Any) -> Conversation:
-        prefix = prefix_of_preset(manifest.load_voice("NATF0"), tokenizer.encode_prompt(text), manifest)
+        prefix = prefix_of_preset(
+            VoiceRegistry(manifest).require("NATF0").preset, tokenizer.encode_prompt(text), manifest
+        )
         sampling = Sampling(seed=seed, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
         return Conversation(engine.open(), prefix, sampling, manifest, tokenizer, cohort or Cohort(), **observers)
 

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.errors import RepositoryError
 from gateway.manifest import FORMAT, Manifest
+from gateway.voices.registry import VoiceRegistry
 
 Write = Callable[[], Path]
 
@@ -55,5 +56,5 @@ def test_a_missing_tokenizer_is_named(models: Path):
 def test_a_voice_that_was_built_in_and_is_gone_is_no_hindrance(models: Path):
     (models / "voices" / "NATM1.safetensors").unlink()
     manifest = Manifest.load(models)
-    assert list(manifest.voices.now()) == ["NATF0"]
+    assert list(VoiceRegistry(manifest).available()) == ["NATF0"]
     assert list(manifest.built_in) == ["NATF0", "NATM1"]

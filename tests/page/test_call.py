@@ -55,7 +55,7 @@ def test_the_server_is_asked_for_what_was_chosen(visit: Visit, gateway: Gateway)
     assert (kind, draw.seed, draw.temperature) == ("text", 42, 0.5)
     runtime = gateway.app.state.runtime
     embeddings = gateway.engine.prefills[0][1]
-    assert np.array_equal(embeddings, runtime.manifest.load_voice("VARM2").embeddings)
+    assert np.array_equal(embeddings, runtime.voices.require("VARM2").preset.embeddings)
 
 
 def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) -> None:

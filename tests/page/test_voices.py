@@ -12,7 +12,8 @@ import pytest
 from playwright.sync_api import expect
 
 from gateway.session.persona import preset_of_codes
-from gateway.voices import store as shelf
+from gateway.voices.registry import VoiceRegistry
+from gateway.voices.store import VoiceStore
 from tests.page.browser import Visit
 from tests.page.conftest import Gateway, running
 
@@ -31,9 +32,10 @@ def gateway(tiny_models: Path, tmp_path: Path) -> Iterator[Gateway]:
 @pytest.fixture
 def add(gateway: Gateway) -> Callable[[str], None]:
     manifest = gateway.engine.manifest
+    store = VoiceStore(VoiceRegistry(manifest))
 
     def put(name: str) -> None:
-        shelf.add(manifest.voices, name, preset_of_codes(np.ones((40, 8), np.int64), manifest), "clip")
+        store.add(name, preset_of_codes(np.ones((40, 8), np.int64), manifest), "recording")
 
     return put
 
@@ -52,7 +54,7 @@ def test_an_added_voice_comes_and_goes_without_a_reload(
     assert visit.text("#voice-name") == "ANA"
     visit.start()
     assert "ANA" in visit.text("#call-note")
-    shelf.remove(gateway.engine.manifest.voices, "ANA")
+    VoiceStore(VoiceRegistry(gateway.engine.manifest)).remove("ANA")
     visit.transcript_grows()
     visit.end()
     page.click("#again")

@@ -116,7 +116,7 @@ def _request_schema(runtime: Runtime) -> dict[str, Any]:
     for name, value in runtime.manifest.sampling:
         fields[name]["default"] = value
     fields["voice"]["default"] = runtime.default_voice
-    _value(fields["voice"])["enum"] = list(runtime.manifest.voices.now())
+    _value(fields["voice"])["enum"] = list(runtime.voices.available())
     fields["system_prompt"]["default"] = DEFAULT_SYSTEM_PROMPT
     _value(fields["system_prompt"])["enum"] = list(SYSTEM_PROMPTS)
     _value(fields["max_steps"])["maximum"] = runtime.settings.max_steps

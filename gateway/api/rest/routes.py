@@ -81,7 +81,7 @@ def router(runtime: Runtime) -> APIRouter:
             default=runtime.default_voice,
             voices=[
                 Voice(name=voice.name, seconds=voice.frames / manifest.frame_rate, origin=voice.origin)
-                for voice in manifest.voices.now().values()
+                for voice in runtime.voices.available().values()
             ],
             voice_audio=runtime.settings.allow_voice_audio,
         )

@@ -31,6 +31,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc as rpc
 from gateway.manifest import Manifest
 from gateway.session.persona import SILENT_FRAMES
 from gateway.session.tokenizer import Tokenizer
+from gateway.voices.registry import VoiceRegistry
 from loadtest.server import started
 from model_repository.build import build_repository
 from model_repository.tiny import write_tiny_checkpoint
@@ -52,7 +53,7 @@ class Personas:
     def __init__(self, models: Path) -> None:
         manifest = Manifest.load(models)
         self._tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
-        self._length = COLUMNS - manifest.voices.require(VOICE).frames - 2 * SILENT_FRAMES
+        self._length = COLUMNS - VoiceRegistry(manifest).require(VOICE).frames - 2 * SILENT_FRAMES
         self._made = 0
 
     def next(self) -> str:

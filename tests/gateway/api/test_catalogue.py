@@ -12,7 +12,8 @@ from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
 from gateway.session.persona import preset_of_codes
 from gateway.settings import Settings
-from gateway.voices import store as shelf
+from gateway.voices.registry import VoiceRegistry
+from gateway.voices.store import VoiceStore
 
 Ask = Callable[..., Any]
 
@@ -38,7 +39,7 @@ async def test_a_voice_that_is_added_replaced_or_removed_is_so_at_once(
     assert (await ask(voice="ANA")).json()["type"] == "urn:personaplex:unknown-voice"
     for seed, frames in ((1, 50), (2, 75)):
         made = preset_of_codes(np.random.default_rng(seed).integers(0, 2048, (frames, 8)), manifest)
-        shelf.add(manifest.voices, "ANA", made, "clip", force=True)
+        VoiceStore(VoiceRegistry(manifest)).add("ANA", made, "recording", force=True)
         listed = (await client.get("/v1/voices")).json()["voices"]
         assert listed[2:] == [{"name": "ANA", "seconds": frames * 0.08, "origin": "added"}]
         assert (await ask(voice="ANA")).json()["voice"] == "ANA"
@@ -46,7 +47,7 @@ async def test_a_voice_that_is_added_replaced_or_removed_is_so_at_once(
         assert np.array_equal(columns[:frames], made.columns[:-1])
         assert embeddings.shape == (0, 32)
         assert await names_in_the_document(client) == ["NATF0", "NATM1", "ANA"]
-    shelf.remove(manifest.voices, "ANA")
+    VoiceStore(VoiceRegistry(manifest)).remove("ANA")
     assert (await ask(voice="ANA")).status_code == 422
     assert len((await client.get("/v1/voices")).json()["voices"]) == 2
     assert await names_in_the_document(client) == ["NATF0", "NATM1"]
@@ -61,7 +62,7 @@ async def names_in_the_document(client: httpx.AsyncClient) -> list[str]:
 
 
 async def test_a_broken_voice_fails_its_own_callers_alone(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
-    (manifest.voices.folder / "NATF0.safetensors").write_bytes(b"oops")
+    (manifest.voices_folder / "NATF0.safetensors").write_bytes(b"oops")
     listed = (await client.get("/v1/voices")).json()
     assert [voice["name"] for voice in listed["voices"]] == ["NATM1"]
     assert listed["default"] == "NATM1"
@@ -72,7 +73,7 @@ async def test_a_broken_voice_fails_its_own_callers_alone(client: httpx.AsyncCli
 
 
 async def test_a_server_whose_voices_are_all_gone_says_so(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
-    for file in manifest.voices.folder.iterdir():
+    for file in manifest.voices_folder.iterdir():
         file.unlink()
     assert (await client.get("/v1/voices")).json()["voices"] == []
     answer = await ask()

@@ -19,6 +19,7 @@ from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
 from gateway.session.persona import SILENCE, SYSTEM_PROMPTS
 from gateway.settings import Settings
+from gateway.voices.registry import VoiceRegistry
 
 Ask = Callable[..., Any]
 Make = Callable[..., bytes]
@@ -189,7 +190,7 @@ async def test_an_empty_text_prompt_means_no_text(ask: Ask, engine: FakeEngine, 
 async def test_the_named_voice_is_the_one_taken(ask: Ask, engine: FakeEngine, manifest: Manifest):
     assert (await ask(voice="NATM1")).json()["voice"] == "NATM1"
     _, embeddings = engine.prefills[-1]
-    assert np.array_equal(embeddings, manifest.load_voice("NATM1").embeddings)
+    assert np.array_equal(embeddings, VoiceRegistry(manifest).require("NATM1").preset.embeddings)
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (44_100, 2), (192_000, 1)])

@@ -1,4 +1,4 @@
-"""The voice commands on a built repository: clips and published files in, refusals in one line."""
+"""The voice commands on a built repository: recordings and published files, errors in one line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from gateway.manifest import Manifest
 from gateway.voices.preset import VoicePreset
+from gateway.voices.registry import VoiceRegistry
 from model_repository.checkpoint.torch_file import read_torch_tensors
 from tests.gateway.cli.conftest import QUESTION, ROOT, Outcome
 
@@ -37,7 +38,7 @@ def models(golden_models: Path, tmp_path: Path) -> Path:
 
 
 def preset(models: Path, name: str) -> VoicePreset:
-    return Manifest.load(models).load_voice(name)
+    return VoiceRegistry(Manifest.load(models)).require(name).preset
 
 
 def same(one: VoicePreset, other: VoicePreset) -> bool:
@@ -46,7 +47,7 @@ def same(one: VoicePreset, other: VoicePreset) -> bool:
 
 def test_a_clip_becomes_a_voice_of_tokens(personaplex: Run, models: Path):
     outcome = personaplex("voice", "add", models, "ANA", QUESTION)
-    assert outcome == Outcome(0, "", f"ANA: 6.4 s of voice from a clip, added to {models}\n")
+    assert outcome == Outcome(0, "", f"ANA: 6.4 s of voice from a recording, added to {models}\n")
     voice = preset(models, "ANA")
     assert voice.embeddings.shape == (0, 32)
     # 6.34 s are 80 frames, the last one not full.
@@ -99,8 +100,8 @@ def test_the_name_says_which_voice_of_an_archive(personaplex: Run, models: Path,
 
 
 def wav(folder: Path, pcm: Any, rate: int = 24000, subtype: str = "PCM_16") -> Path:
-    soundfile.write(folder / "clip.wav", np.asarray(pcm), rate, subtype=subtype)
-    return folder / "clip.wav"
+    soundfile.write(folder / "recording.wav", np.asarray(pcm), rate, subtype=subtype)
+    return folder / "recording.wav"
 
 
 NOISE = np.random.default_rng(5).normal(0, 0.05, 31 * 24000)
@@ -120,12 +121,12 @@ def test_a_clip_that_will_not_do_is_refused_with_the_reason(
     personaplex: Run, models: Path, tmp_path: Path, pcm: np.ndarray, said: str
 ):
     error = personaplex("voice", "add", models, "ANA", wav(tmp_path, pcm)).error
-    assert error.startswith(f"{tmp_path}/clip.wav: {said}")
+    assert error.startswith(f"{tmp_path}/recording.wav: {said}")
     assert [file.name for file in (models / "voices").iterdir()] == ["NATF0.safetensors"]
 
 
 def test_what_is_no_audio_is_refused(personaplex: Run, models: Path, tmp_path: Path):
-    text = tmp_path / "clip.wav"
+    text = tmp_path / "recording.wav"
     text.write_text("not a sound")
     assert "expected an audio file libsndfile reads" in personaplex("voice", "add", models, "ANA", text).error
     text.write_bytes(b"")
@@ -147,7 +148,7 @@ def test_a_voice_file_of_another_model_is_refused(personaplex: Run, models: Path
     [
         ("NATF0", "there is a voice named NATF0 already; --force replaces it"),
         ("../NATF0", "voice name '../NATF0' must be 1 to 64 letters"),
-        ("recording", "voice name 'recording' is what a recording sent with a request is called"),
+        ("recording", "voice name 'recording' is reserved for the voice of a recording in a request"),
     ],
 )
 def test_a_name_is_refused_before_anything_is_read(personaplex: Run, models: Path, name: str, said: str):
@@ -189,14 +190,14 @@ def test_the_list_says_how_long_and_from_where(personaplex: Run, models: Path):
     outcome = personaplex("voice", "list", models)
     assert outcome.out.splitlines() == [
         "NATF0        1.0 s  built-in",
-        "ANA-MARIA    6.4 s  added, from a clip",
+        "ANA-MARIA    6.4 s  added, from a recording",
         "B            1.0 s  added, from a voice file",
     ]
     assert "cannot be used: voices/C.safetensors cannot be read" in outcome.err
     listed = json.loads(personaplex("voice", "list", models, "--json").out)
     assert listed["voices"][:2] == [
         {"name": "NATF0", "seconds": 1.04, "frames": 13, "origin": "built-in", "source": None},
-        {"name": "ANA-MARIA", "seconds": 6.4, "frames": 80, "origin": "added", "source": "clip"},
+        {"name": "ANA-MARIA", "seconds": 6.4, "frames": 80, "origin": "added", "source": "recording"},
     ]
     assert [voice["name"] for voice in listed["broken"]] == ["C"]
 
@@ -214,14 +215,14 @@ def test_processes_that_add_at_once_lose_nothing(spawn: Callable[..., subprocess
     running = [spawn("voice", "add", models, name, PUBLISHED) for name in names]
     codes = [process.wait() for process in running]
     assert sorted(codes) == [0, 0, 2]
-    assert list(Manifest.load(models).voices.now()) == ["NATF0", "ANA", "BEA"]
+    assert list(VoiceRegistry(Manifest.load(models)).available()) == ["NATF0", "ANA", "BEA"]
 
 
 def test_other_audio_formats_are_read(personaplex: Run, models: Path, tmp_path: Path):
     pcm, rate = soundfile.read(QUESTION)
     buffer = io.BytesIO()
     soundfile.write(buffer, np.stack([pcm, np.zeros_like(pcm)], axis=1), rate, format="FLAC")
-    (tmp_path / "clip.flac").write_bytes(buffer.getvalue())
+    (tmp_path / "recording.flac").write_bytes(buffer.getvalue())
     personaplex("voice", "add", models, "WAV", QUESTION)
-    personaplex("voice", "add", models, "FLAC", tmp_path / "clip.flac")
+    personaplex("voice", "add", models, "FLAC", tmp_path / "recording.flac")
     assert same(preset(models, "WAV"), preset(models, "FLAC"))

@@ -14,6 +14,7 @@ from gateway.engine.fake import FakeEngine
 from gateway.errors import EngineUnavailable
 from gateway.manifest import Manifest
 from gateway.session.persona import SILENCE
+from gateway.voices.registry import VoiceRegistry
 
 Converse = Callable[..., Conversation]
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 1920)).astype(np.float32)
@@ -43,7 +44,7 @@ async def test_each_user_frame_brings_the_next_agent_frame(converse: Converse):
 async def test_the_prompt_goes_in_with_one_call(converse: Converse, engine: FakeEngine, manifest: Manifest):
     await converse(text="").start()
     ((columns, embeddings),) = engine.prefills
-    assert np.array_equal(embeddings, manifest.load_voice("NATF0").embeddings)
+    assert np.array_equal(embeddings, VoiceRegistry(manifest).require("NATF0").preset.embeddings)
     assert columns.shape == (1 + 12, 17)
     assert columns.min() >= 0
 

@@ -20,6 +20,7 @@ from gateway.session.persona import (
     system_prompt,
 )
 from gateway.voices.preset import VoicePreset
+from gateway.voices.registry import VoiceRegistry
 
 UNDELAYED = [0, 1, 9]
 
@@ -79,7 +80,7 @@ def test_without_text_there_is_no_text_phase(golden: dict[str, Any], manifest: M
 
 
 def test_the_text_stands_between_two_silences(manifest: Manifest):
-    prefix = prefix_of_preset(manifest.load_voice("NATF0"), [7, 8, 9], manifest)
+    prefix = prefix_of_preset(VoiceRegistry(manifest).require("NATF0").preset, [7, 8, 9], manifest)
     text = prefix.columns[:, 0].tolist()
     assert text == [3] + [3] * 6 + [7, 8, 9] + [3] * 6
 

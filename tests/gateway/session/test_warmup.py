@@ -20,6 +20,7 @@ from gateway.session.runtime import Runtime
 from gateway.session.tokenizer import Tokenizer
 from gateway.session.warmup import prefix_of
 from gateway.settings import Settings
+from gateway.voices.registry import VoiceRegistry
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +53,10 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_a_wish_is_a_voice_and_a_prompt_by_name_or_by_text(
     manifest: Manifest, tokenizer: Tokenizer, wish: str, text: str
 ):
-    prefix = prefix_of(wish, manifest, tokenizer)
-    expected = prefix_of_preset(manifest.load_voice("NATM1"), tokenizer.encode_prompt(text), manifest)
+    prefix = prefix_of(wish, manifest, VoiceRegistry(manifest), tokenizer)
+    expected = prefix_of_preset(
+        VoiceRegistry(manifest).require("NATM1").preset, tokenizer.encode_prompt(text), manifest
+    )
     assert np.array_equal(prefix.columns, expected.columns)
     assert np.array_equal(prefix.embeddings, expected.embeddings)
 
@@ -84,7 +87,7 @@ async def test_it_is_ready_once_every_persona_was_prefilled(manifest: Manifest, 
 async def test_a_call_with_such_a_persona_finds_its_prefix(manifest: Manifest, engine: FakeEngine):
     async with running(manifest, engine, "NATF0:teacher") as runtime:
         await until(lambda: runtime.warmup._warm)
-        prefix = prefix_of("NATF0:teacher", manifest, runtime.tokenizer)
+        prefix = prefix_of("NATF0:teacher", manifest, runtime.voices, runtime.tokenizer)
         draw = engine.draws[-1][1]
         begun = await engine.open().prefill(prefix.columns, prefix.embeddings, draw)
         assert begun.cached == prefix.length - 1

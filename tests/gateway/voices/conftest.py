@@ -14,7 +14,7 @@ from gateway.voices.preset import VoicePreset
 
 @pytest.fixture
 def make_preset(manifest: Manifest) -> Callable[..., VoicePreset]:
-    """Makes a voice of tokens, as from a clip of that many frames."""
+    """Makes a voice of tokens, as from a recording of that many frames."""
 
     def make(frames: int = 40, seed: int = 0) -> VoicePreset:
         return preset_of_codes(np.random.default_rng(seed).integers(0, 2048, (frames, 8)), manifest)

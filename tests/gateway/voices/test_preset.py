@@ -34,12 +34,12 @@ def test_a_voice_of_embeddings_has_them_and_its_last_columns(file: Path, manifes
 
 def test_a_voice_of_tokens_has_all_its_columns(make_preset: Make, manifest: Manifest, tmp_path: Path):
     made = make_preset(frames=40)
-    (tmp_path / "ANA.safetensors").write_bytes(serialise(made, "clip"))
+    (tmp_path / "ANA.safetensors").write_bytes(serialise(made, "recording"))
     voice, source = read(tmp_path / "ANA.safetensors", manifest)
     assert voice.embeddings.shape == (0, 32)
     assert np.array_equal(voice.columns, made.columns)
     assert voice.columns.shape == (41, 17)
-    assert (voice.frames, source) == (40, "clip")
+    assert (voice.frames, source) == (40, "recording")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 20])
@@ -66,7 +66,7 @@ def test_a_file_of_another_kind_of_numbers_is_refused(file: Path, manifest: Mani
 
 def test_a_folder_or_a_huge_file_is_refused(file: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preset, "MAX_FILE_BYTES", 100)
-    with pytest.raises(RepositoryError, match="bytes are more than a voice takes"):
+    with pytest.raises(RepositoryError, match="bytes exceed the limit of"):
         read(file, manifest)
     file.unlink()
     file.mkdir()
@@ -85,7 +85,7 @@ def columns(**changed: Any) -> np.ndarray:
     return fit
 
 
-OUTSIDE = "its columns hold tokens outside the vocabularies"
+OUTSIDE = "columns contain tokens outside the vocabularies"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ OUTSIDE = "its columns hold tokens outside the vocabularies"
             r"embeddings should be float32 \[any, 32\], found float32 \[4, 64\]",
         ),
         (np.zeros((4, 32), np.float64), columns(), r"embeddings should be float32 \[any, 32\], found float64"),
-        (np.full((4, 32), np.nan, np.float32), columns(), "its embeddings are not all finite"),
+        (np.full((4, 32), np.nan, np.float32), columns(), "embeddings contain NaN or infinity"),
         (None, columns(), r"embeddings should be float32 \[any, 32\], found nothing"),
         (np.zeros((4, 32), np.float32), None, r"columns should be int64 \[any, 17\], found nothing"),
         (
@@ -113,7 +113,7 @@ OUTSIDE = "its columns hold tokens outside the vocabularies"
         (np.zeros((0, 32), np.float32), columns(at_1_9=5), OUTSIDE),
     ],
 )
-def test_what_the_models_would_stumble_over_is_refused(
+def test_presets_that_the_models_cannot_use_are_refused(
     file: Path, manifest: Manifest, embeddings: np.ndarray | None, tokens: np.ndarray | None, said: str
 ):
     given = {"embeddings": embeddings, "columns": tokens}

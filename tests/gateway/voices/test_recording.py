@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from gateway.errors import AudioError
-from gateway.voices.recording import clipped_share, lasting_voice, recorded_voice
+from gateway.voices.recording import clipped_share, preset_recording, recorded_voice
 from tests.gateway.cli.conftest import QUESTION
 
 RATE = 24_000
@@ -33,47 +33,47 @@ def spoken() -> tuple[np.ndarray, int]:
 
 def test_a_clip_is_heard_as_a_request_s_recording_is():
     data = QUESTION.read_bytes()
-    assert np.array_equal(lasting_voice(data, RATE), recorded_voice(data, RATE, 30, "voice_audio"))
+    assert np.array_equal(preset_recording(data, RATE), recorded_voice(data, RATE, 30, "voice_audio"))
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 44_100, 48_000])
 @pytest.mark.parametrize("seconds", [3, 30])
 def test_three_to_thirty_seconds_are_taken(seconds: int, rate: int):
-    pcm = lasting_voice(file(noise(seconds, rate), rate), RATE)
+    pcm = preset_recording(file(noise(seconds, rate), rate), RATE)
     assert len(pcm) == pytest.approx(seconds * RATE, abs=1)
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(2.98, "got 2.98 s"), (0.1, "got 0.1 s"), (30.01, "at most 30 s")])
 def test_less_and_more_are_refused(seconds: float, said: str):
     with pytest.raises(AudioError, match=said):
-        lasting_voice(file(noise(seconds)), RATE)
+        preset_recording(file(noise(seconds)), RATE)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
 def test_silence_is_refused(subtype: str):
     for level in (0, 0.0003):
-        with pytest.raises(AudioError, match=r"got silence: 0\.0 s are louder than -60 dBFS, at least 1 s must be"):
-            lasting_voice(file(noise(5, level=level), subtype=subtype), RATE)
+        with pytest.raises(AudioError, match=r"got silence: 0\.0 s are louder than -60 dBFS, at least 1 s are needed"):
+            preset_recording(file(noise(5, level=level), subtype=subtype), RATE)
 
 
 def test_a_word_in_long_silence_is_too_little():
     pcm = np.zeros(10 * RATE)
     pcm[RATE : RATE + RATE // 2] = noise(0.5)
     with pytest.raises(AudioError, match=r"got silence: 0\.[56] s are louder"):
-        lasting_voice(file(pcm), RATE)
+        preset_recording(file(pcm), RATE)
     pcm[4 * RATE : 6 * RATE] = noise(2)
-    assert len(lasting_voice(file(pcm), RATE)) == 10 * RATE
+    assert len(preset_recording(file(pcm), RATE)) == 10 * RATE
 
 
 def test_quiet_speech_is_a_voice():
     pcm, rate = spoken()
-    assert len(lasting_voice(file(pcm * 0.02 / np.abs(pcm).max(), rate), RATE))
+    assert len(preset_recording(file(pcm * 0.02 / np.abs(pcm).max(), rate), RATE))
 
 
 def test_speech_at_full_scale_is_not_clipped():
     pcm, rate = spoken()
     assert clipped_share(pcm / np.abs(pcm).max()) < 0.0002
-    lasting_voice(file(pcm / np.abs(pcm).max(), rate), RATE)
+    preset_recording(file(pcm / np.abs(pcm).max(), rate), RATE)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_speech_at_full_scale_is_not_clipped():
 )
 def test_speech_beyond_full_scale_is_clipped(how: dict[str, str]):
     pcm, rate = spoken()
-    with pytest.raises(AudioError, match=r"got a clipped one: [0-9.]+ % of its samples lie in a row at full scale"):
-        lasting_voice(file(np.clip(pcm * 4 / np.abs(pcm).max(), -1, 1), rate, **how), RATE)
+    with pytest.raises(AudioError, match=r"got a clipped one: [0-9.]+ % of the samples are in runs at full scale"):
+        preset_recording(file(np.clip(pcm * 4 / np.abs(pcm).max(), -1, 1), rate, **how), RATE)
 
 
 def test_a_float_file_over_full_scale_is_loud_but_not_clipped():
     pcm, rate = spoken()
-    lasting_voice(file(pcm * 3 / np.abs(pcm).max(), rate, subtype="FLOAT"), RATE)
+    preset_recording(file(pcm * 3 / np.abs(pcm).max(), rate, subtype="FLOAT"), RATE)
 
 
 def test_the_share_counts_runs_of_three_and_more():
@@ -111,11 +111,11 @@ def test_the_share_counts_runs_of_three_and_more():
 
 def test_a_channel_that_is_not_heard_may_be_clipped():
     good, bad = noise(4), np.clip(noise(4, level=2), -1, 1)
-    lasting_voice(file(np.stack([good, bad], axis=1)), RATE)
+    preset_recording(file(np.stack([good, bad], axis=1)), RATE)
     with pytest.raises(AudioError, match="clipped"):
-        lasting_voice(file(np.stack([bad, good], axis=1)), RATE)
+        preset_recording(file(np.stack([bad, good], axis=1)), RATE)
 
 
 def test_what_is_no_audio_is_refused_as_everywhere():
     with pytest.raises(AudioError, match="expected an audio file libsndfile reads"):
-        lasting_voice(b"RIFF but nothing else", RATE)
+        preset_recording(b"RIFF but nothing else", RATE)

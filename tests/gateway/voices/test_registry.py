@@ -13,40 +13,40 @@ import pytest
 from gateway.errors import RepositoryError, UnknownVoice
 from gateway.manifest import Manifest
 from gateway.voices.preset import VoicePreset, serialise
-from gateway.voices.registry import Voices
+from gateway.voices.registry import VoiceRegistry
 
 Make = Callable[..., VoicePreset]
 
 
 @pytest.fixture
-def voices(manifest: Manifest) -> Voices:
-    return manifest.voices
+def voices(manifest: Manifest) -> VoiceRegistry:
+    return VoiceRegistry(manifest)
 
 
 @pytest.fixture
-def put(voices: Voices, make_preset: Make) -> Callable[..., Path]:
+def put(voices: VoiceRegistry, make_preset: Make) -> Callable[..., Path]:
     def write(name: str, **preset: int) -> Path:
         path = voices.folder / f"{name}.safetensors"
-        path.write_bytes(serialise(make_preset(**preset), "clip"))
+        path.write_bytes(serialise(make_preset(**preset), "recording"))
         return path
 
     return write
 
 
-def test_a_voice_is_read_once_while_its_file_stays_the_same(voices: Voices):
+def test_a_voice_is_read_once_while_its_file_stays_the_same(voices: VoiceRegistry):
     assert voices.require("NATF0") is voices.require("NATF0")
 
 
-def test_a_new_file_is_a_new_voice(voices: Voices, put: Callable[..., Path]):
-    assert list(voices.now()) == ["NATF0", "NATM1"]
+def test_a_new_file_is_a_new_voice(voices: VoiceRegistry, put: Callable[..., Path]):
+    assert list(voices.available()) == ["NATF0", "NATM1"]
     put("ANA", frames=50)
-    assert list(voices.now()) == ["NATF0", "NATM1", "ANA"]
+    assert list(voices.available()) == ["NATF0", "NATM1", "ANA"]
     ana = voices.require("ANA")
-    assert (ana.frames, ana.origin, ana.source) == (50, "added", "clip")
-    assert {voice.origin for name, voice in voices.now().items() if name != "ANA"} == {"built-in"}
+    assert (ana.frames, ana.origin, ana.source) == (50, "added", "recording")
+    assert {voice.origin for name, voice in voices.available().items() if name != "ANA"} == {"built-in"}
 
 
-def test_a_removed_file_is_no_voice_any_more_but_what_was_read_stays(voices: Voices):
+def test_a_removed_file_is_no_voice_any_more_but_what_was_read_stays(voices: VoiceRegistry):
     before = voices.require("NATF0").preset
     embeddings = before.embeddings.copy()
     (voices.folder / "NATF0.safetensors").unlink()
@@ -55,7 +55,7 @@ def test_a_removed_file_is_no_voice_any_more_but_what_was_read_stays(voices: Voi
     assert (before.embeddings == embeddings).all()
 
 
-def test_a_replaced_file_is_read_anew(voices: Voices, put: Callable[..., Path]):
+def test_a_replaced_file_is_read_anew(voices: VoiceRegistry, put: Callable[..., Path]):
     put("ANA", seed=1)
     first = voices.require("ANA")
     # Same size, and the same time of change: the file is another all the same.
@@ -64,70 +64,70 @@ def test_a_replaced_file_is_read_anew(voices: Voices, put: Callable[..., Path]):
     os.utime(new, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     new.replace(voices.folder / "ANA.safetensors")
     assert (voices.require("ANA").preset.columns != first.preset.columns).any()
-    assert list(voices.now()) == ["NATF0", "NATM1", "ANA"]
+    assert list(voices.available()) == ["NATF0", "NATM1", "ANA"]
 
 
-def test_a_file_without_a_source_is_added_unless_the_build_knows_it(voices: Voices):
+def test_a_file_without_a_source_is_added_unless_the_build_knows_it(voices: VoiceRegistry):
     shutil.copy(voices.folder / "NATF0.safetensors", voices.folder / "COPY.safetensors")
     assert voices.require("COPY").origin == "added"
 
 
-def test_a_built_in_voice_that_was_replaced_counts_as_added(voices: Voices, put: Callable[..., Path]):
+def test_a_built_in_voice_that_was_replaced_counts_as_added(voices: VoiceRegistry, put: Callable[..., Path]):
     put("NATF0")
     assert voices.require("NATF0").origin == "added"
 
 
 @pytest.mark.parametrize("name", ["my voice", "ä", ".hidden", "x" * 65, "a.b", ""])
-def test_files_whose_names_no_voice_can_have_are_passed_over(voices: Voices, put: Callable[..., Path], name: str):
+def test_files_with_other_names_are_ignored(voices: VoiceRegistry, put: Callable[..., Path], name: str):
     put(name)
-    assert list(voices.now()) == ["NATF0", "NATM1"]
+    assert list(voices.available()) == ["NATF0", "NATM1"]
     assert voices.broken() == []
 
 
-def test_files_of_other_kinds_are_passed_over(voices: Voices):
+def test_files_of_other_kinds_are_passed_over(voices: VoiceRegistry):
     (voices.folder / "README").write_text("ours")
     (voices.folder / "NATF0.pt").write_bytes(b"")
-    assert list(voices.now()) == ["NATF0", "NATM1"]
+    assert list(voices.available()) == ["NATF0", "NATM1"]
     assert voices.broken() == []
 
 
 @pytest.mark.parametrize("name", ["NATX", "", "../voices/NATF0", "NATF0.safetensors", "/etc/passwd"])
-def test_only_names_of_files_in_the_folder_are_voices(voices: Voices, name: str):
+def test_only_names_of_files_in_the_folder_are_voices(voices: VoiceRegistry, name: str):
     with pytest.raises(UnknownVoice, match="there are: NATF0, NATM1"):
         voices.require(name)
 
 
 def test_a_broken_file_is_told_once_and_leaves_the_others_alone(
-    voices: Voices, put: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    voices: VoiceRegistry, put: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ):
     (voices.folder / "NATF0.safetensors").write_bytes(b"nothing")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert list(voices.now()) == ["NATM1"]
+            assert list(voices.available()) == ["NATM1"]
     assert caplog.text.count("voices/NATF0.safetensors cannot be read") == 1
     with pytest.raises(RepositoryError, match=r"^voices/NATF0\.safetensors cannot be read: "):
         voices.require("NATF0")
     assert [one.name for one in voices.broken()] == ["NATF0"]
     put("NATF0")
-    assert list(voices.now()) == ["NATM1", "NATF0"]
+    assert list(voices.available()) == ["NATM1", "NATF0"]
     assert voices.broken() == []
 
 
-def test_without_a_folder_there_are_no_voices(voices: Voices):
+def test_without_a_folder_there_are_no_voices(voices: VoiceRegistry):
     shutil.rmtree(voices.folder)
-    assert dict(voices.now()) == {}
+    assert dict(voices.available()) == {}
     with pytest.raises(UnknownVoice, match="there are: none"):
         voices.require("NATF0")
 
 
 def test_a_folder_that_cannot_be_looked_at_for_now_offers_what_it_did(
-    voices: Voices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    voices: VoiceRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    voices.now()
+    voices.available()
 
     def too_many_files(_: Path) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "scandir", too_many_files)
-    assert list(voices.now()) == ["NATF0", "NATM1"]
-    assert "cannot be looked at: Too many open files" in caplog.text
+    assert list(voices.available()) == ["NATF0", "NATM1"]
+    assert ": Too many open files" in caplog.text

@@ -1,4 +1,4 @@
-"""Voices put into a folder and taken out: whole or not at all, and none lost."""
+"""Voice files are added and removed atomically, by one process or by many."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 
 from gateway.errors import GatewayError, NameNotAllowed, NameTaken, RepositoryError, UnknownVoice
 from gateway.manifest import Manifest
-from gateway.voices import store as shelf
 from gateway.voices.preset import VoicePreset
-from gateway.voices.registry import NAME, Voices
+from gateway.voices.registry import NAME, VoiceRegistry
+from gateway.voices.store import VoiceStore
 from model_repository.checkpoint.voice import check_voice_name
 from model_repository.errors import CheckpointError
 
@@ -24,55 +24,66 @@ Make = Callable[..., VoicePreset]
 
 
 @pytest.fixture
-def voices(manifest: Manifest) -> Voices:
-    return manifest.voices
+def voices(manifest: Manifest) -> VoiceRegistry:
+    return VoiceRegistry(manifest)
 
 
-def files(voices: Voices) -> list[str]:
+@pytest.fixture
+def store(voices: VoiceRegistry) -> VoiceStore:
+    return VoiceStore(voices)
+
+
+def store_of(models: Path) -> VoiceStore:
+    return VoiceStore(VoiceRegistry(Manifest.load(models)))
+
+
+def files(voices: VoiceRegistry) -> list[str]:
     return sorted(path.name for path in voices.folder.iterdir())
 
 
 BUILT_IN = ["NATF0.safetensors", "NATM1.safetensors"]
 
 
-def test_what_was_added_can_be_used(voices: Voices, make_preset: Make):
+def test_an_added_voice_is_available(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
     made = make_preset()
-    shelf.add(voices, "ANA", made, "clip")
+    store.add("ANA", made, "recording")
     ana = voices.require("ANA")
     assert np.array_equal(ana.preset.columns, made.columns)
-    assert (ana.origin, ana.source) == ("added", "clip")
+    assert (ana.origin, ana.source) == ("added", "recording")
     assert files(voices) == ["ANA.safetensors", *BUILT_IN]
 
 
-def test_a_server_that_runs_as_somebody_else_can_read_it(voices: Voices, make_preset: Make):
+def test_other_users_can_read_an_added_file(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
     umask = os.umask(0o022)
     try:
-        shelf.add(voices, "ANA", make_preset(), "clip")
+        store.add("ANA", make_preset(), "recording")
     finally:
         os.umask(umask)
     assert stat.S_IMODE((voices.folder / "ANA.safetensors").stat().st_mode) == 0o644
 
 
-def test_a_name_is_taken_until_force_is_used(voices: Voices, make_preset: Make):
-    shelf.add(voices, "ANA", make_preset(seed=1), "clip")
+def test_an_existing_name_is_refused_without_force(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
+    store.add("ANA", make_preset(seed=1), "recording")
     with pytest.raises(NameTaken, match="there is a voice named ANA already; --force replaces it"):
-        shelf.add(voices, "ANA", make_preset(seed=2), "clip")
+        store.add("ANA", make_preset(seed=2), "recording")
     assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=1).columns)
-    shelf.add(voices, "ANA", make_preset(seed=2), "clip", force=True)
+    store.add("ANA", make_preset(seed=2), "recording", force=True)
     assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=2).columns)
     assert files(voices) == ["ANA.safetensors", *BUILT_IN]
 
 
-def test_a_file_that_cannot_be_used_takes_its_name_too(voices: Voices, make_preset: Make):
+def test_the_name_of_an_invalid_file_is_taken(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
     (voices.folder / "ANA.safetensors").write_bytes(b"")
     with pytest.raises(NameTaken):
-        shelf.add(voices, "ANA", make_preset(), "clip")
+        store.add("ANA", make_preset(), "recording")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../ANA", "a/b", "ANA.pt", "ä", ".ANA", "x" * 65, "ANA\n"])
-def test_names_are_those_that_a_checkpoint_s_voice_may_have(voices: Voices, make_preset: Make, name: str):
+def test_allowed_names_are_those_of_checkpoint_voices(
+    voices: VoiceRegistry, store: VoiceStore, make_preset: Make, name: str
+):
     with pytest.raises(NameNotAllowed, match="must be 1 to 64 letters, digits, '_' or '-'"):
-        shelf.add(voices, name, make_preset(), "clip")
+        store.add(name, make_preset(), "recording")
     with pytest.raises(CheckpointError):
         check_voice_name(name)
     assert files(voices) == BUILT_IN
@@ -81,17 +92,17 @@ def test_names_are_those_that_a_checkpoint_s_voice_may_have(voices: Voices, make
 
 
 @pytest.mark.parametrize("name", ["voice_audio", "recording"])
-def test_what_answers_call_a_recording_is_no_name(voices: Voices, make_preset: Make, name: str):
-    with pytest.raises(NameNotAllowed, match="is what a recording sent with a request is called"):
-        shelf.add(voices, name, make_preset(), "clip")
+def test_reserved_names_are_refused(store: VoiceStore, make_preset: Make, name: str):
+    with pytest.raises(NameNotAllowed, match="is reserved for the voice of a recording in a request"):
+        store.add(name, make_preset(), "recording")
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_what_cannot_be_written_leaves_nothing_behind(
-    voices: Voices, make_preset: Make, monkeypatch: pytest.MonkeyPatch, force: bool
+def test_a_failed_write_leaves_no_file(
+    voices: VoiceRegistry, store: VoiceStore, make_preset: Make, monkeypatch: pytest.MonkeyPatch, force: bool
 ):
     if force:
-        shelf.add(voices, "ANA", make_preset(seed=1), "clip")
+        store.add("ANA", make_preset(seed=1), "recording")
     before = files(voices)
 
     def full(_: int) -> None:
@@ -99,73 +110,75 @@ def test_what_cannot_be_written_leaves_nothing_behind(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RepositoryError, match=r"ANA\.safetensors cannot be written: No space left on device"):
-        shelf.add(voices, "ANA", make_preset(seed=2), "clip", force)
+        store.add("ANA", make_preset(seed=2), "recording", force)
     assert files(voices) == before
     if force:
         assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=1).columns)
 
 
-def test_a_folder_without_hard_links_will_do(voices: Voices, make_preset: Make, monkeypatch: pytest.MonkeyPatch):
+def test_add_works_without_hard_links(
+    voices: VoiceRegistry, store: VoiceStore, make_preset: Make, monkeypatch: pytest.MonkeyPatch
+):
     def unsupported(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", unsupported)
-    shelf.add(voices, "ANA", make_preset(seed=1), "clip")
+    store.add("ANA", make_preset(seed=1), "recording")
     with pytest.raises(NameTaken):
-        shelf.add(voices, "ANA", make_preset(seed=2), "clip")
+        store.add("ANA", make_preset(seed=2), "recording")
     assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=1).columns)
     assert files(voices) == ["ANA.safetensors", *BUILT_IN]
 
 
-def test_a_folder_that_cannot_be_written_is_known_beforehand(voices: Voices, monkeypatch: pytest.MonkeyPatch):
+def test_check_free_reports_a_folder_that_is_not_writable(store: VoiceStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(RepositoryError, match="voices cannot be written: Permission denied"):
-        shelf.check_free(voices, "ANA")
+        store.check_free("ANA")
 
 
-def test_a_folder_that_is_not_there_is_made(voices: Voices, make_preset: Make):
+def test_add_creates_a_missing_folder(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
     for file in voices.folder.iterdir():
         file.unlink()
     voices.folder.rmdir()
-    shelf.add(voices, "ANA", make_preset(), "clip")
-    assert list(voices.now()) == ["ANA"]
+    store.add("ANA", make_preset(), "recording")
+    assert list(voices.available()) == ["ANA"]
 
 
-def test_many_adds_at_once_lose_none(models: Path, make_preset: Make):
+def test_concurrent_adds_of_different_names_all_succeed(models: Path, make_preset: Make):
     def add(number: int) -> None:
-        shelf.add(Manifest.load(models).voices, f"V{number}", make_preset(seed=number), "clip")
+        store_of(models).add(f"V{number}", make_preset(seed=number), "recording")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(24)))
-    voices = Manifest.load(models).voices.now()
+    voices = VoiceRegistry(Manifest.load(models)).available()
     for number in range(24):
         assert np.array_equal(voices[f"V{number}"].preset.columns, make_preset(seed=number).columns)
 
 
-def test_of_many_adds_under_one_name_one_wins(voices: Voices, make_preset: Make):
+def test_concurrent_adds_of_one_name_succeed_once(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
     def add(number: int) -> int | None:
         try:
-            shelf.add(voices, "ANA", make_preset(seed=number), "clip")
+            store.add("ANA", make_preset(seed=number), "recording")
         except NameTaken:
             return None
         return number
 
     with ThreadPoolExecutor(8) as pool:
-        won = [number for number in pool.map(add, range(16)) if number is not None]
-    assert len(won) == 1
-    assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=won[0]).columns)
+        succeeded = [number for number in pool.map(add, range(16)) if number is not None]
+    assert len(succeeded) == 1
+    assert np.array_equal(voices.require("ANA").preset.columns, make_preset(seed=succeeded[0]).columns)
     assert files(voices) == ["ANA.safetensors", *BUILT_IN]
 
 
-def test_who_looks_while_a_voice_is_replaced_sees_it_whole(models: Path, make_preset: Make):
-    """Each of two sizes, never a part, never nothing."""
-    writer, reader = Manifest.load(models).voices, Manifest.load(models).voices
-    shelf.add(writer, "ANA", make_preset(frames=40), "clip")
+def test_reads_during_a_replacement_see_a_whole_file(models: Path, make_preset: Make):
+    """Every read returns one of the two versions."""
+    writer, reader = store_of(models), VoiceRegistry(Manifest.load(models))
+    writer.add("ANA", make_preset(frames=40), "recording")
     done = threading.Event()
 
     def replace() -> None:
         for turn in range(60):
-            shelf.add(writer, "ANA", make_preset(frames=40 + 60 * (turn % 2)), "clip", force=True)
+            writer.add("ANA", make_preset(frames=40 + 60 * (turn % 2)), "recording", force=True)
         done.set()
 
     seen = set()
@@ -178,42 +191,44 @@ def test_who_looks_while_a_voice_is_replaced_sees_it_whole(models: Path, make_pr
     assert reader.broken() == []
 
 
-def test_an_added_voice_can_be_removed(voices: Voices, make_preset: Make):
-    shelf.add(voices, "ANA", make_preset(), "clip")
-    shelf.remove(voices, "ANA")
+def test_an_added_voice_can_be_removed(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
+    store.add("ANA", make_preset(), "recording")
+    store.remove("ANA")
     assert files(voices) == BUILT_IN
     with pytest.raises(UnknownVoice, match="no voice named 'ANA'; there are: NATF0, NATM1"):
-        shelf.remove(voices, "ANA")
+        store.remove("ANA")
 
 
-def test_a_built_in_voice_is_removed_only_by_force(voices: Voices):
+def test_a_built_in_voice_is_removed_only_by_force(voices: VoiceRegistry, store: VoiceStore):
     with pytest.raises(NameNotAllowed, match="NATF0 is a built-in voice; --force removes it"):
-        shelf.remove(voices, "NATF0")
-    shelf.remove(voices, "NATF0", force=True)
-    assert list(voices.now()) == ["NATM1"]
+        store.remove("NATF0")
+    store.remove("NATF0", force=True)
+    assert list(voices.available()) == ["NATM1"]
 
 
-def test_what_replaced_a_built_in_voice_is_removed_as_any_other(voices: Voices, make_preset: Make):
-    shelf.add(voices, "NATF0", make_preset(), "clip", force=True)
-    shelf.remove(voices, "NATF0")
-    assert list(voices.now()) == ["NATM1"]
+def test_the_replacement_of_a_built_in_voice_is_removed_without_force(
+    voices: VoiceRegistry, store: VoiceStore, make_preset: Make
+):
+    store.add("NATF0", make_preset(), "recording", force=True)
+    store.remove("NATF0")
+    assert list(voices.available()) == ["NATM1"]
 
 
-def test_the_last_voice_stays(voices: Voices):
-    shelf.remove(voices, "NATM1", force=True)
+def test_the_only_voice_cannot_be_removed(voices: VoiceRegistry, store: VoiceStore):
+    store.remove("NATM1", force=True)
     with pytest.raises(NameNotAllowed, match="NATF0 is the only voice"):
-        shelf.remove(voices, "NATF0", force=True)
-    assert list(voices.now()) == ["NATF0"]
+        store.remove("NATF0", force=True)
+    assert list(voices.available()) == ["NATF0"]
 
 
-def test_a_broken_file_can_be_removed(voices: Voices):
+def test_an_invalid_file_can_be_removed(voices: VoiceRegistry, store: VoiceStore):
     (voices.folder / "ANA.safetensors").write_bytes(b"")
-    shelf.remove(voices, "ANA")
+    store.remove("ANA")
     assert files(voices) == BUILT_IN
 
 
 @pytest.mark.parametrize("name", ["../manifest", "/etc/passwd", "", "NATF0.safetensors"])
-def test_only_voices_can_be_removed(voices: Voices, name: str):
+def test_other_names_cannot_be_removed(voices: VoiceRegistry, store: VoiceStore, name: str):
     with pytest.raises(GatewayError, match="no voice named"):
-        shelf.remove(voices, name, force=True)
+        store.remove(name, force=True)
     assert files(voices) == BUILT_IN

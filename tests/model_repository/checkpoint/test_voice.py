@@ -123,7 +123,7 @@ def test_tokens_outside_the_vocabularies_are_refused(stream: int, token: int) ->
 def test_embeddings_must_be_finite(value: float) -> None:
     embeddings, cache = saved()
     embeddings[2, 0, 0, 1] = value
-    with pytest.raises(CheckpointError, match="voice A: its embeddings are not all finite"):
+    with pytest.raises(CheckpointError, match="voice A: embeddings contain NaN or infinity"):
         Voice.from_cache("A", embeddings, cache, LM)
 
 
