@@ -39,7 +39,8 @@ _DTYPES = {
 class Ring:
     """The key and value caches of one layer: [rows, heads, window, head_dim] each.
 
-    `activations`: precision of the keys and values that are written.
+    `activations`: precision of the keys and values that are written. `zeroed`: START zeroes the ring. Required for an
+    attention that multiplies entries that were not written by 0: 0 * NaN is NaN.
     """
 
     def __init__(
@@ -49,14 +50,16 @@ class Ring:
         geometry: TransformerGeometry,
         scales: CacheScales | None = None,
         activations: Precision = Precision.FP32,
+        zeroed: bool = False,
     ) -> None:
         self._graph = graph
         self._activations = activations
         self.scales = scales or CacheScales()
         shape = (geometry.num_heads, geometry.window, geometry.head_dim)
         dtype = _DTYPES[self.scales.precision]
-        self.key = graph.cache(f"{name}.key", shape, dtype)
-        self.value = graph.cache(f"{name}.value", shape, dtype)
+        declare = graph.state if zeroed else graph.cache
+        self.key = declare(f"{name}.key", shape, dtype)
+        self.value = declare(f"{name}.value", shape, dtype)
 
     def write(self, key: Value, value: Value, position: Value) -> tuple[Value, Value]:
         """Put key and value [B, heads, S, head_dim] at slots position[b].. (mod window); the updated caches."""
@@ -134,7 +137,10 @@ class StepAttention:
 
 
 class MaskedAttention:
-    """Plain attention over the whole ring with a mask, for small rings and several positions per step and row."""
+    """Plain attention over the whole ring with a mask, for small rings and several positions per step and row.
+
+    Entries that are masked are still multiplied by their weight, 0: the ring must be `zeroed`.
+    """
 
     def __init__(self, graph: Graph, position: Value, steps: int, geometry: TransformerGeometry) -> None:
         op = graph.op

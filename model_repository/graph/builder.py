@@ -2,8 +2,8 @@
 
 Weights are declared first: a checkpoint tensor is read and converted while the graph is saved, one at a time, and
 dropped again. State is a pair of graph input and output with the names `NAME` and `NAME.next`; the serving side
-binds both to the same memory, so that a state is updated in place. `cache.*` states never need clearing (what a reset
-row holds there is not read before it is overwritten); `state.*` states are zeroed when a row starts anew.
+binds both to the same memory, so that a state is updated in place. START zeroes a row's `state.*` states. It may leave
+`cache.*` states as they are: the graph never reads an entry of them that the conversation has not written.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class Graph:
         """Declare `value` as the graph output `name`."""
         self._builder.add_output(value, name)
 
-    def state(self, name: str, shape: Sequence[int]) -> Value:
-        """A float32 state of `shape` per row, as it was before this run: [rows, *shape]."""
-        return self.input(f"state.{name}", ir.DataType.FLOAT, [ROWS, *shape])
+    def state(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> Value:
+        """Declare a state of `shape` per row that START zeroes; its value before this run, [rows, *shape]."""
+        return self.input(f"state.{name}", dtype, [ROWS, *shape])
 
     def cache(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> Value:
-        """As `state`, for memory that is never read before it is written (a ring of keys or values)."""
+        """As `state`, for a state of which no entry is read before it is written: START need not zero it."""
         return self.input(f"cache.{name}", dtype, [ROWS, *shape])
 
     def update(self, state: Value, value: Value) -> None:

@@ -57,7 +57,7 @@ def transformer(weights: Weights, x: Value, key: str, geometry: MimiGeometry, po
         new_key, new_value = (
             split_heads(graph, part, shape.num_heads, shape.head_dim) for part in (new_key, new_value)
         )
-        keys, values = Ring(graph, f"layers.{index}", shape).write(new_key, new_value, position)
+        keys, values = Ring(graph, f"layers.{index}", shape, zeroed=True).write(new_key, new_value, position)
         attended = weights.linear(attend(query, keys, values), f"{layer}.self_attn.out_proj.weight")
         x = op.Add(x, op.Mul(attended, weights.tensor(f"{layer}.layer_scale_1.scale")))
         normed = layer_norm(weights, x, f"{layer}.norm2")

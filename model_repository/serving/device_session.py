@@ -89,11 +89,14 @@ class DeviceSession:
         return sum(placed.host.nbytes for placed in self._states.values())
 
     def reset(self, row: int) -> None:
-        """As `StatefulSession.reset`."""
-        for name, placed in self._states.items():
-            if name.startswith("state."):
-                size = row_bytes(placed.host)
-                self._device.clear(placed.address + row * size, size)
+        """Zero all states of `row`: a conversation starts there.
+
+        Caches too: attention kernels of a device may multiply entries that are masked by 0, and 0 * NaN is NaN. A GPU
+        zeroes 1.6 GB in about a millisecond.
+        """
+        for placed in self._states.values():
+            size = row_bytes(placed.host)
+            self._device.clear(placed.address + row * size, size)
 
     def saved(self, row: int, columns: int) -> dict[str, Array]:
         """As `StatefulSession.saved`, in the host's memory."""

@@ -15,11 +15,16 @@ from model_repository.serving.turns import BadInputError, Outcome, Turn, check
 _STEPS_PER_FRAME = 2
 """Latent steps that a frame advances a row's position by."""
 
+MAX_SAMPLE = 10.0
+"""Largest sample that is encoded as it is, 20 dB over full scale; louder ones are clamped. Samples of 3e38 would turn
+activations into infinity and NaN, which the row's ring of keys and values keeps for the rest of the conversation."""
+
 
 class MimiModel:
     """Either half of the codec: a turn's only input and output are one frame, e.g. pcm [1920] -> codes [8].
 
-    `high` bounds an integer input's values (codes), exclusively; None for samples, which must be finite.
+    `high` bounds an integer input's values (codes), exclusively; None for samples, which must be finite and are clamped
+    to -MAX_SAMPLE..MAX_SAMPLE.
     """
 
     optional: frozenset[str] = frozenset()
@@ -53,7 +58,11 @@ class MimiModel:
             if turn.start:
                 self._session.reset(turn.row)
                 position[turn.row] = 0
-            frames[turn.row] = turn.inputs[self._input]
+            frame = turn.inputs[self._input]
+            if frames.dtype == np.float32:
+                np.clip(frame, -MAX_SAMPLE, MAX_SAMPLE, out=frames[turn.row])
+            else:
+                frames[turn.row] = frame
             active[turn.row] = True
         rows = np.flatnonzero(active)
         if len(rows):

@@ -131,7 +131,10 @@ class StatefulSession:
         return sum(array.nbytes for array in self._states.values())
 
     def reset(self, row: int) -> None:
-        """Give `row` a clean start: zero what a first step reads (caches are never read before they are written)."""
+        """Zero the `state.*` states of `row`: a conversation starts there.
+
+        The others, caches of up to a gigabyte, stay as they are: on the CPU no graph reads entries it has not written.
+        """
         for name, array in self._states.items():
             if name.startswith("state."):
                 array[row] = 0

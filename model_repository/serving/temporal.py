@@ -93,6 +93,8 @@ class TemporalModel:
             check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
         if "embeddings" in turn.inputs:
             check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
+            if not np.isfinite(turn.inputs["embeddings"]).all():
+                raise BadInputError("embeddings: values must be finite")
         if not len(columns) and not len(turn.inputs.get("embeddings", ())):
             raise BadInputError("columns: expected at least one column")
         Sampler.of(turn.inputs)
