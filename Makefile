@@ -1,12 +1,14 @@
 # make demo: a WAV in, the answer out, through everything. make test: all tests. Both set up .venv by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-overhead bench-start bench-products bench-7b bench-quality sizes bench-gpu check-cuda test lint lock clean
+.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-start bench-products bench-7b bench-quality sizes bench-gpu check-cuda test lint lock clean
 
 BIN := .venv/bin
 USERS := 32
 SECONDS := 60
 FACE := grpc
 MINUTES := 30
+BASE := f688441
+PAIRS := 3
 STAMP := .venv/.stamp
 
 help: ## this list
@@ -28,7 +30,11 @@ loadtest: $(STAMP) ## callers in real time against tiny models: USERS=32 SECONDS
 soak: $(STAMP) ## callers come and go over every face: does memory stay level? MINUTES=30
 	@$(BIN)/python -m loadtest.soak --minutes $(MINUTES) $(SOAK)
 
-bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, for one caller
+# More of its options in COMPARE; .venv/bin/python -m loadtest.compare --help has them all.
+bench-compare: $(STAMP) ## this source tree beside a base commit, in alternating runs: BASE=f688441 PAIRS=3
+	@$(BIN)/python -m loadtest.compare --base $(BASE) --pairs $(PAIRS) $(COMPARE)
+
+bench-overhead: $(STAMP) ## what the gateway and Triton add to the four graphs, for one user
 	@$(BIN)/python -m loadtest.bench.service.overhead
 
 bench-start: $(STAMP) ## how fast a call starts, and what that costs those who talk

@@ -12,6 +12,7 @@ from loadtest.plan import Plan
 from loadtest.question import FRAME_SIZE, Question
 from loadtest.record import FRAME_SECONDS, Face, Outcome, Record
 
+HEADERS = {"content-type": "application/json", "accept": "audio/wav"}
 _WAV_HEADER = 44
 _UNAVAILABLE = 503
 
@@ -23,9 +24,7 @@ async def ask(plan: Plan, question: Question, user: int, start: Start, clock: Cl
     longer; questions for which no time was left are not asked, and their frames are missing.
     """
     seconds = len(question.frames) * FRAME_SECONDS
-    headers = {"content-type": "application/json", "accept": "audio/wav"}
-    if plan.api_key:
-        headers["authorization"] = f"Bearer {plan.api_key}"
+    headers = HEADERS | ({"authorization": f"Bearer {plan.api_key}"} if plan.api_key else {})
     async with httpx.AsyncClient(base_url=plan.server, headers=headers, timeout=plan.setup, trust_env=False) as client:
         moment = await start.arrive() + plan.offset(user)
         ends = moment + plan.seconds
@@ -41,7 +40,7 @@ async def ask(plan: Plan, question: Question, user: int, start: Start, clock: Cl
                 record.late.append(now - due)
                 try:
                     async with asyncio.timeout(max(ends + plan.drain, now + seconds) - now):
-                        await _one(client, question.respond_body(user * 1000 + number), record, clock)
+                        await respond(client, question.respond_body(user * 1000 + number), record, clock)
                 except TimeoutError:
                     record.reason = "the answer was not over in time"
                 except httpx.HTTPError as error:
@@ -50,7 +49,8 @@ async def ask(plan: Plan, question: Question, user: int, start: Start, clock: Cl
             yield record
 
 
-async def _one(client: httpx.AsyncClient, body: bytes, record: Record, clock: Clock) -> None:
+async def respond(client: httpx.AsyncClient, body: bytes, record: Record, clock: Clock) -> None:
+    """Send one recording and receive its answer; the outcome is in `record`. Raises httpx.HTTPError."""
     asked = clock()
     async with client.stream("POST", "/v1/respond", content=body) as response:
         if response.status_code != httpx.codes.OK:

@@ -60,6 +60,7 @@ class Result:
             "mean_temporal_batch": self.batch,
             "cpu_seconds": dict(self.usage.cpu) if self.usage else None,
             "cpu_ms_per_frame": self.cpu_per_frame(),
+            "other_cpu_seconds": self.usage.others if self.usage else None,
             "cores": os.cpu_count(),
         }
 
@@ -94,7 +95,7 @@ def run(server: Server, plan: Plan, face: str, spawn_rate: float, folder: Path) 
     usage = None
     if server.pid is not None and told["began"] is not None:
         usage = sampler.between(told["began"], min(told["began"] + plan.seconds, time.monotonic()))
-        usage = Usage(usage.seconds, {**usage.cpu, CALLERS: told["client_cpu_seconds"]})
+        usage = replace(usage, cpu={**usage.cpu, CALLERS: told["client_cpu_seconds"]})
     faces = sorted({record.face for record in records})
     return Result(
         plan=plan,

@@ -1,11 +1,12 @@
-"""The server of a run: tiny models built, the service started as a process of its own; or one that runs elsewhere."""
+"""Build tiny models and run `personaplex serve` as a process of its own, from this source tree or another one."""
 
 from __future__ import annotations
 
 import os
-import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,27 +14,28 @@ from pathlib import Path
 
 import httpx
 
+from loadtest.paths import ROOT
+
 STOP_SECONDS = 30.0
-_READY = re.compile(r"PersonaPlex is ready: (\S+)")
-_GRPC = re.compile(r" +gRPC +(\S+)")
-_LAST = re.compile(r" +Triton ")
-_BATCH_SUM, _BATCH_COUNT = (f"personaplex_shared_frame_conversations_{what}" for what in ("sum", "count"))
+READY_SECONDS = 120.0
+POLL_SECONDS = 0.1
+_BATCH_SUM, _BATCH_COUNT = (f"personaplex_shared_frame_conversations_{kind}" for kind in ("sum", "count"))
 
 
-class NoServer(Exception):  # noqa: N818 - says what is the matter
-    """There is nothing to load."""
+class NoServer(Exception):  # noqa: N818 - the message states the reason
+    """There is no server to load."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """url: of the HTTP port. grpc: HOST:PORT. pid: of the gateway, where it runs on this machine and is ours."""
+    """url: of the HTTP port. grpc: HOST:PORT. pid: of the gateway, if `started` runs it on this machine."""
 
     url: str
     grpc: str
     pid: int | None = None
 
     def shared_frames(self) -> tuple[float, float]:
-        """Conversations in shared frames, and shared frames, so far: their ratio is the mean temporal batch."""
+        """Sum of batch sizes and number of batches so far: their ratio is the mean temporal batch. Raises NoServer."""
         found = dict.fromkeys((_BATCH_SUM, _BATCH_COUNT), 0.0)
         try:
             page = httpx.get(f"{self.url}/metrics", timeout=5, trust_env=False).text
@@ -46,48 +48,72 @@ class Server:
         return found[_BATCH_SUM], found[_BATCH_COUNT]
 
 
-def build_tiny(folder: Path, slots: int) -> Path:
-    """Tiny models for `slots` conversations, always anew: it takes seconds, and old ones may not fit the code."""
-    from gateway.cli.build import write_models, write_tiny
-
-    write_tiny(folder / "checkpoint", force=True)
-    write_models(folder / "checkpoint", folder / "models", slots=slots, force=True)
-    return folder / "models"
+def build_tiny(folder: Path, slots: int, tree: Path = ROOT) -> Path:
+    """Build tiny models for `slots` conversations with the code of `tree`; return the repository. Raises NoServer."""
+    checkpoint, models = folder / "checkpoint", folder / "models"
+    _personaplex(tree, "tiny", str(checkpoint.resolve()), "--force")
+    _personaplex(tree, "build", str(checkpoint.resolve()), str(models.resolve()), "--slots", str(slots), "--force")
+    return models
 
 
 @contextmanager
-def started(models: Path, log: Path) -> Iterator[Server]:
-    """`personaplex serve` on free ports, stopped on the way out. Raises NoServer."""
-    command = [sys.executable, "-m", "gateway.cli", "serve", str(models), "--port", "0", "--grpc-port", "0"]
+def started(models: Path, log: Path, tree: Path = ROOT) -> Iterator[Server]:
+    """Run `personaplex serve` of `tree` on free ports of this machine; stop it on exit. Raises NoServer."""
+    port, grpc_port = _free_ports(2)
+    server = f"http://127.0.0.1:{port}"
+    command = _command("serve", str(models.resolve()), "--port", str(port), "--grpc-port", str(grpc_port))
     with (
-        log.open("w") as told,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True, env=_environment()) as process,
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, cwd=tree, env=environment(tree)) as process,
     ):
         try:
-            yield _announced(process, log)
+            _wait_until_ready(server, process, log)
+            yield Server(server, f"127.0.0.1:{grpc_port}", process.pid)
         finally:
             process.terminate()
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                # The first signal lets calls go on for a while; the second does not.
+                # The first signal lets conversations finish; the second one ends them.
                 process.terminate()
 
 
-def _environment() -> dict[str, str]:
-    """Ours, less what is meant for another server: its Triton, its keys, its certificate."""
+def environment(tree: Path = ROOT) -> dict[str, str]:
+    """This process's variables without those of another server (Triton, keys, certificate); imports from `tree`."""
     others = {f"PERSONAPLEX_{name}" for name in ("TRITON_URL", "API_KEYS", "TLS_CERTIFICATE", "TLS_KEY")}
-    return {name: value for name, value in os.environ.items() if name not in others}
+    kept = {name: value for name, value in os.environ.items() if name not in others}
+    return kept | {"PYTHONPATH": str(tree.resolve())}
 
 
-def _announced(process: subprocess.Popen[str], log: Path) -> Server:
-    url = grpc = ""
-    assert process.stdout is not None  # noqa: S101 - for mypy: it is a pipe
-    for line in process.stdout:
-        if found := _READY.match(line):
-            url = found[1]
-        elif found := _GRPC.match(line):
-            grpc = found[1]
-        elif _LAST.match(line):
-            return Server(url, grpc, process.pid)
-    raise NoServer(f"the server ended while starting; {log} says why")
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "gateway.cli", *arguments]
+
+
+def _personaplex(tree: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        _command(*arguments), cwd=tree, env=environment(tree), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise NoServer(f"personaplex {arguments[0]} in {tree} failed: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise NoServer(f"the server ended while starting; see {log}")
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(POLL_SECONDS)
+    raise NoServer(f"the server was not ready after {READY_SECONDS:g} s; see {log}")

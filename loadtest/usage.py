@@ -18,10 +18,16 @@ _CLIENT = (LOCUST, CALLERS)
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds by process over `seconds` of time."""
+    """CPU seconds by process over `seconds` of time. machine: CPU seconds of all processes on the machine."""
 
     seconds: float
     cpu: Mapping[str, float]
+    machine: float = 0.0
+
+    @property
+    def others(self) -> float:
+        """Of processes that do not belong to the run: noise in what is measured."""
+        return max(0.0, self.machine - sum(self.cpu.values()))
 
     @property
     def gateway(self) -> float:
@@ -44,6 +50,7 @@ class Sampler:
         self._processes = dict(processes)
         self._at: list[float] = []
         self._times: dict[str, list[float]] = {name: [] for name in processes}
+        self._machine: list[float] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage")
 
@@ -52,9 +59,9 @@ class Sampler:
         cpu = {}
         for name, times in self._times.items():
             at = self._at[: len(times)]
-            first, last = np.interp([begin, end], at, times) if times else (0.0, 0.0)
-            cpu[name] = float(last - first)
-        return Usage(end - begin, cpu)
+            cpu[name] = _difference(begin, end, at, times)
+        machine = _difference(begin, end, self._at[: len(self._machine)], self._machine)
+        return Usage(end - begin, cpu, machine)
 
     def __enter__(self) -> Sampler:
         self._thread.start()
@@ -69,6 +76,7 @@ class Sampler:
     def _run(self) -> None:
         while True:
             self._at.append(time.monotonic())
+            self._machine.append(machine_seconds())
             for name, process in list(self._processes.items()):
                 try:
                     times = process.cpu_times()
@@ -79,6 +87,18 @@ class Sampler:
                     self._times[name].append(times.user + times.system)
             if self._over.wait(SAMPLE_SECONDS):
                 return
+
+
+def _difference(begin: float, end: float, at: list[float], values: list[float]) -> float:
+    """Growth of an increasing value, sampled at the moments `at`, from `begin` to `end`."""
+    first, last = np.interp([begin, end], at, values) if values else (0.0, 0.0)
+    return float(last - first)
+
+
+def machine_seconds() -> float:
+    """CPU seconds of all processes since boot."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def server_processes(pid: int, models: tuple[str, ...]) -> dict[str, psutil.Process]:

@@ -16,7 +16,7 @@ from loadtest.plan import Plan
 from loadtest.record import Face
 from loadtest.report import write
 from loadtest.run import Result, run
-from loadtest.server import Server, _environment, started
+from loadtest.server import Server, environment, started
 
 RECORDING = Path(__file__).parents[1] / "data" / "question.wav"
 SECONDS = 2.0
@@ -133,11 +133,11 @@ def test_the_command_knows_two_kinds_of_phases(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["TRITON_URL", "API_KEYS", "TLS_CERTIFICATE", "TLS_KEY"])
-def test_a_server_of_its_own_is_not_the_environments(monkeypatch: pytest.MonkeyPatch, name: str):
+def test_a_server_of_its_own_is_not_theenvironments(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setenv(f"PERSONAPLEX_{name}", "another server's")
     monkeypatch.setenv("PERSONAPLEX_DRAIN_SECONDS", "1")
-    assert f"PERSONAPLEX_{name}" not in _environment()
-    assert _environment()["PERSONAPLEX_DRAIN_SECONDS"] == "1"
+    assert f"PERSONAPLEX_{name}" not in environment()
+    assert environment()["PERSONAPLEX_DRAIN_SECONDS"] == "1"
 
 
 def test_the_command_builds_and_serves_tiny_models_by_itself(tmp_path: Path):
