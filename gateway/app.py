@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: engine, slots and metrics behind, the faces in front."""
+"""The gateway's public APIs as one ASGI application, with the engine and the slots behind them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from gateway import page
-from gateway.api.admin import routes as admin
 from gateway.api.grpc.server import GrpcServer
 from gateway.api.rest import health, openapi, problems
 from gateway.api.rest import routes as rest
@@ -67,7 +66,6 @@ def create_app(
     )
     app.include_router(rest.router(runtime))
     app.include_router(health.router(runtime))
-    app.include_router(admin.router(runtime))
     app.include_router(page.router())
     app.include_router(chat.router(runtime))
     app.include_router(converse.router(runtime))

@@ -1,4 +1,4 @@
-"""The gateway's HTTP server: uvicorn, which lets conversations end before it closes their connections."""
+"""The gateway's HTTP server: uvicorn, extended to drain sessions before it closes their connections."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.admin_address import admin_address
+from gateway.api.admin.server import AdminServer, CannotListen
 from gateway.api.rest.protocol import AnswerProtocol
 from gateway.api.websocket.protocol import CallProtocol
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
 
-# Once no conversation is left, only answers on their way out to slow readers are under way.
+logger = logging.getLogger(__name__)
+
+# After the drain, only answers to slow readers are in flight.
 _LAST_ANSWERS_S = 5
-# A WebSocket whose other side vanished without a word is noticed after both.
+# A WebSocket whose peer is gone without a close is detected after the sum of both.
 _PING_S, _PONG_S = 10.0, 20.0
 
 
 class GatewayServer(uvicorn.Server):
-    """Serves an app of `create_app`, over TLS if the settings say so; to be run in a thread or in the main one.
+    """Serve an app of `create_app`, with TLS if the settings have it, and the operator API beside it.
 
-    uvicorn by itself closes every live WebSocket the moment it is told to exit, and gRPC calls are none of its
-    business. Here both, and answers under way, have the settings' drain time first, and are then ended with a reason.
+    uvicorn alone closes every WebSocket at once when it exits, and does not know gRPC sessions. This server gives both,
+    and answers in flight, the drain time of the settings, and then ends them with a reason.
     """
 
     def __init__(self, app: FastAPI, settings: Settings, *, log_level: str | None = None) -> None:
@@ -51,36 +55,63 @@ class GatewayServer(uvicorn.Server):
                 ssl_keyfile=tls.key if tls else None,
             )
         )
+        self.admin: AdminServer | None = None
+        """The operator API, once started; None if it is switched off or cannot listen."""
+        self._settings = settings
         self._runtime: Runtime = app.state.runtime
         self._hurried = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does; from now on it can be hurried."""
+        """Start the public listener, then the operator API."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        # What there is now stays: a full collection that went through it again would hold up every call's frame.
+        if self.should_exit:
+            return
+        self.started = False
+        await self._start_admin()
+        self.started = True
+        # Exempt what exists now from full collections, which would delay every session's frame.
         gc.collect()
         gc.freeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Conversations first, then connections, then the app."""
+        """End sessions, then close connections, then stop the app."""
         self._runtime.begin_drain()
         if self._hurried:
             self._runtime.hurry_drain()
         await self._runtime.drain()
+        if self.admin is not None:
+            await self.admin.stop()
         await super().shutdown(sockets)
         if self.force_exit:
-            # Forced, uvicorn leaves this out.
+            # uvicorn omits this when the exit is forced.
             await self.lifespan.shutdown()
 
     def hurry(self) -> None:
-        """From any thread or signal handler: cut the stop short that is under way, or the next one."""
+        """Cut the current or next shutdown short. Safe from any thread and from signal handlers."""
         self._hurried = True
-        # Cut short, uvicorn complains of tasks that were cancelled: that is what was asked for.
+        # uvicorn logs cancelled tasks as errors; here they are intended.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.force_exit = True
         if self._loop is not None:
-            # It may have ended by now.
+            # The loop may have ended.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._runtime.hurry_drain)
+
+    async def _start_admin(self) -> None:
+        listener = self.servers[0].sockets[0]
+        address = admin_address(self._settings.admin_listen, listener.getsockname()[1])
+        if address is None:
+            return
+        admin = AdminServer(self._runtime, address)
+        try:
+            await admin.start()
+        except CannotListen as error:
+            if self._settings.admin_listen is None:
+                logger.warning("%s; set admin_listen", error.message)
+                return
+            logger.error("%s", error.message)
+            self.should_exit = True
+            return
+        self.admin = admin

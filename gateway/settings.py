@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.admin_address import admin_address
 
 PREFIX = "PERSONAPLEX_"
 """Of the environment variables."""
@@ -41,6 +43,11 @@ class Settings(BaseSettings):
         default=None, description="PEM file with the certificate and its chain: TLS on both ports"
     )
     tls_key: Path | None = Field(default=None, description="PEM file with the certificate's private key")
+    admin_listen: str | None = Field(
+        default=None,
+        description="where the operator API listens, apart from the public ports: a Unix socket's path, HOST:PORT, or "
+        "`none`; by default a Unix socket named after `port` in the user's runtime folder",
+    )
     triton_url: str = Field(default="127.0.0.1:8000", description="Triton's HTTP endpoint, HOST:PORT")
 
     default_voice: str = Field(
@@ -100,6 +107,12 @@ class Settings(BaseSettings):
     )
 
     retry_after: int = Field(default=5, ge=1, description="seconds told to a caller who is refused for lack of a slot")
+
+    @field_validator("admin_listen")
+    @classmethod
+    def _admin_listen_is_an_address(cls, value: str | None) -> str | None:
+        admin_address(value, 0)
+        return value
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Settings:

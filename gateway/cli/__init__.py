@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import build, demo, doctor, download, evaluate, respond, serve, voice
+from gateway.cli import admin, build, demo, doctor, download, evaluate, respond, serve, voice
 from gateway.cli.console import FAILURE, complain
 from gateway.errors import GatewayError
 
@@ -33,6 +33,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(voice.app, name="voice", help="Voice presets: add, list, remove.")
+app.add_typer(admin.app, name="admin", help="Operate a running gateway: drain, undrain, status, sessions, end.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,8 @@ class Admission:
     def __init__(self, slots: int, retry_after: int, metrics: Metrics) -> None:
         self.slots = slots
         self.taken = 0
+        self.upload_bytes = 0
+        """Bytes of request bodies in flight."""
         self.empty = asyncio.Event()
         """Set while no slot is taken."""
         self.empty.set()

@@ -20,6 +20,7 @@ from gateway.session.input_queue import InputQueue, UserFrame
 from gateway.session.keys import KeyHolder
 from gateway.session.limits import LiveLimits, OnGap
 from gateway.session.runtime import ConversationLease, Persona, Runtime
+from gateway.session.session_info import SessionInfo
 from gateway.session.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,11 @@ class LiveSession:
         self._frames = 0
         self._late = 0
         self._texts: list[str] = []
+
+    @property
+    def info(self) -> SessionInfo:
+        """The session as an operator sees it."""
+        return SessionInfo(self.id, "live", self._voice)
 
     async def put(self, pcm: Floats) -> None:
         """The caller's next samples [T] float32 at 24 kHz, any number; waits while the caller is ahead of time."""
@@ -246,7 +252,7 @@ async def open_live_session(
     async with runtime.open(persona, sampling, key) as call:
         live = LiveSession(call, runtime, persona, sampling, on_gap, LiveLimits.of(runtime.settings))
         running = asyncio.create_task(live.run())
-        with runtime.on_air(live):
+        with runtime.on_air(live, live.info):
             try:
                 yield live
             finally:

@@ -20,6 +20,7 @@ from gateway.session.admission import Admission, Slot
 from gateway.session.keys import KeyHolder, Keys
 from gateway.session.persona import Prefix, check_prompt, prefix_of_codes, prefix_of_preset
 from gateway.session.recorded import split
+from gateway.session.session_info import SessionInfo
 from gateway.session.stats import SessionStats
 from gateway.session.tokenizer import Tokenizer
 from gateway.session.turns import TurnSessions
@@ -33,10 +34,10 @@ _LAST_WORDS_S = 3.0
 
 
 class Stoppable(Protocol):
-    """Something that goes on until it is told to stop."""
+    """Work that can be ended from outside."""
 
     def stop_for_drain(self) -> None:
-        """End now: the server's drain time is over."""
+        """End now: the drain time is over, or the operator ends the session."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,8 @@ class Runtime:
         self.kept = TurnSessions(self, settings.kept_idle_seconds)
         self.warmup = Warmup(self, settings.warm)
         self.draining = False
-        self._live: set[Stoppable] = set()
+        self._live: dict[Stoppable, SessionInfo | None] = {}
+        self._stopping = False
         self._drain: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._releasing: set[asyncio.Task[None]] = set()
@@ -134,23 +136,53 @@ class Runtime:
             await self._release(held)
 
     @contextmanager
-    def on_air(self, live: Stoppable) -> Iterator[None]:
-        """While inside, `live` is told when the server's drain time is over."""
-        self._live.add(live)
+    def on_air(self, live: Stoppable, info: SessionInfo | None = None) -> Iterator[None]:
+        """Register `live` while inside: it is stopped when the drain time is over, and listed if it has an `info`."""
+        self._live[live] = info
         try:
             yield
         finally:
-            self._live.discard(live)
+            self._live.pop(live, None)
+
+    def sessions(self) -> list[SessionInfo]:
+        """Sessions that hold a slot, oldest first. A turn in progress and its turn session are one."""
+        by_id: dict[str, SessionInfo] = {}
+        for info in self._live.values():
+            if info is not None:
+                by_id.setdefault(info.id, info)
+        return sorted(by_id.values(), key=lambda info: info.began)
+
+    def end_session(self, session_id: str) -> bool:
+        """End a session as a drain does; False if there is none with that id."""
+        found = [live for live, info in self._live.items() if info is not None and info.id == session_id]
+        for live in found:
+            live.stop_for_drain()
+        return bool(found)
 
     async def drain(self) -> None:
-        """Refuse new conversations, let those there are go on for the drain time, then end them with a reason.
+        """Refuse new conversations, let existing ones continue for the drain time, then end them with a reason.
 
-        Returns when all have ended, or soon after they were told to. There is one drain, however often it is asked for.
+        Called when the server stops; this drain cannot be cancelled. Returns when all have ended, or shortly after
+        they were told to.
         """
+        self._stopping = True
         await asyncio.shield(self.begin_drain())
 
+    def cancel_drain(self) -> bool:
+        """Accept new conversations again; False if the server is stopping.
+
+        Sessions that the drain has ended stay ended.
+        """
+        if self._stopping:
+            return False
+        self.draining = False
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+        return True
+
     def begin_drain(self) -> asyncio.Task[None]:
-        """Refuse new conversations from now on; the rest of `drain` goes on in a task."""
+        """Refuse new conversations from now on; the rest of `drain` continues in a task. Idempotent."""
         if self._drain is None:
             self.draining = True
             self._drain = asyncio.create_task(self._end_all())

@@ -11,6 +11,7 @@ from uuid import uuid4
 from gateway.engine.sampling import Sampling
 from gateway.errors import ConversationBusy, UnknownConversation
 from gateway.session.keys import KeyHolder
+from gateway.session.session_info import SessionInfo
 
 if TYPE_CHECKING:
     from gateway.session.runtime import ConversationLease, Persona, Runtime
@@ -29,6 +30,13 @@ class TurnSession:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._call: ConversationLease | None = None
+
+    @property
+    def info(self) -> SessionInfo:
+        """The session as an operator sees it."""
+        return SessionInfo(
+            self.id, "turn", self.persona.voice if isinstance(self.persona.voice, str) else "voice_audio"
+        )
 
     @property
     def busy(self) -> bool:
@@ -51,7 +59,7 @@ class TurnSession:
             if self._call is None:
                 opened = self._registry.runtime.open(self.persona, self.sampling, self.key)
                 self._call = await self._held.enter_async_context(opened)
-                self._held.enter_context(self._registry.runtime.on_air(self))
+                self._held.enter_context(self._registry.runtime.on_air(self, self.info))
                 self._registry.add(self)
             else:
                 self._call.stats.finish()

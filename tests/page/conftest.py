@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -71,7 +70,7 @@ class Gateway:
         self.loop.call_soon_threadsafe(lambda: [one.transport.abort() for one in connections])
 
     def drain(self) -> None:
-        assert httpx.post(f"{self.url}/admin/drain").status_code == 202
+        self.loop.call_soon_threadsafe(self.app.state.runtime.begin_drain)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from uuid import uuid4
 
 import numpy as np
 from starlette.responses import Response
@@ -22,6 +23,7 @@ from gateway.errors import Draining, GatewayError, SlowClient
 from gateway.session.recorded import Reply
 from gateway.session.request import RecordedRequest
 from gateway.session.runtime import ConversationLease, Runtime
+from gateway.session.session_info import SessionInfo
 from gateway.session.stats import SessionStats
 
 logger = logging.getLogger(__name__)
@@ -146,7 +148,9 @@ async def answering(question: RecordedRequest, runtime: Runtime) -> AsyncIterato
             call.conversation, question.pcm, runtime.manifest, question.max_steps, limit=runtime.settings.max_steps
         )
         under_way = Answering(reply, call, conversation_id, runtime.settings.retry_after)
-        with runtime.on_air(under_way):
+        kept = question.kept
+        info = SessionInfo(str(uuid4()), "recorded", question.voice) if kept is None else kept.info
+        with runtime.on_air(under_way, info):
             yield under_way
 
 

@@ -68,9 +68,6 @@ DELETE_RESPONSES: dict[int | str, dict[str, Any]] = {
     409: _problem("A turn is still under way"),
 }
 KEY_RESPONSES: dict[int | str, dict[str, Any]] = {401: _problem("An API key is needed")}
-DRAIN_RESPONSES: dict[int | str, dict[str, Any]] = {
-    403: _problem("Not from this machine, or from a page of another origin")
-}
 READY_RESPONSES: dict[int | str, dict[str, Any]] = {503: _UNAVAILABLE}
 METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}}

@@ -180,13 +180,6 @@ class SystemPrompts(BaseModel):
     system_prompts: list[SystemPrompt]
 
 
-class Draining(BaseModel):
-    """A server on its way out."""
-
-    status: Literal["draining"]
-    active: int = Field(ge=0, description="conversations that still hold a slot")
-
-
 class Health(BaseModel):
     """A sign of life."""
 

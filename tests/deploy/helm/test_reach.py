@@ -16,7 +16,7 @@ from tests.deploy.helm.chart import NAME, RELEASE, Release, render
 ROUTE = {"enabled": True, "parentRefs": [{"name": "outside", "namespace": "gateways"}], "hostnames": ["c.example.com"]}
 INGRESS = {"enabled": True, "hosts": ["c.example.com"], "grpc": {"enabled": True, "hosts": ["g.example.com"]}}
 GRPC_SERVICES = {"personaplex.v1.PersonaPlex", "grpc.health.v1.Health"}
-INSIDE = {"/admin/drain", "/metrics", "/healthz", "/readyz"}
+INSIDE = {"/metrics", "/healthz", "/readyz"}
 """What is for operators, probes and Prometheus."""
 NOBODY_S = {"/redoc", "/docs/oauth2-redirect"}
 """What FastAPI adds by itself."""

@@ -66,9 +66,7 @@ async def test_draining_refuses_new_conversations_and_lets_the_others_end(ask, c
     engine.delay = 0.02
     under_way = asyncio.create_task(ask())
     await asyncio.sleep(0.05)
-    begun = await client.post("/admin/drain")
-    assert begun.status_code == 202
-    assert begun.json() == {"status": "draining", "active": 1}
+    app.state.runtime.begin_drain()
     assert (await client.get("/readyz")).status_code == 503
     assert (await client.get("/healthz")).status_code == 200
     client.headers["x-api-key"] = "second-key"
@@ -76,14 +74,14 @@ async def test_draining_refuses_new_conversations_and_lets_the_others_end(ask, c
     assert refused.status_code == 503
     assert "shutting down" in refused.json()["detail"]
     assert (await under_way).status_code == 200
-    assert (await client.post("/admin/drain")).json()["active"] == 0
+    assert app.state.runtime.admission.taken == 0
 
 
 FOREIGN = ["https://elsewhere.example", "https://gateway.elsewhere.example", "null", "http://["]
 
 
 @pytest.mark.parametrize("origin", FOREIGN)
-async def test_pages_of_other_origins_may_neither_ask_nor_end_nor_drain(ask, client, app, origin):
+async def test_pages_of_other_origins_may_neither_ask_nor_end(ask, client, app, origin):
     client.headers["x-api-key"] = "first-key"
     kept = (await ask(keep=True)).json()["conversation_id"]
     client.headers["origin"] = origin
@@ -91,12 +89,10 @@ async def test_pages_of_other_origins_may_neither_ask_nor_end_nor_drain(ask, cli
         await ask(),
         await client.post("/v1/respond"),
         await client.delete(f"/v1/conversations/{kept}"),
-        await client.post("/admin/drain"),
     ):
         body = problem(answer, 403, "not-allowed")
         assert body["detail"] == f"pages of {origin} may not call here"
     assert app.state.runtime.admission.taken == 1
-    assert not app.state.runtime.draining
 
 
 @pytest.mark.parametrize("origin", ["http://gateway", "https://named.example"])
@@ -106,8 +102,6 @@ async def test_pages_of_our_own_and_of_named_origins_may(ask, client, settings, 
     client.headers["origin"] = origin
     kept = (await ask(keep=True)).json()["conversation_id"]
     assert (await client.delete(f"/v1/conversations/{kept}")).status_code == 204
-    drained = await client.post("/admin/drain")
-    assert drained.status_code == (202 if origin == "http://gateway" else 403)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ command:
 {{ add .Values.endpointSeconds .Values.drainSeconds 120 }}
 {{- end }}
 
-{{/* What callers may ask from outside: all but /admin, /metrics and what probes ask. Takes the name of a path type. */}}
+{{/* What callers may ask from outside: all but /metrics and what probes ask. Takes the name of a path type. */}}
 {{- define "personaplex.paths" -}}
 - {path: /, type: Exact}
 - {path: /page, type: {{ . }}}
