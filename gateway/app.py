@@ -48,7 +48,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.create_task(runtime.warmup.keep())
         try:
-            if (port := settings.grpc_listens_on) is not None:
+            if (port := settings.grpc_listen_port) is not None:
                 await grpc.start(settings.host, port, settings.tls)
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The gateway's configuration: typed, in one place, read from PERSONAPLEX_* environment variables."""
+"""The settings of the gateway, read from PERSONAPLEX_* environment variables."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gateway.admin_address import admin_address
 
 PREFIX = "PERSONAPLEX_"
-"""Of the environment variables."""
+"""Prefix of the environment variables."""
 
-OF_MODELS_AND_CALLERS = frozenset({"INTRA_OP_THREADS", "CPU_KERNELS", "PREFIX_COLUMNS", "API_KEY"})
-"""Variables with that prefix that are read elsewhere."""
+READ_ELSEWHERE = frozenset({"INTRA_OP_THREADS", "CPU_KERNELS", "PREFIX_COLUMNS", "API_KEY"})
+"""Variables with that prefix that the models and the clients read."""
 
 
 class TlsFiles(NamedTuple):
@@ -26,87 +26,109 @@ class TlsFiles(NamedTuple):
 
 
 class Settings(BaseSettings):
-    """Every knob of the gateway; `PERSONAPLEX_MAX_AUDIO_SECONDS=60` sets `max_audio_seconds`."""
+    """The settings of the gateway. `PERSONAPLEX_MAX_AUDIO_SECONDS=60` sets `max_audio_seconds`; lists are JSON."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     models: Path = Field(default=Path("models"), description="folder written by `personaplex build`")
-    host: str = Field(default="127.0.0.1", description="address the gateway listens on")
-    port: int = Field(default=8998, ge=0, le=65535, description="port the gateway listens on")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8998, ge=0, le=65535, description="port of the REST API, WebSockets and the web page")
     grpc_port: int | None = Field(
         default=None,
         ge=-1,
         le=65535,
-        description="port of the gRPC face; by default the one after `port`, or a free one if that is 0; -1 for none",
+        description="port of the gRPC API; default: `port` + 1, or a free port if `port` is 0; -1: no gRPC API",
     )
     tls_certificate: Path | None = Field(
-        default=None, description="PEM file with the certificate and its chain: TLS on both ports"
+        default=None, description="PEM file with the certificate and its chain; enables TLS on both ports"
     )
-    tls_key: Path | None = Field(default=None, description="PEM file with the certificate's private key")
+    tls_key: Path | None = Field(default=None, description="PEM file with the private key of the certificate")
     admin_listen: str | None = Field(
         default=None,
-        description="where the operator API listens, apart from the public ports: a Unix socket's path, HOST:PORT, or "
-        "`none`; by default a Unix socket named after `port` in the user's runtime folder",
+        description="address of the operator API: path of a Unix socket, HOST:PORT, or `none`; default: a Unix socket "
+        "named after `port` in the user's runtime folder",
     )
-    triton_url: str = Field(default="127.0.0.1:8000", description="Triton's HTTP endpoint, HOST:PORT")
+    triton_url: str = Field(default="127.0.0.1:8000", description="HTTP endpoint of Triton, HOST:PORT")
 
     default_voice: str = Field(
-        default="NATF0", description="voice when a request names none; the first one if it is not there"
+        default="NATF0", description="voice of requests that name none; the first available voice if it does not exist"
     )
     warm: list[str] = Field(
-        default_factory=list, description="personas to prefill before the server is ready, each VOICE or VOICE:PROMPT"
+        default_factory=list,
+        description="personas to prefill before the server is ready, each VOICE or VOICE:PROMPT",
     )
-    allow_voice_audio: bool = Field(default=False, description="let callers send a recording to take the voice from")
+    allow_voice_audio: bool = Field(default=False, description="accept requests that carry a recording as the voice")
 
-    max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body")
-    max_audio_seconds: float = Field(default=300.0, gt=0, description="longest user recording")
-    max_voice_seconds: float = Field(default=30.0, gt=0, description="longest recording to take a voice from")
-    max_steps: int = Field(default=7500, ge=1, description="most frames one request may ask for (7500 are ten minutes)")
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="size limit of a request body")
+    max_audio_seconds: float = Field(default=300.0, gt=0, description="length limit of the user's recording")
+    max_voice_seconds: float = Field(default=30.0, gt=0, description="length limit of a voice recording")
+    max_steps: int = Field(
+        default=7500, ge=1, description="limit of `max_steps` in a request, in frames of 80 ms (7500 are ten minutes)"
+    )
 
-    step_deadline: float = Field(default=10.0, gt=0, description="seconds one Triton call of a frame may take")
-    prefill_deadline: float = Field(default=120.0, gt=0, description="seconds the prompt's Triton call may take")
+    step_deadline: float = Field(default=10.0, gt=0, description="timeout in seconds of a Triton request for a frame")
+    prefill_deadline: float = Field(
+        default=120.0, gt=0, description="timeout in seconds of the Triton requests for a prompt"
+    )
     release_deadline: float = Field(
-        default=60.0, gt=0, description="seconds Triton may take to release a conversation's rows"
+        default=60.0, gt=0, description="timeout in seconds of the Triton requests that end a conversation"
     )
-    release_patience: float = Field(
-        default=2.0, gt=0, description="seconds a caller waits for that; the slot waits longer"
+    release_wait: float = Field(
+        default=2.0,
+        gt=0,
+        description="seconds a client waits for the end of its conversation in Triton; the slot waits for "
+        "`release_deadline`",
     )
     batch_window: float = Field(
         default=0.006,
         ge=0,
-        description="seconds a frame waits for others to join it while many conversations go on, some of them live",
+        description="seconds a batch waits for more conversations when many are running and at least one is live",
     )
     cohort_patience: float = Field(
-        default=2.0, gt=0, description="seconds after which a stuck shared frame is not waited for"
+        default=2.0, gt=0, description="seconds after which a batch that does not progress is no longer waited for"
     )
-    idle_seconds: float = Field(default=30.0, gt=0, description="seconds a live call may go without the caller's audio")
-    max_call_seconds: float = Field(default=3600.0, gt=0, description="longest live call")
-    warn_seconds: float = Field(default=30.0, ge=0, description="seconds before that at which the caller is warned")
+    idle_seconds: float = Field(
+        default=30.0, gt=0, description="seconds without user audio after which a live session ends"
+    )
+    max_call_seconds: float = Field(default=3600.0, gt=0, description="length limit of a live session in seconds")
+    warn_seconds: float = Field(
+        default=30.0, ge=0, description="seconds before `max_call_seconds` at which the client gets a warning"
+    )
     handshake_seconds: float = Field(
-        default=10.0, gt=0, description="seconds a live caller may take to say what they want"
+        default=10.0, gt=0, description="seconds a live client has to send its start message"
     )
-    max_message_bytes: int = Field(default=2**20, ge=4096, description="largest message of a live caller")
-    input_frames: int = Field(default=10, ge=1, description="frames of a live caller's audio that may wait")
+    max_message_bytes: int = Field(default=2**20, ge=4096, description="size limit of a live client's message")
+    input_frames: int = Field(
+        default=10, ge=1, description="user frames of 80 ms that are queued for a live session; older ones are dropped"
+    )
     output_frames: int = Field(
-        default=50, ge=1, description="frames of the agent's audio a live caller may leave unread"
+        default=50,
+        ge=1,
+        description="agent frames of 80 ms that a live client may leave unread; one more ends the session",
     )
     live_speed: float = Field(
-        default=1.0, ge=0, description="multiple of real time at which a live call may run; 0: as fast as it can"
+        default=1.0, ge=0, description="speed limit of a live session as a multiple of real time; 0: no limit"
     )
-    kept_idle_seconds: float = Field(default=120.0, gt=0, description="seconds a kept conversation waits for a turn")
+    turn_session_idle_seconds: float = Field(
+        default=120.0, gt=0, description="seconds without a turn after which a session of recorded turns ends"
+    )
     drain_seconds: float = Field(
-        default=30.0, ge=0, description="seconds live calls may go on once the server is told to stop"
+        default=30.0, ge=0, description="seconds running conversations may continue when the server shuts down"
     )
 
     api_keys: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, description="keys of which a caller must show one; none: everybody may call"
+        default_factory=list, description="API keys, one of which each request must carry; none: no key is needed"
     )
-    key_conversations: int = Field(default=0, ge=0, description="conversations one key may hold at once; 0: no limit")
+    key_conversations: int = Field(
+        default=0, ge=0, description="limit of concurrent conversations per API key; 0: no limit"
+    )
     allowed_origins: list[str] = Field(
-        default_factory=list, description="origins besides our own whose pages may call from a browser; * for any"
+        default_factory=list, description="further origins whose web pages may call the APIs; * allows any"
     )
 
-    retry_after: int = Field(default=5, ge=1, description="seconds told to a caller who is refused for lack of a slot")
+    retry_after: int = Field(
+        default=5, ge=1, description="value in seconds of Retry-After when a request is refused for lack of capacity"
+    )
 
     @field_validator("admin_listen")
     @classmethod
@@ -117,26 +139,26 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Settings:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key go together: expected both or none")
+            raise ValueError("expected both tls_certificate and tls_key, or neither")
         return self
 
     @classmethod
     def unknown(cls, environment: Iterable[str]) -> list[str]:
-        """Names of variables that are meant for this project, and that nothing reads."""
-        known = {name.upper() for name in cls.model_fields} | OF_MODELS_AND_CALLERS
+        """Return the names in `environment` that have the project's prefix and are not settings."""
+        known = {name.upper() for name in cls.model_fields} | READ_ELSEWHERE
         ours = (name for name in environment if name.startswith(PREFIX))
         return sorted(name for name in ours if name.removeprefix(PREFIX) not in known)
 
     @property
     def tls(self) -> TlsFiles | None:
-        """What both ports are encrypted with; None for plain text."""
+        """TLS files of both ports; None for plain text."""
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return TlsFiles(self.tls_certificate, self.tls_key)
 
     @property
-    def grpc_listens_on(self) -> int | None:
-        """The gRPC face's port, 0 for a free one; None where it is switched off."""
+    def grpc_listen_port(self) -> int | None:
+        """Port of the gRPC API, 0 for a free one; None if it is disabled."""
         if self.grpc_port is None:
             return self.port + 1 if 0 < self.port < 65535 else 0
         return None if self.grpc_port < 0 else self.grpc_port

@@ -143,7 +143,7 @@ class Service:
                 prefix_of(wish, manifest, voices, tokenizer)
             except GatewayError as error:
                 raise CommandError(f"--warm {wish}: {error.message}") from None
-        grpc_port = self.settings.grpc_listens_on
+        grpc_port = self.settings.grpc_listen_port
         self._socket = _bound(self.settings.host, self.settings.port, "--port")
         if grpc_port:
             _bound(self.settings.host, grpc_port, "--grpc-port").close()

@@ -73,7 +73,7 @@ class Runtime:
         self.admission = Admission(manifest.slots, settings.retry_after, metrics)
         self.cohort = Cohort(settings.batch_window, settings.cohort_patience, metrics.shared)
         self.keys = Keys(settings.api_keys, settings.key_conversations, settings.retry_after)
-        self.kept = TurnSessions(self, settings.kept_idle_seconds)
+        self.kept = TurnSessions(self, settings.turn_session_idle_seconds)
         self.warmup = Warmup(self, settings.warm)
         self.draining = False
         self._live: dict[Stoppable, SessionInfo | None] = {}
@@ -249,4 +249,4 @@ class Runtime:
         task = asyncio.create_task(held.aclose())
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
-        await asyncio.wait([task], timeout=self.settings.release_patience)
+        await asyncio.wait([task], timeout=self.settings.release_wait)

@@ -1,4 +1,4 @@
-"""Settings come from the environment, typed."""
+"""Settings are read from the environment."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import ValidationError
 from gateway.settings import Settings
 
 
-def test_the_defaults_are_the_documented_ones():
+def test_defaults():
     settings = Settings()
     assert settings.port == 8998
     assert settings.allow_voice_audio is False
     assert settings.default_voice == "NATF0"
 
 
-def test_a_name_that_is_read_nowhere_is_unknown():
+def test_unknown_names_with_the_prefix_are_found():
     assert Settings.unknown(["PATH", "PERSONAPLEX_WARM", "PERSONAPLEX_WARN", "PERSONAPLEX_PREFIX_COLUMNS"]) == [
         "PERSONAPLEX_WARN"
     ]
 
 
-def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_sets_values(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PERSONAPLEX_MODELS", "/srv/models")
     monkeypatch.setenv("PERSONAPLEX_ALLOW_VOICE_AUDIO", "true")
     monkeypatch.setenv("PERSONAPLEX_TRITON_URL", "triton:8001")
@@ -36,7 +36,7 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("name", "value"), [("PORT", "70000"), ("MAX_AUDIO_SECONDS", "0"), ("MAX_STEPS", "many")])
-def test_values_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+def test_values_out_of_bounds_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
     monkeypatch.setenv(f"PERSONAPLEX_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
@@ -50,18 +50,18 @@ def test_an_empty_api_key_is_refused(monkeypatch: pytest.MonkeyPatch, keys: str)
 
 
 @pytest.mark.parametrize(
-    ("port", "grpc_port", "listens_on"),
+    ("port", "grpc_port", "expected"),
     [(8998, None, 8999), (0, None, 0), (65535, None, 0), (8998, 0, 0), (8998, 50051, 50051), (8998, -1, None)],
 )
-def test_the_grpc_port_follows_the_other_one(
-    monkeypatch: pytest.MonkeyPatch, port: int, grpc_port: int | None, listens_on: int | None
+def test_the_default_grpc_port_is_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, port: int, grpc_port: int | None, expected: int | None
 ):
     monkeypatch.delenv("PERSONAPLEX_GRPC_PORT")
-    assert Settings(port=port, grpc_port=grpc_port).grpc_listens_on == listens_on
+    assert Settings(port=port, grpc_port=grpc_port).grpc_listen_port == expected
 
 
-def test_a_certificate_comes_with_its_key():
+def test_certificate_and_key_are_set_together():
     assert Settings().tls is None
     assert Settings(tls_certificate=Path("a.pem"), tls_key=Path("b.pem")).tls == (Path("a.pem"), Path("b.pem"))
-    with pytest.raises(ValidationError, match="go together"):
+    with pytest.raises(ValidationError, match="expected both tls_certificate and tls_key"):
         Settings(tls_certificate=Path("a.pem"))

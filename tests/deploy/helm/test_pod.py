@@ -103,7 +103,7 @@ def test_probes_ask_for_life_and_readiness_where_those_are_told(monkeypatch: pyt
     assert paths == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
     assert {port["name"]: port["containerPort"] for port in gateway["ports"]} == {
         "http": Settings().port,
-        "grpc": Settings().grpc_listens_on,
+        "grpc": Settings().grpc_listen_port,
     }
 
 

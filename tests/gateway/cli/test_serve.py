@@ -183,7 +183,7 @@ def test_a_grpc_port_in_use_is_told_as_soon(personaplex: Run, tiny_models: Path)
 
 def test_tls_that_cannot_be_is_told(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
     assert personaplex("serve", tiny_models, "--tls-key", "key.pem").error == (
-        "tls_certificate and tls_key go together: expected both or none"
+        "expected both tls_certificate and tls_key, or neither"
     )
     missing = tmp_path / "missing.pem"
     files = ("--tls-certificate", missing, "--tls-key", missing)

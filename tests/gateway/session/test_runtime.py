@@ -24,7 +24,7 @@ NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 1920)).astype(np.float32
 
 @pytest.fixture
 def runtime(models: Path, manifest: Manifest, engine: FakeEngine) -> Runtime:
-    return Runtime(Settings(models=models, release_patience=0.05), manifest, engine, Metrics(manifest.slots))
+    return Runtime(Settings(models=models, release_wait=0.05), manifest, engine, Metrics(manifest.slots))
 
 
 def ended(runtime: Runtime, reason: str) -> float:
@@ -111,7 +111,7 @@ async def test_a_slot_is_not_free_before_its_rows_are(
 
 
 async def test_a_call_cancelled_while_it_is_released_is_released_all_the_same(runtime: Runtime, engine: FakeEngine):
-    runtime.settings.release_patience = 60
+    runtime.settings.release_wait = 60
 
     async def run() -> None:
         async with runtime.open(ANA, SAMPLING) as call:

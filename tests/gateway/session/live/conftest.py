@@ -72,7 +72,7 @@ def noise(frames: float, seed: int = 0) -> NDArray[np.float32]:
 
 @pytest.fixture
 def runtime(models: Path, manifest: Manifest, engine: FakeEngine) -> Runtime:
-    return Runtime(Settings(models=models, release_patience=0.05), manifest, engine, Metrics(manifest.slots))
+    return Runtime(Settings(models=models, release_wait=0.05), manifest, engine, Metrics(manifest.slots))
 
 
 def metric(runtime: Runtime, name: str, **labels: str) -> float:
