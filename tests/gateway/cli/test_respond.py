@@ -151,7 +151,7 @@ def test_a_recording_that_is_none_is_told(personaplex: Run, service: Service, tm
     [
         (["-i", "/nowhere/x.wav", "--json"], "cannot read /nowhere/x.wav: No such file or directory"),
         (["--server", "http://127.0.0.1:1", "--json"], "cannot reach http://127.0.0.1:1: Connection refused"),
-        (["--server", "elsewhere", "--json"], "'elsewhere' is no URL"),
+        (["--server", "elsewhere", "--json"], "'elsewhere' is not a server's URL"),
         (["--server", "http://a", "--models", "b", "--json"], "--server and --models"),
         (["--models", "/nowhere", "--json"], "/nowhere is not a built repository"),
         (["--stream", "--json"], "--stream"),

@@ -205,7 +205,7 @@ def test_it_serves_over_tls(
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     refused = personaplex(*asked).error
     assert "certificate verify failed" in refused
-    assert refused.endswith("; SSL_CERT_FILE may name who is to be trusted")
+    assert refused.endswith("; set SSL_CERT_FILE to trust a private authority")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert personaplex(*asked).code == 0
     process.send_signal(signal.SIGTERM)

@@ -1,0 +1,108 @@
+"""What both clients share: requests of the REST API, their responses and errors."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypedDict
+
+import httpx
+
+from gateway.errors import GatewayError
+
+READ_TIMEOUT_S = 600.0
+"""Between two parts of a response. A response that is not streamed arrives when the whole answer is computed."""
+
+CONNECT_TIMEOUT_S = 5.0
+
+Fields = Mapping[str, str]
+
+
+class ClientError(GatewayError):
+    """The server is unreachable or refused the request; one line, the server's own message if it sent one."""
+
+
+class Options(TypedDict):
+    """Arguments of `httpx.Client` and `httpx.AsyncClient`."""
+
+    base_url: str
+    headers: dict[bytes, bytes]
+    timeout: httpx.Timeout
+    trust_env: bool
+    verify: bool | ssl.SSLContext
+
+
+class Upload(TypedDict):
+    """Arguments of `stream` of an `httpx` client."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    files: dict[str, tuple[str, bytes]]
+    data: dict[str, str]
+
+
+def options(url: str, verify: bool, api_key: str | None, read_timeout: float) -> Options:
+    """Return the options of an `httpx` client for the server at `url`."""
+    return {
+        "base_url": url,
+        "headers": {b"X-API-Key": api_key.encode()} if api_key else {},
+        "timeout": httpx.Timeout(read_timeout, connect=CONNECT_TIMEOUT_S),
+        # Proxies from the environment are for the internet, not for a server that is named explicitly.
+        "trust_env": False,
+        "verify": ssl.create_default_context() if verify and "SSL_CERT_FILE" in os.environ else verify,
+    }
+
+
+def respond_request(accept: str, files: Mapping[str, bytes], fields: Fields) -> Upload:
+    """Return `POST /v1/respond` as a multipart form."""
+    return {
+        "method": "POST",
+        "url": "/v1/respond",
+        "headers": {"Accept": accept},
+        "files": {name: (name, content) for name, content in files.items()},
+        "data": dict(fields),
+    }
+
+
+def json_object(response: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object of a response that was read. Raises ClientError for an error status or another body."""
+    if not response.is_success:
+        raise ClientError(problem(response))
+    try:
+        value: dict[str, Any] = response.json()
+    except ValueError:
+        raise ClientError(f"{_server(response)} sent no JSON: {response.content[:80]!r}") from None
+    return value
+
+
+def problem(response: httpx.Response) -> str:
+    """Return the detail of a problem+json body, or else the status."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
+
+
+@contextmanager
+def transport_errors(url: str) -> Iterator[None]:
+    """Raise the errors of `httpx` as ClientError."""
+    try:
+        yield
+    except httpx.ConnectError as error:
+        reason = str(error).partition("] ")[2] or str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ClientError(f"{url}: {reason}; set SSL_CERT_FILE to trust a private authority") from None
+        raise ClientError(f"cannot reach {url}: {reason} (is `personaplex serve` running there?)") from None
+    except httpx.TimeoutException:
+        raise ClientError(f"{url} does not answer in time") from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise ClientError(f"{url!r} is not a server's URL; expected for example http://127.0.0.1:8998") from None
+    except httpx.HTTPError as error:
+        raise ClientError(f"{url} broke off the response: {error}") from None
+
+
+def _server(response: httpx.Response) -> str:
+    return str(response.request.url.copy_with(raw_path=b"/")).rstrip("/")
