@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py $(wildcard model_repository/
 demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, write answer.wav
 	@$(BIN)/personaplex demo --input tests/data/question.wav --output answer.wav --folder build/demo
 
-# More of its options in LOADTEST; .venv/bin/python -m loadtest --help has them all.
+# More of its options in LOADTEST, such as LOADTEST="--fake-device h200"; .venv/bin/python -m loadtest --help has them all.
 loadtest: $(STAMP) ## callers in real time against tiny models: USERS=32 SECONDS=60 FACE=grpc|websocket|rest|mixed
 	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --face $(FACE) $(LOADTEST)
 

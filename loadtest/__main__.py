@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from gateway.cli.console import CommandError
+from loadtest.fake_device.profiles import PROFILES, Profile
 from loadtest.plan import Phases, Plan
 from loadtest.question import Question
 from loadtest.report import show, write
@@ -45,6 +46,15 @@ def main(
     drain: Annotated[float, typer.Option(min=0, help="Seconds for the last frames to come.")] = 2.0,
     recording: Annotated[Path, typer.Option(help="What they say.")] = _QUESTION,
     models: Annotated[Path | None, typer.Option(help="A built repository. [default: tiny models, built now]")] = None,
+    fake_device: Annotated[
+        Profile | None, typer.Option(help="Serve models that take this GPU's time for the 7B, but compute nothing.")
+    ] = None,
+    full_windows: Annotated[
+        bool, typer.Option(help="On a fake device: every conversation takes the time of a full window.")
+    ] = True,
+    chunked_prefill: Annotated[
+        bool, typer.Option(help="On a fake device: a prefill takes a chunk of positions per run, not one.")
+    ] = False,
     slots: Annotated[int | None, typer.Option(min=1, help="Of the tiny models. [default: the callers]")] = None,
     server: Annotated[str | None, typer.Option(metavar="URL", help="One that runs already; with --grpc.")] = None,
     grpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="Its gRPC port.")] = "127.0.0.1:8999",
@@ -85,7 +95,22 @@ def main(
         # Workers read it again; what is wrong with it is better said before anything is started.
         Question.load(recording)
         room = slots or (MOST_SLOTS if find_highest else users)
-        with _server(folder, models, room, server, grpc) as at:
+
+        def build(empty: Path) -> Path:
+            if fake_device is None:
+                return models or build_tiny(empty, room)
+            # Importing the builder takes a second, which other runs do without.
+            from loadtest.fake_device.build import write_fake_repository
+
+            return write_fake_repository(
+                empty / "models",
+                PROFILES[fake_device],
+                room,
+                full_windows=full_windows,
+                chunked_prefill=chunked_prefill,
+            )
+
+        with _server(folder, build, server, grpc) as at:
             if find_highest:
                 found = highest(lambda callers: holds(at, callers), users, room, step)
                 console.print(f"{found} callers over {face.value} hold")
@@ -101,7 +126,7 @@ def main(
 
 
 @contextmanager
-def _server(folder: Path, models: Path | None, slots: int, url: str | None, grpc: str) -> Iterator[Server]:
+def _server(folder: Path, build: Callable[[Path], Path], url: str | None, grpc: str) -> Iterator[Server]:
     if url is not None:
         if not url.startswith("http://"):
             raise NoServer(f"--server: expected http://HOST:PORT, got {url!r}; TLS is not spoken here")
@@ -109,10 +134,9 @@ def _server(folder: Path, models: Path | None, slots: int, url: str | None, grpc
         return
     folder.mkdir(parents=True, exist_ok=True)
     # Two runs at once disturb each other's figures, but should not take each other's models away.
-    with TemporaryDirectory(prefix="tiny-", dir=folder) as built:
-        repository = models or build_tiny(Path(built), slots)
-        with started(repository, folder / f"server-{datetime.now():%Y%m%d-%H%M%S}.log") as server:
-            yield server
+    log = folder / f"server-{datetime.now():%Y%m%d-%H%M%S}.log"
+    with TemporaryDirectory(prefix="models-", dir=folder) as built, started(build(Path(built)), log) as server:
+        yield server
 
 
 def _fresh(folder: Path) -> Path:

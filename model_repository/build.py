@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, SAMPLE_RATE, Geometry
+from model_repository.checkpoint.voice import Voice
 from model_repository.errors import BuildError
 from model_repository.graph.builder import Graph
 from model_repository.graphs import graphs_of
@@ -31,6 +32,8 @@ from model_repository.variants import CachePrecision, Device, Variant, variants_
 
 FORMAT = 2
 """Version of the manifest's own layout."""
+
+TOKENIZER = "tokenizer.model"
 
 SAMPLING_DEFAULTS = {"audio_temperature": 0.8, "audio_top_k": 250, "text_temperature": 0.7, "text_top_k": 25}
 """The reference's defaults."""
@@ -112,14 +115,8 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         graph.save(version / "model.onnx", weight_done)
 
     report("voices", 0.9)
-    voices = {}
-    (out / "voices").mkdir()
-    for name in source.voices:
-        voice = source.voice(name)
-        file = out / "voices" / f"{name}.safetensors"
-        voice.save(file)
-        voices[name] = {"file": f"voices/{name}.safetensors", "frames": voice.frames, "sha256": _sha256(file)}
-    shutil.copyfile(source.tokenizer, out / "tokenizer.model")
+    voices = write_voices((source.voice(name) for name in source.voices), out)
+    shutil.copyfile(source.tokenizer, out / TOKENIZER)
 
     report("checksums", 0.93)
     files = {
@@ -128,7 +125,7 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         if path.is_file()
     }
     weights = {model: {name: asdict(error) for name, error in plan.errors.items()} for model, plan in plans.items()}
-    manifest = _manifest(source.geometry, slots, recipe) | {
+    manifest = manifest_of(source.geometry, slots, recipe) | {
         "memory": _memory(graphs.values(), recipe.device),
         "voices": voices,
         "files": files,
@@ -137,7 +134,19 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _manifest(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, Any]:
+def write_voices(voices: Iterable[Voice], out: Path) -> dict[str, Any]:
+    """Write each voice to the repository `out`; the manifest's entries, by name."""
+    entries = {}
+    (out / "voices").mkdir()
+    for voice in voices:
+        file = out / "voices" / f"{voice.name}.safetensors"
+        voice.save(file)
+        entries[voice.name] = {"file": f"voices/{file.name}", "frames": voice.frames, "sha256": _sha256(file)}
+    return entries
+
+
+def manifest_of(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, Any]:
+    """What the manifest says of the models; files, voices and memory are not among it."""
     lm, mimi = geometry.lm, geometry.mimi
     return {
         "format": FORMAT,
@@ -157,7 +166,7 @@ def _manifest(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, Any]
         "delays": list(lm.delays),
         "context": lm.temporal.context,
         "sampling": SAMPLING_DEFAULTS,
-        "tokenizer": "tokenizer.model",
+        "tokenizer": TOKENIZER,
         "models": [model.name for model in served_models(geometry)],
     }
 

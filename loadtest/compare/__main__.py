@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +41,8 @@ def main(
 ) -> None:
     """Measure this source tree against a base commit, in alternating runs. Exit status 2 if a server fails."""
     console = Console()
+    # Ended from outside, it still stops its servers and removes the worktree.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     began = datetime.now()
     options = Options(
         models=folder / "models",

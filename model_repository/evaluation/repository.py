@@ -14,6 +14,7 @@ import onnx
 from model_repository.errors import EvaluationError
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.place import Place
+from model_repository.serving.timed_session import Timing
 
 _GEOMETRY = ("sample_rate", "frame_size", "codebooks", "dim", "card", "text_card", "delays", "context")
 
@@ -55,8 +56,14 @@ class Repository:
         return str(self.manifest.get("kv", "fp32"))
 
     def device(self) -> DeviceMemory | None:
-        """What it was built to run on; None for the CPU. Raises `DeviceError` if this machine has no such thing."""
-        return Place(str(self.manifest.get("device", "cpu"))).device
+        """What it was built to run on; None for the CPU. Raises `DeviceError` if this machine has no such device, and
+        `EvaluationError` for a repository whose models compute nothing.
+        """
+        provider = str(self.manifest.get("device", "cpu"))
+        device = None if provider == "timed" else Place(provider).device
+        if provider == "timed" or isinstance(device, Timing):
+            raise EvaluationError(f"{self.folder} is for load tests: its models take time, but compute nothing")
+        return device
 
     @cached_property
     def layers(self) -> int:

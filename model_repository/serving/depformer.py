@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from model_repository.serving.cpu import open_on_cpu
-from model_repository.serving.device import DeviceMemory
-from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.noise import Stream
+from model_repository.serving.place import ExecutionTarget, open_session
 from model_repository.serving.sampler import Sampler, draw
 from model_repository.serving.session import warm_up_sizes
 from model_repository.serving.turns import Array, Outcome, Turn, check
@@ -24,9 +23,7 @@ class DepformerModel:
     input_names = ("hidden", "text_token", "sampler", "temperature")
     optional: frozenset[str] = frozenset()
 
-    def __init__(
-        self, model: Path, text_card: int, card: int, slots: int = 1, device: DeviceMemory | None = None
-    ) -> None:
+    def __init__(self, model: Path, text_card: int, card: int, slots: int = 1, device: ExecutionTarget = None) -> None:
         """`slots`: the most rows of an execution, which a session on a `device` must know."""
         session: _OnCpu | _OnDevice = _OnCpu(model) if device is None else _OnDevice(model, slots, device)
         self._sampled = session
@@ -85,8 +82,8 @@ class _OnCpu:
 class _OnDevice:
     """The same, with at most `slots` rows at a time."""
 
-    def __init__(self, model: Path, slots: int, device: DeviceMemory) -> None:
-        self._session = DeviceSession(model, slots, device)
+    def __init__(self, model: Path, slots: int, device: ExecutionTarget) -> None:
+        self._session = open_session(model, slots, device)
         self.shapes = {name: array.shape for name, array in self._session.feeds.items()}
 
     def __call__(self, feeds: Mapping[str, Array]) -> Array:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_repository.serving.device import DeviceMemory
-from model_repository.serving.place import open_session
+from model_repository.serving.place import ExecutionTarget, open_session
 from model_repository.serving.session import spans, warm_up
 from model_repository.serving.turns import BadInputError, Outcome, Turn, check
 
@@ -29,7 +28,7 @@ class MimiModel:
 
     optional: frozenset[str] = frozenset()
 
-    def __init__(self, model: Path, slots: int, high: int | None = None, device: DeviceMemory | None = None) -> None:
+    def __init__(self, model: Path, slots: int, high: int | None = None, device: ExecutionTarget = None) -> None:
         self._session = open_session(model, slots, device)
         names = [name for name in self._session.feeds if name not in ("position", "active")]
         self._input = names[0]

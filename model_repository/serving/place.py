@@ -9,33 +9,46 @@ from pathlib import Path
 from model_repository.serving.device import CudaMemory, DeviceMemory
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.session import Session, StatefulSession
+from model_repository.serving.timed_session import TimedSession, Timing
+
+ExecutionTarget = DeviceMemory | Timing | None
+"""What a session runs on; None is the CPU."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """`provider`: "cpu" or "cuda"; `device_id`: which of the visible GPUs."""
+    """`provider`: "cpu", "cuda" or "timed"; `device_id`: which of the visible GPUs; `timing`: of a timed one."""
 
     provider: str = "cpu"
     device_id: int = 0
+    timing: Timing | None = None
 
     @classmethod
     def of(cls, parameters: Mapping[str, str]) -> Place:
         """From the parameters of a model's config; repositories of older versions have none and run on the CPU."""
-        return cls(parameters.get("provider", "cpu"), int(parameters.get("device_id", "0")))
+        provider = parameters.get("provider", "cpu")
+        timing = Timing.of(parameters) if provider == "timed" else None
+        return cls(provider, int(parameters.get("device_id", "0")), timing)
 
     @property
-    def device(self) -> DeviceMemory | None:
+    def device(self) -> ExecutionTarget:
         """None for the CPU. Raises `DeviceError`."""
         if self.provider == "cpu":
             return None
         if self.provider == "cuda":
             return CudaMemory(self.device_id)
-        raise ValueError(f"parameter provider: expected cpu or cuda, got {self.provider!r}")
+        if self.timing is not None:
+            return self.timing
+        raise ValueError(f"parameter provider: expected cpu, cuda or timed, got {self.provider!r}")
 
 
 CPU = Place()
 
 
-def open_session(model: Path, slots: int, device: DeviceMemory | None) -> Session:
+def open_session(model: Path, slots: int, device: ExecutionTarget) -> Session:
     """The session of the graph file `model` for `slots` rows, on the CPU where `device` is None."""
-    return StatefulSession(model, slots) if device is None else DeviceSession(model, slots, device)
+    if device is None:
+        return StatefulSession(model, slots)
+    if isinstance(device, Timing):
+        return TimedSession(model, slots, device)
+    return DeviceSession(model, slots, device)

@@ -9,9 +9,8 @@ from time import perf_counter
 
 import numpy as np
 
-from model_repository.serving.device import DeviceMemory
 from model_repository.serving.noise import Stream
-from model_repository.serving.place import open_session
+from model_repository.serving.place import ExecutionTarget, open_session
 from model_repository.serving.prefix import Prefix, Prefixes, most_columns
 from model_repository.serving.sampler import IDLE, Sampler, draw
 from model_repository.serving.session import spans, warm_up
@@ -64,7 +63,13 @@ class TemporalModel:
     optional = frozenset({"embeddings", "prefix"})
 
     def __init__(
-        self, model: Path, slots: int, text_card: int, card: int, window: int, device: DeviceMemory | None = None
+        self,
+        model: Path,
+        slots: int,
+        text_card: int,
+        card: int,
+        window: int,
+        device: ExecutionTarget = None,
     ) -> None:
         self._session = open_session(model, slots, device)
         self._text_card = text_card

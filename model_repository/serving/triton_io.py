@@ -18,8 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
-from model_repository.serving.device import DeviceMemory
-from model_repository.serving.place import Place
+from model_repository.serving.place import ExecutionTarget, Place
 from model_repository.serving.turns import BadInputError, Model, Outcome, Turn, check
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
@@ -48,7 +47,7 @@ class ModelArguments:
         return cls(version / "model.onnx", config["max_batch_size"], parameters)
 
     @property
-    def device(self) -> DeviceMemory | None:
+    def device(self) -> ExecutionTarget:
         """Where the model runs; None is the CPU."""
         return Place.of(self.parameters).device
 
