@@ -1,4 +1,4 @@
-"""The embedded Triton server: found in the wheel, started, watched, stopped."""
+"""The embedded Triton server: find it, start it, restart it after a crash, stop it."""
 
 from __future__ import annotations
 

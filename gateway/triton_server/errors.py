@@ -1,4 +1,4 @@
-"""What can go wrong between the gateway and its embedded Triton: TritonError and the two reasons a start fails."""
+"""Errors of the embedded Triton server."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from gateway.errors import GatewayError
 
 
 class TritonError(GatewayError):
-    """Base of this package's errors; its text is one line meant for the operator."""
+    """Base class of this package's errors. The message is one line for the operator."""
 
 
 class TritonNotInstalledError(TritonError):
-    """A part of the embedded server is missing here; the text names it and says how to mend it."""
+    """A part of the embedded server is missing. The message names it and how to install it."""
 
 
 class TritonStartError(TritonError):
-    """tritonserver ended, or was not ready in time.
+    """tritonserver ended during its start, or was not ready in time.
 
     Attributes:
-        log: the last lines it wrote, oldest first.
+        log: the last lines of its output, oldest first.
     """
 
     def __init__(self, message: str, log: tuple[str, ...] = ()) -> None:

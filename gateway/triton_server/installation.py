@@ -1,4 +1,4 @@
-"""Finds the parts of the embedded Triton server (the nvidia-pytriton wheel) and the Python they need at run time."""
+"""Find the parts of the embedded Triton server (nvidia-pytriton wheel) and the libpython that they need."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ _HUGE_PAGES = "glibc.malloc.hugetlb"
 
 @dataclass(frozen=True)
 class TritonInstallation:
-    """Where the pieces lie.
+    """Paths of the parts.
 
     Attributes:
         binary: the `tritonserver` executable.
         python_backend: folder of Triton's Python backend (`libtriton_python.so`, `triton_python_backend_utils.py`).
         stub: the `triton_python_backend_stub` built for the running Python's minor version.
-        libraries: folder of the shared libraries the wheel brings.
-        libpython: folder that holds `libpython3.X.so.1.0`, or None where the loader finds it by itself
-            (or the wheel brings one for this minor version).
+        libraries: folder of the wheel's shared libraries.
+        libpython: folder of `libpython3.X.so.1.0`; None if the loader finds it, or the wheel contains it.
     """
 
     binary: Path
@@ -41,10 +40,10 @@ class TritonInstallation:
 
     @classmethod
     def find(cls) -> TritonInstallation:
-        """Locates everything for the running Python.
+        """Find the parts for the running Python.
 
         Raises:
-            TritonNotInstalledError: a part is missing; one line that says which, and how to mend it.
+            TritonNotInstalledError: a part is missing.
         """
         wheel = _wheel_folder()
         server = wheel / "tritonserver"
@@ -60,7 +59,7 @@ class TritonInstallation:
             known = ", ".join(sorted((p.name for p in stubs.glob("3.*")), key=lambda name: int(name.split(".")[1])))
             raise TritonNotInstalledError(
                 f"Triton's Python backend has no stub for Python {minor} (it has {known or 'none'}): "
-                "use a Python it has one for"
+                "use another version of Python"
             )
         libraries = wheel.parent / "nvidia_pytriton.libs"
         if not libraries.is_dir():
@@ -68,25 +67,25 @@ class TritonInstallation:
         return cls(binary, backend, stub, libraries, _libpython_folder(libraries))
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """`base` plus what tritonserver and its Python stubs need to find their libraries and our packages, and huge
-        pages for the models' weights.
+        """Return `base` with the library and package paths of tritonserver and its Python stubs, and with huge pages
+        for the weights of the models.
         """
         libraries = [self.libraries] if self.libpython is None else [self.libpython, self.libraries]
         return {
             **base,
             "LD_LIBRARY_PATH": _joined(libraries, base.get("LD_LIBRARY_PATH")),
-            # The stub's interpreter is isolated: it ignores PYTHONPATH and PYTHONHOME and takes the environment of the
-            # first python3 on PATH, virtual environments included.
+            # The stub's interpreter ignores PYTHONPATH and PYTHONHOME. It uses the environment, virtual or not, of the
+            # first python3 on PATH.
             "PATH": _joined([Path(sys.executable).parent], base.get("PATH", os.defpath)),
             **huge_pages(base),
         }
 
 
 def huge_pages(base: Mapping[str, str]) -> dict[str, str]:
-    """The variable that has the C library's `malloc` ask Linux for huge pages, unless `base` says something of them.
+    """Return the variable that makes `malloc` of glibc request huge pages, unless `base` configures them.
 
-    A step reads all weights once, and where it runs in a virtual machine every page costs a walk through the tables
-    of both systems. Nothing changes where transparent huge pages are off, or with a C library before 2.35.
+    A step reads all weights once; in a virtual machine, each page costs a walk through the page tables of host and
+    guest. The variable has no effect if transparent huge pages are off, or with glibc before 2.35.
     """
     tunables = [tunable for tunable in base.get(_TUNABLES, "").split(":") if tunable]
     if not any(tunable.startswith(f"{_HUGE_PAGES}=") for tunable in tunables):
@@ -95,7 +94,7 @@ def huge_pages(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def _wheel_folder() -> Path:
-    # find_spec on the top-level name runs none of the package's code; importing it would fail without its dependencies.
+    # find_spec does not import the package, which would fail without its dependencies.
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise TritonNotInstalledError(
@@ -117,7 +116,7 @@ def _broken(what: str, path: Path) -> TritonNotInstalledError:
 
 
 def _libpython_folder(wheel_libraries: Path) -> Path | None:
-    """The folder of the running minor version's shared library, None where the loader needs no help."""
+    """Return the folder of libpython for the running Python; None if the loader finds it without a path."""
     minor = sys.version_info.minor
     if any(wheel_libraries.glob(f"libpython3-*.{minor}.so.1.0")):
         return None

@@ -1,4 +1,4 @@
-"""The flags tritonserver is started with, as one typed object."""
+"""Command-line flags of tritonserver."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """Each attribute names the flag it becomes.
-
-    Everything listens on the loopback address only: what the world may do with the models is the gateway's affair.
+    """Typed flags. All ports listen on the loopback address only: clients use the gateway.
 
     Attributes:
-        http_port: `--http-port`, where the gateway calls; 0 picks a free one.
-        grpc_port: `--grpc-port`, for Triton's own tools; 0 picks a free one.
-        metrics_port: `--metrics-port`; 0 picks a free one, None means `--allow-metrics=false`.
-        exit_timeout: `--exit-timeout-secs`, seconds that requests in flight and open sequences may go on after SIGTERM.
+        http_port: `--http-port`, used by the gateway; 0 selects a free one.
+        grpc_port: `--grpc-port`, for Triton's own tools; 0 selects a free one.
+        metrics_port: `--metrics-port`; 0 selects a free one, None is `--allow-metrics=false`.
+        exit_timeout: `--exit-timeout-secs`, seconds for requests in flight and open sequences after SIGTERM.
         http_threads: `--http-thread-count`.
         load_threads: `--model-load-thread-count`.
         buffer_threads: `--buffer-manager-thread-count`; 0 copies tensors in the calling thread.
-        shm_bytes: `--backend-config=python,shm-default-byte-size`, first size of each model's region in /dev/shm.
+        shm_bytes: `--backend-config=python,shm-default-byte-size`, initial size of each model's region in /dev/shm.
         shm_growth_bytes: `--backend-config=python,shm-growth-byte-size`.
-        stub_timeout: `--backend-config=python,stub-timeout-seconds`; a real checkpoint takes minutes to read.
+        stub_timeout: `--backend-config=python,stub-timeout-seconds`; the published checkpoint takes minutes to load.
         log_verbose: `--log-verbose`.
         log_info: `--log-info`.
     """
@@ -46,14 +44,14 @@ class TritonOptions:
     log_info: bool = True
 
     def argv(self, binary: Path, model_repository: Path, backends: Path, shm_prefix: str) -> list[str]:
-        """The command line; ports must have been chosen (not 0) before.
+        """Return the command line. Ports must not be 0; see `with_free_ports`.
 
         Args:
             binary: the tritonserver executable.
             model_repository: `--model-repository`.
             backends: `--backend-directory`.
-            shm_prefix: `--backend-config=python,shm-region-prefix-name`, unique to this server, so that what a crash
-                leaves in /dev/shm can be told from a neighbour's.
+            shm_prefix: `--backend-config=python,shm-region-prefix-name`, unique to this server, so that its
+                files in /dev/shm can be removed after a crash.
         """
         python = {
             "shm-region-prefix-name": shm_prefix,
@@ -61,8 +59,8 @@ class TritonOptions:
             "shm-growth-byte-size": self.shm_growth_bytes,
             "stub-timeout-seconds": self.stub_timeout,
         }
-        # Nobody holds this key: what it guards stays shut, for other users of the machine too.
-        shut = f"shared-memory,model-repository,trace,logging:personaplex={secrets.token_hex(16)}"
+        # The key is random and not stored: these APIs are disabled for all users of the machine.
+        disabled = f"shared-memory,model-repository,trace,logging:personaplex={secrets.token_hex(16)}"
         return [
             str(binary),
             f"--model-repository={model_repository}",
@@ -72,10 +70,10 @@ class TritonOptions:
             f"--http-address={LOOPBACK}",
             f"--http-port={self.http_port}",
             f"--http-thread-count={self.http_threads}",
-            f"--http-restricted-api={shut}",
+            f"--http-restricted-api={disabled}",
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={self.grpc_port}",
-            f"--grpc-restricted-protocol={shut}",
+            f"--grpc-restricted-protocol={disabled}",
             *self._metrics(),
             f"--exit-timeout-secs={self.exit_timeout}",
             f"--model-load-thread-count={self.load_threads}",
@@ -86,9 +84,9 @@ class TritonOptions:
         ]
 
     def with_free_ports(self) -> TritonOptions:
-        """These options with every port 0 replaced by one that is free now."""
+        """Return a copy in which each port 0 is replaced by a free port."""
         with contextlib.ExitStack() as held:
-            # All are held until all are chosen, so that no two are the same.
+            # All sockets stay bound until all ports are selected, so that the ports differ.
             def free() -> int:
                 probe = held.enter_context(socket.socket())
                 probe.bind((LOOPBACK, 0))

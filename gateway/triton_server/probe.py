@@ -1,4 +1,4 @@
-"""Asks whether a Triton is there and ready to serve."""
+"""Check whether Triton is ready."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TIMEOUT_S = 2.0
 
 
 def is_ready(address: str) -> bool:
-    """Whether every model of the Triton at `address` (HOST:PORT, HTTP) is ready; False too where nothing listens."""
+    """Return whether all models of the Triton at `address` (HOST:PORT, HTTP) are ready; False if it is unreachable."""
     connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/v2/health/ready")
@@ -21,7 +21,7 @@ def is_ready(address: str) -> bool:
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether a TCP connection to `port` is accepted."""
+    """Return whether `port` accepts TCP connections."""
     try:
         socket.create_connection((host, port), timeout=TIMEOUT_S).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""One embedded tritonserver as an object: start, ready, alive, stop, and nothing left behind."""
+"""Start and stop one embedded tritonserver."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from gateway.triton_server.installation import TritonInstallation
 from gateway.triton_server.options import LOOPBACK, TritonOptions
 from gateway.triton_server.probe import is_ready, listens
 
-# Another process may take a port between our choosing it and Triton's binding it.
+# Another process may take a port between its selection and Triton's bind.
 PORT_ATTEMPTS = 5
 LOG_LINES = 200
 POLL_S = 0.05
 
 _log = logging.getLogger("personaplex.triton")
 _LEVELS = {"I": logging.DEBUG, "W": logging.INFO, "E": logging.ERROR, "F": logging.ERROR}
-_NO_GPU = "CudaDriverHelper has not been initialized"  # logged as an error on every machine without a GPU
+_NO_GPU = "CudaDriverHelper has not been initialized"  # Triton logs this as an error on machines without a GPU
 _LOG_LINE = re.compile(r"^([IWEF])\d{4} \d\d:\d\d:\d\d")
 
 
 class TritonServer:
-    """A tritonserver that serves one model repository on free loopback ports; started once, stopped once.
+    """A tritonserver process that serves one model repository on loopback ports.
 
-    Use it as a context manager, plain or async:
+    A synchronous and an asynchronous context manager:
 
         with TritonServer(models / "triton") as server:
             channel = grpc.insecure_channel(server.grpc_url)
 
-    A guard process stands between us and the server, so that server and stubs go when this process does.
+    A guard process (see `guard`) is the parent of the server, so that server and stubs end when this process ends.
 
     Args:
-        model_repository: the folder with one folder per model.
-        options: flags; ports that are 0 are chosen at the start.
-        environment: variables for server and models on top of this process's own.
-        installation: where the binary lies; the running environment's wheel by default.
+        model_repository: folder with one folder per model.
+        options: flags. Ports that are 0 are selected at the start.
+        environment: variables of server and models, added to those of this process.
+        installation: paths of the server; by default those of the wheel in the running environment.
     """
 
     def __init__(
@@ -77,44 +77,44 @@ class TritonServer:
 
     @property
     def http_url(self) -> str:
-        """host:port of the HTTP service, which the gateway calls; known once started."""
+        """HOST:PORT of the HTTP API; known after the start."""
         return f"{LOOPBACK}:{self.options.http_port}"
 
     @property
     def grpc_url(self) -> str:
-        """host:port of the gRPC service; known once started."""
+        """HOST:PORT of the gRPC API; known after the start."""
         return f"{LOOPBACK}:{self.options.grpc_port}"
 
     @property
     def metrics_url(self) -> str | None:
-        """URL of Triton's own Prometheus page, None where switched off."""
+        """URL of Triton's Prometheus metrics; None if they are disabled."""
         port = self.options.metrics_port
         return None if port is None else f"http://{LOOPBACK}:{port}/metrics"
 
     @property
     def log(self) -> tuple[str, ...]:
-        """The last lines the server and its models wrote, oldest first."""
+        """The last lines of output of the server and its models, oldest first."""
         return tuple(self._lines)
 
     @property
     def exit_code(self) -> int | None:
-        """The server's exit status (128 + N after signal N), None while it runs."""
+        """Exit status of the server (128 + N after signal N); None while it runs."""
         return self._guard.poll() if self._guard else None
 
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Return whether the process runs."""
         return self._guard is not None and self._guard.poll() is None
 
-    def start(self, timeout: float = 900.0, abandoned: threading.Event | None = None) -> None:
-        """Starts the server and waits until every model is ready and every port listens.
+    def start(self, timeout: float = 900.0, cancelled: threading.Event | None = None) -> None:
+        """Start the server and wait until all models are ready and all ports listen.
 
         Args:
-            timeout: seconds; a real checkpoint takes minutes to read.
-            abandoned: set from another thread to give up waiting.
+            timeout: in seconds; the published checkpoint takes minutes to load.
+            cancelled: set it in another thread to stop waiting.
 
         Raises:
             TritonNotInstalledError: a part of the embedded server is missing.
-            TritonStartError: it ended by itself or was not ready in time; nothing of it is left.
+            TritonStartError: the server ended or was not ready in time. It is stopped.
         """
         installation = self._installation or TritonInstallation.find()
         chosen = self.options
@@ -124,7 +124,7 @@ class TritonServer:
             self.options = chosen.with_free_ports()
             self._launch(installation)
             try:
-                return self._wait_ready(time.monotonic() + timeout, abandoned or threading.Event())
+                return self._wait_ready(time.monotonic() + timeout, cancelled or threading.Event())
             except BaseException as error:
                 self.stop(now=True)
                 if attempts and isinstance(error, TritonStartError) and _port_taken(error):
@@ -132,7 +132,7 @@ class TritonServer:
                 raise
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits up to `timeout` seconds for the server to end; whether it has."""
+        """Wait up to `timeout` seconds for the server to end; return whether it has ended."""
         if self._guard is None:
             return True
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -140,10 +140,10 @@ class TritonServer:
         return not self.alive()
 
     def stop(self, *, now: bool = False) -> None:
-        """SIGTERM, a bounded wait, then SIGKILL for whatever is left; may be called again.
+        """Send SIGTERM, wait, then send SIGKILL to the remaining processes. Can be called more than once.
 
         Args:
-            now: skip the wait.
+            now: do not wait.
         """
         if self._guard is None:
             return
@@ -153,7 +153,7 @@ class TritonServer:
             self._guard.kill()
             self._guard.wait()
         if self._guard.returncode < 0:
-            self._sweep()
+            self._clean_up()
         if self._guard.stdin:
             self._guard.stdin.close()
         if self._reader:
@@ -169,12 +169,12 @@ class TritonServer:
         self.stop()
 
     async def __aenter__(self) -> TritonServer:
-        abandoned = threading.Event()
-        starting = asyncio.ensure_future(asyncio.to_thread(self.start, abandoned=abandoned))
+        cancelled = threading.Event()
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start, cancelled=cancelled))
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            abandoned.set()
+            cancelled.set()
             await asyncio.wait([starting])
             await asyncio.to_thread(self.stop, now=True)
             raise
@@ -198,7 +198,7 @@ class TritonServer:
         shm_prefix = self._shm_prefix = f"personaplex_{os.getpid()}_{secrets.token_hex(4)}_"
         _link_python_backend(installation, folder / "backends" / "python")
         command = self.options.argv(installation.binary, self.model_repository, folder / "backends", shm_prefix)
-        self._guard = subprocess.Popen(  # noqa: S603 - our own file, and a command line of our making
+        self._guard = subprocess.Popen(  # noqa: S603 - the command line has no user input
             [sys.executable, "-IS", guard.__file__, str(_grace(self.options)), str(folder), shm_prefix, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -206,7 +206,7 @@ class TritonServer:
             env=installation.environment({**os.environ, **self._environment}),
             text=True,
             errors="replace",
-            # A Ctrl-C at the terminal is for the gateway, which ends conversations before it stops the server.
+            # Ctrl-C at the terminal goes to the gateway, which ends conversations before it stops the server.
             start_new_session=True,
         )
         assert self._guard.stdout is not None  # noqa: S101 - for the type checker
@@ -215,13 +215,13 @@ class TritonServer:
         )
         self._reader.start()
 
-    def _sweep(self) -> None:
-        """Does the guard's last duty where the guard itself was killed: server and stubs carry the prefix in argv."""
+    def _clean_up(self) -> None:
+        """Do the guard's cleanup if the guard was killed. Server and stubs have the prefix in their arguments."""
         for process in psutil.process_iter(["cmdline"]):
             if any(self._shm_prefix in argument for argument in process.info["cmdline"] or ()):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-        guard.remove_traces(self._folder, self._shm_prefix)
+        guard.remove_files(self._folder, self._shm_prefix)
 
     def _read_log(self, stream: IO[str]) -> None:
         for line in stream:
@@ -232,32 +232,32 @@ class TritonServer:
                 level = _LEVELS[match[1]] if match and _NO_GPU not in text else logging.DEBUG
                 _log.log(level, "%s", text)
 
-    def _wait_ready(self, deadline: float, abandoned: threading.Event) -> None:
+    def _wait_ready(self, deadline: float, cancelled: threading.Event) -> None:
         while True:
             if not self.alive():
                 if self._reader:
                     self._reader.join(timeout=1.0)
                 raise TritonStartError(f"Triton ended while starting: {_reason(self.log)}", self.log)
-            if self._serves():
+            if self._all_ready():
                 return
             if time.monotonic() > deadline:
                 raise TritonStartError("Triton was not ready in time", self.log)
-            if abandoned.wait(POLL_S):
-                raise TritonStartError("the start of Triton was given up", self.log)
+            if cancelled.wait(POLL_S):
+                raise TritonStartError("the start of Triton was cancelled", self.log)
 
-    def _serves(self) -> bool:
-        # The models are ready first; then Triton opens its ports one after another.
+    def _all_ready(self) -> bool:
+        # Triton opens its ports one after another when the models are ready.
         others = (self.options.grpc_port, self.options.metrics_port)
         return is_ready(self.http_url) and all(listens(LOOPBACK, port) for port in others if port is not None)
 
 
 def _grace(options: TritonOptions) -> float:
-    """Seconds between SIGTERM and SIGKILL: what Triton gives its open sequences, and a little to unload."""
+    """Seconds between SIGTERM and SIGKILL: Triton's own timeout for open sequences, and 5 s to unload."""
     return options.exit_timeout + 5.0
 
 
 def _link_python_backend(installation: TritonInstallation, folder: Path) -> None:
-    """A backend folder with the stub of this Python's minor version in it, which Triton prefers to its own."""
+    """Link the Python backend with the stub for this Python. Triton prefers a stub in the backend's folder."""
     folder.mkdir(parents=True)
     for part in installation.python_backend.iterdir():
         (folder / part.name).symlink_to(part)
@@ -271,9 +271,9 @@ def _port_taken(error: TritonStartError) -> bool:
 
 
 def _reason(log: tuple[str, ...]) -> str:
-    """The line most likely to say why: the first model that failed, else the last error, else the last line."""
+    """Return the line that most likely states the cause: first failed model, else last error, else last line."""
     failed = [line for line in log if "failed to load '" in line][:1]
     errors = [line for line in log if line.startswith(("E", "F", "error:", "cannot run"))]
-    line = (failed or errors or [*log] or ["it wrote nothing"])[-1]
-    # Triton quotes its messages and writes the line breaks of a traceback as backslash and n.
+    line = (failed or errors or [*log] or ["no output"])[-1]
+    # Triton quotes messages and escapes the line breaks of tracebacks.
     return line.split("] ", 1)[-1].split("\\n", 1)[0].strip('"')

@@ -1,4 +1,4 @@
-"""Keeps an embedded Triton up: when it dies while serving, starts it again on the same ports, ever less often."""
+"""Restart an embedded Triton that ends unexpectedly, on the same ports, with exponential backoff."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from gateway.triton_server.server import TritonServer
 
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
-# A server that held this long was healthy: its next end is a new trouble, not more of the same.
+# The backoff starts anew after the server has run this long.
 HEALTHY_S = 60.0
 
 _log = logging.getLogger("personaplex.triton")
 
 
 class TritonSupervisor:
-    """Context manager: inside, `server` runs or is on its way back.
+    """Context manager in which `server` runs or is being restarted.
 
-    The gateway needs no word from it: its channel reconnects to the same port, and its readiness is Triton's.
+    The gateway reconnects to the same port by itself and is ready when Triton is.
 
     Args:
-        server: not yet started.
-        on_restart: called with the server's exit status each time it has to be started again.
+        server: a server that has not been started.
+        on_restart: called with the exit status of the server at each restart.
     """
 
     def __init__(self, server: TritonServer, on_restart: Callable[[int], None] | None = None) -> None:
@@ -37,12 +37,15 @@ class TritonSupervisor:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def start(self, timeout: float = 900.0) -> None:
-        """Starts the server within `timeout` seconds, and the watch over it. Raises TritonError if that fails."""
-        self.server.start(timeout, abandoned=self._stopping)
+        """Start the server within `timeout` seconds, then watch it. Raises TritonError if the start fails."""
+        self.server.start(timeout, cancelled=self._stopping)
         self._watcher.start()
 
     def stop(self, *, now: bool = False) -> None:
-        """Ends the watch, then the server, gracefully unless `now`. May be called again, and while `start` waits."""
+        """Stop watching, then stop the server, gracefully unless `now`.
+
+        Can be called more than once, and while `start` waits.
+        """
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -66,7 +69,7 @@ class TritonSupervisor:
                 delay = FIRST_DELAY_S
             status = self.server.exit_code or 0
             self.server.stop()
-            _log.error("Triton ended with status %d; starting it again in %.1f s", status, delay)
+            _log.error("Triton ended with status %d; restarting it in %.1f s", status, delay)
             if self._stopping.wait(delay):
                 return
             delay = min(2 * delay, LONGEST_DELAY_S)
@@ -74,8 +77,8 @@ class TritonSupervisor:
             if self._on_restart:
                 self._on_restart(status)
             try:
-                self.server.start(abandoned=self._stopping)
-                _log.warning("Triton is back")
+                self.server.start(cancelled=self._stopping)
+                _log.warning("Triton is ready again")
             except (TritonError, OSError) as error:
                 _log.error("%s", error)
             since = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the tests of the embedded server share: a trivial model repository."""
+"""Fixtures for the tests of the embedded server: a model repository with one echo model."""
 
 from __future__ import annotations
 

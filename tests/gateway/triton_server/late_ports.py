@@ -1,4 +1,4 @@
-"""Stands in for tritonserver: opens its ports one after another, in the order of the first argument."""
+"""A fake tritonserver that opens its ports one after another, in the order of the first argument."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ MINOR = f"3.{sys.version_info.minor}"
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder laid out as the wheel is, with empty files, that `find` takes for the real one."""
+    """A folder with the wheel's layout and empty files. `find` uses it instead of the real one."""
     wheel = tmp_path / "pytriton"
     for name in (
         "tritonserver/bin/tritonserver",
@@ -27,13 +27,13 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return wheel
 
 
-def test_the_running_environment_has_everything() -> None:
+def test_all_parts_are_found_in_the_running_environment() -> None:
     found = TritonInstallation.find()
     assert found.binary.name == "tritonserver"
     assert found.stub.parent.name == MINOR
 
 
-def test_a_wheel_that_is_not_installed_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_wheel_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TritonNotInstalledError, match=r"pip install --no-deps nvidia-pytriton==.* or use --triton"):
         TritonInstallation.find()
@@ -42,19 +42,19 @@ def test_a_wheel_that_is_not_installed_names_the_command(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "missing", ["tritonserver/bin/tritonserver", "tritonserver/backends/python/libtriton_python.so"]
 )
-def test_a_part_that_is_missing_is_named(wheel: Path, missing: str) -> None:
+def test_the_error_names_a_missing_part(wheel: Path, missing: str) -> None:
     (wheel / missing).unlink()
     with pytest.raises(TritonNotInstalledError, match=f"{missing}.*force-reinstall"):
         TritonInstallation.find()
 
 
-def test_a_binary_without_its_execute_bit_is_told(wheel: Path) -> None:
+def test_a_binary_that_is_not_executable_is_an_error(wheel: Path) -> None:
     (wheel / "tritonserver/bin/tritonserver").chmod(0o644)
     with pytest.raises(TritonNotInstalledError, match=r"not executable: chmod \+x"):
         TritonInstallation.find()
 
 
-def test_a_python_without_a_stub_is_told_which_ones_have_one(wheel: Path) -> None:
+def test_the_error_for_a_missing_stub_lists_the_others(wheel: Path) -> None:
     stubs = wheel / "tritonserver/python_backend_stubs"
     (stubs / MINOR).rename(stubs / "3.9")
     (stubs / "3.10").mkdir()
@@ -62,7 +62,7 @@ def test_a_python_without_a_stub_is_told_which_ones_have_one(wheel: Path) -> Non
         TritonInstallation.find()
 
 
-def test_a_libpython_that_cannot_be_loaded_names_the_package(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_libpython_names_the_package(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation.sysconfig, "get_config_var", lambda name: None)
     monkeypatch.setattr(installation.sys, "base_prefix", "/nowhere")
     monkeypatch.setattr(installation.ctypes.util, "find_library", lambda name: None)
@@ -71,19 +71,19 @@ def test_a_libpython_that_cannot_be_loaded_names_the_package(wheel: Path, monkey
         TritonInstallation.find()
 
 
-def test_a_libpython_that_the_loader_knows_needs_no_folder(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_libpython_on_the_loaders_path_needs_no_folder(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation.sysconfig, "get_config_var", lambda name: None)
     monkeypatch.setattr(installation.sys, "base_prefix", "/nowhere")
     monkeypatch.setattr(installation.ctypes.util, "find_library", lambda name: f"libpython{MINOR}.so.1.0")
     assert TritonInstallation.find().libpython is None
 
 
-def test_a_libpython_in_the_wheel_needs_no_other(wheel: Path) -> None:
+def test_a_libpython_in_the_wheel_needs_no_folder(wheel: Path) -> None:
     (wheel.parent / "nvidia_pytriton.libs" / f"libpython3-0123abcd.{sys.version_info.minor}.so.1.0").touch()
     assert TritonInstallation.find().libpython is None
 
 
-def test_the_environment_keeps_what_was_set_and_puts_ours_first() -> None:
+def test_own_paths_precede_those_of_the_environment() -> None:
     found = TritonInstallation(Path("b"), Path("p"), Path("s"), Path("/wheel/libs"), Path("/python/lib"))
     environment = found.environment({"LD_LIBRARY_PATH": "/mine", "PATH": "/also-mine", "OTHER": "1"})
     assert environment["LD_LIBRARY_PATH"] == "/python/lib:/wheel/libs:/mine"
@@ -100,8 +100,6 @@ def test_the_environment_keeps_what_was_set_and_puts_ours_first() -> None:
         ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
     ],
 )
-def test_weights_lie_in_huge_pages_unless_the_user_says_otherwise(
-    set_by_the_user: dict[str, str], expected: str
-) -> None:
+def test_huge_pages_are_enabled_unless_configured(set_by_the_user: dict[str, str], expected: str) -> None:
     found = TritonInstallation(Path("b"), Path("p"), Path("s"), Path("/wheel/libs"), None)
     assert found.environment(set_by_the_user)["GLIBC_TUNABLES"] == expected

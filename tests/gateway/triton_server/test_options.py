@@ -21,13 +21,13 @@ def test_ports_and_timeouts_become_flags() -> None:
         assert flag in flags
 
 
-def test_metrics_can_be_switched_off() -> None:
+def test_metrics_can_be_disabled() -> None:
     flags = argv(TritonOptions(grpc_port=8001, metrics_port=None))
     assert "--allow-metrics=false" in flags
     assert not any(flag.startswith("--metrics-") for flag in flags)
 
 
-def test_models_cannot_be_changed_while_serving() -> None:
+def test_models_cannot_be_loaded_or_unloaded_over_the_api() -> None:
     flags = argv(TritonOptions(grpc_port=1))
     assert {"--model-control-mode=none", "--disable-auto-complete-config"} <= set(flags)
 
@@ -43,7 +43,7 @@ def test_the_python_backend_gets_its_shared_memory_settings() -> None:
     ]
 
 
-def test_the_key_to_what_is_shut_differs_each_time() -> None:
+def test_the_key_of_disabled_apis_is_random() -> None:
     shut = [[f for f in argv(TritonOptions(grpc_port=1)) if "restricted" in f] for _ in range(2)]
     assert shut[0] != shut[1]
     for flags in shut:
@@ -51,7 +51,7 @@ def test_the_key_to_what_is_shut_differs_each_time() -> None:
         assert all("shared-memory,model-repository,trace,logging:" in flag for flag in flags)
 
 
-def test_free_ports_are_chosen_only_where_none_was_given() -> None:
+def test_free_ports_replace_zeros_only() -> None:
     chosen = TritonOptions(http_port=0, grpc_port=0, metrics_port=0).with_free_ports()
     assert len({chosen.http_port, chosen.grpc_port, chosen.metrics_port, 0}) == 4
     given = TritonOptions(http_port=4, grpc_port=5, metrics_port=None)

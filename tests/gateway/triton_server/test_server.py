@@ -54,7 +54,7 @@ def test_a_started_server_serves_its_models(server: TritonServer) -> None:
     assert echo(server, [1.0, 2.5, -3.0]) == [1.0, 2.5, -3.0]
 
 
-def test_metrics_are_served_where_the_url_says(server: TritonServer) -> None:
+def test_metrics_are_served_at_metrics_url(server: TritonServer) -> None:
     echo(server, [1.0])
     counted = 'nv_inference_request_success{model="echo",version="1"} 1'
     # Triton counts a request a moment after it has answered it.
@@ -63,18 +63,18 @@ def test_metrics_are_served_where_the_url_says(server: TritonServer) -> None:
         assert time.monotonic() < deadline, page
 
 
-def test_only_the_loopback_address_is_listened_on(server: TritonServer) -> None:
+def test_all_ports_listen_on_the_loopback_address_only(server: TritonServer) -> None:
     listening = children(server)["tritonserver"].net_connections(kind="tcp")
     addresses = {c.laddr.ip.removeprefix("::ffff:") for c in listening if c.status == psutil.CONN_LISTEN}
     assert addresses == {"127.0.0.1"}
 
 
-def test_the_shared_memory_protocol_is_shut(server: TritonServer) -> None:
+def test_the_shared_memory_protocol_is_disabled(server: TritonServer) -> None:
     with triton.InferenceServerClient(server.grpc_url) as client, pytest.raises(Exception, match="restricted"):
         client.get_system_shared_memory_status()
 
 
-def test_models_see_the_environment(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_get_the_environment(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERSONAPLEX_INTRA_OP_THREADS", "3")
     with TritonServer(models, environment={"PERSONAPLEX_EXTRA": "x"}) as server:
         seen = children(server)["stub"].environ()
@@ -97,7 +97,7 @@ def test_models_import_from_the_running_environment(tmp_path: Path, monkeypatch:
     assert f"prefix {sys.prefix}" in server.log
 
 
-def test_a_graceful_stop_leaves_nothing(server: TritonServer, tmp_path: Path, gone: Gone) -> None:
+def test_a_graceful_stop_leaves_no_processes_or_files(server: TritonServer, tmp_path: Path, gone: Gone) -> None:
     server.stop()
     assert server.exit_code == 0
     assert not server.alive()
@@ -105,7 +105,7 @@ def test_a_graceful_stop_leaves_nothing(server: TritonServer, tmp_path: Path, go
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_immediate_stop_leaves_nothing(server: TritonServer, tmp_path: Path, gone: Gone) -> None:
+def test_an_immediate_stop_leaves_no_processes_or_files(server: TritonServer, tmp_path: Path, gone: Gone) -> None:
     server.stop(now=True)
     server.stop(now=True)
     assert server.exit_code == 128 + signal.SIGKILL
@@ -126,7 +126,7 @@ def test_a_server_that_ignores_sigterm_is_killed_after_its_grace(
 
 
 @pytest.mark.parametrize(("victim", "status"), [("tritonserver", 128 + signal.SIGKILL), ("guard", -signal.SIGKILL)])
-def test_a_killed_process_is_noticed_and_nothing_stays(
+def test_a_killed_process_is_detected_and_cleaned_up(
     server: TritonServer, tmp_path: Path, gone: Gone, victim: str, status: int
 ) -> None:
     children(server)[victim].kill()
@@ -138,7 +138,7 @@ def test_a_killed_process_is_noticed_and_nothing_stays(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_server_and_stubs_go_when_their_owner_dies(models: Path, gone: Gone, tmp_path: Path, number: int) -> None:
+def test_server_and_stubs_end_when_the_parent_dies(models: Path, gone: Gone, tmp_path: Path, number: int) -> None:
     program = (
         "import sys, time, pathlib, gateway.triton_server as t\n"
         "s = t.TritonServer(pathlib.Path(sys.argv[1])); s.start(60); print('ready', flush=True); time.sleep(60)"
@@ -161,7 +161,7 @@ def test_ctrl_c_at_the_terminal_does_not_reach_the_server(server: TritonServer) 
     assert os.getpgrp() not in groups
 
 
-def test_a_model_that_cannot_load_ends_the_start_with_its_reason(tmp_path: Path, gone: Gone) -> None:
+def test_a_model_that_fails_to_load_is_the_reason_of_the_error(tmp_path: Path, gone: Gone) -> None:
     folder = tmp_path / "broken"
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text('name: "broken"\nbackend: "python"\n')
@@ -175,25 +175,27 @@ def test_a_model_that_cannot_load_ends_the_start_with_its_reason(tmp_path: Path,
     assert gone(server) == []
 
 
-def test_a_port_in_use_is_named(models: Path) -> None:
+def test_the_error_names_a_port_in_use(models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(TritonStartError, match=f"{port}.*already in use"):
             TritonServer(models, TritonOptions(grpc_port=port, metrics_port=None)).start(timeout=60)
 
 
-def test_a_chosen_port_that_is_snatched_is_chosen_again(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_port_is_selected_if_one_is_taken_meanwhile(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choose = TritonOptions.with_free_ports
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        snatched = [TritonOptions(grpc_port=taken.getsockname()[1], metrics_port=None)]
+        taken_meanwhile = [TritonOptions(grpc_port=taken.getsockname()[1], metrics_port=None)]
         monkeypatch.setattr(
-            TritonOptions, "with_free_ports", lambda options: snatched.pop() if snatched else choose(options)
+            TritonOptions,
+            "with_free_ports",
+            lambda options: taken_meanwhile.pop() if taken_meanwhile else choose(options),
         )
         server = TritonServer(models)
         server.start(timeout=60)
         assert echo(server, [4.0]) == [4.0]
         server.stop(now=True)
-    assert snatched == []
+    assert taken_meanwhile == []
 
 
 @pytest.mark.parametrize("order", ["grpc,http,metrics", "http,metrics,grpc", "metrics,grpc,http"])
@@ -210,7 +212,7 @@ def test_a_started_server_listens_on_every_port(order: str, models: Path, tmp_pa
         server.stop(now=True)
 
 
-async def test_a_cancelled_start_leaves_nothing(models: Path, gone: Gone, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_start_leaves_no_processes(models: Path, gone: Gone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "is_ready", lambda url: False)
     server = TritonServer(models)
     starting = asyncio.ensure_future(server.__aenter__())
@@ -222,7 +224,9 @@ async def test_a_cancelled_start_leaves_nothing(models: Path, gone: Gone, monkey
     assert gone(server) == []
 
 
-def test_a_server_that_never_gets_ready_is_stopped(models: Path, gone: Gone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_ready_in_time_is_stopped(
+    models: Path, gone: Gone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_module, "is_ready", lambda url: False)
     server = TritonServer(models)
     with pytest.raises(TritonStartError, match="not ready in time"):
@@ -230,9 +234,7 @@ def test_a_server_that_never_gets_ready_is_stopped(models: Path, gone: Gone, mon
     assert gone(server) == []
 
 
-def test_a_server_that_cannot_be_launched_leaves_nothing(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_launch_leaves_no_files(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

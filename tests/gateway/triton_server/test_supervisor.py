@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from gateway.triton_server import TritonError, TritonServer, TritonSupervisor
-from gateway.triton_server import supervisor as keeper_module
+from gateway.triton_server import supervisor as supervisor_module
 from gateway.triton_server.probe import is_ready
 
 
@@ -24,69 +24,67 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 
 @pytest.fixture
-def keeper(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonSupervisor]:
-    monkeypatch.setattr(keeper_module, "FIRST_DELAY_S", 0.05)
-    keeper = TritonSupervisor(TritonServer(models))
-    yield keeper
-    keeper.stop()
+def supervisor(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonSupervisor]:
+    monkeypatch.setattr(supervisor_module, "FIRST_DELAY_S", 0.05)
+    supervisor = TritonSupervisor(TritonServer(models))
+    yield supervisor
+    supervisor.stop()
 
 
-def ready(keeper: TritonSupervisor, restarts: int) -> bool:
-    return keeper.restarts == restarts and is_ready(keeper.server.http_url)
+def ready(supervisor: TritonSupervisor, restarts: int) -> bool:
+    return supervisor.restarts == restarts and is_ready(supervisor.server.http_url)
 
 
-def test_a_server_that_dies_is_started_again_on_the_same_port(keeper: TritonSupervisor) -> None:
-    keeper.start()
-    url = keeper.server.http_url
+def test_a_dead_server_is_restarted_on_the_same_port(supervisor: TritonSupervisor) -> None:
+    supervisor.start()
+    url = supervisor.server.http_url
     for restarts in (1, 2):
-        kill_tritonserver(keeper.server)
-        assert until(lambda restarts=restarts: ready(keeper, restarts))
-        assert keeper.server.http_url == url
+        kill_tritonserver(supervisor.server)
+        assert until(lambda restarts=restarts: ready(supervisor, restarts))
+        assert supervisor.server.http_url == url
 
 
-def test_the_delay_between_failing_starts_doubles_up_to_its_bound(
-    keeper: TritonSupervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper_module, "LONGEST_DELAY_S", 0.2)
-    keeper.start()
+def test_the_delay_doubles_up_to_its_limit(supervisor: TritonSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "LONGEST_DELAY_S", 0.2)
+    supervisor.start()
     delays: list[float] = []
-    wait = keeper._stopping.wait
-    monkeypatch.setattr(keeper._stopping, "wait", lambda seconds: delays.append(seconds) or wait(seconds))
+    wait = supervisor._stopping.wait
+    monkeypatch.setattr(supervisor._stopping, "wait", lambda seconds: delays.append(seconds) or wait(seconds))
 
     def fail(*_: object, **__: object) -> None:
         raise TritonError("still broken")
 
-    monkeypatch.setattr(keeper.server, "start", fail)
-    kill_tritonserver(keeper.server)
+    monkeypatch.setattr(supervisor.server, "start", fail)
+    kill_tritonserver(supervisor.server)
     assert until(lambda: len(delays) >= 4)
     assert delays[:4] == [0.05, 0.1, 0.2, 0.2]
 
 
-@pytest.mark.parametrize("trouble", [TritonError("still broken"), OSError(28, "No space left on device")])
-def test_a_start_that_fails_is_tried_again(
-    keeper: TritonSupervisor, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+@pytest.mark.parametrize("error", [TritonError("still broken"), OSError(28, "No space left on device")])
+def test_a_failed_restart_is_retried(
+    supervisor: TritonSupervisor, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    keeper.start()
-    start, failing = keeper.server.start, iter([True, True, False])
+    supervisor.start()
+    start, failing = supervisor.server.start, iter([True, True, False])
 
     def fail_twice(**given: object) -> None:
         if next(failing):
-            raise trouble
+            raise error
         start(**given)
 
-    monkeypatch.setattr(keeper.server, "start", fail_twice)
-    kill_tritonserver(keeper.server)
-    assert until(lambda: ready(keeper, 3))
+    monkeypatch.setattr(supervisor.server, "start", fail_twice)
+    kill_tritonserver(supervisor.server)
+    assert until(lambda: ready(supervisor, 3))
 
 
-def test_a_stop_while_the_server_is_down_ends_at_once(
-    keeper: TritonSupervisor, monkeypatch: pytest.MonkeyPatch, gone: Callable[[TritonServer], list[str]]
+def test_stop_during_the_delay_returns_at_once(
+    supervisor: TritonSupervisor, monkeypatch: pytest.MonkeyPatch, gone: Callable[[TritonServer], list[str]]
 ) -> None:
-    monkeypatch.setattr(keeper_module, "FIRST_DELAY_S", 30.0)
-    keeper.start()
-    kill_tritonserver(keeper.server)
-    assert until(lambda: not keeper.server.alive())
+    monkeypatch.setattr(supervisor_module, "FIRST_DELAY_S", 30.0)
+    supervisor.start()
+    kill_tritonserver(supervisor.server)
+    assert until(lambda: not supervisor.server.alive())
     began = time.monotonic()
-    keeper.stop()
+    supervisor.stop()
     assert time.monotonic() - began < 2
-    assert gone(keeper.server) == []
+    assert gone(supervisor.server) == []
