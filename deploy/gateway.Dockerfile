@@ -1,15 +1,15 @@
-# The gateway, and an embedded Triton for models on the CPU:
+# The gateway, with an embedded Triton for models on the CPU:
 #   docker build --file deploy/gateway.Dockerfile --tag personaplex-gateway .
 #   docker run --init --shm-size 256m --stop-timeout 60 --volume MODELS:/models \
 #       --publish 8998:8998 --publish 8999:8999 personaplex-gateway
-# Whoever stops it must wait, as here, longer than open calls may go on (`serve --drain`, 30 s by default).
+# The stop timeout must exceed the drain time (`serve --drain`, 30 s by default).
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
 COPY pyproject.toml setup.py requirements.lock README.md LICENSE ./
 COPY gateway gateway
 COPY loadtest loadtest
 COPY model_repository model_repository
-# nvidia-pytriton is only the carrier of the Triton binary: its own wishes, an older NumPy among them, do not count.
+# nvidia-pytriton is used for its Triton binary only. Its dependencies, among them an older NumPy, are not installed.
 RUN python -m venv /opt/personaplex \
     && /opt/personaplex/bin/pip install --no-cache-dir --constraint requirements.lock ".[cpu]" \
     && grep '^nvidia-pytriton==' requirements.lock > pytriton.txt \
@@ -23,7 +23,7 @@ ENV PATH=/opt/personaplex/bin:$PATH \
 USER 10001
 WORKDIR /home/personaplex
 EXPOSE 8998 8999
-# Reading a large checkpoint takes minutes.
+# Loading the published checkpoint takes minutes.
 COPY deploy/ready.py /opt/personaplex/ready.py
 HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 CMD ["python", "/opt/personaplex/ready.py"]
 ENTRYPOINT ["personaplex"]

@@ -1,7 +1,7 @@
-# Triton on a GPU, with what the models run on in its Python backend:
+# Triton on a GPU, with the Python packages of the models:
 #   docker build --file deploy/models.Dockerfile --tag personaplex-models .
-# 25.08 is the first release on CUDA 13 (13.0, driver 580 or newer), with Python 3.12. onnxruntime-gpu is built for
-# CUDA 13.0 and cuDNN 9; requirements-gpu.txt brings both, whatever the image holds.
+# 25.08 is the first release with CUDA 13 (13.0, driver 580 or newer); it has Python 3.12. onnxruntime-gpu is built for
+# CUDA 13.0 and cuDNN 9, which requirements-gpu.txt installs independently of the image.
 FROM nvcr.io/nvidia/tritonserver:25.08-py3
 COPY deploy/requirements-gpu.txt /opt/personaplex/requirements.txt
 RUN python3 -m pip install --no-cache-dir --no-deps --only-binary :all: \

@@ -1,4 +1,4 @@
-"""Ends with 0 if the gateway of this container is ready, whether it speaks TLS or not."""
+"""Exit with 0 if the gateway in this container is ready, with or without TLS."""
 
 import os
 import ssl
@@ -8,11 +8,11 @@ from contextlib import suppress
 
 PORT = os.environ.get("PERSONAPLEX_PORT", "8998")
 
-# The certificate is for another name than that of the loopback interface.
+# The certificate is not valid for the loopback interface.
 unverified = ssl.create_default_context()
 unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
 for scheme in ("http", "https"):
     with suppress(OSError):
-        urllib.request.urlopen(f"{scheme}://127.0.0.1:{PORT}/readyz", timeout=2, context=unverified)  # noqa: S310 - its own
+        urllib.request.urlopen(f"{scheme}://127.0.0.1:{PORT}/readyz", timeout=2, context=unverified)  # noqa: S310 - a fixed URL
         sys.exit(0)
-sys.exit(f"nobody is ready at port {PORT}")
+sys.exit(f"the gateway at port {PORT} is not ready")

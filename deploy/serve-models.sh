@@ -1,18 +1,18 @@
 #!/bin/sh
-# Triton with the flags the gateway gives an embedded one, for the network it shares with the gateway alone.
+# Run Triton with the flags of the embedded one, on a network that it shares with the gateway only.
 set -eu
-# Nobody holds this key: what it guards stays shut.
+# The key is random and not stored: these APIs are disabled.
 key=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-shut="shared-memory,model-repository,trace,logging:personaplex=$key"
+disabled="shared-memory,model-repository,trace,logging:personaplex=$key"
 exec tritonserver \
     --model-repository="${MODELS:-/models}/triton" \
     --model-control-mode=none \
     --disable-auto-complete-config \
     --http-port=8000 \
     --http-thread-count=2 \
-    --http-restricted-api="$shut" \
+    --http-restricted-api="$disabled" \
     --grpc-port=8001 \
-    --grpc-restricted-protocol="$shut" \
+    --grpc-restricted-protocol="$disabled" \
     --metrics-port=8002 \
     --exit-timeout-secs=40 \
     --model-load-thread-count=4 \

@@ -1,4 +1,4 @@
-"""What a PromQL query asks for: its series, labels and functions; and which series the gateway really has."""
+"""Series, labels and functions of PromQL queries, and the series that the gateway exports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHILDREN = ("lhs", "rhs", "expr", "param", "vector_selector", "args")
 
 
 def gateway_series() -> dict[str, set[str]]:
-    """Labels by the name of every series on the gateway's page."""
+    """Return the labels of every series in the gateway's /metrics, by name."""
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(Metrics(1).text().decode()):
         for sample in family.samples:
@@ -41,22 +41,22 @@ def selectors(query: str) -> list[Any]:
 
 
 def labels(selector: Any) -> dict[str, str]:
-    """What a selector asks of labels, by their names."""
+    """Return the matched labels of a selector, by name."""
     return {matcher.name: matcher.value for matcher in selector.matchers.matchers}
 
 
 def rated(query: str) -> set[str]:
-    """Names of the series whose rate is asked for."""
+    """Return the names of the series inside `rate`."""
     return {
         selector.name
         for node in nodes(parsed(query))
-        if isinstance(node, promql_parser.ConversationLease) and node.func.name == "rate"
+        if isinstance(node, promql_parser.Call) and node.func.name == "rate"
         for selector in _selectors_below(node)
     }
 
 
 def counts(name: str) -> bool:
-    """Whether a series only ever grows."""
+    """Return whether a series is a counter."""
     return name.endswith(("_total", "_bucket", "_sum", "_count"))
 
 

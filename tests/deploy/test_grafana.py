@@ -1,4 +1,4 @@
-"""The dashboard: every query is PromQL over series that the gateway really has, and every series is on it."""
+"""The dashboard: its queries are PromQL over existing series, and it shows every series."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
-def test_every_query_is_about_series_and_labels_that_exist(dashboard: dict[str, Any], series: dict[str, set[str]]):
+def test_queries_use_existing_series_and_labels(dashboard: dict[str, Any], series: dict[str, set[str]]):
     for query in queries(dashboard):
         asked = selectors(query)
         assert asked, query
@@ -41,7 +41,7 @@ def test_every_query_is_about_series_and_labels_that_exist(dashboard: dict[str, 
             assert labels(selector).keys() >= TARGET_LABELS, f"not limited to the chosen job and instance: {query}"
 
 
-def test_sums_and_legends_name_labels_that_exist(dashboard: dict[str, Any], series: dict[str, set[str]]):
+def test_aggregations_and_legends_use_existing_labels(dashboard: dict[str, Any], series: dict[str, set[str]]):
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             there = set.intersection(*(series[selector.name] for selector in selectors(target["expr"])))
@@ -53,18 +53,18 @@ def test_sums_and_legends_name_labels_that_exist(dashboard: dict[str, Any], seri
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= kept
 
 
-def test_counters_are_asked_for_their_rate_and_gauges_are_not(dashboard: dict[str, Any]):
+def test_counters_and_no_gauges_are_in_rates(dashboard: dict[str, Any]):
     for query in queries(dashboard):
         for selector in selectors(query):
             assert (selector.name in rated(query)) == counts(selector.name), query
 
 
-def test_everything_that_is_measured_is_shown(dashboard: dict[str, Any], series: dict[str, set[str]]):
+def test_every_series_is_on_a_panel(dashboard: dict[str, Any], series: dict[str, set[str]]):
     shown = {family(selector.name) for query in queries(dashboard) for selector in selectors(query)}
     assert shown == {family(name) for name in series}
 
 
-def test_variables_are_declared_and_ask_for_series_that_exist(dashboard: dict[str, Any], series: dict[str, set[str]]):
+def test_variables_are_declared_and_query_existing_series(dashboard: dict[str, Any], series: dict[str, set[str]]):
     declared = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard["panels"]))) - {"__rate_interval"}
     assert used == set(declared)

@@ -1,4 +1,4 @@
-"""The gateway image's health check, against servers as the gateway is one."""
+"""The health check of the gateway image, against scripted servers."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def code(port: int) -> int:
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
-def test_it_is_what_the_gateway_says(tls: bool, status: int, expected: int) -> None:
+def test_the_exit_status_follows_readyz(tls: bool, status: int, expected: int) -> None:
     with listening(tls, status) as port:
         assert code(port) == expected
 
 
-def test_where_nobody_listens_nobody_is_ready() -> None:
+def test_a_closed_port_is_not_ready() -> None:
     with listening(tls=False, status=200) as port:
         pass
     assert code(port) == 1

@@ -1,4 +1,4 @@
-"""The chart, rendered by Helm's own library: what an installation with some values would create."""
+"""Render the chart with Helm's library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Release:
-    """What would be created."""
+    """The rendered manifests of a release."""
 
     manifests: list[Manifest]
     notes: str
@@ -35,24 +35,24 @@ class Release:
 
     @property
     def pod(self) -> dict[str, Any]:
-        """The spec of a pod that answers calls."""
+        """The spec of a serving pod."""
         spec: dict[str, Any] = self.one("Deployment")["spec"]["template"]["spec"]
         return spec
 
     @property
     def containers(self) -> dict[str, dict[str, Any]]:
-        """Of that pod, by name; those that begin before the others too."""
+        """The containers of that pod by name, with its init containers."""
         return {each["name"]: each for each in [*self.pod.get("initContainers", []), *self.pod["containers"]]}
 
     @property
     def build(self) -> dict[str, Any]:
-        """The one container of the job that builds the models."""
+        """The container of the build job."""
         (container,) = self.one("Job")["spec"]["template"]["spec"]["containers"]
         return container
 
 
 def environment(container: Mapping[str, Any]) -> dict[str, str]:
-    """Variables that have a value in the manifest."""
+    """Return the environment variables with a literal value."""
     return {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
 
 
@@ -62,7 +62,7 @@ def loaded() -> helm_python.Chart:
 
 
 def render(values: Values | None = None, *, release: str = RELEASE) -> Release:
-    """Raises HelmError for values that the chart refuses."""
+    """Render the chart. Raises HelmError for invalid values."""
     given = dict(values or {})
     loaded().validate_schema(given)
     files = loaded().render(given, name=release, namespace=NAMESPACE)

@@ -1,4 +1,4 @@
-"""Whatever the values, Kubernetes takes what Helm makes of them; and values that mean nothing are refused."""
+"""Rendered manifests are valid for Kubernetes; invalid values are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.deploy.helm.chart import CHART, NAME, RELEASE, Release, environment, 
 
 ROOT = CHART.parents[2]
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "GRPCRoute"}
-"""Kinds that Kubernetes itself does not have."""
+"""Kinds of custom resources."""
 
 EVERYTHING: dict[str, Any] = {
     "image": {"registry": "registry.example.com/voice", "tag": "1.2", "pullSecrets": ["pull"]},
@@ -48,7 +48,7 @@ EVERYTHING: dict[str, Any] = {
         "tls": [{"hosts": ["calls.example.com"], "secretName": "calls"}],
         "grpc": {"enabled": True, "hosts": ["grpc.example.com"], "annotations": {"protocol": "grpc"}},
     },
-    "networkPolicy": {"callers": [{"podSelector": {"matchLabels": {"app": "agents"}}}]},
+    "networkPolicy": {"clients": [{"podSelector": {"matchLabels": {"app": "agents"}}}]},
     "autoscaling": {"enabled": True, "kind": "hpa"},
     "rollout": {"maxSurge": 0, "maxUnavailable": "50%"},
     "monitoring": {
@@ -85,21 +85,21 @@ def release(values: dict[str, Any]) -> Release:
     return render(values)
 
 
-def test_helm_s_linter_has_nothing_to_say(values: dict[str, Any]):
+def test_helm_lint_reports_nothing(values: dict[str, Any]):
     found = helm_python.lint(CHART, values, strict=True, namespace="voice")
-    # An icon is for those who browse a catalogue of charts.
+    # The chart is in no public index, so it has no icon.
     assert [each for each in found["messages"] if each["error"] != "icon is recommended"] == []
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
-def test_kubernetes_takes_all_of_it(release: Release, version: str):
-    """Against its own schemas, which know every field there is."""
+def test_manifests_match_the_schemas_of_kubernetes(release: Release, version: str):
+    """Validated with the strict schemas of Kubernetes."""
     for manifest in release.manifests:
         if manifest["kind"] not in CUSTOM:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_all_of_it_is_labelled_and_has_a_name_of_its_own(release: Release):
+def test_manifests_have_labels_and_unique_names(release: Release):
     names = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in release.manifests]
     assert len(set(names)) == len(names)
     for _, name in names:
@@ -115,7 +115,7 @@ def test_all_of_it_is_labelled_and_has_a_name_of_its_own(release: Release):
         )
 
 
-def test_a_long_release_name_leaves_room_for_what_is_added():
+def test_names_of_a_long_release_name_are_valid():
     for manifest in render(EVERYTHING, release="a" * 53).manifests:
         assert len(manifest["metadata"]["name"]) <= 63
 
@@ -128,7 +128,7 @@ def test_chart_images_and_project_have_one_version():
     assert images == {name: service["image"] for name, service in compose.items()}
 
 
-def test_a_registry_and_a_tag_are_for_every_image():
+def test_registry_and_tag_apply_to_all_images():
     release = render({"image": {"registry": "registry.example.com/voice", "tag": "1.2"}})
     images = {container["image"] for container in [*release.containers.values(), release.build]}
     assert images == {f"registry.example.com/voice/personaplex-{name}:1.2" for name in ("gateway", "models")}
@@ -141,7 +141,7 @@ def test_the_schema_of_settings_is_the_gateways():
     assert found == expected, "run `python deploy/helm/settings_schema.py`"
 
 
-def test_settings_arrive_as_they_were_given(monkeypatch: pytest.MonkeyPatch):
+def test_settings_reach_the_gateway_unchanged(monkeypatch: pytest.MonkeyPatch):
     given = {
         "max_body_bytes": 640000000,
         "max_call_seconds": 12.5,
@@ -158,10 +158,10 @@ def test_settings_arrive_as_they_were_given(monkeypatch: pytest.MonkeyPatch):
     assert {name: getattr(settings, name) for name in given} == given
 
 
-def test_variants_are_those_there_are():
+def test_variants_are_those_of_the_build():
     variant = loaded().schema["properties"]["models"]["properties"]["variant"]["enum"]
     assert set(variant) == {name for device in Device for name in variants_of(device)}
-    kept = loaded().schema["properties"]["models"]["properties"]["keysAndValues"]["enum"]
+    kept = loaded().schema["properties"]["models"]["properties"]["kvPrecision"]["enum"]
     assert kept == ["", *KV_PRECISIONS]
     for device in Device:
         for name in variant:
@@ -186,7 +186,7 @@ def test_variants_are_those_there_are():
         ({"settings": {"port": 80}}, "port"),
         ({"models": {"folder": "../elsewhere"}}, "folder"),
         ({"models": {"folder": "/models"}}, "folder"),
-        ({"models": {"keysAndValues": "int8"}}, "keysAndValues"),
+        ({"models": {"kvPrecision": "int8"}}, "kvPrecision"),
         ({"models": {"hub": {"repository": "personaplex"}}}, "repository"),
         ({"models": {"hub": {"tokenSecret": {"value": "hf_1"}}}}, "tokenSecret"),
         ({"apiKeys": {"keys": ["secret"]}}, "apiKeys"),
@@ -197,17 +197,17 @@ def test_variants_are_those_there_are():
         ({"drainSeconds": -1}, "drainSeconds"),
     ],
 )
-def test_values_that_mean_nothing_are_refused_by_name(values: dict[str, Any], named: str):
+def test_invalid_values_are_refused_by_name(values: dict[str, Any], named: str):
     with pytest.raises(helm_python.HelmError, match=named):
         render(values)
 
 
-def test_the_notes_say_what_to_do_next():
+def test_the_notes_describe_the_next_steps():
     notes = render().notes
     assert "app.kubernetes.io/component=build" in notes
     assert f"service/{NAME} 8998:8998" in notes
-    assert "whoever reaches the service may call" in notes
+    assert "every client that can reach the service can use it" in notes
     ready = render({"models": {"folder": "m"}, "apiKeys": {"secretName": "k"}, "tls": {"secretName": "t"}}).notes
     assert "component=build" not in ready
-    assert "whoever" not in ready
+    assert "every client" not in ready
     assert "https://localhost:8998" in ready

@@ -1,4 +1,4 @@
-"""Where the models come from: a job builds them once, on a volume that pods only read."""
+"""The build job and the volume of the models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.deploy.helm.chart import NAME, Release, environment, render
 
 
 def folders(release: Release) -> set[str]:
-    """Where each of those who have to do with the models takes them to be."""
+    """Return the folder of the models as each container has it."""
     found = {environment(each)["MODELS"] for each in release.containers.values() if "MODELS" in environment(each)}
     found.add(release.containers["gateway"]["args"][1])
     if release.of("Job"):
@@ -19,7 +19,7 @@ def folders(release: Release) -> set[str]:
     return found
 
 
-def test_all_mean_the_same_folder_of_the_same_volume():
+def test_all_containers_use_the_same_folder_of_the_volume():
     for values in ({}, {"device": "cpu", "models": {"variant": "int8"}}, {"models": {"folder": "a/b"}}):
         release = render(values)
         (folder,) = folders(release)
@@ -33,7 +33,7 @@ def test_all_mean_the_same_folder_of_the_same_volume():
                 assert mounts["models"]["mountPath"] == "/volume"
 
 
-def test_only_the_job_may_write():
+def test_only_the_job_can_write_to_the_volume():
     release = render()
     for container in release.containers.values():
         (mount,) = [each for each in container["volumeMounts"] if each["name"] == "models"]
@@ -52,17 +52,17 @@ def test_only_the_job_may_write():
         {"models": {"checkpointFolder": "mine"}},
         {"models": {"tiny": True}},
         {"device": "cpu", "models": {"variant": "int8"}},
-        {"device": "cpu", "models": {"variant": "int8", "keysAndValues": "fp16"}},
+        {"device": "cpu", "models": {"variant": "int8", "kvPrecision": "fp16"}},
     ],
 )
-def test_what_is_built_otherwise_has_a_folder_and_a_job_of_its_own(values: dict[str, Any]):
+def test_other_build_parameters_have_another_folder_and_job(values: dict[str, Any]):
     before, after = render(), render(values)
     assert folders(before) != folders(after)
     assert before.one("Job")["metadata"]["name"] != after.one("Job")["metadata"]["name"]
 
 
-def test_a_job_that_changes_in_any_way_has_another_name_and_else_the_same():
-    """Kubernetes does not let a job be changed."""
+def test_the_name_of_the_job_depends_on_its_content():
+    """Jobs are immutable in Kubernetes."""
     before = render().one("Job")
     changed = render({"build": {"resources": {"limits": {"memory": "9Gi"}}}}).one("Job")
     assert before["spec"] != changed["spec"]
@@ -72,8 +72,8 @@ def test_a_job_that_changes_in_any_way_has_another_name_and_else_the_same():
     assert folders(unchanged) == folders(render())
 
 
-def test_the_job_runs_where_the_pods_do_unless_it_is_sent_elsewhere():
-    """Many volumes are bound to the zone of whoever mounts them first."""
+def test_the_job_runs_on_the_nodes_of_the_pods_by_default():
+    """Many volumes are bound to the zone of the first pod that mounts them."""
     pods = {"nodeSelector": {"gpu": "l4"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}
     elsewhere = {"nodeSelector": {"pool": "large"}, "tolerations": [{"key": "large", "operator": "Exists"}]}
     for values, expected in ((pods, pods), ({**pods, "build": elsewhere}, elsewhere)):
@@ -81,7 +81,7 @@ def test_the_job_runs_where_the_pods_do_unless_it_is_sent_elsewhere():
         assert {name: job[name] for name in expected} == expected
 
 
-def test_the_published_checkpoint_is_what_the_command_line_downloads():
+def test_the_default_checkpoint_is_that_of_the_command_line():
     variables = environment(render().build)
     assert (variables["REPOSITORY"], variables["REVISION"]) == (REPOSITORY, REVISION)
 
@@ -94,14 +94,14 @@ def test_the_token_comes_from_a_secret():
     assert "HF_TOKEN" not in str(render().build)
 
 
-def test_the_volume_outlives_the_release():
+def test_the_volume_is_kept_when_the_release_is_uninstalled():
     claim = render({"models": {"volume": {"size": "99Gi", "storageClassName": "fast"}}}).one("PersistentVolumeClaim")
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert claim["spec"]["resources"]["requests"]["storage"] == "99Gi"
     assert claim["spec"]["storageClassName"] == "fast"
 
 
-def test_models_that_are_there_are_neither_built_nor_waited_for():
+def test_existing_models_are_neither_built_nor_waited_for():
     release = render({"models": {"volume": {"existingClaim": "weights"}, "folder": "personaplex/int8"}})
     assert release.of("PersistentVolumeClaim") == []
     assert release.of("Job") == []

@@ -1,4 +1,4 @@
-"""Prometheus finds the figures, alerts ask for series that exist, and Grafana gets the dashboard."""
+"""PodMonitor, alerts and dashboard of the chart."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rules() -> list[dict[str, Any]]:
     return found
 
 
-def test_nothing_needs_an_operator_unless_it_is_asked_for():
+def test_no_custom_resources_by_default():
     assert {manifest["apiVersion"].partition("/")[0] for manifest in render().manifests} <= {
         *("v1", "apps", "batch", "policy", "networking.k8s.io"),
     }
@@ -36,7 +36,7 @@ def test_nothing_needs_an_operator_unless_it_is_asked_for():
     ("values", "ports"),
     [({}, ["http", "triton-metrics"]), ({"device": "cpu", "models": {"variant": "fp32"}}, ["http"])],
 )
-def test_figures_are_asked_for_where_they_are_told(values: dict[str, Any], ports: list[str]):
+def test_the_pod_monitor_scrapes_the_metrics_ports(values: dict[str, Any], ports: list[str]):
     release = render({**ON, **values})
     endpoints = release.one("PodMonitor")["spec"]["podMetricsEndpoints"]
     assert [endpoint["port"] for endpoint in endpoints] == ports
@@ -46,19 +46,19 @@ def test_figures_are_asked_for_where_they_are_told(values: dict[str, Any], ports
     assert release.one("PodMonitor")["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
-def test_figures_are_asked_for_over_tls_where_the_gateway_speaks_it():
+def test_the_gateway_is_scraped_over_tls_if_it_uses_tls():
     gateway, triton = render({**ON, "tls": {"secretName": "c"}}).one("PodMonitor")["spec"]["podMetricsEndpoints"]
     assert gateway["scheme"] == "https"
     assert "scheme" not in triton
 
 
-def test_what_selects_monitors_and_rules_finds_these():
+def test_monitors_and_rules_have_the_configured_labels():
     release = render(ON)
     for kind in ("PodMonitor", "PrometheusRule"):
         assert release.one(kind)["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_alerts_are_about_series_that_exist_and_about_this_release():
+def test_alerts_use_existing_series_of_this_release():
     series = gateway_series()
     mine = {"namespace": NAMESPACE, "job": f"{NAMESPACE}/{NAME}"}
     assert rules()
@@ -72,7 +72,7 @@ def test_alerts_are_about_series_that_exist_and_about_this_release():
             assert (selector.name in rated(rule["expr"])) == counts(selector.name)
 
 
-def test_alerts_ask_for_reasons_that_there_are():
+def test_alerts_use_existing_reasons():
     reasons = {reason.value for reason in Reason} | set(REFUSALS)
     asked = [
         labels(selector)["reason"]
@@ -84,7 +84,7 @@ def test_alerts_ask_for_reasons_that_there_are():
     assert {reason for each in asked for reason in each.split("|")} <= reasons
 
 
-def test_an_alert_says_how_bad_it_is_and_what_it_means():
+def test_alerts_have_a_severity_and_a_summary():
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
     for rule in rules():
@@ -93,7 +93,7 @@ def test_an_alert_says_how_bad_it_is_and_what_it_means():
         assert rule["annotations"]["summary"].endswith(".")
 
 
-def test_grafana_gets_the_dashboard_as_it_is():
+def test_the_config_map_contains_the_dashboard():
     (text,) = render(ON).one("ConfigMap")["data"].values()
     assert text == (CHART / "dashboards" / "personaplex.json").read_text()
     assert render(ON).one("ConfigMap")["metadata"]["labels"]["grafana_dashboard"] == "1"

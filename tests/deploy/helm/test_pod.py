@@ -1,4 +1,4 @@
-"""A pod: Triton first and last, calls that may end, nothing more allowed than is needed."""
+"""The serving pod: containers, probes, termination and security context."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CPU = {"device": "cpu", "models": {"variant": "fp32"}}
 
 
 def seconds(probe: dict[str, Any]) -> int:
-    """How long a probe may fail."""
+    """Return the seconds for which a probe may fail."""
     return probe["periodSeconds"] * probe["failureThreshold"]
 
 
 def serve_options(release: Release) -> dict[str, Any]:
-    """What `personaplex` makes of the gateway's arguments. Fails for those it does not have."""
+    """Parse the gateway's arguments with the command line. Fails for unknown options."""
     first, *rest = release.containers["gateway"]["args"]
     assert first == "serve"
     command = typer.main.get_command(app).commands["serve"]
@@ -31,8 +31,8 @@ def serve_options(release: Release) -> dict[str, Any]:
     return params
 
 
-def test_triton_is_there_before_the_gateway_and_until_it_has_ended():
-    """Which is what an init container that is restarted always is to Kubernetes."""
+def test_triton_is_a_sidecar():
+    """A sidecar is an init container with restartPolicy Always."""
     pod = render().pod
     assert [each["name"] for each in pod["initContainers"]] == ["wait", "models"]
     assert [each["name"] for each in pod["containers"]] == ["gateway"]
@@ -41,14 +41,14 @@ def test_triton_is_there_before_the_gateway_and_until_it_has_ended():
     assert "ready" in pod["initContainers"][1]["startupProbe"]["exec"]["command"][-1]
 
 
-def test_triton_is_asked_what_its_image_asks_it_but_for_being_alive():
+def test_triton_has_the_health_check_of_its_image():
     probes = render().containers["models"]
     (command,) = re.findall(r'CMD \["python3", "-c", "(.*)"\]', (DEPLOY / "models.Dockerfile").read_text())
     assert probes["startupProbe"]["exec"]["command"] == ["python3", "-c", command]
     assert probes["livenessProbe"]["exec"]["command"] == ["python3", "-c", command.replace("/ready", "/live")]
 
 
-def test_the_gateway_asks_the_triton_beside_it_and_nobody_else_may():
+def test_the_gateway_uses_the_pods_triton_over_loopback():
     release = render()
     options = serve_options(release)
     assert options["triton"] == "127.0.0.1:8000"
@@ -57,8 +57,8 @@ def test_the_gateway_asks_the_triton_beside_it_and_nobody_else_may():
     assert {"--http-address=127.0.0.1", "--grpc-address=127.0.0.1"} <= set(arguments)
 
 
-def test_on_a_cpu_the_gateway_has_triton_within():
-    release = render({**CPU, "triton": {"startSeconds": 77, "extraEnv": [{"name": "X", "value": "1"}]}})
+def test_on_a_cpu_the_gateway_runs_triton():
+    release = render({**CPU, "triton": {"startupSeconds": 77, "extraEnv": [{"name": "X", "value": "1"}]}})
     assert list(release.containers) == ["wait", "gateway"]
     assert serve_options(release)["triton"] is None
     assert serve_options(release)["wait"] == 77
@@ -68,7 +68,7 @@ def test_on_a_cpu_the_gateway_has_triton_within():
     assert "/dev/shm" in {mount["mountPath"] for mount in gateway["volumeMounts"]}
 
 
-def test_a_gpu_is_what_the_models_need_and_the_gateway_does_not():
+def test_triton_has_the_gpu_and_the_gateway_has_none():
     release = render({"triton": {"gpu": {"resource": "nvidia.com/mig-3g.40gb", "count": 2}}})
     assert release.containers["models"]["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == 2
     assert release.containers["models"]["resources"]["limits"]["memory"] == "24Gi"
@@ -76,27 +76,25 @@ def test_a_gpu_is_what_the_models_need_and_the_gateway_does_not():
     assert render().containers["models"]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
-def test_loading_the_weights_may_take_its_time():
-    release = render({"triton": {"startSeconds": 1200}})
+def test_startup_probes_allow_for_loading_the_weights():
+    release = render({"triton": {"startupSeconds": 1200}})
     assert {seconds(release.containers[name]["startupProbe"]) for name in ("models", "gateway")} == {1200}
 
 
-@pytest.mark.parametrize("values", [{}, {"drainSeconds": 0, "endpointSeconds": 0}, {"drainSeconds": 7200}])
-def test_calls_may_end_before_anything_is_killed(values: dict[str, Any]):
-    """Seconds: others learn of it, the gateway drains, rows are given back, Triton leaves, then the kubelet loses
-    patience.
-    """
+@pytest.mark.parametrize("values", [{}, {"drainSeconds": 0, "preStopSeconds": 0}, {"drainSeconds": 7200}])
+def test_the_grace_period_exceeds_the_drain_time(values: dict[str, Any]):
+    """After the preStop hook and the drain there is time to end the sequences and Triton."""
     release = render(values)
-    (sleep, told) = release.containers["gateway"]["lifecycle"]["preStop"]["exec"]["command"]
+    (sleep, seconds_before) = release.containers["gateway"]["lifecycle"]["preStop"]["exec"]["command"]
     assert sleep == "sleep"
     (triton,) = map(int, re.findall(r"--exit-timeout-secs=(\d+)", (DEPLOY / "serve-models.sh").read_text()))
     after = Settings().release_deadline + triton
     drain = serve_options(release)["drain"]
     assert drain == values.get("drainSeconds", Settings().max_call_seconds)
-    assert int(told) + drain + after < release.pod["terminationGracePeriodSeconds"]
+    assert int(seconds_before) + drain + after < release.pod["terminationGracePeriodSeconds"]
 
 
-def test_probes_ask_for_life_and_readiness_where_those_are_told(monkeypatch: pytest.MonkeyPatch):
+def test_probes_use_the_health_endpoints_of_the_gateway(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PERSONAPLEX_GRPC_PORT", raising=False)
     gateway = render().containers["gateway"]
     paths = {name: gateway[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -107,7 +105,7 @@ def test_probes_ask_for_life_and_readiness_where_those_are_told(monkeypatch: pyt
     }
 
 
-def test_with_a_certificate_the_gateway_speaks_tls_and_is_probed_so():
+def test_with_a_certificate_the_gateway_and_its_probes_use_tls():
     release = render({"tls": {"secretName": "certificate"}})
     gateway = release.containers["gateway"]
     schemes = {gateway[name]["httpGet"]["scheme"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -121,15 +119,15 @@ def test_with_a_certificate_the_gateway_speaks_tls_and_is_probed_so():
     assert volume["secret"]["defaultMode"] == 0o440
 
 
-def test_keys_come_from_a_secret_and_from_nowhere_else():
+def test_api_keys_come_from_a_secret_only():
     release = render({"apiKeys": {"secretName": "keys", "key": "list"}})
     (variable,) = [each for each in release.containers["gateway"]["env"] if each["name"] == "PERSONAPLEX_API_KEYS"]
     assert variable["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "list"}}
     assert "PERSONAPLEX_API_KEYS" not in str(render().pod)
 
 
-def test_a_container_may_do_nothing_but_its_work():
-    """As Kubernetes' `restricted` pod security standard asks, and with nothing to write to but what is mounted."""
+def test_containers_meet_the_restricted_pod_security_standard():
+    """Containers also have a read-only root filesystem."""
     for release in (render(), render(CPU)):
         job = release.one("Job")["spec"]["template"]["spec"]
         test = release.one("Pod")["spec"]
@@ -151,14 +149,14 @@ def test_a_container_may_do_nothing_but_its_work():
     assert release.one("ServiceAccount")["automountServiceAccountToken"] is False
 
 
-def test_each_image_runs_as_the_user_it_is_made_for():
+def test_containers_run_as_the_user_of_their_image():
     release = render()
     (gateway,) = re.findall(r"^USER (\d+)$", (DEPLOY / "gateway.Dockerfile").read_text(), flags=re.M)
     assert release.pod["securityContext"]["runAsUser"] == int(gateway)
     assert release.containers["models"]["securityContext"]["runAsUser"] == 1000
 
 
-def test_tensors_have_memory_to_pass_through():
+def test_triton_has_shared_memory():
     release = render({"triton": {"sharedMemory": "2Gi"}})
     (volume,) = [each for each in release.pod["volumes"] if each["name"] == "shared-memory"]
     assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
@@ -166,7 +164,7 @@ def test_tensors_have_memory_to_pass_through():
     assert mounts["shared-memory"] == "/dev/shm"
 
 
-def test_what_is_said_of_nodes_is_passed_on():
+def test_scheduling_values_are_passed_on():
     values = {
         "nodeSelector": {"gpu": "l4"},
         "tolerations": [{"key": "calls", "operator": "Exists"}],
@@ -181,7 +179,7 @@ def test_what_is_said_of_nodes_is_passed_on():
     )
 
 
-def test_the_selector_is_of_these_pods_alone():
+def test_the_selector_matches_the_serving_pods_only():
     release = render()
     selector = release.one("Deployment")["spec"]["selector"]["matchLabels"].items()
     assert selector <= release.one("Deployment")["spec"]["template"]["metadata"]["labels"].items()
@@ -189,7 +187,7 @@ def test_the_selector_is_of_these_pods_alone():
     assert not selector <= release.one("Pod")["metadata"]["labels"].items()
 
 
-def test_the_values_file_explains_itself():
-    """Every group of values has a comment above it, and the file is what the chart reads."""
+def test_the_values_file_has_comments():
+    """Every top-level value has a comment."""
     text = (CHART / "values.yaml").read_text()
     assert yaml.safe_load(text).keys() == set(re.findall(r"^(\w+):", text, flags=re.M))

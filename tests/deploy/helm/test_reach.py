@@ -1,4 +1,4 @@
-"""Who reaches what: the service, what is open to the world, and the network policy."""
+"""Service, routes, ingress and network policy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.deploy.helm.chart import NAME, RELEASE, Release, render
 ROUTE = {"enabled": True, "parentRefs": [{"name": "outside", "namespace": "gateways"}], "hostnames": ["c.example.com"]}
 INGRESS = {"enabled": True, "hosts": ["c.example.com"], "grpc": {"enabled": True, "hosts": ["g.example.com"]}}
 GRPC_SERVICES = {"personaplex.v1.PersonaPlex", "grpc.health.v1.Health"}
-INSIDE = {"/metrics", "/healthz", "/readyz"}
-"""What is for operators, probes and Prometheus."""
-NOBODY_S = {"/redoc", "/docs/oauth2-redirect"}
-"""What FastAPI adds by itself."""
+INTERNAL = {"/metrics", "/healthz", "/readyz"}
+"""Paths for probes and Prometheus."""
+FASTAPI_DEFAULTS = {"/redoc", "/docs/oauth2-redirect"}
+"""Paths that FastAPI adds by default."""
 
 
-def test_the_service_leads_to_the_pods_that_answer():
+def test_the_service_selects_the_serving_pods():
     release = render({"service": {"http": 80, "grpc": 50051}})
     service = release.one("Service")["spec"]
     labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
@@ -34,7 +34,7 @@ def test_the_service_leads_to_the_pods_that_answer():
 
 
 @pytest.mark.parametrize(("tls", "protocols"), [("", ["http", "kubernetes.io/h2c"]), ("c", ["https", "https"])])
-def test_the_service_says_what_is_spoken(tls: str, protocols: list[str]):
+def test_the_service_declares_its_protocols(tls: str, protocols: list[str]):
     service = render({"tls": {"secretName": tls}}).one("Service")["spec"]
     assert [port["appProtocol"] for port in service["ports"]] == protocols
 
@@ -54,7 +54,7 @@ def _paths(routes: Iterable[Any]) -> Iterator[str]:
 
 
 def opened(release: Release, kind: str) -> list[tuple[str, bool]]:
-    """Paths that are let in, and whether what is below them is too."""
+    """Return the exposed paths, and whether each is a prefix."""
     if kind == "HTTPRoute":
         matches = [match["path"] for rule in release.one(kind)["spec"]["rules"] for match in rule["matches"]]
         return [(match["value"], match["type"] == "PathPrefix") for match in matches]
@@ -64,20 +64,20 @@ def opened(release: Release, kind: str) -> list[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("kind", ["HTTPRoute", "Ingress"])
-def test_the_world_reaches_all_that_is_for_callers_and_nothing_else(tiny_models: Any, kind: str):
+def test_routes_expose_the_public_paths_only(tiny_models: Any, kind: str):
     ways = opened(render({"route": ROUTE, "ingress": INGRESS}), kind)
     paths = paths_of_the_gateway(tiny_models)
-    assert paths >= INSIDE
+    assert paths >= INTERNAL
     reached = {
         path
         for path in paths
         for way, below in ways
         if path == way or (below and path.startswith(f"{way.rstrip('/')}/"))
     }
-    assert reached == paths - INSIDE - NOBODY_S
+    assert reached == paths - INTERNAL - FASTAPI_DEFAULTS
 
 
-def test_grpc_goes_to_its_port():
+def test_grpc_routes_use_the_grpc_port():
     release = render({"route": ROUTE, "ingress": INGRESS, "service": {"grpc": 50051}})
     (rule,) = release.one("GRPCRoute")["spec"]["rules"]
     assert {match["method"]["service"] for match in rule["matches"]} == GRPC_SERVICES
@@ -88,7 +88,7 @@ def test_grpc_goes_to_its_port():
     assert {path["backend"]["service"]["port"]["name"] for path in host["http"]["paths"]} == {"grpc"}
 
 
-def test_a_route_lets_calls_be_as_long_as_they_are():
+def test_a_route_has_no_timeouts():
     (rule,) = render({"route": ROUTE}).one("HTTPRoute")["spec"]["rules"]
     assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
 
@@ -102,20 +102,20 @@ def ports(rule: dict[str, Any]) -> list[int]:
     return [each["port"] for each in rule["ports"]]
 
 
-def test_pods_reach_nothing_and_are_reached_at_their_faces():
+def test_the_network_policy_allows_the_api_ports_only():
     spec = policy()
     assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
     assert spec["egress"] == []
-    callers, stats = spec["ingress"]
-    assert ports(callers) == [8998, 8999]
-    assert "from" not in callers
-    assert ports(stats) == [8002]
-    assert stats["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    clients, metrics = spec["ingress"]
+    assert ports(clients) == [8998, 8999]
+    assert "from" not in clients
+    assert ports(metrics) == [8002]
+    assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
 
 
-def test_callers_can_be_named_and_helm_test_and_prometheus_are_among_them():
+def test_restricted_clients_include_helm_test_and_prometheus():
     agents = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agents"}}}
-    callers, stats = policy(networkPolicy={"callers": [agents]})["ingress"]
+    clients, metrics = policy(networkPolicy={"clients": [agents]})["ingress"]
     tester = {
         "podSelector": {
             "matchLabels": {
@@ -125,16 +125,16 @@ def test_callers_can_be_named_and_helm_test_and_prometheus_are_among_them():
             }
         }
     }
-    assert callers["from"] == [agents, tester, *stats["from"]]
+    assert clients["from"] == [agents, tester, *metrics["from"]]
     assert tester["podSelector"]["matchLabels"].items() <= render().one("Pod")["metadata"]["labels"].items()
 
 
-def test_without_anyone_who_monitors_nobody_reaches_triton():
-    (callers,) = policy(networkPolicy={"monitoring": []})["ingress"]
-    assert ports(callers) == [8998, 8999]
+def test_without_monitoring_peers_triton_is_unreachable():
+    (clients,) = policy(networkPolicy={"monitoring": []})["ingress"]
+    assert ports(clients) == [8998, 8999]
 
 
-def test_the_policy_is_about_the_pods_that_answer():
+def test_policy_and_disruption_budget_select_the_serving_pods():
     release = render()
     labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"].items()
     assert release.one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"].items() <= labels

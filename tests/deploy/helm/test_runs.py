@@ -1,4 +1,4 @@
-"""What the chart has containers run, run here: the same commands and variables, with folders in place of mounts."""
+"""Run the containers' commands on this machine, with folders instead of mounts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Container = Mapping[str, Any]
 
 
 class Mounts:
-    """Folders of this machine that stand for what a pod's containers see."""
+    """Folders of this machine in place of a pod's mounts."""
 
     def __init__(self, folder: Path) -> None:
         self.volume, self.scratch = folder / "volume", folder / "scratch"
@@ -51,7 +51,7 @@ class Mounts:
         return {**os.environ, **given, "HOME": str(self.scratch), "PATH": PATH, **more}
 
     def run(self, container: Container, **more: str) -> subprocess.CompletedProcess[str]:
-        """A container that ends by itself."""
+        """Run a container to its end."""
         return subprocess.run(
             self.words(container["command"]),
             env=self.variables(container, **more),
@@ -64,7 +64,7 @@ class Mounts:
 
     @contextmanager
     def serving(self, container: Container, *, triton: str | None = None, **more: str) -> Iterator[str]:
-        """The gateway; its URL. Ports are free ones, and it listens to this machine alone."""
+        """Run the gateway on free loopback ports and yield its URL."""
         words = self.words(container["args"])
         if triton is not None:
             words[words.index("--triton") + 1] = triton
@@ -90,7 +90,7 @@ class Mounts:
 
 @pytest.fixture(scope="module")
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> Mounts:
-    """With the models that the job built, at its second attempt."""
+    """Mounts with models that the job has built, at its second attempt."""
     mounts = Mounts(tmp_path_factory.mktemp("pod"))
     release = render(ON_CPU)
     left = Path(mounts.here(environment(release.build)["CHECKPOINT"]))
@@ -117,7 +117,7 @@ def built(mounts: Mounts) -> Path:
     return Path(mounts.here(environment(render(ON_CPU).build)["MODELS"]))
 
 
-def test_the_job_builds_what_the_values_say_and_does_it_once(mounts: Mounts):
+def test_the_job_builds_according_to_the_values_once(mounts: Mounts):
     manifest = built(mounts) / "manifest.json"
     said = json.loads(manifest.read_text())
     assert (said["slots"], said["variant"], said["device"]) == (2, "fp32", "cpu")
@@ -130,7 +130,7 @@ def test_the_job_builds_what_the_values_say_and_does_it_once(mounts: Mounts):
 
 
 def test_the_published_checkpoint_is_downloaded_and_built(tmp_path: Path):
-    """With the secret's token; the Hub is one on this machine."""
+    """With the token of the secret and a fake Hub."""
     mounts, checkpoint = Mounts(tmp_path), GOLDEN / "checkpoint"
     files = {str(path.relative_to(checkpoint)): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
     build = render({"slots": 2, "models": {"hub": {"tokenSecret": {"name": "hugging-face"}}}}).build
@@ -144,14 +144,14 @@ def test_the_published_checkpoint_is_downloaded_and_built(tmp_path: Path):
     assert (manifest["slots"], manifest["variant"], manifest["device"]) == (2, "bf16", "cuda")
 
 
-def test_a_job_that_fails_says_so(tmp_path: Path):
+def test_a_failing_job_has_an_error_status(tmp_path: Path):
     mounts = Mounts(tmp_path)
     failed = mounts.run(render({"models": {"checkpointFolder": "missing"}}).build)
     assert failed.returncode == 2
     assert "missing" in failed.stderr
 
 
-def test_the_gateway_serves_what_was_built_and_helm_test_calls_it(mounts: Mounts):
+def test_the_gateway_serves_the_built_models_and_helm_test_passes(mounts: Mounts):
     keyed = {**ON_CPU, "apiKeys": {"secretName": "keys"}}
     release = render({**keyed, "settings": {"retry_after": 17}})
     gateway = release.containers["gateway"]
@@ -181,7 +181,7 @@ def until(holds: Callable[[], bool], seconds: float) -> None:
 
 @pytest.fixture
 def triton(mounts: Mounts, tmp_path: Path) -> Iterator[tuple[TritonOptions, Container]]:
-    """The sidecar, by its image's script and the chart's arguments; only ports and the binary's own folders differ."""
+    """Run the sidecar's script with the chart's arguments, on other ports and with the installed binary."""
     sidecar = render().containers["models"]
     ports = TritonOptions().with_free_ports()
     installation = TritonInstallation.find()
@@ -212,9 +212,7 @@ def triton(mounts: Mounts, tmp_path: Path) -> Iterator[tuple[TritonOptions, Cont
             process.wait()
 
 
-def test_the_sidecar_starts_is_probed_and_serves_the_gateway_beside_it_alone(
-    mounts: Mounts, triton: tuple[TritonOptions, Container]
-):
+def test_the_sidecar_starts_and_serves_on_loopback_only(mounts: Mounts, triton: tuple[TritonOptions, Container]):
     ports, sidecar = triton
 
     def probed(name: str) -> bool:
@@ -223,7 +221,7 @@ def test_the_sidecar_starts_is_probed_and_serves_the_gateway_beside_it_alone(
 
     until(lambda: probed("startupProbe"), 60)
     assert probed("livenessProbe")
-    # Every address of 127/8 is this machine's; who listens to all of them listens to the world.
+    # A server on all interfaces also accepts connections to other addresses of 127/8.
     until(lambda: listens("127.0.0.2", ports.metrics_port or 0), 10)
     for port in (ports.http_port, ports.grpc_port):
         assert listens("127.0.0.1", port)

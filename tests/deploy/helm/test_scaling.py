@@ -1,4 +1,4 @@
-"""Pods follow the number of calls, up at once and down slowly."""
+"""Autoscaling with KEDA and with a HorizontalPodAutoscaler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def scaled(kind: str, **values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["keda", "hpa"])
-def test_whoever_scales_says_how_many_pods_there_are(kind: str):
+def test_the_autoscaler_sets_the_number_of_pods(kind: str):
     assert "replicas" not in render(scaled(kind)).one("Deployment")["spec"]
     assert render({"replicas": 3}).one("Deployment")["spec"]["replicas"] == 3
 
@@ -25,7 +25,7 @@ def test_whoever_scales_says_how_many_pods_there_are(kind: str):
 @pytest.mark.parametrize(
     ("slots", "target", "calls"), [(32, 0.7, "22"), (8, 0.5, "4"), (1, 0.7, "1"), (10, 1, "10"), (4, 0.1, "1")]
 )
-def test_a_share_of_the_slots_is_meant_to_be_taken(slots: int, target: float, calls: str):
+def test_the_target_is_a_share_of_the_slots(slots: int, target: float, calls: str):
     hpa = render({**scaled("hpa", target=target), "slots": slots}).one("HorizontalPodAutoscaler")
     keda = render({**scaled("keda", target=target), "slots": slots}).one("ScaledObject")
     assert hpa["spec"]["metrics"][0]["pods"]["target"] == {"type": "AverageValue", "averageValue": calls}
@@ -33,7 +33,7 @@ def test_a_share_of_the_slots_is_meant_to_be_taken(slots: int, target: float, ca
     assert keda["spec"]["triggers"][0]["metadata"]["threshold"] == calls
 
 
-def test_keda_asks_prometheus_for_the_calls_of_this_release():
+def test_keda_queries_the_conversations_of_this_release():
     release = render({**scaled("keda"), "monitoring": {"podMonitor": {"enabled": True}}})
     query = release.one("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
     (selector,) = selectors(query)
@@ -43,12 +43,12 @@ def test_keda_asks_prometheus_for_the_calls_of_this_release():
     assert labels(selector) == {"namespace": NAMESPACE, "job": f"{NAMESPACE}/{monitor}"}
 
 
-def test_the_adapter_s_metric_is_one_that_pods_have():
+def test_the_metric_of_the_adapter_exists():
     metric = render(scaled("hpa")).one("HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]["metric"]["name"]
     assert metric in gateway_series()
 
 
-def test_both_scale_the_deployment_between_the_same_bounds_at_the_same_pace():
+def test_both_autoscalers_have_the_same_bounds_and_behavior():
     hpa = render(scaled("hpa", scaleDownSeconds=900)).one("HorizontalPodAutoscaler")["spec"]
     keda = render(scaled("keda", scaleDownSeconds=900)).one("ScaledObject")["spec"]
     assert hpa["scaleTargetRef"]["name"] == keda["scaleTargetRef"]["name"] == NAME
@@ -59,7 +59,7 @@ def test_both_scale_the_deployment_between_the_same_bounds_at_the_same_pace():
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 900
 
 
-def test_new_pods_come_before_old_ones_go():
+def test_new_pods_start_before_old_ones_stop():
     strategy = render().one("Deployment")["spec"]["strategy"]
     assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert render().one("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1

@@ -23,13 +23,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{/* What is asked of the pods that answer calls, and of no others. */}}
+{{/* Selector labels of the serving pods. */}}
 {{- define "personaplex.servers" -}}
 {{ include "personaplex.selector" . }}
 app.kubernetes.io/component: server
 {{- end }}
 
-{{/* The image called `name` in .Values.image. Takes (dict "root" $ "name" NAME). */}}
+{{/* Image `name` of .Values.image. Takes (dict "root" $ "name" NAME). */}}
 {{- define "personaplex.image" -}}
 {{- $image := .root.Values.image -}}
 {{- with $image.registry }}{{ . }}/{{ end }}{{ index $image .name }}:{{ default .root.Chart.AppVersion $image.tag }}
@@ -47,13 +47,13 @@ app.kubernetes.io/component: server
 {{- end }}
 {{- end }}
 
-{{/* The volume's folder with the repository that is served: what is built otherwise has another one. */}}
+{{/* Folder on the volume with the served models. Its name contains a hash of the build's parameters. */}}
 {{- define "personaplex.folder" -}}
 {{- $models := .Values.models -}}
 {{- if $models.folder }}{{ $models.folder }}
 {{- else }}
-{{- $made := list .Chart.AppVersion (include "personaplex.checkpoint" .) .Values.device $models.variant $models.keysAndValues (toJson .Values.slots) -}}
-models-{{ toJson $made | sha256sum | trunc 10 }}
+{{- $parameters := list .Chart.AppVersion (include "personaplex.checkpoint" .) .Values.device $models.variant $models.kvPrecision (toJson .Values.slots) -}}
+models-{{ toJson $parameters | sha256sum | trunc 10 }}
 {{- end }}
 {{- end }}
 
@@ -72,7 +72,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* The gateway's user, whose group may write to the volume; Triton's image has a user of its own. */}}
+{{/* The gateway's user; its group can write to the volume. Triton's container sets another user. */}}
 {{- define "personaplex.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
@@ -83,7 +83,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
-{{/* The only places that containers write to. */}}
+{{/* The only writable folder of the containers. */}}
 {{- define "personaplex.scratchEnv" -}}
 - name: HOME
   value: /tmp
@@ -95,14 +95,14 @@ seccompProfile:
 {{- end }}
 {{- end }}
 
-{{/* What a probe asks the gateway. Takes (dict "root" $ "path" PATH). */}}
+{{/* HTTP probe of the gateway. Takes (dict "root" $ "path" PATH). */}}
 {{- define "personaplex.get" -}}
 path: {{ .path }}
 port: http
 scheme: {{ include "personaplex.scheme" .root }}
 {{- end }}
 
-{{/* What a probe runs beside Triton, which listens on the loopback interface alone. Takes `ready` or `live`. */}}
+{{/* Command of Triton's probes: Triton listens on the loopback interface only. Takes `ready` or `live`. */}}
 {{- define "personaplex.triton" -}}
 command:
   - python3
@@ -110,12 +110,12 @@ command:
   - import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/{{ . }}', timeout=4)
 {{- end }}
 
-{{/* Seconds a pod may take to stop: others learn of it, calls end, then last answers, rows and Triton have theirs. */}}
+{{/* Termination grace period in seconds: preStop hook, drain, and 120 s to end conversations and Triton. */}}
 {{- define "personaplex.grace" -}}
-{{ add .Values.endpointSeconds .Values.drainSeconds 120 }}
+{{ add .Values.preStopSeconds .Values.drainSeconds 120 }}
 {{- end }}
 
-{{/* What callers may ask from outside: all but /metrics and what probes ask. Takes the name of a path type. */}}
+{{/* Public paths. /metrics and the probes are not among them. Takes the name of a path type. */}}
 {{- define "personaplex.paths" -}}
 - {path: /, type: Exact}
 - {path: /page, type: {{ . }}}
@@ -130,12 +130,12 @@ command:
 namespace="{{ .Release.Namespace }}",job="{{ .Release.Namespace }}/{{ include "personaplex.fullname" . }}"
 {{- end }}
 
-{{/* Calls that a pod is meant to hold before there is another one. */}}
+{{/* Target number of conversations per pod. */}}
 {{- define "personaplex.target" -}}
 {{ max 1 (floor (mulf .Values.slots .Values.autoscaling.target)) }}
 {{- end }}
 
-{{/* Up at once, down slowly. Takes .Values.autoscaling. */}}
+{{/* Scale up at once, scale down slowly. Takes .Values.autoscaling. */}}
 {{- define "personaplex.behavior" -}}
 scaleUp:
   stabilizationWindowSeconds: 0
