@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from gateway.engine.backend import Floats
+from gateway.audio.samples import Floats
 from gateway.errors import AudioError
 
 MIN_RATE = 8_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyloudnorm
 
-from gateway.engine.backend import Floats
+from gateway.audio.samples import Floats
 from gateway.errors import AudioError
 
 TARGET_LUFS = -24.0

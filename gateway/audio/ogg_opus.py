@@ -13,7 +13,7 @@ import numpy as np
 
 from gateway.audio.ogg import OggReader, OggWriter, Packet
 from gateway.audio.opus import MAX_PACKET_BYTES, SAMPLE_RATE, OpusDecoder, OpusEncoder
-from gateway.engine.backend import Floats
+from gateway.audio.samples import Floats
 from gateway.errors import AudioError
 
 # Positions and the pre-skip count samples at 48 kHz, whatever the rate (RFC 7845 sections 4 and 5.1).

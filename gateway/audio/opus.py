@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.engine.backend import Floats
+from gateway.audio.samples import Floats
 from gateway.errors import AudioError
 
 SAMPLE_RATE = 24_000

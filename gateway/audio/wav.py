@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 
-from gateway.engine.backend import Floats
+from gateway.audio.samples import Floats
 
 # What a header says when the length is not known yet; players then read to the end of the stream.
 UNKNOWN_BYTES = 0xFFFFFFFF

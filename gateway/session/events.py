@@ -1,4 +1,4 @@
-"""What a live call tells its face, in order: Ready, then Spoken and Warned as they happen, and Ended once."""
+"""Events of a live session, in order: Ready, then AgentAudio and WarningEvent as they happen, and Ended once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.engine.conversation import AgentFrame
+from gateway.errors import GatewayError
 
 
 class Reason(StrEnum):
@@ -43,43 +44,45 @@ class Reason(StrEnum):
         return reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ready:
-    """The prompt is in the models: from now on the caller is heard. Audio sent before has been kept."""
+    """The models hold the prompt. User frames are processed from now on."""
 
     conversation_id: str
     voice: str
-    """The preset's name, "recording" for a voice taken from audio."""
+    """The name of the preset, or "recording" for a voice taken from audio."""
     seed: int
     setup_seconds: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class AgentAudio:
-    """One agent frame. `latency`: seconds since its user frame was complete at the gateway, or, if it was sent ahead of
-    its time, since it was due; 0 for frame 0.
-
-    `dropped`: user frames never heard so far. `queued`: user frames that wait now.
-    """
+    """One agent frame."""
 
     frame: AgentFrame
     latency: float
+    """Seconds since the user frame was complete at the gateway, or since it was due if it was sent ahead of its time.
+
+    0 for frame 0, which answers no user frame.
+    """
     dropped: int
+    """User frames dropped so far."""
     queued: int
+    """User frames that wait now."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WarningEvent:
-    """Something the caller should know while the call goes on: `code` for programs, `message` for people."""
+    """A condition the client should know about: `code` for programs, `message` for people."""
 
     code: str
     message: str
     seconds_left: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Summary:
-    """What a call amounted to."""
+    """Totals of a session."""
 
     frames: int
     seconds: float
@@ -87,16 +90,18 @@ class Summary:
     transcript: str
     dropped_frames: int
     late_frames: int
-    """Frames that took longer than a frame lasts."""
+    """Frames whose latency was longer than a frame."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
-    """The last event. `message` says for people what `reason` says for programs."""
+    """The last event: `reason` for programs, `message` for people."""
 
     reason: Reason
     message: str
     summary: Summary
+    error: GatewayError | None = None
+    """The error that ended the session, if one did."""
 
 
 Event = Ready | AgentAudio | WarningEvent | Ended

@@ -1,120 +1,181 @@
-"""The caller's audio on its way in: cut into frames, bounded, oldest out first, and ahead of time only so far."""
+"""The client's audio on its way to the engine: cut into frames, bounded, and released at the right time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from math import inf
+from time import monotonic
 
 import numpy as np
 
-from gateway.engine.backend import Floats
+from gateway.audio.samples import Floats
+from gateway.session.limits import LiveLimits, OnGap
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UserFrame:
-    """80 ms of the caller: pcm [1920] float32, and the moment it was complete (on the inbox's clock)."""
-
-    pcm: Floats
-    complete_at: float
+# Event loops round timers to milliseconds.
+_TIMER_S = 0.001
 
 
 class InputQueue:
-    """A bounded queue of user frames between a face, which puts samples, and the frame loop, which takes frames.
+    """A bounded queue of user frames. A transport puts samples, the frame loop of the session takes frames.
 
-    A full inbox means one of two things. A caller who has sent more audio than time has passed is ahead: `put` waits,
-    and the transport's own flow control holds them back. One who has not is live, and we do not keep up: then the
-    oldest frame is dropped and counted, so that the conversation stays in the present. Of the time in which nothing was
-    sent only so much counts as fits in here: what is sent at once after a pause is ahead, too, and not dropped.
+    A full queue has one of two causes. If the client has sent more audio than time has passed, it is ahead: `put`
+    waits, and the transport's flow control slows the client down. Otherwise the client sends in real time and the
+    server is too slow: the oldest frame is dropped and counted, so that the conversation stays in the present. A pause
+    counts only for as much audio as fits in the queue, so that a long burst after a pause is ahead and loses nothing.
+
+    `start` begins the timeline of the conversation. From then on `take` releases frames no faster than the speed limit
+    and, with the gap policy "silence", inserts silence for frames that do not arrive in time.
     """
 
-    def __init__(self, frame_size: int, frame_seconds: float, capacity: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        frame_size: int,
+        frame_seconds: float,
+        limits: LiveLimits,
+        on_gap: OnGap = "wait",
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._frame_size = frame_size
         self._frame_seconds = frame_seconds
-        self._capacity = capacity
+        self._capacity = limits.input_frames
+        # Seconds between two frames at the speed limit; 0 without a limit.
+        self._spacing = frame_seconds / limits.speed if limits.speed else 0.0
+        self._fill_gaps = on_gap == "silence"
         self._clock = clock
+        self._silence = np.zeros(frame_size, np.float32)
         self._rest = np.empty(0, np.float32)
-        self._frames: deque[UserFrame] = deque()
-        self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._closed = False
-        self._began = clock()
+        self._arrived: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._received = 0
+        self._overflowed = 0
+        self._released = 0
+        self._missed = 0
+        # The client's clock: the time of its first sample, moved forward by pauses.
+        self._input_from = clock()
+        # The timeline: when the conversation started, and when its first user frame began.
+        self._started_at = self._output_from = -inf
+        self._next_due_at = -inf
+
+        self.frames: deque[tuple[Floats, float]] = deque()
+        """Frames that wait: samples [1920] float32, and the time at which the frame was complete."""
+        self.closed = False
         self.last_at = clock()
-        """When audio last came."""
+        """When audio arrived last."""
+        self.due_at = -inf
+        """The time from which the latency of the frame taken last counts."""
         self.dropped = 0
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
+        """User frames that the engine does not get: the queue was full, or silence took their place."""
+        self.gaps = 0
+        """Frames of silence inserted for missing audio."""
 
     async def put(self, pcm: Floats) -> None:
-        """Add samples [T] float32 at 24 kHz; returns when there is room for them. After `close` they are ignored."""
-        self.last_at = self._clock()
-        if not self._received and not len(self._rest):
-            self._began = self.last_at
-        joined = np.concatenate([self._rest, pcm])
-        whole = len(joined) // self._frame_size * self._frame_size
-        self._rest = joined[whole:]
-        for start in range(0, whole, self._frame_size):
-            await self._add(joined[start : start + self._frame_size])
+        """Add samples [T] float32; return once there is room for them. Samples after `close` are ignored."""
+        if self.closed or not len(pcm):
+            return
+        self.last_at = now = self._clock()
+        if len(self._rest):
+            pcm = np.concatenate([self._rest, pcm])
+        elif not self._received:
+            self._input_from = now
+        size, frames = self._frame_size, self.frames
+        end = len(pcm) - len(pcm) % size
+        self._rest = pcm[end:]
+        for start in range(0, end, size):
+            behind = (self._received + self._capacity - 2) * self._frame_seconds
+            self._input_from = max(self._input_from, now - behind)
+            while len(frames) >= self._capacity and not self.closed:
+                # One frame of tolerance, because the clocks of client and server drift.
+                if self._received <= (now - self._input_from) / self._frame_seconds + 1:
+                    frames.popleft()
+                    self._overflowed += 1
+                    self.dropped += 1
+                else:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+                    now = self._clock()
+            if self.closed:
+                return  # type: ignore[unreachable]  # closed while `put` waited
+            self._received += 1
+            # A client that is slowed down is not idle.
+            self.last_at = now
+            frames.append((pcm[start : start + size], now))
+            if self._arrived is not None and not self._arrived.done():
+                self._arrived.set_result(None)
 
     def close(self) -> None:
-        """No more audio will come: what is left of a frame is padded with silence."""
-        if self._closed:
+        """End the input. An incomplete frame is padded with silence."""
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         if len(self._rest):
             padded = np.zeros(self._frame_size, np.float32)
             padded[: len(self._rest)] = self._rest
-            self._frames.append(UserFrame(padded, self._clock()))
+            self.frames.append((padded, self._clock()))
             self._rest = self._rest[:0]
-        self._arrived.set()
-        self._room.set()
+        self._wake()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
-    async def take(self) -> UserFrame | None:
-        """The oldest frame, once there is one; None when the inbox is closed and empty. For one reader."""
-        while not self._frames:
-            if self._closed:
-                return None
-            self._arrived.clear()
-            await self._arrived.wait()
-        self._room.set()
-        return self._frames.popleft()
+    def start(self) -> None:
+        """Begin the timeline now: the models hold the prompt. Audio that arrived before counts as a head start."""
+        self._started_at = self.last_at = self._clock()
+        self._output_from = self._started_at - self.head_start()
 
     def head_start(self) -> float:
-        """Seconds of the audio so far, as much of it as can have been spoken since the first came."""
+        """Return the seconds of audio so far, but not more than the time since the client's first sample."""
         audio = self._received + len(self._rest) / self._frame_size
-        return min(audio * self._frame_seconds, self._clock() - self._began + self._frame_seconds)
+        return min(audio * self._frame_seconds, self._clock() - self._input_from + self._frame_seconds)
 
-    async def _add(self, pcm: Floats) -> None:
-        self._forget_pause()
-        while len(self._frames) >= self._capacity and self._ahead() and not self._closed:
-            self._room.clear()
-            await self._room.wait()
-        if self._closed:
-            return
-        if len(self._frames) >= self._capacity:
-            self._frames.popleft()
-            self.dropped += 1
-        self._received += 1
-        # Again: who is held back is not idle.
-        self.last_at = self._clock()
-        self._frames.append(UserFrame(pcm, self.last_at))
-        self._arrived.set()
+    async def take(self) -> Floats | None:
+        """Return the next user frame [1920] float32, or None once the queue is closed and empty. For one reader.
 
-    def _forget_pause(self) -> None:
-        """Let a caller be behind time by no more than can be sent at once, without being ahead, into an empty inbox."""
-        behind = (self._received + self._capacity - 2) * self._frame_seconds
-        self._began = max(self._began, self._clock() - behind)
-
-    def _ahead(self) -> bool:
-        """Whether the caller has sent more than could have been spoken since they began.
-
-        One frame of grace: a live caller's clock and ours do not tick together.
+        Sets `due_at`: the time at which the frame was complete; for a frame that was sent ahead of its time and had to
+        wait, one frame after the previous one; never before `start`.
         """
-        return self._received > (self._clock() - self._began) / self._frame_seconds + 1
+        clock, frames, frame_seconds = self._clock, self.frames, self._frame_seconds
+        if self._spacing:
+            early = self._output_from + (self._released + 1 - self._capacity) * self._spacing - clock()
+            if early > 0:
+                await asyncio.sleep(early)
+        free_at = clock()
+        while True:
+            if frames:
+                pcm, complete_at = frames.popleft()
+                if self._room is not None and not self._room.done():
+                    self._room.set_result(None)
+                if self._missed:
+                    # Silence took the place of an earlier frame. Drop this frame if the call would get ahead of real
+                    # time. One frame of tolerance, because audio that is only a little late is better used.
+                    passed = self._released + self._overflowed + 1 + len(frames)
+                    if self._output_from + passed * frame_seconds - clock() > frame_seconds:
+                        self._missed -= 1
+                        self.dropped += 1
+                        continue
+                break
+            if self.closed:
+                return None
+            self._arrived = arrived = asyncio.get_running_loop().create_future()
+            if not self._fill_gaps:
+                await arrived
+                continue
+            missing_at = self._output_from + (self._released + self._overflowed + 2) * frame_seconds
+            wait = missing_at - clock()
+            if wait <= 0:
+                pcm, complete_at = self._silence, clock()
+                self._missed += 1
+                self.gaps += 1
+                break
+            timer = asyncio.get_running_loop().call_later(max(wait, _TIMER_S), self._wake)
+            await arrived
+            timer.cancel()
+        self._released += 1
+        waited = complete_at < free_at
+        self._next_due_at = max(complete_at, self._next_due_at + frame_seconds if waited else -inf)
+        self.due_at = max(self._next_due_at, self._started_at)
+        return pcm
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)

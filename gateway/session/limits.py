@@ -1,4 +1,4 @@
-"""What a caller may choose about a live call, and the limits the operator sets."""
+"""The gap policy of a live session, which the client chooses, and its limits, which the operator sets."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from typing import Literal
 from gateway.settings import Settings
 
 OnGap = Literal["wait", "silence"]
-"""When the caller's audio stops coming: "wait" for more, or go on with "silence" in real time.
+"""What happens when the client's audio stops: "wait" for more, or continue in real time with "silence".
 
-What comes after silence has been heard in its place is dropped.
+Audio that arrives after silence took its place is dropped.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class LiveLimits:
-    """Seconds and frames a live call may take; the operator's, from the settings."""
+    """Limits of one live session."""
 
     idle: float = 30.0
-    """Without any audio from the caller."""
+    """Seconds without audio from the client."""
     duration: float = 3600.0
+    """Seconds from Ready to the end."""
     warn: float = 30.0
-    """Before `duration` is over, a warning."""
+    """Seconds before the end of `duration` at which the client is warned."""
     input_frames: int = 10
-    """User frames that may wait; a frame lasts 80 ms."""
+    """User frames of 80 ms that may wait."""
     output_frames: int = 50
-    """Agent frames a caller may leave unread."""
+    """Agent frames of 80 ms that the client may leave unread."""
     speed: float = 1.0
-    """Frames are heard no faster than this multiple of real time, after a burst of `input_frames`."""
+    """Multiple of real time at which user frames are used, after a burst of `input_frames`; 0 for no limit."""
 
     @classmethod
     def of(cls, settings: Settings) -> LiveLimits:
-        """As the operator set them."""
+        """Read the limits from the settings."""
         return cls(
             idle=settings.idle_seconds,
             duration=settings.max_call_seconds,

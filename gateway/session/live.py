@@ -1,32 +1,38 @@
-"""A live call: the caller's audio in, events out, and a frame loop between them that keeps the time limits."""
+"""A live session: runs one conversation over a transport, frame by frame, and enforces the time limits.
+
+Three tasks share the work of a frame. The transport's reader puts samples into the input queue. The frame loop takes
+user frames, passes them to the engine and queues agent frames. The writer sends them. A fourth task wakes about once a
+second and checks the limits. The first of them that ends the session gives the reason.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
+from typing import Protocol
 from uuid import uuid4
 
-import numpy as np
-
-from gateway.engine.backend import Floats
-from gateway.engine.conversation import AgentFrame
 from gateway.engine.sampling import Sampling
 from gateway.errors import GatewayError
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, Summary, WarningEvent
-from gateway.session.input_queue import InputQueue, UserFrame
+from gateway.session.input_queue import InputQueue
 from gateway.session.keys import KeyHolder
 from gateway.session.limits import LiveLimits, OnGap
 from gateway.session.runtime import ConversationLease, Persona, Runtime
 from gateway.session.session_info import SessionInfo
-from gateway.session.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
-# While a caller is silent nothing is asked of the engine: this often, whether it is still there.
-_LOOK_S = 1.0
+# While a client is silent no frame would show that the engine is gone: look this often. One failed look may be a hiccup
+# of the network, so that only the second one in a row ends the session.
+_ENGINE_CHECK_S = 1.0
+_ENGINE_CHECKS = 2
+# Time for the client to read what is queued when the session ends.
+_FLUSH_S = 1.0
 
 _MESSAGES = {
     Reason.COMPLETED: "the conversation is over",
@@ -35,17 +41,32 @@ _MESSAGES = {
 }
 
 
-class LiveSession:
-    """One caller on the line. Made by `open_call`.
+class TransportClosed(Exception):  # noqa: N818 (a client may disconnect at any time)
+    """The client has disconnected."""
 
-    A face does three things with it, each in a task of its own: hand over samples (`put`, then `hang_up` when the
-    caller is done), pass on `events` until Ended, and look at `over`, which is set when the call has ended for a
-    reason that a face busy with a stuck connection would not otherwise see.
-    """
+
+class LiveTransport(Protocol):
+    """One client's connection, in the format of its protocol."""
+
+    async def receive(self, audio: InputQueue) -> None:
+        """Put the client's audio into the queue, and close the queue at its end. May return after that.
+
+        Cancelled when the session ends. Raises TransportClosed, and GatewayError for input that cannot be used.
+        """
+
+    async def send(self, event: Event) -> None:
+        """Send an event; return once there is room for the next one. Raises TransportClosed."""
+
+    def abort(self) -> None:
+        """Discard output that the client does not read."""
+
+
+class LiveSession:
+    """One live conversation. Made by `open_live_session`."""
 
     def __init__(
         self,
-        call: ConversationLease,
+        lease: ConversationLease,
         runtime: Runtime,
         persona: Persona,
         sampling: Sampling,
@@ -55,184 +76,171 @@ class LiveSession:
     ) -> None:
         manifest = runtime.manifest
         self.id = str(uuid4())
-        self.over = asyncio.Event()
-        self._call = call
+        self._lease = lease
         self._runtime = runtime
         self._voice = persona.voice if isinstance(persona.voice, str) else "recording"
-        self._sampling = sampling
+        self._seed = sampling.seed
         self._on_gap = on_gap
         self._limits = limits
         self._clock = clock
         self._frame_seconds = 1 / manifest.frame_rate
-        self._silence = np.zeros(manifest.frame_size, np.float32)
-        self._input_queue = InputQueue(manifest.frame_size, self._frame_seconds, limits.input_frames, clock)
-        # Room for the frames a caller may leave unread and the few events that are not frames.
-        self._outbox: asyncio.Queue[Event] = asyncio.Queue()
-        self._unread = 0
-        self._stopping: asyncio.Future[tuple[Reason, str]] = asyncio.get_running_loop().create_future()
-        self._timeline = Timeline(self._input_queue, self._frame_seconds, limits, clock)
-        self._dropped = 0
-        self._warned = False
+        self._input = InputQueue(manifest.frame_size, self._frame_seconds, limits, on_gap, clock)
+        self._output: deque[Event] = deque()
+        self._output_added: asyncio.Future[None] | None = None
+        self._ready = asyncio.Event()
+        self._end: asyncio.Future[tuple[Reason, str, GatewayError | None]]
+        self._end = asyncio.get_running_loop().create_future()
         self._frames = 0
         self._late = 0
         self._texts: list[str] = []
+        self._counted_drops = 0
+        self._counted_gaps = 0
 
     @property
     def info(self) -> SessionInfo:
         """The session as an operator sees it."""
         return SessionInfo(self.id, "live", self._voice)
 
-    async def put(self, pcm: Floats) -> None:
-        """The caller's next samples [T] float32 at 24 kHz, any number; waits while the caller is ahead of time."""
-        await self._input_queue.put(pcm)
-
-    def hang_up(self) -> None:
-        """The caller is done: answer what was sent, then end with COMPLETED."""
-        self._input_queue.close()
-
-    def stop(self, reason: Reason, message: str | None = None) -> None:
-        """End the call now; the first reason given counts."""
-        if not self._stopping.done():
-            self._stopping.set_result((reason, message or _MESSAGES.get(reason, reason.value)))
+    def stop(self, reason: Reason, message: str | None = None, error: GatewayError | None = None) -> None:
+        """End the session now. The first reason counts."""
+        if not self._end.done():
+            self._end.set_result((reason, message or _MESSAGES.get(reason, reason.value), error))
 
     def stop_for_drain(self) -> None:
-        """The server's drain time is over."""
+        """End the session because the drain time of the server is over."""
         self.stop(Reason.DRAINED)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """What happens, until and including Ended; for one reader."""
+    async def run(self, transport: LiveTransport) -> Ended:
+        """Run the session over `transport` until it ends, and send Ended unless the client has disconnected."""
+        writer = asyncio.create_task(self._write(transport))
+        work = [asyncio.create_task(part) for part in (transport.receive(self._input), self._converse(), self._watch())]
+        for task in (writer, *work):
+            task.add_done_callback(self._task_done)
+        try:
+            reason, message, error = await self._end
+            await _cancel(work)
+            ended = Ended(reason, message, self._summary(), error)
+            self._lease.reason = reason.value
+            if reason is not Reason.DISCONNECTED:
+                self._post(ended)
+                await asyncio.wait([writer], timeout=_FLUSH_S)
+            if not writer.done():
+                transport.abort()
+            return ended
+        finally:
+            self._input.close()
+            await _cancel([*work, writer])
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        """End the session if one of its tasks failed."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, TransportClosed):
+            self.stop(Reason.DISCONNECTED)
+        elif isinstance(error, GatewayError):
+            self.stop(Reason(error.end_reason), error.message, error)
+        else:
+            logger.error("conversation %s failed", self.id, exc_info=error)
+            self.stop(Reason.ERROR, "internal error")
+
+    async def _converse(self) -> None:
+        """Run the frame loop, from the prompt to the answer to the last user frame."""
+        clock, conversation, user_frames, output = self._clock, self._lease.conversation, self._input, self._output
+        metrics, limits, frame_seconds = self._runtime.metrics, self._limits, self._frame_seconds
+        began = clock()
+        frame = await conversation.start()
+        self._post(Ready(self.id, self._voice, self._seed, clock() - began))
+        user_frames.start()
+        self._ready.set()
+        latency = 0.0
         while True:
-            event = await self._outbox.get()
-            if isinstance(event, AgentAudio):
-                self._unread -= 1
-            yield event
-            if isinstance(event, Ended):
+            self._frames += 1
+            if frame.text:
+                self._texts.append(frame.text)
+            if user_frames.dropped != self._counted_drops or user_frames.gaps != self._counted_gaps:
+                self._count_losses()
+            output.append(AgentAudio(frame, latency, user_frames.dropped, len(user_frames.frames)))
+            if self._output_added is not None and not self._output_added.done():
+                self._output_added.set_result(None)
+            if len(output) > limits.output_frames:
+                unread = limits.output_frames * frame_seconds
+                self.stop(Reason.SLOW_CLIENT, f"more than {unread:.1f} s of the agent's audio were not read")
+                return
+            pcm = await user_frames.take()
+            if pcm is None:
+                self.stop(Reason.COMPLETED)
+                return
+            frame = await conversation.hear(pcm, live=True)
+            latency = max(clock() - user_frames.due_at, 0.0)
+            metrics.input_to_output_seconds.observe(latency)
+            if latency > frame_seconds:
+                self._late += 1
+                metrics.late_frames.inc()
+
+    async def _write(self, transport: LiveTransport) -> None:
+        """Send events in order, until and including Ended."""
+        output = self._output
+        while True:
+            while not output:
+                self._output_added = asyncio.get_running_loop().create_future()
+                await self._output_added
+            event = output.popleft()
+            await transport.send(event)
+            if type(event) is Ended:
                 return
 
-    async def run(self) -> Reason:
-        """The whole call: start, hear, end. Never raises for a reason the caller should be told."""
-        loop = asyncio.ensure_future(self._converse())
-        try:
-            await asyncio.wait([loop, self._stopping], return_when=asyncio.FIRST_COMPLETED)
-            if self._stopping.done():
-                reason, message = self._stopping.result()
+    async def _watch(self) -> None:
+        """Enforce the limits on time, and check the engine while the client is silent."""
+        await self._ready.wait()
+        clock, limits, user_frames, metrics = self._clock, self._limits, self._input, self._runtime.metrics
+        end_at = clock() + limits.duration
+        warn_at = end_at - limits.warn
+        failed_checks = 0
+        while True:
+            now = clock()
+            idle_at = user_frames.last_at + limits.idle
+            if now >= end_at:
+                self.stop(Reason.MAX_DURATION, f"the call reached its longest duration of {limits.duration:g} s")
+                return
+            if now >= warn_at:
+                left = end_at - now
+                self._post(WarningEvent("max_duration", f"the call will end in {left:.0f} s", left))
+                warn_at = end_at
+            if now >= idle_at and not user_frames.frames and not user_frames.closed:
+                self.stop(Reason.IDLE, f"no audio came for {limits.idle:g} s")
+                return
+            if self._on_gap == "wait" and now - user_frames.last_at >= _ENGINE_CHECK_S:
+                failed_checks = 0 if await self._runtime.engine.ready() else failed_checks + 1
+                if failed_checks == _ENGINE_CHECKS:
+                    self.stop(Reason.ENGINE, "the models are not available")
+                    return
             else:
-                reason, message = await self._outcome(loop)
-        finally:
-            loop.cancel()
-            await asyncio.wait([loop])
-            if not loop.cancelled():
-                loop.exception()
-            self._input_queue.close()
-        self._outbox.put_nowait(Ended(reason, message, self._summary()))
-        self.over.set()
-        return reason
+                failed_checks = 0
+            metrics.input_queue_frames.observe(len(user_frames.frames))
+            now = clock()
+            pause = min(warn_at - now, end_at - now, _ENGINE_CHECK_S)
+            if idle_at > now:
+                pause = min(pause, idle_at - now)
+            await asyncio.sleep(max(pause, 0.001))
 
-    async def _outcome(self, loop: asyncio.Future[tuple[Reason, str]]) -> tuple[Reason, str]:
-        try:
-            return await loop
-        except GatewayError as error:
-            return Reason(error.end_reason), error.message
-        except Exception:
-            logger.exception("conversation %s failed", self.id)
-            return Reason.ERROR, "internal error"
+    def _post(self, event: Event) -> None:
+        self._output.append(event)
+        if self._output_added is not None and not self._output_added.done():
+            self._output_added.set_result(None)
 
-    async def _converse(self) -> tuple[Reason, str]:
-        began = self._clock()
-        first = await self._call.conversation.start()
-        self._outbox.put_nowait(Ready(self.id, self._voice, self._sampling.seed, self._clock() - began))
-        self._say(first, None)
-        timeline = self._timeline = Timeline(self._input_queue, self._frame_seconds, self._limits, self._clock)
-        self._input_queue.last_at = timeline.ready_at
-        while True:
-            if (early := timeline.early()) > 0:
-                await asyncio.sleep(early)
-            free_at = self._clock()
-            came = await self._next_frame()
-            if not isinstance(came, UserFrame):
-                return came
-            asked_at = timeline.asked_at(came, free_at)
-            frame = await self._call.conversation.hear(came.pcm, live=True)
-            timeline.hear()
-            self._say(frame, max(self._clock() - asked_at, 0.0))
-            if self._unread > self._limits.output_frames:
-                seconds = self._limits.output_frames * self._frame_seconds
-                return Reason.SLOW_CLIENT, f"more than {seconds:.1f} s of the agent's audio were not read"
-
-    async def _next_frame(self) -> UserFrame | tuple[Reason, str]:
-        """The next user frame, silence in its place where the caller wished so, or why there is none."""
-        timeline = self._timeline
-        while True:
-            wait = min(self._until_next_limit(), _LOOK_S)
-            if self._on_gap == "silence":
-                wait = min(wait, max(timeline.due_in() + self._frame_seconds, 0.0))
-            try:
-                async with asyncio.timeout(wait):
-                    frame = await self._input_queue.take()
-            except TimeoutError:
-                ended = self._check_duration() or self._check_idle()
-                if ended is not None:
-                    return ended
-                if self._on_gap == "silence" and timeline.due_in() + self._frame_seconds <= 0:
-                    self._runtime.metrics.gap_frames.inc()
-                    timeline.miss()
-                    return UserFrame(self._silence, self._clock())
-                if self._on_gap == "wait" and not await self._runtime.engine.ready():
-                    return Reason.ENGINE, "the models are not available"
-                continue
-            if frame is None:
-                return Reason.COMPLETED, _MESSAGES[Reason.COMPLETED]
-            if timeline.refuse():
-                continue
-            return self._check_duration() or frame
-
-    def _until_next_limit(self) -> float:
-        now, limits = self._clock(), self._limits
-        end = self._timeline.ready_at + limits.duration
-        moments = [self._input_queue.last_at + limits.idle, end if self._warned else end - limits.warn]
-        return max(min(moments) - now, 0.0)
-
-    def _check_idle(self) -> tuple[Reason, str] | None:
-        """Why the call must end now that nothing waits to be heard, if it must."""
-        if self._clock() - self._input_queue.last_at >= self._limits.idle and not len(self._input_queue):
-            return Reason.IDLE, f"no audio came for {self._limits.idle:g} s"
-        return None
-
-    def _check_duration(self) -> tuple[Reason, str] | None:
-        """Why the call must end now, if it must; warns once before."""
-        limits = self._limits
-        left = self._timeline.ready_at + limits.duration - self._clock()
-        if left <= 0:
-            return Reason.MAX_DURATION, f"the call reached its longest duration of {limits.duration:g} s"
-        if left <= limits.warn and not self._warned:
-            self._warned = True
-            self._outbox.put_nowait(WarningEvent("max_duration", f"the call will end in {left:.0f} s", left))
-        return None
-
-    def _say(self, frame: AgentFrame, latency: float | None) -> None:
-        """Pass a frame on; `latency` in seconds, None for frame 0, which answers nothing."""
-        self._frames += 1
-        if frame.text:
-            self._texts.append(frame.text)
-        late = latency is not None and latency > self._frame_seconds
-        self._late += late
-        self._unread += 1
-        self._count_dropped()
-        self._runtime.metrics.live_frame(latency, late=late, queued=len(self._input_queue))
-        self._outbox.put_nowait(AgentAudio(frame, latency or 0.0, self._dropped, len(self._input_queue)))
-
-    def _count_dropped(self) -> None:
-        dropped = self._timeline.dropped
-        self._runtime.metrics.dropped_frames.inc(dropped - self._dropped)
-        self._dropped = dropped
+    def _count_losses(self) -> None:
+        metrics, user_frames = self._runtime.metrics, self._input
+        metrics.dropped_frames.inc(user_frames.dropped - self._counted_drops)
+        metrics.gap_frames.inc(user_frames.gaps - self._counted_gaps)
+        self._counted_drops, self._counted_gaps = user_frames.dropped, user_frames.gaps
 
     def _summary(self) -> Summary:
-        self._count_dropped()
+        self._count_losses()
         return Summary(
             frames=self._frames,
             seconds=self._frames * self._frame_seconds,
             transcript="".join(self._texts).strip(),
-            dropped_frames=self._dropped,
+            dropped_frames=self._counted_drops,
             late_frames=self._late,
         )
 
@@ -245,16 +253,14 @@ async def open_live_session(
     on_gap: OnGap = "wait",
     key: KeyHolder | None = None,
 ) -> AsyncIterator[LiveSession]:
-    """A live call in a slot of its own, already running; ended and released on the way out, whatever happens.
+    """Reserve a slot for a live session; release it on exit. Raises what `Runtime.open` raises."""
+    async with runtime.open(persona, sampling, key) as lease:
+        session = LiveSession(lease, runtime, persona, sampling, on_gap, LiveLimits.of(runtime.settings))
+        with runtime.on_air(session, session.info):
+            yield session
 
-    Raises what `Calls.open` raises, before anything is taken.
-    """
-    async with runtime.open(persona, sampling, key) as call:
-        live = LiveSession(call, runtime, persona, sampling, on_gap, LiveLimits.of(runtime.settings))
-        running = asyncio.create_task(live.run())
-        with runtime.on_air(live, live.info):
-            try:
-                yield live
-            finally:
-                live.stop(Reason.DISCONNECTED)
-                call.reason = await asyncio.shield(running)
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

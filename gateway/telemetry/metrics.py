@@ -40,7 +40,7 @@ class Metrics:
             "From a user frame to the agent frame that answers it, waiting for shared frames included",
             _FRAME_BUCKETS,
         )
-        self._latency = self._histogram(
+        self.input_to_output_seconds = self._histogram(
             "input_to_output_seconds",
             "From a live caller's frame being complete at the gateway, or due if sent ahead, to its answer leaving",
             _FRAME_BUCKETS,
@@ -58,13 +58,13 @@ class Metrics:
             "From a slot being taken to the first frame that is not the forced silence; not of later turns",
             _SETUP_BUCKETS,
         )
-        self._late = self._counter("late_frames", "Live frames answered later than the 80 ms they last")
+        self.late_frames = self._counter("late_frames", "Live frames answered later than the 80 ms they last")
         self.dropped_frames = self._counter(
             "dropped_frames", "Live frames never heard: the server did not keep up, or silence was heard in their place"
         )
         self.gap_frames = self._counter("gap_frames", "Frames of silence heard in place of a live caller's late audio")
-        self._queued = self._histogram(
-            "input_queue_frames", "Frames of a live caller that wait when one is answered", _QUEUE_BUCKETS
+        self.input_queue_frames = self._histogram(
+            "input_queue_frames", "User frames of a live session that wait, sampled about once a second", _QUEUE_BUCKETS
         )
         self._fed_columns = self._counter("prefill_columns", "Columns of prompts fed to the temporal model")
         self._cached_columns = self._counter(
@@ -100,14 +100,6 @@ class Metrics:
         self._temporal.observe(stages.temporal)
         self._depformer.observe(stages.depformer)
         self._decode.observe(stages.decode)
-
-    def live_frame(self, latency: float | None, *, late: bool, queued: int) -> None:
-        """One live frame: seconds from input to output (None for frame 0), whether that was too late, what waits."""
-        if latency is not None:
-            self._latency.observe(latency)
-        if late:
-            self._late.inc()
-        self._queued.observe(queued)
 
     def prefilled(self, fed: int, cached: int) -> None:
         """A conversation has begun: columns of its prompt that were computed, and that did not have to be."""

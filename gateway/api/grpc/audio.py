@@ -1,4 +1,4 @@
-"""A live call's audio on the wire, in the format its caller chose."""
+"""Audio codecs of gRPC live sessions, in the format the client chooses in `start`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.audio.opus import OpusDecoder, OpusEncoder
-from gateway.audio.stream import PcmFormat, PcmReader, to_bytes
-from gateway.engine.backend import Floats
+from gateway.audio.samples import Floats
+from gateway.audio.stream import PCM_ENCODINGS, PcmFormat, PcmReader, to_bytes
 from gateway.errors import AudioError, InvalidRequest
 
 _PCM: dict[int, PcmFormat] = {
@@ -17,62 +17,50 @@ _PCM: dict[int, PcmFormat] = {
 }
 
 
-class PcmAudio:
-    """Samples as they are; the caller's may have another rate than the models'."""
+class PcmCodec:
+    """PCM in both directions. The client's sample rate may differ from the model's."""
 
     def __init__(self, audio_format: PcmFormat, sample_rate: int, model_rate: int) -> None:
-        """Raises AudioError for a rate that is not read."""
+        """Raises AudioError for an unsupported sample rate."""
+        reader = PcmReader(audio_format, sample_rate, model_rate)
+        self.decode = reader.read
+        self.finish = reader.finish
+        self.encoding = PCM_ENCODINGS[audio_format]
+        self.wire_format = pb.AUDIO_FORMAT_PCM_F32LE if audio_format == "pcm_f32le" else pb.AUDIO_FORMAT_PCM_S16LE
         self._format = audio_format
-        self._reader = PcmReader(audio_format, sample_rate, model_rate)
-        self.kind = pb.AUDIO_FORMAT_PCM_F32LE if audio_format == "pcm_f32le" else pb.AUDIO_FORMAT_PCM_S16LE
 
-    def read(self, data: bytes) -> Floats:
-        """One message -> [T] float32 at the models' rate. Raises AudioError."""
-        return self._reader.read(data)
-
-    def finish(self) -> Floats:
-        """What the last messages still give, [T] float32."""
-        return self._reader.finish()
-
-    def write(self, frame: Floats) -> bytes:
-        """An agent frame [1920] -> what goes into a message."""
-        return to_bytes(frame, self._format)
+    def encode(self, pcm: Floats) -> bytes:
+        """Encode an agent frame [1920] as the data of one message."""
+        return to_bytes(pcm, self._format)
 
 
-class OpusAudio:
-    """One packet per message, both ways."""
+class OpusCodec:
+    """One Opus packet per message, in both directions."""
 
-    kind = pb.AUDIO_FORMAT_OPUS
+    encoding = None
+    wire_format = pb.AUDIO_FORMAT_OPUS
 
     def __init__(self) -> None:
-        self._decoder = OpusDecoder()
-        self._encoder = OpusEncoder()
-
-    def read(self, data: bytes) -> Floats:
-        """One packet -> [T] float32 at 24 kHz. Raises AudioError."""
-        return self._decoder.decode(data)
+        self.decode = OpusDecoder().decode
+        self.encode = OpusEncoder().encode
 
     def finish(self) -> Floats:
-        """Nothing: a packet is heard whole."""
+        """Return no samples: each packet is decoded whole."""
         return np.empty(0, np.float32)
 
-    def write(self, frame: Floats) -> bytes:
-        """An agent frame [1920] -> one packet."""
-        return self._encoder.encode(frame)
+
+AudioCodec = PcmCodec | OpusCodec
 
 
-CallAudio = PcmAudio | OpusAudio
-
-
-def chosen_audio(start: pb.Start, model_rate: int) -> CallAudio:
-    """What `start` asks for. Raises InvalidRequest for what there is not."""
+def choose_codec(start: pb.Start, model_rate: int) -> AudioCodec:
+    """Make the codec that `start` asks for. Raises InvalidRequest if there is none."""
     if start.format == pb.AUDIO_FORMAT_OPUS:
         if start.HasField("sample_rate"):
             raise InvalidRequest("expected no sample_rate: Opus packets say theirs", "sample_rate")
-        return OpusAudio()
+        return OpusCodec()
     if (pcm := _PCM.get(start.format)) is None:
         raise InvalidRequest(f"expected a value of AudioFormat, got {start.format}", "format")
     try:
-        return PcmAudio(pcm, start.sample_rate if start.HasField("sample_rate") else model_rate, model_rate)
+        return PcmCodec(pcm, start.sample_rate if start.HasField("sample_rate") else model_rate, model_rate)
     except AudioError as error:
         raise InvalidRequest(error.message, "sample_rate") from None

@@ -109,13 +109,13 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
 
     request, response = parser(pb.RespondRequest), pb.RespondResponse.SerializeToString
     chunk = pb.RespondChunk.SerializeToString
-    said, heard = parser(pb.ConverseRequest), pb.ConverseResponse.SerializeToString
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
             "Respond": grpc.unary_unary_rpc_method_handler(on_respond, request, response),
             "RespondStream": grpc.unary_stream_rpc_method_handler(on_respond_stream, request, chunk),
-            "Converse": grpc.stream_stream_rpc_method_handler(on_converse, said, heard),
+            # Its handler parses and serializes by itself, which saves two calls per frame.
+            "Converse": grpc.stream_stream_rpc_method_handler(on_converse),
         },
     )
 

@@ -1,9 +1,10 @@
-"""WebSocket `/api/chat`: the reference server's protocol, so that its clients and those of Moshi connect unchanged.
+"""WebSocket `/api/chat`: the reference server's protocol, for its clients and those of Moshi.
 
-What the caller wants is in the query. Then binary messages, whose first byte says what they are: the server sends a
-handshake when the prompt is in the models, then Ogg/Opus, a page per frame, and pieces of text; the caller sends
-Ogg/Opus. Unlike the reference, this server honours the sampling parameters, keeps audio that comes before the
-handshake, serves many callers at once, and tells in an error message why it closes.
+The query holds the parameters. All messages are binary, and their first byte is their kind. The server sends a
+handshake when the models hold the prompt, then Ogg/Opus, one page per frame, and text. The client sends Ogg/Opus.
+
+Unlike the reference, this server honours the sampling parameters, keeps the latest audio that arrives before the
+handshake, serves many clients at once, and sends an error message before it closes.
 """
 
 from __future__ import annotations
@@ -14,46 +15,46 @@ from contextlib import suppress
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
 
-from gateway.api.rest.schemas import MAX_PROMPT_CHARACTERS, SEED_BITS, PersonaParams, Temperature, TopK
-from gateway.api.websocket.connection import Connection, Gone
-from gateway.api.websocket.session import FAILURES, SessionRequest, WebSocketEndpoint, WebSocketSession
+from gateway.api.rest.schemas import MAX_PROMPT_CHARACTERS, SEED_BITS, LiveParams, Temperature, TopK
+from gateway.api.websocket.connection import Connection
+from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
 from gateway.errors import InvalidRequest
-from gateway.session import request as question
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
-from gateway.session.live import LiveSession
+from gateway.session.input_queue import InputQueue
+from gateway.session.live import TransportClosed
 from gateway.session.runtime import Runtime
 
 PATH = "/api/chat"
 
 HANDSHAKE, AUDIO, TEXT, ERROR, PING = b"\x00", b"\x01", b"\x02", b"\x05", b"\x06"
 
-# The reference's page hangs up when it hears nothing for 10 s; a long prompt may take longer.
+# The reference's page disconnects after 10 s without a message. A long prompt may take longer.
 PING_S = 4.0
 
 _UNSEEDED = -1
-# Two seeds into one: any fixed function will do.
+# Combines two seeds into one; any fixed odd factor would do.
 _SEED_FACTOR = 1_000_003
 
 
 class ChatQuery(BaseModel):
-    """The query, as the reference's page and command line send it. What else they send has no meaning here."""
+    """The query parameters of the reference's page and command line. Others are ignored."""
 
     voice_prompt: str = Field("", max_length=200)
-    """A preset's name, or that of its file in the release."""
+    """The name of a preset, or of its file in the release."""
     text_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     seed: int | None = Field(None, ge=_UNSEEDED, lt=2**SEED_BITS)
     text_seed: int | None = None
     audio_seed: int | None = None
-    """The page sends two; together they are the seed if there is no other."""
+    """The page sends two seeds. Together they are the seed if `seed` is missing."""
     text_temperature: Temperature | None = None
     text_topk: TopK | None = None
     audio_temperature: Temperature | None = None
     audio_topk: TopK | None = None
 
-    def params(self) -> PersonaParams:
-        """The same in the words of the other faces."""
-        return PersonaParams(
+    def params(self) -> LiveParams:
+        """Return the parameters by the names the other APIs use."""
+        return LiveParams(
             voice=self.voice_prompt.removesuffix(".pt") or None,
             system_prompt=None,
             text_prompt=self.text_prompt,
@@ -63,6 +64,7 @@ class ChatQuery(BaseModel):
             text_top_k=self.text_topk,
             audio_temperature=self.audio_temperature,
             audio_top_k=self.audio_topk,
+            on_gap=None,
         )
 
     def _seed(self) -> int | None:
@@ -74,70 +76,68 @@ class ChatQuery(BaseModel):
 
 
 def router(runtime: Runtime) -> APIRouter:
-    """The route, to be included in an app."""
+    """Make the route, to be included in an app."""
     routes = APIRouter()
-    routes.add_websocket_route(PATH, WebSocketEndpoint(runtime, Chat), name="chat")  # type: ignore[arg-type]
+    endpoint = WebSocketEndpoint(runtime, ChatTransport)
+    routes.add_websocket_route(PATH, endpoint, name="chat")  # type: ignore[arg-type]
     return routes
 
 
-class Chat(WebSocketSession):
-    """One caller of `/api/chat`."""
+class ChatTransport(WebSocketTransport):
+    """The messages of one `/api/chat` connection."""
 
-    def __init__(self, runtime: Runtime, connection: Connection) -> None:
-        super().__init__(runtime, connection)
-        self._reader = OggOpusReader()
-        self._writer = OggOpusWriter()
-        self._greeted = False
+    def __init__(self, connection: Connection, runtime: Runtime) -> None:
+        super().__init__(connection, runtime)
+        self._writer: OggOpusWriter
+        self._ready = False
 
-    async def run(self) -> None:
-        """The whole connection."""
-        pinging = asyncio.create_task(self._ping())
+    async def handshake(self) -> LiveParams:
+        """Read the query."""
         try:
-            await super().run()
-        finally:
-            pinging.cancel()
-
-    async def begin(self) -> SessionRequest:
-        """What the query says."""
-        try:
-            # Nothing after the = is no wish, but for the prompt, where it wishes for none.
-            said = {name: value for name, value in self.connection.query.items() if value or name == "text_prompt"}
-            params = ChatQuery.model_validate(said).params()
+            # An empty value means "not set", except for `text_prompt`, where it means "no prompt".
+            given = {name: value for name, value in self.connection.query.items() if value or name == "text_prompt"}
+            return ChatQuery.model_validate(given).params()
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             name = str(first["loc"][0])
             raise InvalidRequest(f"{name}: {first['msg']}", field=name) from None
-        return SessionRequest(question.persona(params, self.runtime), question.sampling(params, self.runtime))
 
-    async def hear(self, message: str | bytes, live: LiveSession) -> None:
-        """Audio. Everything else is ignored, as the reference does."""
-        if not isinstance(message, bytes) or message[:1] != AUDIO:
-            return
-        for pcm in self._reader.read(message[1:]):
-            await live.put(pcm)
-        if self._reader.ended:
-            live.hang_up()
+    async def receive(self, audio: InputQueue) -> None:
+        """Read Ogg/Opus, and send pings until the handshake. Other messages are ignored, as the reference does."""
+        pings = asyncio.create_task(self._ping())
+        reader = OggOpusReader()
+        try:
+            while True:
+                message = await self.connection.receive()
+                if isinstance(message, bytes) and message[:1] == AUDIO and not audio.closed:
+                    for pcm in reader.read(message[1:]):
+                        await audio.put(pcm)
+                    if reader.ended:
+                        audio.close()
+        finally:
+            pings.cancel()
 
-    async def tell(self, event: Event) -> None:
-        """A frame's text before its audio; warnings have no place in this protocol."""
+    async def send(self, event: Event) -> None:
+        """Send an event. The text of a frame comes before its audio. The protocol has no warnings."""
         send = self.connection.send
         if isinstance(event, AgentAudio):
             if event.frame.text:
                 await send(TEXT + event.frame.text.encode())
             await send(AUDIO + self._writer.write(event.frame.pcm))
         elif isinstance(event, Ready):
-            self._greeted = True
+            self._ready = True
+            self._writer = OggOpusWriter()
             await send(HANDSHAKE)
             await send(AUDIO + self._writer.head())
-        elif isinstance(event, Ended) and event.reason is not Reason.COMPLETED and event.reason not in FAILURES:
-            await self.complain(event.reason.value, event.message)
+        elif isinstance(event, Ended) and event.reason is not Reason.COMPLETED:
+            await self.send_error(FAILURE_CODES.get(event.reason, event.reason.value), event.message)
 
-    async def complain(self, kind: str, message: str) -> None:
-        """As an error message, for people."""
+    async def send_error(self, code: str, message: str) -> None:
+        """Send the message of an error; the protocol has no codes."""
         await self.connection.send(ERROR + message.encode())
 
     async def _ping(self) -> None:
-        with suppress(Gone):
-            while not self._greeted:
+        with suppress(TransportClosed):
+            while not self._ready:
                 await asyncio.sleep(PING_S)
                 await self.connection.send(PING)

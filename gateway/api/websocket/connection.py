@@ -1,4 +1,4 @@
-"""One WebSocket as the live faces see it: who may open it, whole messages in and out, and how it ends."""
+"""One WebSocket: who may open it, whole messages in and out, and how it is closed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from gateway.api.access import check_origin, presented_key
 from gateway.api.rest.disconnect import abort
 from gateway.errors import PayloadTooLarge
 from gateway.session.keys import KeyHolder
+from gateway.session.live import TransportClosed
 from gateway.session.runtime import Runtime
 
 SUBPROTOCOL = "personaplex.v1"
 KEY_SUBPROTOCOL = "personaplex.key."
-"""A page cannot set headers on a WebSocket: it offers its API key as a subprotocol, best beside SUBPROTOCOL."""
+"""Prefix of an API key as a subprotocol, for pages, which cannot set headers. Best offered beside SUBPROTOCOL."""
 
 # RFC 6455 section 5.5: a control frame has 125 bytes, two of them for the code.
 _REASON_BYTES = 123
-
-
-class Gone(Exception):  # noqa: N818 (no error: callers hang up)
-    """The other side's connection is no more."""
 
 
 class Connection:
@@ -38,16 +35,19 @@ class Connection:
         self._max_message_bytes = max_message_bytes
 
     async def accept(self) -> None:
-        """Say yes, so that what may be wrong can be told in a message. Raises Gone."""
+        """Complete the opening handshake, so that errors can be sent as messages. Raises TransportClosed."""
         if (await self._receive())["type"] != "websocket.connect":
-            raise Gone
+            raise TransportClosed
         chosen = SUBPROTOCOL if SUBPROTOCOL in self._offered else None
-        # A browser takes no answer without a subprotocol once it has offered some.
+        # A browser that offered subprotocols fails the connection if none is chosen.
         chosen = chosen or next((name for name in self._offered if name.startswith(KEY_SUBPROTOCOL)), None)
         await self._put({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
 
-    def caller(self, runtime: Runtime) -> KeyHolder | None:
-        """Whose key came along; None where none is needed. Raises NotAllowed for the page, Unauthorized for the key."""
+    def authenticate(self, runtime: Runtime) -> KeyHolder | None:
+        """Check the page's origin and the API key; return the key's holder, or None where no keys are needed.
+
+        Raises NotAllowed for the origin, Unauthorized for the key.
+        """
         check_origin(self.headers, runtime.settings.allowed_origins)
         key = presented_key(self.headers)
         if key is None:
@@ -55,35 +55,35 @@ class Connection:
             key = next((name.removeprefix(KEY_SUBPROTOCOL) for name in found), None)
         return runtime.keys.check(key)
 
-    async def receive(self) -> str | bytes | None:
-        """The next message, text or binary; None once the other side has closed. Raises PayloadTooLarge."""
+    async def receive(self) -> str | bytes:
+        """Return the next message, text or binary. Raises PayloadTooLarge, TransportClosed."""
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
-            return None
+            raise TransportClosed
         data = message.get("bytes")
-        came: str | bytes = message["text"] if data is None else data
-        if len(came) > self._max_message_bytes:
-            raise PayloadTooLarge(f"expected messages of at most {self._max_message_bytes} bytes, got {len(came)}")
-        return came
+        received: str | bytes = message["text"] if data is None else data
+        if len(received) > self._max_message_bytes:
+            raise PayloadTooLarge(f"expected messages of at most {self._max_message_bytes} bytes, got {len(received)}")
+        return received
 
     async def send(self, message: str | bytes) -> None:
-        """Returns when there is room for more. Raises Gone."""
+        """Send a message; return once there is room for more. Raises TransportClosed."""
         kind = "text" if isinstance(message, str) else "bytes"
         await self._put({"type": "websocket.send", kind: message})
 
     async def close(self, code: int, reason: str = "") -> None:
-        """The closing handshake, our half. Raises Gone."""
+        """Send a close frame. Raises TransportClosed."""
         fitting = reason.encode()[:_REASON_BYTES].decode(errors="ignore")
         await self._put({"type": "websocket.close", "code": code, "reason": fitting})
 
     def abort(self) -> None:
-        """Drop what is not sent yet, and the connection; not every server can."""
+        """Discard unsent data and close the connection, if the server supports that."""
         abort(self._scope)
 
     async def _put(self, message: dict[str, Any] | Message) -> None:
         try:
             await self._send(message)
         except (OSError, RuntimeError) as error:
-            # Servers raise OSError when the other side went first, and RuntimeError when they closed on their own:
-            # for a late pong, or a message that breaks the protocol.
-            raise Gone from error
+            # Servers raise OSError after the client's close, and RuntimeError after their own: for a missing pong or a
+            # message that breaks the protocol.
+            raise TransportClosed from error

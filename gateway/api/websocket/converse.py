@@ -1,115 +1,114 @@
-"""WebSocket `/v1/converse`: a live call in JSON text messages and binary PCM, for browsers and scripts.
+"""WebSocket `/v1/converse`: a live session in JSON text messages and binary PCM, for browsers and scripts.
 
-The caller sends a `start` message, then PCM in binary messages, then perhaps `end`; back come `ready`, one binary
-message per agent frame with a `text` before it where there is some, `stats`, `warning`, and `error` or `ended` before
-the close. `messages` has them all.
+The client sends a `start` message, then PCM in binary messages, then optionally `end`. The server sends `ready`, then a
+binary message per agent frame, preceded by `text` if the frame has any, `stats`, `warning`, and `error` or `ended`
+before the close. `messages` defines all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import assert_never
 
 from fastapi import APIRouter
 
+from gateway.api.rest.schemas import LiveParams
 from gateway.api.websocket import messages
-from gateway.api.websocket.connection import Connection, Gone
-from gateway.api.websocket.session import SessionRequest, WebSocketEndpoint, WebSocketSession
+from gateway.api.websocket.connection import Connection
+from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.stream import PcmReader, to_bytes
 from gateway.errors import HandshakeTimeout, InvalidRequest, UnsupportedMediaType
-from gateway.session import request as question
-from gateway.session.events import AgentAudio, Ended, Event, Ready, WarningEvent
-from gateway.session.live import LiveSession
+from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
+from gateway.session.input_queue import InputQueue
 from gateway.session.runtime import Runtime
 
 PATH = "/v1/converse"
 
 
 def router(runtime: Runtime) -> APIRouter:
-    """The route, to be included in an app."""
+    """Make the route, to be included in an app."""
     routes = APIRouter()
-    routes.add_websocket_route(PATH, WebSocketEndpoint(runtime, Converse), name="converse")  # type: ignore[arg-type]
+    endpoint = WebSocketEndpoint(runtime, ConverseTransport)
+    routes.add_websocket_route(PATH, endpoint, name="converse")  # type: ignore[arg-type]
     return routes
 
 
-class Converse(WebSocketSession):
-    """One caller of `/v1/converse`."""
+class ConverseTransport(WebSocketTransport):
+    """The messages of one `/v1/converse` connection."""
 
-    def __init__(self, runtime: Runtime, connection: Connection) -> None:
-        super().__init__(runtime, connection)
-        self._audio = messages.AudioParams()
+    def __init__(self, connection: Connection, runtime: Runtime) -> None:
+        super().__init__(connection, runtime)
+        self._format = messages.AudioParams()
         self._reader: PcmReader
-        self._done = False
-        self._slowest = 0.0
+        self._max_latency = 0.0
 
-    async def begin(self) -> SessionRequest:
-        """The first message."""
+    async def handshake(self) -> LiveParams:
+        """Read the `start` message."""
         limit = self.runtime.settings.handshake_seconds
         try:
             async with asyncio.timeout(limit):
                 message = await self.connection.receive()
         except TimeoutError:
             raise HandshakeTimeout(f"no start message came within {limit:g} s") from None
-        if message is None:
-            raise Gone
         if isinstance(message, bytes):
             raise UnsupportedMediaType("expected a start message (JSON text) first, got binary data")
         start = messages.read(message)
         if not isinstance(start, messages.Start):
             raise InvalidRequest("expected a start message first, got end")
-        self._audio = start.audio
+        self._format = start.audio
         self._reader = PcmReader(start.audio.format, start.audio.sample_rate, self.runtime.manifest.sample_rate)
-        drawn = question.sampling(start, self.runtime)
-        return SessionRequest(question.persona(start, self.runtime), drawn, start.on_gap or "wait")
+        return start
 
-    async def hear(self, message: str | bytes, live: LiveSession) -> None:
-        """PCM, or the wish to end. What comes after that is not heard."""
-        if isinstance(message, bytes):
-            if not self._done:
-                await live.put(self._reader.read(message))
-        elif isinstance(messages.read(message), messages.Start):
-            raise InvalidRequest("expected audio or an end message, got another start message")
-        elif not self._done:
-            self._done = True
-            await live.put(self._reader.finish())
-            live.hang_up()
+    async def receive(self, audio: InputQueue) -> None:
+        """Read PCM and `end`. Messages after `end` are ignored."""
+        receive, read = self.connection.receive, self._reader.read
+        while True:
+            message = await receive()
+            if isinstance(message, bytes):
+                if not audio.closed:
+                    await audio.put(read(message))
+            elif isinstance(messages.read(message), messages.Start):
+                raise InvalidRequest("expected audio or an end message, got another start message")
+            elif not audio.closed:
+                await audio.put(self._reader.finish())
+                audio.close()
 
-    async def tell(self, event: Event) -> None:
-        """As messages, a frame's text before its audio."""
+    async def send(self, event: Event) -> None:
+        """Send an event. The text of a frame comes before its audio, `stats` follow about once a second."""
         send = self.connection.send
         if isinstance(event, AgentAudio):
             frame = event.frame
             if frame.text:
                 await send(messages.Text(index=frame.index, text=frame.text).model_dump_json())
-            await send(to_bytes(frame.pcm, self._audio.format))
-            await self._report(event)
+            await send(to_bytes(frame.pcm, self._format.format))
+            self._max_latency = max(self._max_latency, event.latency)
+            frame_rate = self.runtime.manifest.frame_rate
+            if frame.index and int((frame.index + 1) / frame_rate) > int(frame.index / frame_rate):
+                await send(self._stats(event).model_dump_json())
         elif isinstance(event, Ready):
             await send(self._ready(event).model_dump_json())
-        elif isinstance(event, WarningEvent):
-            warning = messages.Warning(code=event.code, message=event.message, seconds_left=event.seconds_left)
-            await send(warning.model_dump_json(exclude_none=True))
         elif isinstance(event, Ended):
+            if event.error is not None and event.reason is Reason.CLIENT_ERROR:
+                await self.send_error(event.error.code, event.message)
+            elif event.reason in FAILURE_CODES:
+                await self.send_error(FAILURE_CODES[event.reason], event.message)
             await send(_ended(event).model_dump_json())
         else:
-            assert_never(event)
+            warning = messages.Warning(code=event.code, message=event.message, seconds_left=event.seconds_left)
+            await send(warning.model_dump_json(exclude_none=True))
 
-    async def complain(self, kind: str, message: str) -> None:
-        """As an `error` message."""
-        await self.connection.send(messages.Error(code=kind, message=message).model_dump_json())
+    async def send_error(self, code: str, message: str) -> None:
+        """Send an `error` message."""
+        await self.connection.send(messages.Error(code=code, message=message).model_dump_json())
 
-    async def _report(self, spoken: AgentAudio) -> None:
-        """Stats, once per second of audio."""
-        self._slowest = max(self._slowest, spoken.latency)
-        frame_rate = self.runtime.manifest.frame_rate
-        if spoken.frame.index and int((spoken.frame.index + 1) / frame_rate) > int(spoken.frame.index / frame_rate):
-            stats = messages.Stats(
-                index=spoken.frame.index,
-                latency_ms=round(1000 * self._slowest, 2),
-                dropped_frames=spoken.dropped,
-                queued_ms=1000 * spoken.queued / frame_rate,
-            )
-            self._slowest = 0.0
-            await self.connection.send(stats.model_dump_json())
+    def _stats(self, event: AgentAudio) -> messages.Stats:
+        stats = messages.Stats(
+            index=event.frame.index,
+            latency_ms=round(1000 * self._max_latency, 2),
+            dropped_frames=event.dropped,
+            queued_ms=1000 * event.queued / self.runtime.manifest.frame_rate,
+        )
+        self._max_latency = 0.0
+        return stats
 
     def _ready(self, ready: Ready) -> messages.Ready:
         manifest = self.runtime.manifest
@@ -117,7 +116,7 @@ class Converse(WebSocketSession):
             conversation_id=ready.conversation_id,
             voice=ready.voice,
             seed=ready.seed,
-            audio=messages.AudioFormat(format=self._audio.format, sample_rate=manifest.sample_rate),
+            audio=messages.AudioFormat(format=self._format.format, sample_rate=manifest.sample_rate),
             frame_size=manifest.frame_size,
             setup_ms=round(1000 * ready.setup_seconds, 2),
         )

@@ -32,8 +32,11 @@ def metrics() -> Metrics:
         metrics.frame(
             AgentFrame(index, 3, "", np.zeros(8, np.int64), np.zeros(1920, np.float32), None, stages, seconds)
         )
-        metrics.live_frame(seconds if index else None, late=seconds == 0.09, queued=index)
+        if index:
+            metrics.input_to_output_seconds.observe(seconds)
+        metrics.input_queue_frames.observe(index)
         metrics.shared(index + 1)
+    metrics.late_frames.inc()
     metrics.prefilled(7, 0)
     metrics.prefilled(0, 30)
     return metrics

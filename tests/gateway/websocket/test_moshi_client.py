@@ -1,4 +1,4 @@
-"""The PyPI client holds a conversation, and what it is told is what an offline run on its Opus stream says."""
+"""The client from PyPI holds a conversation, and gets the answer to a recording of its Opus stream."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.api.websocket.chat import Chat
+from gateway.api.websocket.chat import ChatTransport
+from gateway.api.websocket.connection import Connection
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
-from gateway.session import request as question
+from gateway.session import request
 from gateway.session.events import AgentAudio, Event
 from tests.gateway.websocket.conftest import Server
 from tests.gateway.websocket.moshi import FRAME, Conversation, client_module
@@ -19,54 +20,55 @@ from tests.gateway.websocket.moshi import FRAME, Conversation, client_module
 SEED = 11
 
 
-class Overheard:
-    """What passes between the client and us."""
+class Recording:
+    """Records what the client and the server send."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stream: list[bytes] = []
-        self.spoken: list[AgentAudio] = []
-        hear, tell = Chat.hear, Chat.tell
+        self.agent: list[AgentAudio] = []
+        receive, send = Connection.receive, ChatTransport.send
 
-        async def overhear(chat: Chat, message: str | bytes, live: Any) -> None:
+        async def record_receive(connection: Connection) -> str | bytes:
+            message = await receive(connection)
             assert isinstance(message, bytes)
             self.stream.append(message[1:])
-            await hear(chat, message, live)
+            return message
 
-        async def overtell(chat: Chat, event: Event) -> None:
-            await tell(chat, event)
+        async def record_send(transport: ChatTransport, event: Event) -> None:
+            await send(transport, event)
             if isinstance(event, AgentAudio):
-                self.spoken.append(event)
+                self.agent.append(event)
 
-        monkeypatch.setattr(Chat, "hear", overhear)
-        monkeypatch.setattr(Chat, "tell", overtell)
-        # The client has no way to name a seed.
-        monkeypatch.setattr(question.secrets, "randbits", lambda _bits: SEED)
+        monkeypatch.setattr(Connection, "receive", record_receive)
+        monkeypatch.setattr(ChatTransport, "send", record_send)
+        # The client cannot choose a seed.
+        monkeypatch.setattr(request.secrets, "randbits", lambda _bits: SEED)
 
     @property
     def texts(self) -> list[str]:
-        return [event.frame.text for event in self.spoken if event.frame.text]
+        return [event.frame.text for event in self.agent if event.frame.text]
 
 
 async def test_a_conversation(server: Server, monkeypatch: pytest.MonkeyPatch, noise: Callable[..., Any]) -> None:
     client_module()
     frames = 30
-    overheard = Overheard(monkeypatch)
+    recording = Recording(monkeypatch)
     conversation = Conversation(noise(frames))
     client = conversation.running(server.url.replace("ws", "http", 1))
     await asyncio.to_thread(client.__enter__)
     async with asyncio.timeout(30):
-        # Their pre-skip is one frame long; ours begin with one of silence.
-        while len(overheard.spoken) < frames or len(conversation.printer.said) < len(overheard.texts):  # noqa: ASYNC110
+        # The client's pre-skip is one frame; our answer begins with one frame of silence.
+        while len(recording.agent) < frames or len(conversation.printer.said) < len(recording.texts):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await asyncio.to_thread(client.__exit__, None, None, None)
-    spoken = [event.frame for event in overheard.spoken]
+    spoken = [event.frame for event in recording.agent]
 
-    heard = np.concatenate(list(OggOpusReader().read(b"".join(overheard.stream))))
+    heard = np.concatenate(list(OggOpusReader().read(b"".join(recording.stream))))
     assert len(heard) == (frames - 1) * FRAME
     answer = await server.offline(heard, frames, seed=SEED, include=["tokens"])
     assert [frame.text_token for frame in spoken] == answer["text_tokens"]
     assert [frame.codes.tolist() for frame in spoken] == answer["agent_codes"]
-    assert conversation.printer.said == overheard.texts
+    assert conversation.printer.said == recording.texts
     assert np.isfinite(conversation.device.played).all()
 
 

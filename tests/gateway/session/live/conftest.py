@@ -1,11 +1,11 @@
-"""Live calls on the fake engine in a loop whose time leaps to the next thing due: hours take milliseconds."""
+"""Live sessions on the fake engine, in an event loop whose clock jumps to the next timer: hours take milliseconds."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from gateway.engine.fake import FakeEngine
 from gateway.engine.sampling import Sampling
 from gateway.manifest import Manifest
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
+from gateway.session.input_queue import InputQueue
 from gateway.session.limits import LiveLimits, OnGap
-from gateway.session.live import LiveSession
+from gateway.session.live import LiveSession, TransportClosed
 from gateway.session.recorded import Reply
 from gateway.session.runtime import Persona, Runtime
 from gateway.settings import Settings
@@ -30,8 +31,8 @@ FRAME = 1920
 FRAME_S = 0.08
 
 
-class LeapingLoop(asyncio.SelectorEventLoop):
-    """With nothing to do now, it is already the time at which there is."""
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer when nothing is ready."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -43,16 +44,16 @@ class LeapingLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         if not self._ready and self._scheduled:
             self._now = max(self._now, self._scheduled[0]._when)
-        # As real time does, so that nobody waits forever for the last bit of a sum.
+        # Time passes, so that rounding cannot make a deadline unreachable.
         self._now += 1e-7
         super()._run_once()
 
 
-class LeapingPolicy(asyncio.DefaultEventLoopPolicy):
+class JumpingPolicy(asyncio.DefaultEventLoopPolicy):
     """For pytest-asyncio."""
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return LeapingLoop()
+        return JumpingLoop()
 
 
 def now() -> float:
@@ -60,7 +61,7 @@ def now() -> float:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 100.0) -> None:
-    """Looks every millisecond of the loop's time."""
+    """Poll every millisecond of the loop's time."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -80,36 +81,95 @@ def metric(runtime: Runtime, name: str, **labels: str) -> float:
 
 
 async def offline(runtime: Runtime, pcm: NDArray[np.float32], frames: int) -> list[list[int]]:
-    async with runtime.open(ANA, SAMPLING) as held:
-        reply = Reply(held.conversation, pcm, runtime.manifest, frames)
+    """Tokens [frames, 9] of a recorded request with the same audio."""
+    async with runtime.open(ANA, SAMPLING) as lease:
+        reply = Reply(lease.conversation, pcm, runtime.manifest, frames)
         return [[frame.text_token, *frame.codes.tolist()] async for frame in reply.frames()]
 
 
-@dataclass
-class OnTheLine:
-    """A live call, somebody who reads its events, and when they came."""
+class Client:
+    """A client and its transport in one: sends audio, and records events and the times of their arrival."""
 
-    live: LiveSession
-    events: list[Event] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
+    def __init__(self, *, reads: bool) -> None:
+        self.session: LiveSession
+        self.events: list[Event] = []
+        self.times: list[float] = []
+        self.aborted = False
+        self.result: Ended | None = None
+        self.fault: Exception | None = None
+        self._input: asyncio.Future[InputQueue] = asyncio.get_running_loop().create_future()
+        self._reads = asyncio.Event()
+        self._faulty = asyncio.Event()
+        if reads:
+            self._reads.set()
+
+    async def receive(self, audio: InputQueue) -> None:
+        """For the session."""
+        if not self._input.done():
+            self._input.set_result(audio)
+        await self._faulty.wait()
+        assert self.fault is not None
+        raise self.fault
+
+    async def send(self, event: Event) -> None:
+        """For the session."""
+        await self._reads.wait()
+        self.events.append(event)
+        self.times.append(now())
+
+    async def run(self) -> Ended:
+        """Run the session to its end."""
+        self.result = await self.session.run(self)
+        return self.result
+
+    def abort(self) -> None:
+        """For the session."""
+        self.aborted = True
+
+    async def put(self, pcm: NDArray[np.float32]) -> None:
+        """Send samples; wait while the session takes no more."""
+        await (await self._input).put(pcm)
+
+    async def stream(self, pcm: NDArray[np.float32]) -> None:
+        """Send samples in real time, frame by frame."""
+        for at in range(0, len(pcm), FRAME):
+            await self.put(pcm[at : at + FRAME])
+            await asyncio.sleep(FRAME_S)
+
+    async def end_audio(self) -> None:
+        (await self._input).close()
+
+    def start_reading(self) -> None:
+        self._reads.set()
+
+    def fail(self, fault: Exception) -> None:
+        """Make the transport raise an error."""
+        self.fault = fault
+        self._faulty.set()
+
+    def disconnect(self) -> None:
+        self.fail(TransportClosed())
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
     @property
-    def spoken(self) -> list[AgentAudio]:
+    def answers(self) -> list[AgentAudio]:
         return self.of(AgentAudio)
 
     @property
     def tokens(self) -> list[list[int]]:
         """[frames, 9]: text, then the agent's codes."""
-        return [[event.frame.text_token, *event.frame.codes.tolist()] for event in self.spoken]
+        return [[event.frame.text_token, *event.frame.codes.tolist()] for event in self.answers]
 
     @property
     def ended(self) -> Ended:
-        (ended,) = self.of(Ended)
-        assert self.events[-1] is ended
-        return ended
+        """What `run` returned; the last event, unless the client had disconnected."""
+        assert self.result is not None
+        sent = self.of(Ended)
+        assert sent == ([] if self.result.reason is Reason.DISCONNECTED else [self.result])
+        assert self.events[-1:] == sent or not sent
+        return self.result
 
     @property
     def ready_at(self) -> float:
@@ -118,7 +178,7 @@ class OnTheLine:
 
     @property
     def ended_at(self) -> float:
-        """Seconds since ready."""
+        """Seconds since Ready."""
         assert self.ended
         return self.times[-1] - self.ready_at
 
@@ -127,56 +187,40 @@ class OnTheLine:
         """When each user frame was answered."""
         return [at for at, event in zip(self.times, self.events, strict=True) if isinstance(event, AgentAudio)][1:]
 
-    async def listen(self) -> None:
-        async for event in self.live.events():
-            self.events.append(event)
-            self.times.append(now())
-
-    async def ready(self) -> None:
+    async def wait_ready(self) -> None:
         await until(lambda: bool(self.of(Ready)))
 
-    async def frames(self, number: int) -> None:
-        """Until so many were heard."""
-        await until(lambda: len(self.spoken) >= number)
+    async def wait_frames(self, number: int) -> None:
+        """Wait for so many agent frames."""
+        await until(lambda: len(self.answers) >= number)
 
-    async def speak(self, pcm: NDArray[np.float32]) -> None:
-        """In real time, frame by frame."""
-        for at in range(0, len(pcm), FRAME):
-            await self.live.put(pcm[at : at + FRAME])
-            await asyncio.sleep(FRAME_S)
-
-    async def over(self) -> Ended:
-        async with asyncio.timeout(10_000):
-            await self.live.over.wait()
-        for _ in range(10):
-            await asyncio.sleep(0)
+    async def wait_ended(self) -> Ended:
+        await until(lambda: self.result is not None, 10_000)
         return self.ended
 
 
-ConversationLease = Callable[..., AbstractAsyncContextManager[OnTheLine]]
+Connect = Callable[..., AbstractAsyncContextManager[Client]]
 
 
 @pytest.fixture
-def call(runtime: Runtime) -> ConversationLease:
-    """Opens a call as `open_call` does, on the loop's time; limits as keywords, `listening=False` for nobody there."""
+def connect(runtime: Runtime) -> Connect:
+    """Run a session as `open_live_session` does, with the loop's clock and limits as keywords; disconnect on exit."""
 
     @asynccontextmanager
     async def make(
-        on_gap: OnGap = "wait", listening: bool = True, sampling: Sampling = SAMPLING, **limits: float
-    ) -> AsyncIterator[OnTheLine]:
-        async with runtime.open(ANA, sampling) as held:
+        on_gap: OnGap = "wait", reads: bool = True, sampling: Sampling = SAMPLING, **limits: float
+    ) -> AsyncIterator[Client]:
+        client = Client(reads=reads)
+        async with runtime.open(ANA, sampling) as lease:
             chosen = replace(LiveLimits(), **limits)  # type: ignore[arg-type]
-            live = LiveSession(held, runtime, ANA, sampling, on_gap, chosen, clock=asyncio.get_running_loop().time)
-            line = OnTheLine(live)
-            running = asyncio.create_task(live.run())
-            ears = asyncio.create_task(line.listen()) if listening else None
+            clock = asyncio.get_running_loop().time
+            client.session = LiveSession(lease, runtime, ANA, sampling, on_gap, chosen, clock)
+            running = asyncio.create_task(client.run())
             try:
-                yield line
+                yield client
             finally:
-                live.stop(Reason.DISCONNECTED)
-                held.reason = await running
-                if ears is not None:
-                    with suppress(asyncio.CancelledError):
-                        await ears
+                client.disconnect()
+                with suppress(asyncio.CancelledError):
+                    await running
 
     return make

@@ -1,4 +1,4 @@
-"""When the caller's audio stops coming: waiting for more, or silence in its place."""
+"""Gap policies: when the client's audio stops, wait for more or insert silence."""
 
 from __future__ import annotations
 
@@ -13,69 +13,69 @@ from gateway.session.runtime import Runtime
 from tests.gateway.session.live.conftest import (
     FRAME,
     FRAME_S,
-    ConversationLease,
-    LeapingPolicy,
+    Connect,
+    JumpingPolicy,
     metric,
     noise,
     now,
     offline,
 )
 
-# What comes instead in a later pytest-asyncio is for whole sessions.
+# The replacement in later versions of pytest-asyncio applies to whole sessions.
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
 
 @pytest.fixture
 def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    """Hours take milliseconds here."""
-    return LeapingPolicy()
+    """Hours take milliseconds."""
+    return JumpingPolicy()
 
 
-async def test_wait_waits(call: ConversationLease, runtime: Runtime) -> None:
+async def test_wait_waits(connect: Connect, runtime: Runtime) -> None:
     pcm = noise(6)
-    async with call(on_gap="wait") as line:
-        await line.speak(pcm[: 3 * FRAME])
+    async with connect(on_gap="wait") as client:
+        await client.stream(pcm[: 3 * FRAME])
         await asyncio.sleep(10)
-        assert len(line.spoken) == 4
-        await line.speak(pcm[3 * FRAME :])
-        line.live.hang_up()
-        ended = await line.over()
+        assert len(client.answers) == 4
+        await client.stream(pcm[3 * FRAME :])
+        await client.end_audio()
+        ended = await client.wait_ended()
     assert ended.summary.dropped_frames == 0
-    assert line.tokens == await offline(runtime, pcm, 7)
+    assert client.tokens == await offline(runtime, pcm, 7)
 
 
-async def test_a_long_burst_after_a_pause_is_heard_whole(call: ConversationLease, runtime: Runtime) -> None:
-    """As a script says whole sentences and waits for the answer to each."""
+async def test_a_long_burst_after_a_pause_is_used_completely(connect: Connect, runtime: Runtime) -> None:
+    """Scripts send whole sentences and wait for each answer."""
     pcm = noise(2 * 37)
-    async with call(on_gap="wait") as line:
-        await line.ready()
-        await line.live.put(pcm[: 37 * FRAME])
+    async with connect(on_gap="wait") as client:
+        await client.wait_ready()
+        await client.put(pcm[: 37 * FRAME])
         await asyncio.sleep(6)
-        await line.live.put(pcm[37 * FRAME :])
-        line.live.hang_up()
-        ended = await line.over()
+        await client.put(pcm[37 * FRAME :])
+        await client.end_audio()
+        ended = await client.wait_ended()
     assert ended.summary.dropped_frames == metric(runtime, "dropped_frames_total") == 0
-    assert line.tokens == await offline(runtime, pcm, 75)
+    assert client.tokens == await offline(runtime, pcm, 75)
 
 
-async def test_silence_goes_on_in_real_time(call: ConversationLease, runtime: Runtime) -> None:
+async def test_silence_continues_in_real_time(connect: Connect, runtime: Runtime) -> None:
     pcm = noise(3)
-    async with call(on_gap="silence") as line:
-        await line.ready()
-        await line.speak(pcm)
+    async with connect(on_gap="silence") as client:
+        await client.wait_ready()
+        await client.stream(pcm)
         await asyncio.sleep(10)
-        frames = len(line.spoken)
+        frames = len(client.answers)
         assert frames == pytest.approx(10.24 / FRAME_S, abs=3)
         assert metric(runtime, "gap_frames_total") == frames - 4
     heard = np.concatenate([pcm, np.zeros((frames - 4) * FRAME, np.float32)])
-    assert line.tokens[:frames] == await offline(runtime, heard, frames)
+    assert client.tokens[:frames] == await offline(runtime, heard, frames)
 
 
 @pytest.mark.parametrize("stall", [0.5, 1.6, 5.0])
-async def test_what_comes_after_silence_in_its_place_is_dropped(
-    call: ConversationLease, runtime: Runtime, engine: FakeEngine, stall: float
+async def test_audio_after_its_replacement_by_silence_is_dropped(
+    connect: Connect, runtime: Runtime, engine: FakeEngine, stall: float
 ) -> None:
-    """Three times the network stands still for a while and then gives all at once: the call stays in real time."""
+    """The network stalls three times and then delivers all audio at once: the session stays in real time."""
     engine.delay = 0.012
     network: asyncio.Queue[NDArray[np.float32]] = asyncio.Queue()
     flows = asyncio.Event()
@@ -86,15 +86,15 @@ async def test_what_comes_after_silence_in_its_place_is_dropped(
             await asyncio.sleep(FRAME_S)
             network.put_nowait(noise(1))
 
-    async with call(on_gap="silence") as line:
+    async with connect(on_gap="silence") as client:
 
         async def carry() -> None:
             while True:
                 pcm = await network.get()
                 await flows.wait()
-                await line.live.put(pcm)
+                await client.put(pcm)
 
-        await line.ready()
+        await client.wait_ready()
         tasks = [asyncio.create_task(speak()), asyncio.create_task(carry())]
         for _ in range(3):
             await asyncio.sleep(25 * FRAME_S)
@@ -102,61 +102,59 @@ async def test_what_comes_after_silence_in_its_place_is_dropped(
             await asyncio.sleep(stall)
             flows.set()
         await asyncio.sleep(25 * FRAME_S)
-        passed = (now() - line.ready_at) / FRAME_S
-        heard = len(line.spoken) - 1
-        last = line.spoken[-1]
+        passed = (now() - client.ready_at) / FRAME_S
+        heard = len(client.answers) - 1
+        last = client.answers[-1]
         for task in tasks:
             task.cancel()
     assert passed - 1 <= heard <= passed + 1
     assert (network.qsize(), last.queued) == (0, 0)
     silence, dropped = metric(runtime, "gap_frames_total"), metric(runtime, "dropped_frames_total")
     assert silence == pytest.approx(3 * stall / FRAME_S, abs=6)
-    assert silence - 1 <= dropped == line.ended.summary.dropped_frames <= silence
+    assert silence - 1 <= dropped == client.ended.summary.dropped_frames <= silence
 
 
-async def test_who_pauses_and_goes_on_in_time_loses_nothing(call: ConversationLease) -> None:
+async def test_a_client_that_pauses_and_continues_in_time_loses_nothing(connect: Connect) -> None:
     wobble = np.random.default_rng(3).uniform(-0.03, 0.03, 100).tolist()
-    async with call(on_gap="silence") as line:
-        await line.ready()
+    async with connect(on_gap="silence") as client:
+        await client.wait_ready()
         for pause in (0.3, 2.05, 10.0):
-            await line.speak(noise(20))
+            await client.stream(noise(20))
             await asyncio.sleep(pause)
             began = now()
             for u in range(100):
                 await asyncio.sleep(began + u * FRAME_S + wobble[u] - now())
-                await line.live.put(noise(1))
+                await client.put(noise(1))
             await asyncio.sleep(2 * FRAME_S)
-        line.live.hang_up()
-        ended = await line.over()
+        await client.end_audio()
+        ended = await client.wait_ended()
     assert ended.summary.dropped_frames == 0
 
 
-async def test_a_server_that_was_late_hears_no_silence_in_between(
-    call: ConversationLease, runtime: Runtime, engine: FakeEngine
-) -> None:
-    """The time of what it dropped is over."""
-    async with call(on_gap="silence") as line:
-        await line.ready()
-        await line.speak(noise(10))
+async def test_a_slow_server_inserts_no_silence(connect: Connect, runtime: Runtime, engine: FakeEngine) -> None:
+    """Dropped frames count as time that has passed."""
+    async with connect(on_gap="silence") as client:
+        await client.wait_ready()
+        await client.stream(noise(10))
         await asyncio.sleep(3)
         silence = metric(runtime, "gap_frames_total")
         engine.delay = 0.05
-        await line.speak(noise(100))
+        await client.stream(noise(100))
         engine.delay = 0.01
-        await line.speak(noise(50))
-        line.live.hang_up()
-        ended = await line.over()
+        await client.stream(noise(50))
+        await client.end_audio()
+        ended = await client.wait_ended()
     assert ended.summary.dropped_frames > 40
     assert metric(runtime, "gap_frames_total") == silence > 30
 
 
-async def test_audio_from_before_ready_is_no_gap_and_puts_none_off(
-    call: ConversationLease, runtime: Runtime, engine: FakeEngine
+async def test_audio_from_before_ready_neither_makes_nor_delays_a_gap(
+    connect: Connect, runtime: Runtime, engine: FakeEngine
 ) -> None:
     engine.delay = 1.0
-    async with call(on_gap="silence") as line:
-        talking = asyncio.create_task(line.speak(noise(100)))
-        await line.ready()
+    async with connect(on_gap="silence") as client:
+        talking = asyncio.create_task(client.stream(noise(100)))
+        await client.wait_ready()
         engine.delay = 0.01
         await talking
         assert metric(runtime, "gap_frames_total") == 0
@@ -164,12 +162,12 @@ async def test_audio_from_before_ready_is_no_gap_and_puts_none_off(
         assert metric(runtime, "gap_frames_total") == pytest.approx(1 / FRAME_S, abs=2)
 
 
-async def test_silence_never_comes_in_place_of_audio_in_time(call: ConversationLease, runtime: Runtime) -> None:
+async def test_audio_in_time_is_never_replaced_by_silence(connect: Connect, runtime: Runtime) -> None:
     pcm = noise(50)
-    async with call(on_gap="silence") as line:
-        await line.ready()
-        await line.speak(pcm)
-        line.live.hang_up()
-        await line.over()
+    async with connect(on_gap="silence") as client:
+        await client.wait_ready()
+        await client.stream(pcm)
+        await client.end_audio()
+        await client.wait_ended()
     assert metric(runtime, "gap_frames_total") == 0
-    assert line.tokens == await offline(runtime, pcm, 51)
+    assert client.tokens == await offline(runtime, pcm, 51)

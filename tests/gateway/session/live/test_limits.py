@@ -1,4 +1,4 @@
-"""The operator's limits on live calls."""
+"""Settings of the limits of live sessions."""
 
 from __future__ import annotations
 
