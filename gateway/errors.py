@@ -13,6 +13,7 @@ GatewayError
 ├── NotAllowed                 the operator has not enabled this feature
 ├── Unauthorized               the API key is missing or unknown
 ├── HandshakeTimeout           the first message of a live session did not arrive in time
+├── UploadTimeout              the request's body did not arrive in time
 ├── SlowClient                 the client does not read what is sent to it
 ├── ConversationBusy           a turn of that conversation is in progress
 ├── UnknownConversation        no turn session has that id
@@ -204,6 +205,17 @@ class HandshakeTimeout(GatewayError):
 
     code = "handshake-timeout"
     title = "The first message did not arrive in time"
+    http_status = HTTPStatus.REQUEST_TIMEOUT
+    grpc_status = "DEADLINE_EXCEEDED"
+    close_code = 1008
+    end_reason = "client_error"
+
+
+class UploadTimeout(GatewayError):
+    """The request's body did not arrive in time."""
+
+    code = "upload-timeout"
+    title = "The body did not arrive in time"
     http_status = HTTPStatus.REQUEST_TIMEOUT
     grpc_status = "DEADLINE_EXCEEDED"
     close_code = 1008

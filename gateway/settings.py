@@ -60,6 +60,15 @@ class Settings(BaseSettings):
     allow_voice_audio: bool = Field(default=False, description="accept requests that carry a recording as the voice")
 
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="size limit of a request body")
+    upload_budget_bytes: int = Field(
+        default=128 * 2**20, ge=1, description="size limit of all request bodies in flight; more are refused with 503"
+    )
+    upload_seconds: float = Field(default=60.0, gt=0, description="timeout in seconds of reading a request body")
+    grpc_message_bytes: int = Field(
+        default=4 * 2**20,
+        ge=2**16,
+        description="size limit of a gRPC message; longer recordings go over REST, longer answers over RespondStream",
+    )
     max_audio_seconds: float = Field(default=300.0, gt=0, description="length limit of the user's recording")
     max_voice_seconds: float = Field(default=30.0, gt=0, description="length limit of a voice recording")
     max_steps: int = Field(

@@ -7,6 +7,7 @@ bounded by the time limit and not by the sender.
 from __future__ import annotations
 
 import io
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -23,7 +24,7 @@ MAX_LEVEL = 16.0
 _BLOCK = 65_536
 
 
-def decode(data: bytes, sample_rate: int, max_seconds: float, field: str = "audio") -> Floats:
+def decode(data: bytes | BinaryIO, sample_rate: int, max_seconds: float, field: str = "audio") -> Floats:
     """The bytes of anything libsndfile reads -> [T] float32 at `sample_rate`. Takes time: call it in a thread.
 
     Raises AudioError, naming `field`, for empty, unreadable, too long, too slow or fast sampled, or non-finite audio.
@@ -31,7 +32,7 @@ def decode(data: bytes, sample_rate: int, max_seconds: float, field: str = "audi
     if not data:
         raise AudioError("expected an audio file, got no bytes", field)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        with soundfile.SoundFile(io.BytesIO(data) if isinstance(data, bytes) else data) as sound:
             _check(sound, max_seconds, field)
             pcm = _read(sound, sample_rate, max_seconds, field)
     except soundfile.LibsndfileError as error:

@@ -1,32 +1,89 @@
-"""Who may come in: as many conversations as the models have rows, and nobody waits."""
+"""Admission: slots for conversations, and the budget of request bodies in flight.
+
+Every API passes a request through the same gate, in this order: authentication (`gateway.session.keys`), draining and
+capacity, body budget, work. Nothing of a body is read before the first two, and a body is not decoded before the third.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-from gateway.errors import AtCapacity
+from gateway.errors import AtCapacity, Draining, TooManyForKey, TryLater, UploadBudgetExceeded
 from gateway.session.keys import KeyHolder
 from gateway.telemetry.metrics import Metrics
 
 
 class Admission:
-    """Counts slots. Triton itself would let a conversation beyond its rows wait silently, without end."""
+    """Counts slots and bytes. Triton would let a conversation beyond its rows wait without a message."""
 
-    def __init__(self, slots: int, retry_after: int, metrics: Metrics) -> None:
+    def __init__(self, slots: int, retry_after: int, metrics: Metrics, upload_budget: int = 2**27) -> None:
+        """`upload_budget`: bytes of request bodies in flight, over all requests."""
         self.slots = slots
         self.taken = 0
+        self.draining = False
         self.upload_bytes = 0
         """Bytes of request bodies in flight."""
         self.empty = asyncio.Event()
         """Set while no slot is taken."""
         self.empty.set()
+        self._upload_budget = upload_budget
+        self._uploads_without_slot: Counter[KeyHolder | None] = Counter()
         self._retry_after = retry_after
         self._metrics = metrics
 
     def acquire(self, key: KeyHolder | None = None) -> Slot:
-        """A slot to be released later, counted for `key` too. Raises AtCapacity or TooManyForKey at once."""
+        """Take a slot, counted for `key` too. Raises Draining, AtCapacity or TooManyForKey."""
+        try:
+            return self._acquire(key)
+        except TryLater as error:
+            self.refuse(error)
+            raise
+
+    @contextmanager
+    def upload(self, key: KeyHolder | None, turn_sessions: int) -> Iterator[Upload]:
+        """Admit a request whose body is still to be read. It holds a slot meanwhile, so that the body is not in vain.
+
+        Without a free slot it is admitted nevertheless if it may be the next turn of a turn session, which has one.
+
+        Args:
+            key: of the request.
+            turn_sessions: turn sessions of that key.
+
+        Raises:
+            Draining, AtCapacity, TooManyForKey: at once.
+        """
+        slot, refusal = None, None
+        try:
+            slot = self._acquire(key)
+        except (AtCapacity, TooManyForKey) as error:
+            if self._uploads_without_slot[key] >= turn_sessions:
+                self.refuse(error)
+                raise
+            refusal = error
+        except TryLater as error:
+            self.refuse(error)
+            raise
+        self._uploads_without_slot[key] += slot is None
+        upload = Upload(self, slot, refusal)
+        try:
+            yield upload
+        finally:
+            upload.close()
+            if slot is None:
+                self._uploads_without_slot[key] -= 1
+                self._uploads_without_slot += Counter()  # drop zeros
+
+    def refuse(self, error: TryLater) -> None:
+        """Count a refusal."""
+        self._metrics.refused.labels(REFUSALS[type(error)]).inc()
+
+    def _acquire(self, key: KeyHolder | None) -> Slot:
+        if self.draining:
+            raise Draining(self._retry_after)
         if self.taken >= self.slots:
-            self._metrics.refused.labels("capacity").inc()
             raise AtCapacity(self.slots, self._retry_after)
         if key is not None:
             key.take()
@@ -41,18 +98,90 @@ class Admission:
         else:
             self.empty.set()
 
+    def _reserve_bytes(self, count: int) -> None:
+        if self.upload_bytes + count > self._upload_budget:
+            error = UploadBudgetExceeded(self._upload_budget, self._retry_after)
+            self.refuse(error)
+            raise error
+        self.upload_bytes += count
+
+
+REFUSALS: dict[type[TryLater], str] = {
+    AtCapacity: "capacity",
+    TooManyForKey: "key",
+    Draining: "draining",
+    UploadBudgetExceeded: "upload_budget",
+}
+"""Label of the metric by error."""
+
 
 class Slot:
-    """One conversation's place."""
+    """The place of one conversation."""
 
     def __init__(self, admission: Admission, key: KeyHolder | None) -> None:
         self._admission: Admission | None = admission
         self._key = key
+        self.claimed = False
+        """Whether a conversation has taken over a reservation."""
+
+    def claim(self) -> Slot:
+        """Take over a reservation: the conversation releases it."""
+        self.claimed = True
+        return self
 
     def release(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Return the slot; idempotent."""
         if self._admission is not None:
             self._admission._count(-1)
             self._admission = None
             if self._key is not None:
                 self._key.give_back()
+
+
+class Upload:
+    """One request's body, from before its first byte to after its decoding, and the slot reserved for its answer."""
+
+    def __init__(self, admission: Admission, slot: Slot | None, refusal: TryLater | None) -> None:
+        self.resources = ExitStack()
+        """Closed with the upload."""
+        self._admission = admission
+        self._slot = slot
+        self._refusal = refusal
+        self._reserved = 0
+
+    def reserve(self, total: int) -> None:
+        """Raise the reservation to `total` bytes. Raises UploadBudgetExceeded."""
+        if total > self._reserved:
+            self._admission._reserve_bytes(total - self._reserved)
+            self._reserved = total
+
+    def shrink(self, total: int) -> None:
+        """Lower the reservation to `total` bytes."""
+        if total < self._reserved:
+            self._admission.upload_bytes -= self._reserved - total
+            self._reserved = total
+
+    def release_slot(self) -> None:
+        """Return the reserved slot: the request belongs to a conversation that has one."""
+        if self._slot is not None:
+            self._slot.release()
+            self._slot = None
+
+    def slot(self) -> Slot:
+        """The reserved slot, for a new conversation to claim. Raises AtCapacity or TooManyForKey if there is none."""
+        if self._slot is None:
+            assert self._refusal is not None  # noqa: S101
+            self._admission.refuse(self._refusal)
+            raise self._refusal
+        return self._slot
+
+    def body_decoded(self) -> None:
+        """Release the bytes."""
+        self.shrink(0)
+        self.resources.close()
+
+    def close(self) -> None:
+        """Release the bytes, and the slot unless a conversation has claimed it."""
+        self.body_decoded()
+        if self._slot is not None and not self._slot.claimed:
+            self._slot.release()

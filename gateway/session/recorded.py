@@ -27,6 +27,12 @@ def split(pcm: Floats, frame_size: int) -> Floats:
     return frames
 
 
+def frame_limit(pcm: Floats, manifest: Manifest, max_steps: int | None, limit: int | None) -> int:
+    """Frames that the answer to `pcm` [T] has at most. `limit`: without `max_steps`."""
+    natural = -(-len(pcm) // manifest.frame_size) + AFTER_USER
+    return max_steps or min(natural, limit or natural)
+
+
 class Reply:
     """The answer to one recording.
 
@@ -44,13 +50,15 @@ class Reply:
     ) -> None:
         """`pcm` [T] float32 at 24 kHz. `limit`: frames at most when there is no `max_steps`."""
         self._conversation = conversation
-        self._user = split(pcm, manifest.frame_size)
+        # Not split: a copy of ten minutes would occupy the event loop for 20 ms.
+        self._pcm = pcm
+        self._frame_size = manifest.frame_size
+        self._user_frames = -(-len(pcm) // manifest.frame_size)
         self._nothing = np.zeros(manifest.frame_size, np.float32)
         self._padding = (EPAD, manifest.text_padding_id)
         self._patience = round(SILENCE_SECONDS * manifest.frame_rate)
         self._may_stop = max_steps is None
-        natural = len(self._user) + AFTER_USER
-        self.max_steps = max_steps or min(natural, limit or natural)
+        self.max_steps = frame_limit(pcm, manifest, max_steps, limit)
         self.user_codes: list[Tokens] = []
         """The user's codes [8] per output frame; complete when `frames` has ended."""
 
@@ -62,7 +70,7 @@ class Reply:
         silent = 0
         while True:
             yield frame
-            silent = silent + 1 if frame.index - begin >= len(self._user) and self._is_silent(frame) else 0
+            silent = silent + 1 if frame.index - begin >= self._user_frames and self._is_silent(frame) else 0
             if frame.index - begin + 1 == self.max_steps or (self._may_stop and silent >= self._patience):
                 break
             frame = await conversation.hear(self._user_frame(frame.index - begin))
@@ -73,7 +81,11 @@ class Reply:
         self.user_codes.append(await conversation.listen(self._user_frame(frame.index - begin)))
 
     def _user_frame(self, index: int) -> Floats:
-        return self._user[index] if index < len(self._user) else self._nothing
+        if index >= self._user_frames:
+            return self._nothing
+        begin = index * self._frame_size
+        frame = self._pcm[begin : begin + self._frame_size]
+        return np.pad(frame, (0, self._frame_size - len(frame))) if len(frame) < self._frame_size else frame
 
     def _is_silent(self, frame: AgentFrame) -> bool:
         return frame.text_token in self._padding and float(np.sqrt(np.mean(frame.pcm**2))) < SILENT_RMS

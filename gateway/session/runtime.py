@@ -14,7 +14,7 @@ from gateway.engine.backend import Engine, Floats, Tokens
 from gateway.engine.cohort import Cohort
 from gateway.engine.conversation import Conversation
 from gateway.engine.sampling import Sampling
-from gateway.errors import Draining, GatewayError, TooManyForKey
+from gateway.errors import GatewayError
 from gateway.manifest import Manifest
 from gateway.session.admission import Admission, Slot
 from gateway.session.keys import KeyHolder, Keys
@@ -70,17 +70,21 @@ class Runtime:
         self.metrics = metrics
         self.voices = VoiceRegistry(manifest)
         self.tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
-        self.admission = Admission(manifest.slots, settings.retry_after, metrics)
+        self.admission = Admission(manifest.slots, settings.retry_after, metrics, settings.upload_budget_bytes)
         self.cohort = Cohort(settings.batch_window, settings.cohort_patience, metrics.shared)
         self.keys = Keys(settings.api_keys, settings.key_conversations, settings.retry_after)
         self.kept = TurnSessions(self, settings.turn_session_idle_seconds)
         self.warmup = Warmup(self, settings.warm)
-        self.draining = False
         self._live: dict[Stoppable, SessionInfo | None] = {}
         self._stopping = False
         self._drain: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._releasing: set[asyncio.Task[None]] = set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether new conversations are refused because the server is about to stop."""
+        return self.admission.draining
 
     @property
     def default_voice(self) -> str:
@@ -94,16 +98,16 @@ class Runtime:
 
     @asynccontextmanager
     async def open(
-        self, persona: Persona, sampling: Sampling, key: KeyHolder | None = None
+        self, persona: Persona, sampling: Sampling, key: KeyHolder | None = None, slot: Slot | None = None
     ) -> AsyncIterator[ConversationLease]:
         """A conversation in a slot of its own, not yet started; released and counted on the way out, whatever happens.
 
-        It counts for `key`, if there is one. Raises Draining, TooManyForKey, AtCapacity, UnknownVoice, PromptTooLong,
-        AudioError, EngineUnavailable or EngineError.
+        It counts for `key`, if there is one. `slot`: reserved before; otherwise one is taken. Raises Draining,
+        TooManyForKey, AtCapacity, UnknownVoice, PromptTooLong, AudioError, EngineUnavailable or EngineError.
         """
         prepared = self._prepare(persona)
         held = AsyncExitStack()
-        held.callback(self._admit(key).release)
+        held.callback((self.admission.acquire(key) if slot is None else slot.claim()).release)
         stats = self.stats()
         reason = "error"
         try:
@@ -175,7 +179,7 @@ class Runtime:
         """
         if self._stopping:
             return False
-        self.draining = False
+        self.admission.draining = False
         if self._drain is not None:
             self._drain.cancel()
             self._drain = None
@@ -184,7 +188,7 @@ class Runtime:
     def begin_drain(self) -> asyncio.Task[None]:
         """Refuse new conversations from now on; the rest of `drain` continues in a task. Idempotent."""
         if self._drain is None:
-            self.draining = True
+            self.admission.draining = True
             self._drain = asyncio.create_task(self._end_all())
         return self._drain
 
@@ -206,16 +210,6 @@ class Runtime:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-
-    def _admit(self, key: KeyHolder | None) -> Slot:
-        if self.draining:
-            self.metrics.refused.labels("draining").inc()
-            raise Draining(self.settings.retry_after)
-        try:
-            return self.admission.acquire(key)
-        except TooManyForKey:
-            self.metrics.refused.labels("key").inc()
-            raise
 
     async def close(self) -> None:
         """End kept conversations, wait for those that are being released, then let go of the engine."""

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from gateway.engine.sampling import Sampling
 from gateway.errors import ConversationBusy, UnknownConversation
+from gateway.session.admission import Slot
 from gateway.session.keys import KeyHolder
 from gateway.session.session_info import SessionInfo
 
@@ -44,10 +45,11 @@ class TurnSession:
         return self._busy
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[ConversationLease]:
-        """One turn; a failure in it, or a caller who hangs up, ends the conversation.
+    async def turn(self, slot: Slot | None = None) -> AsyncIterator[ConversationLease]:
+        """Run one turn; a failure in it, or a client that disconnects, ends the conversation.
 
-        Raises what `Calls.open` raises, at the first turn, ConversationBusy, and UnknownConversation once it has ended.
+        `slot`: reserved for the first turn. Raises what `Runtime.open` raises, at the first turn, ConversationBusy, and
+        UnknownConversation once it has ended.
         """
         if self._call is not None:
             self._registry.find(self.id, self.key)
@@ -57,7 +59,7 @@ class TurnSession:
         self._stop_timer()
         try:
             if self._call is None:
-                opened = self._registry.runtime.open(self.persona, self.sampling, self.key)
+                opened = self._registry.runtime.open(self.persona, self.sampling, self.key, slot)
                 self._call = await self._held.enter_async_context(opened)
                 self._held.enter_context(self._registry.runtime.on_air(self, self.info))
                 self._registry.add(self)
@@ -115,6 +117,10 @@ class TurnSessions:
     def new(self, persona: Persona, sampling: Sampling, key: KeyHolder | None) -> TurnSession:
         """One that begins with its first turn."""
         return TurnSession(self, persona, sampling, key)
+
+    def count(self, key: KeyHolder | None) -> int:
+        """Turn sessions of a key."""
+        return sum(session.key is key for session in self._by_id.values())
 
     def find(self, conversation_id: str, key: KeyHolder | None) -> TurnSession:
         """Raises UnknownConversation, also for the id of another key's conversation."""

@@ -100,7 +100,7 @@ class Warmup:
     async def _prefill(self, prefix: Prefix) -> int | None:
         """Columns that were remembered; None if every slot is taken."""
         admission = self._runtime.admission
-        if admission.taken >= admission.slots:
+        if admission.draining or admission.taken >= admission.slots:
             return None
         slot = admission.acquire()
         session = self._runtime.engine.open()

@@ -9,7 +9,7 @@ from gateway.session.events import Reason
 from gateway.telemetry.histogram import Histogram, HistogramFamily
 
 STAGES = ("encode", "temporal", "depformer", "decode")
-REFUSALS = ("capacity", "key", "draining")
+REFUSALS = ("capacity", "key", "draining", "upload_budget")
 # Laid around the 80 ms a frame lasts.
 _FRAME_BUCKETS = tuple(ms / 1000 for ms in (1, 2, 5, 10, 20, 40, 60, 70, 80, 90, 100, 120, 160, 320, 640))
 _SETUP_BUCKETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ MAX_CLIPPED_SHARE = 0.001
 _BLOCK = 65_536
 
 
-def recorded_voice(data: bytes, sample_rate: int, max_seconds: float, field: str) -> Floats:
+def recorded_voice(data: bytes | BinaryIO, sample_rate: int, max_seconds: float, field: str) -> Floats:
     """Decode an audio file to [T] float32 at `sample_rate`, normalised to the loudness of the model's voices.
 
     CPU-bound; run it in a thread. Raises AudioError for `field` if the file is not usable as a voice.

@@ -7,8 +7,9 @@
 Server, neighbour and test are three processes, so that the load of the test's own clients is not measured. The server
 runs the fake engine with the production HTTP, WebSocket and gRPC servers on uvloop.
 
-`loop_lag_ms` is the longest time by which a 1 ms sleep in the server's event loop was late, but at most the CPU time
-that the server process used meanwhile: time in which the machine ran other processes does not count.
+`loop_lag_ms` is the longest time by which a 1 ms sleep in the server's event loop was late, less the time in which the
+loop's thread waited for a processor, and at most the CPU time that the server used meanwhile: what other processes of
+the machine do does not count.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ FRAME_GAP_MS = 300.0
 """Asserted bound between two agent frames, 80 ms apart by design. Wall time, so the machine's other work counts."""
 
 _SLEEP_S = 0.001
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _FRAME_S = 0.08
 _FRAME_BYTES = 3840
 _ROOT = Path(__file__).parents[2]
@@ -139,10 +141,12 @@ class _Probe:
 
     async def run(self) -> None:
         while True:
-            wall, cpu = perf_counter(), process_time()
+            wall, cpu, waited = perf_counter(), process_time(), _waited_for_processor()
             await asyncio.sleep(_SLEEP_S)
             late = perf_counter() - wall - _SLEEP_S
-            self.worst = max(self.worst, min(late, process_time() - cpu))
+            if late > self.worst:
+                late -= _waited_for_processor() - waited
+                self.worst = max(self.worst, min(late, process_time() - cpu))
 
     async def answer_commands(self) -> None:
         reader = asyncio.StreamReader()
@@ -159,6 +163,11 @@ class _Probe:
                 while process_time() < until:
                     pass
             _write(loop_lag_ms=self.worst * 1000, peak_mib=(_peak_kib() - before) / 1024)
+
+
+def _waited_for_processor() -> float:
+    """Seconds in which this thread could have run, but the machine ran something else."""
+    return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
 
 
 def _peak_kib() -> int:

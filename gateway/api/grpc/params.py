@@ -57,7 +57,7 @@ def respond_request(asked: pb.RespondRequest) -> RespondRequest:
     if asked.include_tokens:
         params["include"] = ["tokens"]
     try:
-        return RespondRequest(audio=asked.audio, **params)
+        return RespondRequest.model_validate({"audio": asked.audio, **params})
     except ValidationError as error:
         raise explained(error) from None
 

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from gateway.api.access import key_holder
 from gateway.api.grpc.converse import converse
 from gateway.api.grpc.health import Health
-from gateway.api.grpc.params import parser, require
+from gateway.api.grpc.params import parser
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.respond import respond, respond_stream
 from gateway.api.grpc.status import error_status
@@ -94,14 +94,13 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
             headers = {name: _text(value) for name, value in context.invocation_metadata() or ()}
             yield key_holder(runtime.keys, headers)
 
-    async def on_respond(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> pb.RespondResponse:
+    async def on_respond(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> pb.RespondResponse:
         async with caller(context) as key:
-            return await respond(runtime, require(asked, "RespondRequest"), key)
+            return await respond(runtime, context, key)
 
-    async def on_respond_stream(asked: pb.RespondRequest | None, context: grpc.aio.ServicerContext) -> None:
+    async def on_respond_stream(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         async with caller(context) as key:
-            chunks = respond_stream(runtime, require(asked, "RespondRequest"), key)
-            await send_all(chunks, context.write, runtime)
+            await send_all(respond_stream(runtime, context, key), context.write, runtime)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         async with caller(context) as key:
@@ -112,8 +111,9 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            "Respond": grpc.unary_unary_rpc_method_handler(on_respond, request, response),
-            "RespondStream": grpc.unary_stream_rpc_method_handler(on_respond_stream, request, chunk),
+            # Unary for clients. A handler of a stream runs before the message is read, so it can refuse it unread.
+            "Respond": grpc.stream_unary_rpc_method_handler(on_respond, request, response),
+            "RespondStream": grpc.stream_stream_rpc_method_handler(on_respond_stream, request, chunk),
             # Its handler parses and serializes by itself, which saves two calls per frame.
             "Converse": grpc.stream_stream_rpc_method_handler(on_converse),
         },
@@ -124,7 +124,7 @@ def _options(runtime: Runtime) -> list[tuple[str, int]]:
     return [
         # A port that is taken is an error, not to be shared.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", runtime.settings.max_body_bytes + _ENVELOPE_BYTES),
+        ("grpc.max_receive_message_length", runtime.settings.grpc_message_bytes + _ENVELOPE_BYTES),
         ("grpc.max_send_message_length", -1),
         # A caller whose machine or network went away is noticed within twice this, also while nothing is sent.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),

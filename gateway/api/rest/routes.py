@@ -43,24 +43,27 @@ def router(runtime: Runtime) -> APIRouter:
         key = key_holder(runtime.keys, request.headers)
         json = prefers_json(request.headers.getlist("accept"))
         try:
-            asked = await body.read(request, runtime.settings.max_body_bytes)
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_GONE)
-        if json and asked.stream:
-            raise InvalidRequest("a JSON answer cannot be streamed: accept audio/wav, or leave stream out", "stream")
-        question = await prepare(asked, runtime, key)
-        try:
-            if asked.stream:
-                pieces = answer.pieces(question, runtime)
-                # The slot, the prompt and everything that can be refused come before the status line.
-                first = await while_connected(request.receive, anext(pieces))
-                return answer.StreamedWav(first, pieces, question, runtime)
-            whole = await while_connected(request.receive, answer.whole(question, runtime))
-        except ClientGone:
+            with runtime.admission.upload(key, runtime.kept.count(key)) as upload:
+                asked = await body.read(request, upload, runtime.settings)
+                stream = asked.stream
+                if json and stream:
+                    raise InvalidRequest(
+                        "a JSON answer cannot be streamed: accept audio/wav, or leave stream out", "stream"
+                    )
+                question = await prepare(asked, runtime, key, upload)
+                if stream:
+                    pieces = answer.pieces(question, runtime)
+                    # The prompt and everything that can be refused come before the status line.
+                    first = await while_connected(request.receive, anext(pieces))
+                    return answer.StreamedWav(first, pieces, question, runtime)
+                whole = await while_connected(request.receive, answer.whole(question, runtime))
+        except (ClientDisconnect, ClientGone):
             return Response(status_code=CLIENT_GONE)
         if json:
-            return Response(await asyncio.to_thread(whole.json), media_type=body.JSON)
-        return Response(await asyncio.to_thread(whole.wav), media_type=answer.WAV, headers=whole.headers())
+            head, tail = await asyncio.to_thread(whole.json_around_audio)
+            size = len(head) + len(tail) + 4 * -(-whole.wav_bytes // 3)
+            return answer.PiecewiseResponse(whole.json_pieces(head, tail), size, body.JSON, {}, runtime)
+        return answer.PiecewiseResponse(whole.wav_pieces(), whole.wav_bytes, answer.WAV, whole.headers(), runtime)
 
     @routes.delete(
         "/conversations/{conversation_id}",

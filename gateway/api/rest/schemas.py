@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-from typing import Annotated, Literal
+import io
+from binascii import a2b_base64
+from typing import Annotated, BinaryIO, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from gateway.session.limits import OnGap
 from gateway.voices.registry import Origin
@@ -15,27 +16,35 @@ MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 1_000_000
 MAX_PROMPT_CHARACTERS = 20_000
 
-# Python lets other threads run between pieces, not within one. A multiple of 4.
-_BASE64_PIECE = 2**18
 
+def _audio_file(value: object, info: ValidationInfo) -> BinaryIO:
+    """An open file, from the file or bytes of a form or gRPC message, or from base64 text.
 
-def _from_base64(value: object) -> object:
-    """JSON brings audio as base64 text, a form as the file's bytes."""
-    if not isinstance(value, str):
-        return value
-    try:
-        if len(value) % 4 or value.find("=", 0, -2) >= 0:
-            raise ValueError
-        pieces = range(0, len(value), _BASE64_PIECE)
-        return b"".join(base64.b64decode(value[at : at + _BASE64_PIECE], validate=True) for at in pieces)
-    except ValueError:
-        raise ValueError("expected base64") from None
+    JSON bodies have a token in place of the text; the validation context holds the decoded file, or None if the text
+    is not base64.
+    """
+    if isinstance(value, str):
+        files = info.context or {}
+        try:
+            value = files[value] if value in files else a2b_base64(value.encode("ascii"), strict_mode=True)
+        except ValueError:
+            value = None
+        if value is None:
+            raise ValueError("expected base64")
+    if isinstance(value, bytes):
+        value = io.BytesIO(value)
+    if not hasattr(value, "seek"):
+        raise ValueError("expected audio")
+    file = cast(BinaryIO, value)
+    if file.seek(0, io.SEEK_END) == 0:
+        raise ValueError("expected some bytes, got none")
+    file.seek(0)
+    return file
 
 
 Audio = Annotated[
-    bytes,
-    BeforeValidator(_from_base64),
-    Field(min_length=1),
+    BinaryIO,
+    PlainValidator(_audio_file),
     WithJsonSchema({"type": "string", "format": "byte", "contentEncoding": "base64", "minLength": 1}),
 ]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
@@ -95,6 +104,12 @@ class RespondRequest(PersonaParams):
     include: list[Literal["tokens"]] | None = Field(
         None, max_length=8, description="`tokens` adds text_tokens, agent_codes and user_codes to a JSON answer"
     )
+
+    def close(self) -> None:
+        """Release the audio files."""
+        for file in (self.audio, self.voice_audio):
+            if file is not None:
+                file.close()
 
 
 class LiveParams(PersonaParams):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from gateway.api.rest import answer as answer_module
-from gateway.api.rest import schemas
 from gateway.engine.fake import FakeEngine
 from gateway.manifest import Manifest
 from gateway.session.persona import SILENCE, SYSTEM_PROMPTS
@@ -84,41 +81,6 @@ async def test_form_json_and_stream_give_the_same_audio(client: httpx.AsyncClien
     files = {"audio": ("a.wav", recording())}
     form = (await client.post("/v1/respond", files=files, data={k: str(v) for k, v in fields.items()})).content
     assert as_json == as_wav == streamed == form
-
-
-@pytest.mark.parametrize("accept", ["audio/wav", "application/json"])
-async def test_large_audio_is_coded_beside_the_event_loop(
-    ask: Ask, recording: Make, monkeypatch: pytest.MonkeyPatch, accept: str
-):
-    threads: dict[str, list[int]] = {"wav": [], "b64decode": []}
-
-    def watched(name: str, work: Callable[..., bytes]) -> Callable[..., bytes]:
-        def call(*args: Any, **kwargs: Any) -> bytes:
-            threads[name].append(threading.get_ident())
-            return work(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(answer_module, "wav", watched("wav", answer_module.wav))
-    monkeypatch.setattr(schemas.base64, "b64decode", watched("b64decode", base64.b64decode))
-    assert (await ask(accept=accept, audio=recording(frames=120))).status_code == 200
-    assert len(threads["wav"]) == 1
-    assert len(threads["b64decode"]) > 1, "in pieces, between which the event loop has its turn"
-    assert threading.get_ident() not in threads["wav"] + threads["b64decode"]
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 3 * 2**16 - 1, 3 * 2**16, 3 * 2**16 + 1, 3 * 2**17 + 2])
-def test_base64_in_pieces_is_base64(size: int):
-    data = np.random.default_rng(size).bytes(size)
-    assert schemas._from_base64(base64.b64encode(data).decode()) == data
-
-
-@pytest.mark.parametrize(
-    "text", ["A", "AA=", "A===", "AA=A", "AAAA=", "AA==AAAA", "AAA AAAA", "AAA\n", "ÄAAA", "A" * 2**18 + "="]
-)
-def test_what_is_no_base64_is_refused(text: str):
-    with pytest.raises(ValueError, match="expected base64"):
-        schemas._from_base64(text)
 
 
 async def test_a_seed_repeats_an_answer_and_another_changes_it(ask: Ask):

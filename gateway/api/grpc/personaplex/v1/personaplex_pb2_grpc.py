@@ -58,7 +58,8 @@ class PersonaPlexServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Respond(self, request, context):
-        """Answers a recording, whole.
+        """Answers a recording, whole. Request and answer have at most 4 MiB, unless the operator allows more; longer
+        recordings go over REST, longer answers over RespondStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
