@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.effort import effort
 from tests.end_to_end.conftest import Answer, Service, respond, wav
 
 SLOTS = 8
@@ -109,8 +110,9 @@ def test_a_neighbour_who_vanishes_changes_nothing(tiny_service: Service, callers
     tiny_service.wait_until_free()
 
 
-def test_after_two_hundred_conversations_nothing_has_changed(tiny_service: Service, callers, alone):
-    short = [Caller.number(index, 6) for index in range(200)]
+@pytest.mark.effort
+def test_after_many_conversations_nothing_has_changed(tiny_service: Service, callers, alone):
+    short = [Caller.number(index, 6) for index in range(effort(40, 200))]
     with tiny_service.client() as client, ThreadPoolExecutor(SLOTS) as pool:
         list(pool.map(lambda caller: caller.ask(client), short))
         again = list(pool.map(lambda caller: caller.ask(client), callers))

@@ -32,6 +32,7 @@ def command(tiny_models: Path, tmp_path: Path) -> list[str]:
     return [sys.executable, "-m", "loadtest.soak", *words]
 
 
+@pytest.mark.long
 def test_callers_of_every_face_come_and_go_and_leave_nothing(command: list[str], tmp_path: Path):
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -12,6 +12,8 @@ import schemathesis
 from fastapi import FastAPI
 from schemathesis.engine import events, from_schema
 
+from tests.effort import effort
+
 
 @pytest.fixture
 def document(app: FastAPI) -> dict[str, Any]:
@@ -78,7 +80,8 @@ def test_problems_are_documented_with_their_kind(document: dict[str, Any]):
     assert set(responses["200"]["content"]) == {"audio/wav", "application/json"}
 
 
-@pytest.mark.parametrize(("accept", "cases"), [("audio/wav", 500), ("application/json", 200)])
+@pytest.mark.parametrize(("accept", "cases"), [("audio/wav", effort(50, 500)), ("application/json", effort(25, 200))])
+@pytest.mark.effort
 def test_the_server_keeps_to_its_document(app: FastAPI, accept: str, cases: int):
     """Schemathesis, all phases: examples, boundary values, wrong methods, random bodies that fit and that do not."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.audio.ogg import OggReader, OggWriter
 from gateway.errors import AudioError
+from tests.effort import effort
 
 MAX = 61_440
 
@@ -66,7 +67,7 @@ def test_a_packet_leaves_as_soon_as_its_page_is_there() -> None:
 
 
 @given(st.lists(st.binary(max_size=2000), min_size=1, max_size=8), st.integers(1, 3000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=effort(50, 200), deadline=None)
 def test_what_is_written_is_read(written: list[bytes], piece: int) -> None:
     writer = OggWriter(7)
     stream = b"".join(writer.page(packet, number) for number, packet in enumerate(written))

@@ -22,6 +22,7 @@ from gateway.manifest import Manifest
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
+from tests.effort import effort
 from tests.gateway.grpc.conftest import END, audio, heard, start
 
 Code = grpc.StatusCode
@@ -228,7 +229,8 @@ def line(models) -> Iterator[WebSocketSession]:
     line.runner.close()
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.effort
+@settings(max_examples=effort(100, 1000), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=SEQUENCE, goodbye=GOODBYE)
 def test_no_sequence_of_messages_does_harm(line, messages, goodbye):
     """No crash, no hang, no slot, session or task left."""

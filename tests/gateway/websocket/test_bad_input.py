@@ -22,9 +22,10 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.audio.ogg import OggWriter
 from gateway.audio.ogg_opus import OggOpusWriter
+from tests.effort import effort
 from tests.gateway.websocket.conftest import END, FRAME, Server, start
 
-CASES = 1000
+CASES = effort(80, 1000)
 LIMIT = 20_000
 INTERNAL_ERROR = 1011
 
@@ -125,6 +126,7 @@ pcm = st.one_of(
 )
 
 
+@pytest.mark.effort
 @anything
 @given(st.one_of(starts, texts, pcm), st.lists(st.one_of(pcm, pcm, texts), max_size=5), st.booleans(), st.booleans())
 def test_converse(host: Host, first: Message, then: list[Message], ends: bool, patient: bool) -> None:
@@ -213,6 +215,7 @@ queries = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.effort
 @anything
 @given(queries, others, pages(), others, st.booleans())
 def test_chat(

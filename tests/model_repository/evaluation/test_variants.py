@@ -16,11 +16,12 @@ from model_repository.evaluation.repository import Repository
 from model_repository.evaluation.speech import synthetic_speech
 from model_repository.outlier_weights import MIDDLE_SIZE, outlier_weights
 from model_repository.tiny import write_tiny_checkpoint
+from tests.effort import effort
 
-FRAMES = 60
+FRAMES = effort(30, 60)
 SMALL = MIDDLE_SIZE["lm"] | {
     "dim": 512,
-    "num_layers": 8,
+    "num_layers": effort(3, 8),
     "num_heads": 4,
     "text_card": 512,
     "context": 256,
@@ -29,7 +30,10 @@ SMALL = MIDDLE_SIZE["lm"] | {
     "depformer_num_heads": 2,
     "depformer_dim_feedforward": 528,
 }
-"""Half as wide and half as deep as the middle size, heads and blocks of 128 still."""
+"""Half as wide as the middle size and, in the long form, half as deep; heads and blocks are 128 wide too."""
+
+
+pytestmark = pytest.mark.effort
 
 
 @pytest.fixture(scope="module")

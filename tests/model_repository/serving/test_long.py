@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.serving.temporal import TemporalModel
 from tests.conftest import GOLDEN
+from tests.effort import effort
 from tests.model_repository.serving.conftest import Models, one, sampler
 from tests.model_repository.temporal_numpy import TemporalNumpy
 
-FRAMES = 20_000
+FRAMES = effort(4_000, 20_000)
 PROMPT = 300
-SETTLED = 2_000
+SETTLED = effort(1_000, 2_000)
 """Frames after which nothing is done for the first time."""
 
 LEVEL_BYTES = 1 << 20
@@ -102,9 +103,8 @@ def test_the_numpy_model_is_the_reference(golden):
     np.testing.assert_array_equal(tokens[prompt - 1 : -1], golden["model_input"][prompt:, 0])
 
 
-def test_twenty_thousand_frames_are_right_and_cost_the_same_all_along(
-    tiny_models: Path, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.effort
+def test_many_frames_are_right_and_take_no_more_memory(tiny_models: Path, capsys: pytest.CaptureFixture[str]):
     # In a process of its own: what other tests have left in this one comes and goes.
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
         talk = alone.submit(long_talk, tiny_models).result()
