@@ -5,7 +5,7 @@
 BIN := .venv/bin
 USERS := 32
 SECONDS := 60
-FACE := grpc
+API := grpc
 MINUTES := 30
 WORKERS := 2
 BASE := f688441
@@ -30,10 +30,10 @@ demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, w
 	@$(BIN)/personaplex demo --input tests/data/question.wav --output answer.wav --folder build/demo
 
 # More of its options in LOADTEST, such as LOADTEST="--fake-device h200"; .venv/bin/python -m loadtest --help has them all.
-loadtest: $(DEV) ## callers in real time against tiny models: USERS=32 SECONDS=60 FACE=grpc|websocket|rest|mixed
-	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --face $(FACE) $(LOADTEST)
+loadtest: $(DEV) ## load tiny models with users in real time: USERS=32 SECONDS=60 API=grpc|websocket|rest|mixed
+	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --api $(API) $(LOADTEST)
 
-soak: $(DEV) ## callers come and go over every face: does memory stay level? MINUTES=30
+soak: $(DEV) ## start and end conversations over every API, check that memory stays level: MINUTES=30
 	@$(BIN)/python -m loadtest.soak --minutes $(MINUTES) $(SOAK)
 
 # More of its options in COMPARE; .venv/bin/python -m loadtest.compare --help has them all.

@@ -1,22 +1,25 @@
-"""Load tests with Locust: callers who speak in real time, and what they got to hear.
+"""Load tests and benchmarks of the whole service, of its models, and of one commit against another.
 
-How things are measured, the same for every face:
+What this package may import of the project: `gateway.client`, `gateway.cli`, `gateway.triton_server` and the generated
+messages in `gateway.api.grpc.personaplex`; of a built repository, its `manifest.json` and files. `loadtest.bench` and
+`loadtest.fake_device` may import `model_repository` too: they measure models and write repositories. Nothing else in
+the project imports `loadtest`.
 
-* All conversations are admitted before any of them speaks; then they start together. One that was refused stays in
-  the denominator: the frames it should have had are missing.
-* "Together" is within one frame: callers begin evenly spread over its 80 ms, as people would, unless all at one instant
-  is asked for, which fills the server's batches as nothing in the world does.
-* A caller speaks one frame of 80 ms per tick of a fixed schedule. A frame that is late is sent late, and never are
-  two sent at once to catch up: a caller more than a tick behind goes on from where it is, and what it therefore does
-  not send within the fixed time is unsent, and missing too.
-* The caller's own lateness is measured. Above 80 ms at the 99th percentile the client is too slow, and the figures
-  say more about it than about the server.
-* The latency of a frame is from the last sample of user frame u being handed to the transport until agent frame
-  u + 1 has been received; where the server drops user frames, what comes later counts for an earlier one, and looks
-  the later for it. Agent frame 0 answers nothing and is not measured. A frame that never came has no latency:
-  it is missing, not zero.
-* Playback begins with agent frame 1 and needs one frame per 80 ms from then on; one more than 100 ms behind that is
-  an underrun.
-* After the fixed time there is a fixed time to drain; what comes later is missing.
-* A message that is not as the protocol says fails its conversation, and that fails the run.
+How a load test measures, the same for every API:
+
+* All conversations are admitted before the first user sends audio; then all start together. A refused conversation
+  counts: the frames it should have received are missing.
+* "Together" means within one frame: users start evenly spread over 80 ms, as independent users would. `--phases
+  together` starts all at the same instant, which fills the server's batches more than real users do.
+* A user sends one frame of 80 ms per tick of a fixed schedule. A late frame is sent late; two frames are never sent at
+  once. A user more than a tick behind moves its schedule; the frames it cannot send in the fixed time count as unsent
+  and missing.
+* The client's own lateness is measured. Above 80 ms at the 99th percentile the client was too slow, and the result
+  describes the client more than the server.
+* A frame's latency runs from handing the last sample of user frame u to the transport until agent frame u + 1 has been
+  received. If the server drops user frames, later agent frames count for earlier user frames, which raises the latency.
+  Agent frame 0 answers no user frame and is not measured. A frame that never arrives is missing; it has no latency.
+* Playback starts with agent frame 1 and needs one frame per 80 ms. A frame more than 100 ms behind is an underrun.
+* After the fixed time there is a fixed time to drain. Frames that arrive later are missing.
+* A message that violates the protocol fails its conversation, and a failed conversation fails the run.
 """

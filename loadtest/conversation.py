@@ -1,53 +1,53 @@
-"""One live caller: gets through, waits for the common start, speaks, and notes down what comes back."""
+"""One live user: connect, wait for the common start, send frames, and record what is received."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from loadtest.faces import Heard, Line
-from loadtest.faces.grpc import GrpcLine
-from loadtest.faces.websocket import WebSocketLine
-from loadtest.figures import expected_frames
-from loadtest.pacing import Clock, Start, speak
+from loadtest.apis import LiveClient, OnFrame
+from loadtest.apis.grpc import GrpcClient
+from loadtest.apis.websocket import WebSocketClient
+from loadtest.pacing import Clock, Start, send_frames
 from loadtest.plan import Plan
-from loadtest.question import FRAME_SIZE, Question
-from loadtest.record import CallFailed, Face, Malformed, Outcome, Record, Refused
+from loadtest.record import Api, CallFailed, Malformed, Outcome, Record, Refused
+from loadtest.speech import FRAME_SIZE, Speech
+from loadtest.stats import expected_frames
 
 BYTES_PER_FRAME = 2 * FRAME_SIZE
 
 
-def record_of(plan: Plan, user: int, face: Face) -> Record:
-    """What a live caller starts with: all frames of the fixed time are expected, whatever happens."""
-    return Record(face, user, expected_frames(plan.seconds))
+def new_record(plan: Plan, user: int, api: Api) -> Record:
+    """The initial record of a live user. All frames of the fixed time are expected, whatever happens."""
+    return Record(api, user, expected_frames(plan.seconds))
 
 
-async def hold(
+async def converse(
     record: Record,
     plan: Plan,
-    question: Question,
+    speech: Speech,
     start: Start,
     clock: Clock,
     on_ready: Callable[[], None],
 ) -> None:
-    """The whole conversation of `record.user`; how it went is in `record`. Never raises for what a server may do."""
-    ear = _Reader(record, clock)
-    line = _line(record, plan, question, ear.heard)
+    """Run the conversation of `record.user`; the result is in `record`. Raises nothing for what a server may do."""
+    receiver = _Receiver(record, clock)
+    client = _client(record, plan, speech, receiver.on_frame)
     waiting = True
     try:
-        dialled = clock()
+        began = clock()
         async with asyncio.timeout(plan.setup):
-            await line.open()
-        record.setup = clock() - dialled
+            await client.open()
+        record.setup = clock() - began
         on_ready()
         waiting = False
         moment = await start.arrive()
         offset = plan.offset(record.user)
-        ear.moment = moment
+        receiver.start = moment
         until = moment + plan.seconds
         async with asyncio.timeout_at(asyncio.get_running_loop().time() + until + offset + plan.drain - clock()):
-            await speak(record, line.send, moment, offset, until, clock)
-            record.dropped, record.late_at_server = await line.finish()
+            await send_frames(record, client.send, moment, offset, until, clock)
+            record.dropped, record.late_at_server = await client.finish()
         record.outcome = Outcome.COMPLETED
     except Refused as refused:
         record.outcome, record.reason = Outcome.REFUSED, str(refused)
@@ -56,39 +56,40 @@ async def hold(
     except CallFailed as error:
         record.reason = f"{type(error).__name__}: {error}"
     finally:
-        ear.over = True
-        line.close()
+        receiver.closed = True
+        client.close()
         if waiting:
-            start.leave()
-    if record.came and record.setup is not None:
-        record.first_audio = record.setup + record.came[0] - plan.offset(record.user)
+            start.withdraw()
+    if record.received and record.setup is not None:
+        record.first_audio = record.setup + record.received[0] - plan.offset(record.user)
 
 
-class _Reader:
-    """Notes down when agent frames come."""
+class _Receiver:
+    """Records when agent frames are received."""
 
     def __init__(self, record: Record, clock: Clock) -> None:
         self._record = record
         self._clock = clock
         self._next = 0
-        self.moment: float | None = None
-        self.over = False
+        self.start: float | None = None
+        self.closed = False
 
-    def heard(self, index: int, size: int) -> None:
-        if self.over:
+    def on_frame(self, index: int, size: int) -> None:
+        """Frame `index` of `size` bytes was received. Raises Malformed if the protocol does not allow it."""
+        if self.closed:
             return
         if index != self._next or size != BYTES_PER_FRAME:
-            raise Malformed(f"frame {index} of {size} bytes where frame {self._next} of {BYTES_PER_FRAME} was due")
+            raise Malformed(f"frame {index} of {size} bytes, expected frame {self._next} of {BYTES_PER_FRAME}")
         self._next += 1
         if index == 0:
             return
-        if self.moment is None or index > len(self._record.sent):
-            raise Malformed(f"frame {index} before the user's frame that it answers")
-        self._record.came.append(self._clock() - self.moment)
+        if self.start is None or index > len(self._record.sent):
+            raise Malformed(f"frame {index} before the user frame that it answers")
+        self._record.received.append(self._clock() - self.start)
         self._record.frames += 1
         self._record.bytes += size
 
 
-def _line(record: Record, plan: Plan, question: Question, heard: Heard) -> Line:
-    kind = GrpcLine if record.face is Face.GRPC else WebSocketLine
-    return kind(plan, question, record.user, heard)
+def _client(record: Record, plan: Plan, speech: Speech, on_frame: OnFrame) -> LiveClient:
+    kind = GrpcClient if record.api is Api.GRPC else WebSocketClient
+    return kind(plan, speech, record.user, on_frame)

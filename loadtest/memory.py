@@ -1,4 +1,4 @@
-"""What a server's processes hold over time, memory, files and threads, and whether it stays the same."""
+"""Memory, files and threads of a server's processes over time, and whether they stay level."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 import psutil
 
 MB = 2**20
-# The beginning, in which caches and arenas fill, is left out: this share of the time, but no more than so many seconds.
+# Caches and arenas fill at the start: this share of the time, up to so many seconds, is left out.
 WARM_UP_SHARE, WARM_UP_SECONDS = 0.25, 180.0
-# Between the first and the last quarter after that, a process may grow by the larger of these: allocators breathe.
+# Allowed growth between the first and the last quarter after that: the larger of the two, as allocators vary.
 GROWTH_MB, GROWTH_SHARE = 8.0, 0.05
 GROWTH_FILES, GROWTH_THREADS = 8, 4
 
 
 @dataclass
 class Samples:
-    """One process, sample by sample; times in seconds since the beginning."""
+    """Samples of one process; times in seconds since the start."""
 
     at: list[float] = field(default_factory=list)
     rss: list[int] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Samples:
     threads: list[int] = field(default_factory=list)
 
     def add(self, at: float, process: psutil.Process) -> None:
-        """Look now. Raises psutil.Error where there is nothing to see."""
+        """Add a sample. Raises psutil.Error if the process has ended."""
         with process.oneshot():
             rss, files, threads = process.memory_info().rss, process.num_fds(), process.num_threads()
         self.at.append(at)
@@ -40,7 +40,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Growth:
-    """What became of one process after the warm-up: medians of the first and the last quarter of that time."""
+    """Growth of one process after the warm-up: medians of the first and the last quarter of that time."""
 
     first_mb: float
     last_mb: float
@@ -62,8 +62,8 @@ class Growth:
         first, last = at <= at[0] + quarter, at >= at[-1] - quarter
 
         def ends(values: list[int]) -> tuple[float, float]:
-            kept = np.array(values)[after]
-            return float(np.median(kept[first])), float(np.median(kept[last]))
+            chosen = np.array(values)[after]
+            return float(np.median(chosen[first])), float(np.median(chosen[last]))
 
         return cls(
             first_mb=float(np.median(mb[first])),
@@ -76,15 +76,15 @@ class Growth:
 
     @property
     def mb(self) -> float:
-        """How much it has grown."""
+        """Growth in MB."""
         return self.last_mb - self.first_mb
 
     def faults(self) -> list[str]:
-        """Why this is not level; none if it is."""
+        """Why this is not level; empty if it is."""
         faults = []
         bound = max(GROWTH_MB, GROWTH_SHARE * self.first_mb)
         if self.mb > bound:
-            faults.append(f"grew from {self.first_mb:.1f} to {self.last_mb:.1f} MB; {bound:.1f} MB more would do")
+            faults.append(f"grew from {self.first_mb:.1f} to {self.last_mb:.1f} MB; {bound:.1f} MB more are allowed")
         for name, (first, last), most in (
             ("files", self.files, GROWTH_FILES),
             ("threads", self.threads, GROWTH_THREADS),
@@ -94,7 +94,7 @@ class Growth:
         return faults
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """JSON content."""
         return {
             "first_mb": round(self.first_mb, 2),
             "last_mb": round(self.last_mb, 2),
@@ -105,8 +105,8 @@ class Growth:
         }
 
 
-class Watch:
-    """Samples `processes` while its task runs; one that is gone by then keeps what was seen of it."""
+class ProcessMonitor:
+    """Samples `processes` while its task runs; keeps the samples of a process that has ended."""
 
     def __init__(self, processes: Mapping[str, psutil.Process], every: float) -> None:
         """`every`: seconds."""
@@ -116,7 +116,7 @@ class Watch:
         self.lost: list[str] = []
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Sample until cancelled."""
         began = time.monotonic()
         while True:
             for name, process in list(self._processes.items()):
@@ -128,11 +128,11 @@ class Watch:
             await asyncio.sleep(self._every)
 
     def growth(self) -> dict[str, Growth]:
-        """By process, of those that were seen twice."""
+        """Growth by process, of processes with at least two samples."""
         return {name: Growth.of(samples) for name, samples in self.samples.items() if len(samples.at) > 1}
 
     def faults(self) -> list[str]:
-        """Why memory is not level, or cannot be."""
+        """Why memory is not level; empty if it is."""
         faults = [f"{name} ended" for name in self.lost]
         faults += [f"{name} {fault}" for name, growth in self.growth().items() for fault in growth.faults()]
         return faults

@@ -1,4 +1,4 @@
-"""When a caller speaks: one frame per tick, late if it must be, never two at once."""
+"""When a user sends: one frame per tick, late if necessary, never two at once."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ Clock = Callable[[], float]
 
 
 class Pace:
-    """A caller's ticks: frame u is due at `start + u * 80 ms`, or later once the caller has fallen behind."""
+    """A user's ticks: frame u is due at `start + u * 80 ms`, or later once the user has fallen behind."""
 
     def __init__(self, start: float) -> None:
         self.due = start
 
-    def spoke(self, at: float) -> None:
-        """The frame that was due went out at `at`; moves `due` on to the next one."""
+    def sent(self, at: float) -> None:
+        """The due frame was sent at `at`; set `due` to the next tick."""
         following = self.due + FRAME_SECONDS
-        # More than a whole tick behind, the next frame would follow on this one's heels: the ticks move instead.
+        # More than a tick behind, the next frame would follow this one at once: shift the schedule instead.
         self.due = following if at < following else at + FRAME_SECONDS
 
 
-async def speak(
+async def send_frames(
     record: Record, send: Callable[[int], Awaitable[None]], start: float, offset: float, until: float, clock: Clock
 ) -> None:
-    """Send `record.expected` frames in real time from `start + offset` on, noting down when; stops at `until`.
+    """Send `record.expected` frames in real time from `start + offset` on and record when; stop at `until`.
 
-    `send(u)` hands frame u to the transport and returns once it has been taken.
+    `send(u)` hands frame u to the transport and returns once the transport has accepted it.
     """
     pace = Pace(start + offset)
     free = 0.0
@@ -41,43 +41,43 @@ async def speak(
         if now >= until + offset:
             return
         record.sent.append(now - start)
-        # Waiting for a transport that takes nothing is the server's doing, not this client's lateness.
+        # Waiting for a transport that accepts no data is the server's delay, not the client's.
         record.late.append(max(0.0, now - max(pace.due, free)))
         await send(u)
         free = clock()
         if free - now > FRAME_SECONDS:
-            record.held += free - now
-        pace.spoke(now)
+            record.blocked += free - now
+        pace.sent(now)
 
 
 class Start:
-    """The common start: everybody either arrives or leaves; then one moment is told to those who arrived."""
+    """The common start: each user arrives or withdraws, then all arrived users get the same start time."""
 
     def __init__(self, parties: int, lead: float, clock: Clock, announce: Callable[[float], None]) -> None:
-        """`lead`: seconds from the last arrival to the start. `announce` is told the moment once."""
+        """`lead`: seconds from the last arrival to the start. `announce` is called once with the start time."""
         self._missing = parties
         self._lead = lead
         self._clock = clock
         self._announce = announce
         self._moment: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         if not parties:
-            self._tell()
+            self._set()
 
     async def arrive(self) -> float:
-        """Wait for the others; the moment to start at."""
+        """Wait for the others; return the start time."""
         self._one_less()
         return await asyncio.shield(self._moment)
 
-    def leave(self) -> None:
-        """Not to be waited for."""
+    def withdraw(self) -> None:
+        """Do not wait for this user."""
         self._one_less()
 
     def _one_less(self) -> None:
         self._missing -= 1
         if not self._missing:
-            self._tell()
+            self._set()
 
-    def _tell(self) -> None:
+    def _set(self) -> None:
         moment = self._clock() + self._lead
         self._announce(moment)
         self._moment.set_result(moment)

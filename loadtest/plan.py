@@ -1,4 +1,4 @@
-"""What a run is to do, in words that fit on one line between its processes."""
+"""The parameters of a run, as one line of JSON between its processes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from loadtest.record import FRAME_SECONDS, Face
+from loadtest.record import FRAME_SECONDS, Api
 
 Phases = Literal["spread", "together"]
-"""Where in a frame callers begin: evenly spread over its 80 ms, as people would, or all at the same instant, which
-fills the server's batches as nothing in the world does."""
+"""Where in a frame users start: evenly spread over its 80 ms, or all at the same instant."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """One run.
 
-    server: URL of the HTTP port. grpc: HOST:PORT. recording: what callers say. seconds: the fixed time they speak for.
-    setup, drain: seconds for all to be admitted, and for the last answers to come. out: the file for the records.
+    server: URL of the HTTP port. grpc: HOST:PORT. recording: the file users send. seconds: how long they send.
+    setup, drain: seconds for all to be admitted, and for the last frames to arrive. out: the file for the records.
     """
 
     server: str
@@ -34,7 +33,7 @@ class Plan:
     api_key: str = ""
 
     def offset(self, user: int) -> float:
-        """Seconds after the common start at which caller `user` begins."""
+        """Seconds after the common start at which `user` starts."""
         return FRAME_SECONDS * user / self.users if self.phases == "spread" else 0.0
 
     def to_json(self) -> str:
@@ -42,7 +41,7 @@ class Plan:
         return json.dumps(asdict(self))
 
     @classmethod
-    def of_json(cls, line: str) -> Plan:
+    def from_json(cls, line: str) -> Plan:
         """The inverse of `to_json`."""
         return cls(**json.loads(line))
 
@@ -51,9 +50,9 @@ class Plan:
         return Path(self.out)
 
 
-def shares(face: str, users: int) -> dict[Face, int]:
-    """How many of `users` come through each face; "mixed" is as equal as it can be. The live ones get the odd ones."""
-    if face != "mixed":
-        return {Face(face): users}
-    faces = list(Face)
-    return {each: users // len(faces) + (i < users % len(faces)) for i, each in enumerate(faces)}
+def shares(api: str, users: int) -> dict[Api, int]:
+    """How many of `users` use each API. "mixed" divides them equally; the remainder goes to the live APIs."""
+    if api != "mixed":
+        return {Api(api): users}
+    apis = list(Api)
+    return {each: users // len(apis) + (i < users % len(apis)) for i, each in enumerate(apis)}

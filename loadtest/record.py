@@ -1,4 +1,4 @@
-"""What one caller noted down: when each frame went and came. Times are seconds since the common start."""
+"""What one user measured: when each frame was sent and received. Times are seconds since the common start."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 FRAME_SECONDS = 0.08
 
 
-class Face(StrEnum):
-    """Through which door a caller comes."""
+class Api(StrEnum):
+    """The API a user connects to."""
 
     GRPC = "grpc"
     WEBSOCKET = "websocket"
@@ -18,40 +18,40 @@ class Face(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a conversation went."""
+    """How a conversation ended."""
 
     COMPLETED = "completed"
     REFUSED = "refused"
-    """The server said that it has no room."""
+    """The server had no free slot."""
     FAILED = "failed"
-    """Anything else that was not as it should be; `Record.reason` says what."""
+    """Anything else that is not regular; `Record.reason` states it."""
 
 
-class Refused(Exception):  # noqa: N818 - it is no fault
-    """The server has no room for this conversation."""
+class Refused(Exception):  # noqa: N818 - an expected outcome, not an error
+    """The server has no free slot for this conversation."""
 
 
-class CallFailed(Exception):  # noqa: N818 - says what is the matter
+class CallFailed(Exception):  # noqa: N818 - the message states the reason
     """The connection or the conversation broke."""
 
 
 class Malformed(CallFailed):
-    """The server sent what the protocol does not allow."""
+    """The server sent something the protocol does not allow."""
 
 
 @dataclass
 class Record:
-    """One conversation (of a live caller) or one answer (of a REST caller).
+    """One conversation (of a live user) or one response (of a REST user).
 
-    expected: agent frames that should come in the fixed time. setup: from connecting to being admitted with the prompt
-    in the models. first_audio: from connecting to agent frame 1, less the wait for the common start; of a REST answer
-    to its first bytes. total: of a REST answer.
-    sent[u]: when user frame u was handed to the transport; late[u]: how much after it was due. came[u]: when agent
-    frame u + 1 had been received. held: seconds the transport kept the caller from speaking.
-    frames: agent frames received, frame 0 not counted. dropped, late_at_server: the server's own account.
+    expected: agent frames due in the fixed time. setup: seconds from connecting to `ready`. first_audio: seconds from
+    connecting to agent frame 1, without the wait for the common start; of a REST response to its first audio bytes.
+    total: seconds of a whole REST response.
+    sent[u]: when user frame u was handed to the transport; late[u]: how long after it was due. received[u]: when agent
+    frame u + 1 was received. blocked: seconds the transport did not accept data.
+    frames: agent frames received, without frame 0. dropped, late_at_server: counted by the server.
     """
 
-    face: Face
+    api: Api
     user: int
     expected: int
     outcome: Outcome = Outcome.FAILED
@@ -63,29 +63,30 @@ class Record:
     bytes: int = 0
     dropped: int | None = None
     late_at_server: int | None = None
-    held: float = 0.0
+    blocked: float = 0.0
     sent: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
-    came: list[float] = field(default_factory=list)
+    received: list[float] = field(default_factory=list)
 
     @property
     def latencies(self) -> list[float]:
-        """Seconds, of the frames that came."""
+        """Seconds, of the frames that were received."""
         return self.latencies_from(0)
 
     def latencies_from(self, first: int) -> list[float]:
-        """Those of frame `first` and later."""
-        # A frame cannot come before it is asked for, so `came` is never the longer one.
-        return [came - sent for sent, came in zip(self.sent[first:], self.came[first:], strict=False)]
+        """Seconds, of received frames `first` and later."""
+        # `received` is never longer than `sent`: a frame before its user frame is rejected as malformed.
+        pairs = zip(self.sent[first:], self.received[first:], strict=False)
+        return [received - sent for sent, received in pairs]
 
     def to_json(self) -> dict[str, Any]:
-        """As `of_json` takes it; times to 10 µs."""
+        """As `from_json` takes it; times rounded to 10 µs."""
         plain = asdict(self)
-        for name in ("sent", "late", "came"):
+        for name in ("sent", "late", "received"):
             plain[name] = [round(moment, 5) for moment in plain[name]]
         return plain
 
     @classmethod
-    def of_json(cls, plain: dict[str, Any]) -> Record:
+    def from_json(cls, plain: dict[str, Any]) -> Record:
         """The inverse of `to_json`."""
-        return cls(**{**plain, "face": Face(plain["face"]), "outcome": Outcome(plain["outcome"])})
+        return cls(**{**plain, "api": Api(plain["api"]), "outcome": Outcome(plain["outcome"])})

@@ -1,4 +1,4 @@
-"""A run's result for people: a table in the terminal, and the same at the top of Locust's page."""
+"""Tables of a run's result, for the terminal and for the top of Locust's report."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.figures import Figures, Spread
 from loadtest.run import Result
+from loadtest.stats import LoadStats, Percentiles
 
 
 def write(result: Result, folder: Path) -> None:
-    """result.json, and the figures into Locust's report.html."""
+    """Write result.json and add the tables to Locust's report.html."""
     (folder / "result.json").write_text(json.dumps(result.to_json(), indent=1) + "\n")
     page = result.page.read_text()
     result.page.write_text(page.replace("<body>", "<body>\n" + _section(result), 1))
 
 
 def show(result: Result, console: Console) -> None:
-    """To the terminal."""
+    """Print the tables and the verdict."""
     for table in tables(result):
         console.print(table)
         console.print()
@@ -30,54 +30,54 @@ def show(result: Result, console: Console) -> None:
 
 
 def verdict(result: Result) -> str:
-    """Whether it passed, and if not why."""
+    """ "passed", or why the run did not pass."""
     lines = result.faults() or ["passed"]
     if result.slow_client:
-        lines.append("the client was too slow: these figures say more about it than about the server")
+        lines.append("the client was too slow: the result describes the client more than the server")
     return "\n".join(lines)
 
 
 def tables(result: Result) -> list[Table]:
-    """Times by face, then what else was counted."""
+    """Times by API, then counts, then CPU."""
     times = Table("ms", "p50", "p95", "p99", "max", box=None, pad_edge=False)
-    counts = Table("", *(face.value for face in result.figures), box=None, pad_edge=False)
+    counts = Table("", *(api.value for api in result.stats), box=None, pad_edge=False)
     for column in [*times.columns[1:], *counts.columns[1:]]:
         column.justify = "right"
-    for face, figures in result.figures.items():
-        for name, spread in _spreads(figures):
-            if spread is not None:
-                shown = (f"{value:.1f}" for value in (spread.p50, spread.p95, spread.p99, spread.max))
-                times.add_row(f"{face.value} {name}", *shown)
+    for api, stats in result.stats.items():
+        for name, percentiles in _times(stats):
+            if percentiles is not None:
+                numbers = (percentiles.p50, percentiles.p95, percentiles.p99, percentiles.max)
+                times.add_row(f"{api.value} {name}", *(f"{number:.1f}" for number in numbers))
     for name, values in zip(*_counts(result), strict=True):
         counts.add_row(name, *values)
     return [times, counts, *_machine(result)]
 
 
-def _spreads(figures: Figures) -> list[tuple[str, Spread | None]]:
+def _times(stats: LoadStats) -> list[tuple[str, Percentiles | None]]:
     return [
-        ("frame latency", figures.latency),
-        ("time to first audio", figures.first_audio),
-        ("setup", figures.setup),
-        ("whole answer", figures.answer),
-        ("lateness of the client", figures.lateness),
+        ("frame latency", stats.latency),
+        ("time to first audio", stats.first_audio),
+        ("setup", stats.setup),
+        ("whole response", stats.answer),
+        ("lateness of the client", stats.lateness),
     ]
 
 
 def _counts(result: Result) -> tuple[list[str], list[list[str]]]:
-    def row(of: Figures) -> dict[str, str]:
+    def row(of: LoadStats) -> dict[str, str]:
         return {
             "conversations": str(of.conversations),
             "refused": str(of.refused),
             "failed": str(of.failed),
             "frames expected": str(of.expected),
             "missing": str(of.missing),
-            "of them never sent": str(of.unsent),
+            "of these never sent": str(of.unsent),
             "late (over 80 ms)": f"{of.late} ({of.late_share:.3%})",
             "underruns over 100 ms": str(of.underruns),
             "dropped by the server": str(of.dropped),
         }
 
-    rows = [row(figures) for figures in result.figures.values()]
+    rows = [row(stats) for stats in result.stats.values()]
     names = list(rows[0]) if rows else []
     return names, [[each[name] for each in rows] for name in names]
 
@@ -100,6 +100,6 @@ def _section(result: Result) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
     show(result, console)
     text = html.escape(console.export_text())
-    title = f"{result.plan.users} callers, {html.escape(result.face)}, {result.plan.seconds:g} s"
+    title = f"{result.plan.users} users, {html.escape(result.api)}, {result.plan.seconds:g} s"
     style = "font: 14px/1.4 monospace; padding: 1rem; margin: 0; background: #fff; color: #111"
     return f'<section style="{style}"><h1>{title}</h1><pre>{text}</pre></section>'

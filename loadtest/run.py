@@ -1,4 +1,4 @@
-"""One run: Locust as a process of its own, CPU watched meanwhile, and everything put together afterwards."""
+"""One run: start Locust as a process, sample CPU use meanwhile, and combine the results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 
-from loadtest.figures import Figures
 from loadtest.plan import Plan
-from loadtest.record import Face, Record
+from loadtest.record import Api, Record
 from loadtest.server import NoServer, Server
-from loadtest.usage import CALLERS, LOCUST, Sampler, Usage, server_processes
+from loadtest.stats import LoadStats
+from loadtest.usage import LOCUST, USERS, Sampler, Usage, server_processes
 
 MODELS = ("mimi_encoder", "temporal", "depformer", "mimi_decoder")
 _LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -26,37 +26,37 @@ _LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found. batch: conversations per shared frame, the mean. usage: None for a server elsewhere."""
+    """Result of a run. stats: by API. batch: mean temporal batch. usage: None for a server started elsewhere."""
 
     plan: Plan
-    face: str
-    figures: dict[Face, Figures]
+    api: str
+    stats: dict[Api, LoadStats]
     usage: Usage | None
     batch: float | None
     page: Path
 
     @property
     def frames(self) -> int:
-        """Agent frames received, by all."""
-        return sum(figures.received for figures in self.figures.values())
+        """Agent frames received by all users."""
+        return sum(stats.received for stats in self.stats.values())
 
     @property
     def slow_client(self) -> bool:
-        return any(figures.slow_client for figures in self.figures.values())
+        return any(stats.slow_client for stats in self.stats.values())
 
     def faults(self) -> list[str]:
-        """Why the run did not pass; none if it did."""
-        return [f"{face.value}: {fault}" for face, figures in self.figures.items() for fault in figures.faults()]
+        """Why the run did not pass; empty if it passed."""
+        return [f"{api.value}: {fault}" for api, stats in self.stats.items() for fault in stats.faults()]
 
     def to_json(self) -> dict[str, Any]:
-        """For programs. The API key is nobody's business."""
+        """JSON content, without the API key."""
         plan = json.loads(replace(self.plan, api_key="").to_json())
         return {
-            "plan": plan | {"face": self.face},
+            "plan": plan | {"api": self.api},
             "passed": not self.faults(),
             "faults": self.faults(),
             "slow_client": self.slow_client,
-            "figures": {face.value: figures.to_json() for face, figures in self.figures.items()},
+            "stats": {api.value: stats.to_json() for api, stats in self.stats.items()},
             "mean_temporal_batch": self.batch,
             "cpu_seconds": dict(self.usage.cpu) if self.usage else None,
             "cpu_ms_per_frame": self.cpu_per_frame(),
@@ -72,47 +72,47 @@ class Result:
         return {name: seconds * 1000 / self.frames for name, seconds in used.items()}
 
 
-def run(server: Server, plan: Plan, face: str, spawn_rate: float, folder: Path) -> Result:
-    """Carry out `plan` against `server`, everything written to `folder`. Raises NoServer."""
+def run(server: Server, plan: Plan, api: str, spawn_rate: float, folder: Path) -> Result:
+    """Run `plan` against `server`; write everything to `folder`. Raises NoServer."""
     page = folder / "report.html"
     before = server.shared_frames()
     with ExitStack() as held:
         log = held.enter_context((folder / "locust.log").open("w"))
         locust = held.enter_context(
-            subprocess.Popen(_command(server, plan, face, spawn_rate, page), stdout=log, stderr=log, env=_env(plan))
+            subprocess.Popen(_command(server, plan, api, spawn_rate, page), stdout=log, stderr=log, env=_env(plan))
         )
-        watched = {LOCUST: psutil.Process(locust.pid)}
+        processes = {LOCUST: psutil.Process(locust.pid)}
         if server.pid is not None:
-            watched |= server_processes(server.pid, MODELS)
-        sampler = held.enter_context(Sampler(watched))
+            processes |= server_processes(server.pid, MODELS)
+        sampler = held.enter_context(Sampler(processes))
         locust.wait()
     if not plan.out_path.exists():
-        raise NoServer(f"Locust did not finish; {folder / 'locust.log'} says why")
-    told = json.loads(plan.out_path.read_text())
-    records = [Record.of_json(record) for record in told["records"]]
+        raise NoServer(f"Locust did not finish; see {folder / 'locust.log'}")
+    results = json.loads(plan.out_path.read_text())
+    records = [Record.from_json(record) for record in results["records"]]
     after = server.shared_frames()
     shared = after[1] - before[1]
     usage = None
-    if server.pid is not None and told["began"] is not None:
-        usage = sampler.between(told["began"], min(told["began"] + plan.seconds, time.monotonic()))
-        usage = replace(usage, cpu={**usage.cpu, CALLERS: told["client_cpu_seconds"]})
-    faces = sorted({record.face for record in records})
+    if server.pid is not None and results["began"] is not None:
+        usage = sampler.between(results["began"], min(results["began"] + plan.seconds, time.monotonic()))
+        usage = replace(usage, cpu={**usage.cpu, USERS: results["client_cpu_seconds"]})
+    apis = sorted({record.api for record in records})
     return Result(
         plan=plan,
-        face=face,
-        figures={face: Figures.of([record for record in records if record.face is face]) for face in faces},
+        api=api,
+        stats={each: LoadStats.of([record for record in records if record.api is each]) for each in apis},
         usage=usage,
         batch=(after[0] - before[0]) / shared if shared else None,
         page=page,
     )
 
 
-def _command(server: Server, plan: Plan, face: str, spawn_rate: float, page: Path) -> list[str]:
+def _command(server: Server, plan: Plan, api: str, spawn_rate: float, page: Path) -> list[str]:
     options = {
         "-f": _LOCUSTFILE,
         "--host": server.url,
         "--grpc": server.grpc,
-        "--face": face,
+        "--api": api,
         "--users": plan.users,
         "--spawn-rate": spawn_rate,
         "--seconds": plan.seconds,
@@ -127,5 +127,5 @@ def _command(server: Server, plan: Plan, face: str, spawn_rate: float, page: Pat
 
 
 def _env(plan: Plan) -> dict[str, str]:
-    # In a command line anyone on the machine could read it.
+    # Other users of the machine can read a command line.
     return {**os.environ, "PERSONAPLEX_API_KEY": plan.api_key}

@@ -1,4 +1,4 @@
-"""Who uses how much CPU during a run: the gateway, Triton and each of its models' processes, and the load itself."""
+"""CPU use during a run: of the gateway, of Triton and each model's process, and of the load generator."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 
 SAMPLE_SECONDS = 0.5
-GATEWAY, TRITON, LOCUST, CALLERS = "gateway", "triton", "locust", "callers"
-_CLIENT = (LOCUST, CALLERS)
+GATEWAY, TRITON, LOCUST, USERS = "gateway", "triton", "locust", "users"
+_CLIENT = (LOCUST, USERS)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Usage:
 
     @property
     def others(self) -> float:
-        """Of processes that do not belong to the run: noise in what is measured."""
+        """CPU seconds of processes outside the run: a source of noise."""
         return max(0.0, self.machine - sum(self.cpu.values()))
 
     @property
@@ -44,7 +44,7 @@ class Usage:
 
 
 class Sampler:
-    """While entered, notes down the CPU times of `processes`, which must all be there from the beginning."""
+    """Samples the CPU times of `processes` while entered; all must be running when it is created."""
 
     def __init__(self, processes: Mapping[str, psutil.Process]) -> None:
         self._processes = dict(processes)
@@ -55,7 +55,7 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="usage")
 
     def between(self, begin: float, end: float) -> Usage:
-        """What was used from `begin` to `end`, moments of time.monotonic, as far as it was watched."""
+        """CPU used from `begin` to `end`, moments of time.monotonic, as far as samples exist."""
         cpu = {}
         for name, times in self._times.items():
             at = self._at[: len(times)]
@@ -81,7 +81,7 @@ class Sampler:
                 try:
                     times = process.cpu_times()
                 except psutil.NoSuchProcess:
-                    # Its times so far remain.
+                    # The process has ended; its samples remain.
                     del self._processes[name]
                 else:
                     self._times[name].append(times.user + times.system)

@@ -17,11 +17,11 @@ from loadtest.bench.service import overhead
 from loadtest.compare.source_tree import SourceTree
 from loadtest.paths import RECORDING
 from loadtest.plan import Plan
-from loadtest.question import Question
-from loadtest.record import Face, Outcome, Record
+from loadtest.record import Api, Outcome, Record
 from loadtest.run import Result, run
 from loadtest.search import highest
 from loadtest.server import NoServer, Server, started
+from loadtest.speech import Speech
 from loadtest.usage import machine_seconds
 
 SPAWN_RATE = 50.0
@@ -144,7 +144,7 @@ class Measurements:
         folder = self._options.logs / f"run-{self._runs:03}-{users}"
         folder.mkdir(parents=True)
         plan = Plan(server.url, server.grpc, str(RECORDING), str(folder / "records.json"), users, seconds)
-        return run(server, plan, Face.GRPC.value, SPAWN_RATE, folder)
+        return run(server, plan, Api.GRPC.value, SPAWN_RATE, folder)
 
     def _log(self, tree: SourceTree, part: str) -> Path:
         self._runs += 1
@@ -154,16 +154,16 @@ class Measurements:
 
 def _details(result: Result) -> dict[str, Any]:
     """What else a load run found; times in milliseconds."""
-    figures = result.figures[Face.GRPC]
+    stats = result.stats[Api.GRPC]
     per_frame = result.cpu_per_frame() or {}
     others = result.usage.others / result.usage.seconds if result.usage else None
     return {
         "triton_ms": per_frame.get("triton"),
         "client_ms": per_frame.get("client"),
-        "p99_ms": figures.latency.p99 if figures.latency else None,
-        "late_share": figures.late_share,
-        "missing": figures.missing,
-        "failed": figures.failed,
+        "p99_ms": stats.latency.p99 if stats.latency else None,
+        "late_share": stats.late_share,
+        "missing": stats.missing,
+        "failed": stats.failed,
         "batch": result.batch,
         "other_load": others,
     }
@@ -171,13 +171,13 @@ def _details(result: Result) -> dict[str, Any]:
 
 async def _respond_all(server: Server) -> float:
     """Seconds from sending RECORDINGS requests until the last answer is complete. Raises NoServer if one fails."""
-    question = Question.load(RECORDING)
-    records = [Record(Face.REST, user, len(question.frames)) for user in range(RECORDINGS)]
+    speech = Speech.load(RECORDING)
+    records = [Record(Api.REST, user, len(speech.frames)) for user in range(RECORDINGS)]
     async with httpx.AsyncClient(base_url=server.url, headers=rest.HEADERS, timeout=120, trust_env=False) as client:
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for record in records:
-                group.create_task(rest.respond(client, question.respond_body(record.user), record, time.monotonic))
+                group.create_task(rest.respond(client, speech.respond_body(record.user), record, time.monotonic))
         seconds = time.monotonic() - began
     for record in records:
         if record.outcome is not Outcome.COMPLETED:

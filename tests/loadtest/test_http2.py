@@ -31,11 +31,11 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def saying(*said: bytes) -> AsyncIterator[str]:
+async def saying(*sent: bytes) -> AsyncIterator[str]:
     """A server that says this, whatever it hears, and then hangs up."""
 
     async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for piece in said:
+        for piece in sent:
             writer.write(piece)
             await writer.drain()
         writer.close()
@@ -56,16 +56,16 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 1, 3840, 16_384, 100_000, 1_000_000])
 async def test_messages_of_any_size_come_back_whole(size: int):
-    heard: list[bytes] = []
+    received: list[bytes] = []
     messages = [bytes([n]) * size for n in range(5)]
     async with serving(echo) as target:
-        call = await GrpcCall.open(target, PATH, [], heard.append)
+        call = await GrpcCall.open(target, PATH, [], received.append)
         for message in messages:
             await call.send(message)
         call.half_close()
         status = await call.ended
     assert status.code == 0
-    assert heard == messages
+    assert received == messages
 
 
 async def test_sending_waits_for_the_servers_window():
@@ -80,9 +80,9 @@ async def test_sending_waits_for_the_servers_window():
         for _ in range(40):
             await call.send(bytes(500_000))
 
-    heard: list[bytes] = []
+    received: list[bytes] = []
     async with serving(hesitant) as target:
-        call = await GrpcCall.open(target, PATH, [], heard.append)
+        call = await GrpcCall.open(target, PATH, [], received.append)
         sending = asyncio.create_task(send_many(call))
         done, _ = await asyncio.wait([sending], timeout=0.3)
         assert not done
@@ -90,7 +90,7 @@ async def test_sending_waits_for_the_servers_window():
         await sending
         call.half_close()
         assert (await call.ended).code == 0
-    assert heard == [b"got"] * 40
+    assert received == [b"got"] * 40
 
 
 async def test_a_status_with_its_message_and_metadata():
@@ -110,11 +110,11 @@ async def test_metadata_arrives():
         metadata = dict(context.invocation_metadata())
         yield str(metadata["authorization"]).encode()
 
-    heard: list[bytes] = []
+    received: list[bytes] = []
     async with serving(show) as target:
-        call = await GrpcCall.open(target, PATH, [("authorization", "Bearer k")], heard.append)
+        call = await GrpcCall.open(target, PATH, [("authorization", "Bearer k")], received.append)
         await call.ended
-    assert heard == [b"Bearer k"]
+    assert received == [b"Bearer k"]
 
 
 async def test_an_unknown_method_has_its_status():
@@ -123,7 +123,7 @@ async def test_an_unknown_method_has_its_status():
         assert (await call.ended).code == grpc.StatusCode.UNIMPLEMENTED.value[0]
 
 
-async def test_nobody_there():
+async def test_a_closed_port():
     async with serving(echo) as target:
         pass
     with pytest.raises(CallFailed, match="cannot connect"):
@@ -131,7 +131,7 @@ async def test_nobody_there():
 
 
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("sent", "error"),
     [
         ([], CallFailed),
         ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], CallFailed),
@@ -147,8 +147,8 @@ async def test_nobody_there():
         ([frame(0, 8, 1, b"")], Malformed),
     ],
 )
-async def test_what_is_not_grpc_is_told_apart_from_an_answer(said: list[bytes], error: type[CallFailed]):
-    async with saying(*said) as target:
+async def test_a_response_that_is_not_grpc_is_an_error(sent: list[bytes], error: type[CallFailed]):
+    async with saying(*sent) as target:
         call = await GrpcCall.open(target, PATH, [], lambda _: None)
         with pytest.raises(CallFailed) as raised:
             async with asyncio.timeout(10):

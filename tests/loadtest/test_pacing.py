@@ -1,4 +1,4 @@
-"""When callers speak: on the tick, late if it must be, never two at once; and all after one start."""
+"""When users send: on the tick, late if necessary, never two at once; all after a common start."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 
 import pytest
 
-from loadtest.pacing import Pace, Start, speak
-from loadtest.record import FRAME_SECONDS, Face, Record
+from loadtest.pacing import Pace, Start, send_frames
+from loadtest.record import FRAME_SECONDS, Api, Record
 
 
 def due_after(lateness: list[float], start: float = 10.0) -> list[float]:
-    """When each frame was due, and the one after them, if frame u goes out `lateness[u]` after it was due."""
+    """When each frame, and the one after the last, is due if frame u is sent `lateness[u]` late."""
     pace = Pace(start)
     due = [pace.due]
     for late in lateness:
-        pace.spoke(pace.due + late)
+        pace.sent(pace.due + late)
         due.append(pace.due)
     return due
 
@@ -28,12 +28,12 @@ def test_a_little_late_does_not_move_the_ticks():
     assert due_after([0.05, 0.079]) == pytest.approx([10.0, 10.08, 10.16])
 
 
-def test_more_than_a_tick_late_moves_them_instead_of_catching_up():
+def test_more_than_a_tick_late_moves_the_ticks():
     assert due_after([0.1, 0.0]) == pytest.approx([10.0, 10.18, 10.26])
 
 
 class SteppedClock:
-    """Time passes only in a caller's sleep and in the sender."""
+    """Time passes only in a user's sleep and in the transport."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -52,35 +52,35 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SteppedClock:
     return SteppedClock(monkeypatch)
 
 
-async def spoken(clock: SteppedClock, takes: dict[int, float], expected: int = 5, seconds: float = 0.4) -> Record:
-    """A caller who starts at once, and whose transport takes `takes[u]` seconds for frame u."""
-    record = Record(Face.GRPC, 0, expected)
+async def send_all(clock: SteppedClock, takes: dict[int, float], expected: int = 5, seconds: float = 0.4) -> Record:
+    """A user that starts at once and whose transport takes `takes[u]` seconds for frame u."""
+    record = Record(Api.GRPC, 0, expected)
 
     async def send(u: int) -> None:
         clock.now += takes.get(u, 0.0)
 
     start = clock()
-    await speak(record, send, start, 0.02, start + seconds, clock)
+    await send_frames(record, send, start, 0.02, start + seconds, clock)
     return record
 
 
-async def test_a_caller_who_is_not_held_up_sends_all_on_time(clock: SteppedClock):
-    record = await spoken(clock, {})
+async def test_without_delays_all_frames_are_sent_on_time(clock: SteppedClock):
+    record = await send_all(clock, {})
     assert record.sent == pytest.approx([0.02 + u * FRAME_SECONDS for u in range(5)])
     assert record.late == pytest.approx([0.0] * 5, abs=1e-9)
-    assert record.held == 0
+    assert record.blocked == 0
 
 
 async def test_a_stuck_transport_is_not_the_clients_lateness_and_is_not_caught_up(clock: SteppedClock):
-    record = await spoken(clock, {1: 0.2})
+    record = await send_all(clock, {1: 0.2})
     gaps = [after - before for before, after in zip(record.sent, record.sent[1:], strict=False)]
     assert min(gaps) >= FRAME_SECONDS - 1e-9
     assert record.late == pytest.approx([0.0] * len(record.late), abs=1e-9)
-    assert record.held == pytest.approx(0.2)
+    assert record.blocked == pytest.approx(0.2)
 
 
-async def test_frames_that_no_time_is_left_for_are_not_sent(clock: SteppedClock):
-    record = await spoken(clock, {0: 0.3})
+async def test_frames_beyond_the_fixed_time_are_not_sent(clock: SteppedClock):
+    record = await send_all(clock, {0: 0.3})
     assert len(record.sent) == 3
     assert record.sent[-1] < 0.42
 
@@ -90,23 +90,23 @@ async def test_the_clients_own_delay_is_its_lateness(clock: SteppedClock, monkey
         clock.now += seconds + 0.03
 
     monkeypatch.setattr("loadtest.pacing.sleep", oversleep)
-    record = await spoken(clock, {}, expected=3)
+    record = await send_all(clock, {}, expected=3)
     assert record.late == pytest.approx([0.03, 0.03, 0.03])
 
 
-async def test_all_start_together_once_the_last_has_come_or_gone():
+async def test_all_start_once_the_last_has_arrived_or_withdrawn():
     announced: list[float] = []
     start = Start(3, 0.5, lambda: 7.0, announced.append)
     first, second = asyncio.create_task(start.arrive()), asyncio.create_task(start.arrive())
     await asyncio.sleep(0)
     assert not announced
-    start.leave()
+    start.withdraw()
     assert await first == await second == 7.5
     assert announced == [7.5]
 
 
-async def test_if_nobody_gets_through_nobody_waits():
+async def test_the_start_is_set_if_all_withdraw():
     announced: list[float] = []
     start = Start(1, 0.5, lambda: 7.0, announced.append)
-    start.leave()
+    start.withdraw()
     assert announced == [7.5]

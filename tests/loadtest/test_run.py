@@ -1,4 +1,4 @@
-"""The whole of it: Locust and its callers against the real service with tiny models."""
+"""A whole load test: Locust and its users against the real service with tiny models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from loadtest.plan import Plan
-from loadtest.record import Face
+from loadtest.record import Api
 from loadtest.report import write
 from loadtest.run import Result, run
 from loadtest.server import Server, environment, started
@@ -33,76 +33,76 @@ def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def load(server: Server, tmp_path: Path) -> Callable[..., Result]:
-    def load(face: str, users: int, at: Server = server) -> Result:
+    def load(api: str, users: int, at: Server = server) -> Result:
         # However slow the machine, everything should come.
         plan = Plan(at.url, at.grpc, str(RECORDING), str(tmp_path / "records.json"), users, SECONDS, drain=30.0)
-        result = run(at, plan, face, 50, tmp_path)
+        result = run(at, plan, api, 50, tmp_path)
         write(result, tmp_path)
         return result
 
     return load
 
 
-@pytest.mark.parametrize("face", [Face.GRPC, Face.WEBSOCKET])
-def test_live_callers_get_every_frame(load: Callable[..., Result], face: Face, tmp_path: Path):
-    result = load(face.value, 3)
-    figures = result.figures[face]
-    assert (figures.conversations, figures.completed) == (3, 3)
-    assert (figures.expected, figures.received, figures.missing) == (3 * FRAMES, 3 * FRAMES, 0)
-    assert figures.latency is not None
-    assert figures.setup is not None
-    assert figures.first_audio is not None
-    assert figures.first_audio.p50 > figures.setup.p50
+@pytest.mark.parametrize("api", [Api.GRPC, Api.WEBSOCKET])
+def test_live_users_receive_every_frame(load: Callable[..., Result], api: Api, tmp_path: Path):
+    result = load(api.value, 3)
+    stats = result.stats[api]
+    assert (stats.conversations, stats.completed) == (3, 3)
+    assert (stats.expected, stats.received, stats.missing) == (3 * FRAMES, 3 * FRAMES, 0)
+    assert stats.latency is not None
+    assert stats.setup is not None
+    assert stats.first_audio is not None
+    assert stats.first_audio.p50 > stats.setup.p50
     assert result.batch is not None
     assert 1 <= result.batch <= 3
 
-    told = json.loads((tmp_path / "result.json").read_text())
-    assert told["figures"][face.value]["received"] == 3 * FRAMES
-    per_frame = told["cpu_ms_per_frame"]
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["stats"][api.value]["received"] == 3 * FRAMES
+    per_frame = found["cpu_ms_per_frame"]
     assert per_frame["gateway"] > 0
     assert per_frame["triton"] > per_frame["client"] > 0
-    assert {"temporal", "mimi_encoder", "triton", "gateway"} <= set(told["cpu_seconds"])
+    assert {"temporal", "mimi_encoder", "triton", "gateway"} <= set(found["cpu_seconds"])
 
 
-def test_rest_callers_get_their_answers(load: Callable[..., Result]):
-    figures = load("rest", 2).figures[Face.REST]
-    assert (figures.completed, figures.received, figures.missing) == (2, 2 * REST_FRAMES, 0)
-    assert figures.answer is not None
-    assert figures.first_audio is not None
-    assert figures.first_audio.max < figures.answer.max
+def test_rest_users_receive_their_responses(load: Callable[..., Result]):
+    stats = load("rest", 2).stats[Api.REST]
+    assert (stats.completed, stats.received, stats.missing) == (2, 2 * REST_FRAMES, 0)
+    assert stats.answer is not None
+    assert stats.first_audio is not None
+    assert stats.first_audio.max < stats.answer.max
 
 
-def test_all_faces_at_once_and_locusts_own_figures(load: Callable[..., Result], tmp_path: Path):
+def test_all_apis_at_once_and_locusts_own_stats(load: Callable[..., Result], tmp_path: Path):
     result = load("mixed", 3)
-    assert set(result.figures) == set(Face)
-    assert [figures.completed for figures in result.figures.values()] == [1, 1, 1]
+    assert set(result.stats) == set(Api)
+    assert [stats.completed for stats in result.stats.values()] == [1, 1, 1]
     page = (tmp_path / "report.html").read_text()
     for row in ("grpc", "websocket", "rest", "first audio", "frame latency"):
         assert row in page
-    # Locust's own count: what its users were told, one by one.
+    # Locust's own count, of the events of its users.
     counted = {(row["method"], row["name"]): row["num_requests"] for row in locusts_rows(page)}
     assert counted["grpc", "frame"] == counted["websocket", "frame"] == FRAMES
-    assert counted["grpc", "conversation"] == counted["rest", "answer"] == 1
+    assert counted["grpc", "conversation"] == counted["rest", "response"] == 1
 
 
 def locusts_rows(page: str) -> list[dict[str, Any]]:
     """The statistics in Locust's page."""
-    _, _, told = page.rpartition("window.templateArgs = ")
-    arguments, _ = json.JSONDecoder().raw_decode(told)
+    _, _, content = page.rpartition("window.templateArgs = ")
+    arguments, _ = json.JSONDecoder().raw_decode(content)
     return arguments["requests_statistics"]
 
 
-def test_callers_beyond_the_slots_are_refused_and_their_frames_are_missing(load: Callable[..., Result]):
+def test_users_beyond_the_slots_are_refused_and_their_frames_are_missing(load: Callable[..., Result]):
     result = load("grpc", SLOTS + 1)
-    figures = result.figures[Face.GRPC]
-    assert (figures.completed, figures.refused, figures.failed) == (SLOTS, 1, 0)
-    assert figures.missing == FRAMES
+    stats = result.stats[Api.GRPC]
+    assert (stats.completed, stats.refused, stats.failed) == (SLOTS, 1, 0)
+    assert stats.missing == FRAMES
     assert any("refused" in fault for fault in result.faults())
 
 
-def test_a_server_that_is_not_there_fails_every_caller(load: Callable[..., Result], server: Server):
+def test_a_server_that_is_not_there_fails_every_user(load: Callable[..., Result], server: Server):
     result = load("grpc", 2, replace(server, grpc="127.0.0.1:1", pid=None))
-    assert result.figures[Face.GRPC].failed == 2
+    assert result.stats[Api.GRPC].failed == 2
     assert result.usage is None
     assert result.faults()
 
@@ -145,7 +145,7 @@ def test_the_command_builds_and_serves_tiny_models_by_itself(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     # 1 on a machine too slow for 80 ms; but there was a run, and everything came.
     assert done.returncode in (0, 1), done.stderr
-    (told,) = tmp_path.glob("*/result.json")
-    figures = json.loads(told.read_text())["figures"]["grpc"]
-    assert (figures["completed"], figures["missing"]) == (2, 0)
+    (result,) = tmp_path.glob("*/result.json")
+    stats = json.loads(result.read_text())["stats"]["grpc"]
+    assert (stats["completed"], stats["missing"]) == (2, 0)
     assert not list(tmp_path.glob("tiny-*"))

@@ -1,4 +1,4 @@
-"""A short soak of the real service: everybody comes, some vanish, nothing stays."""
+"""A short soak of the real service: users of every API, some of which disconnect without notice."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.passers import FACES
+from loadtest.churn import APIS
+from loadtest.paths import ROOT
 from loadtest.run import MODELS
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 20
 USERS = 6
 
@@ -24,7 +24,7 @@ def command(tiny_models: Path, tmp_path: Path) -> list[str]:
         "--users": USERS,
         "--longest": 2.0,
         "--every": 0.5,
-        "--vanish": 0.4,
+        "--drop": 0.4,
         "--models": tiny_models,
         "--folder": tmp_path,
     }
@@ -33,30 +33,30 @@ def command(tiny_models: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_callers_of_every_face_come_and_go_and_leave_nothing(command: list[str], tmp_path: Path):
+def test_conversations_over_every_api_leave_nothing(command: list[str], tmp_path: Path):
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.rstrip().endswith("passed")
     (path,) = tmp_path.glob("*/soak.json")
-    told = json.loads(path.read_text())
-    assert (told["passed"], told["faults"]) == (True, [])
-    assert told["seconds"] >= SECONDS
-    assert set(told["conversations"]) == set(FACES)
-    for face, outcomes in told["conversations"].items():
-        assert outcomes["completed"], face
+    found = json.loads(path.read_text())
+    assert (found["passed"], found["faults"]) == (True, [])
+    assert found["seconds"] >= SECONDS
+    assert set(found["conversations"]) == set(APIS)
+    for api, outcomes in found["conversations"].items():
+        assert outcomes["completed"], api
         assert outcomes["failed"] == 0
-        # Eight slots, six callers, and those who have just gone.
+        # Eight slots, six users, and slots that are not free again yet.
         assert outcomes["refused"] <= 2
-    assert sum(outcomes["vanished"] for outcomes in told["conversations"].values()) > 5
-    assert set(told["processes"]) == {"gateway", "triton", *MODELS}
-    for name, seen in told["samples"].items():
+    assert sum(outcomes["dropped"] for outcomes in found["conversations"].values()) > 5
+    assert set(found["processes"]) == {"gateway", "triton", *MODELS}
+    for name, seen in found["samples"].items():
         assert len(seen["rss"]) == len(seen["seconds"]) >= SECONDS, name
         assert min(seen["rss"]) > 10 * 2**20, name
     for name in ("gateway", *MODELS):
         assert name in ran.stdout
 
 
-def test_a_server_that_does_not_start_is_told(command: list[str], tmp_path: Path):
+def test_a_server_that_does_not_start_is_an_error(command: list[str], tmp_path: Path):
     at = command.index("--models") + 1
     ran = subprocess.run(
         [*command[:at], str(tmp_path / "nothing"), *command[at + 1 :]],
@@ -68,11 +68,11 @@ def test_a_server_that_does_not_start_is_told(command: list[str], tmp_path: Path
 
 @pytest.mark.parametrize("module", ["loadtest", "loadtest.soak"])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(None, "cannot be read: No such file or directory"), (b"noise", "expected a recording that libsndfile reads")],
 )
-def test_a_recording_that_is_none_is_told_before_anything_starts(
-    tmp_path: Path, module: str, content: bytes | None, said: str
+def test_an_unusable_recording_is_an_error_before_anything_starts(
+    tmp_path: Path, module: str, content: bytes | None, message: str
 ) -> None:
     recording = tmp_path / "hello.wav"
     if content is not None:
@@ -80,6 +80,6 @@ def test_a_recording_that_is_none_is_told_before_anything_starts(
     command = [sys.executable, "-m", module, "--recording", str(recording), "--folder", str(tmp_path / "results")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()

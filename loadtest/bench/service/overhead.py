@@ -31,7 +31,7 @@ from rich.table import Table
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.triton_server import TritonServer
-from loadtest.faces.grpc import PATH
+from loadtest.apis.grpc import PATH
 from loadtest.http2 import GrpcCall
 from loadtest.machine import machine
 from loadtest.server import build_tiny, started

@@ -65,7 +65,7 @@ def test_a_live_load_runs_on_it(tmp_path: Path) -> None:
     # 1 on a machine that is too slow for 80 ms.
     assert done.returncode in (0, 1), done.stderr
     (file,) = tmp_path.glob("*/result.json")
-    stats = json.loads(file.read_text())["figures"]["grpc"]
+    stats = json.loads(file.read_text())["stats"]["grpc"]
     assert (stats["completed"], stats["missing"]) == (2, 0)
     # Of two full windows, by the profile.
     assert stats["latency"]["p50"] > 1000 * _frame_seconds(Profile.H200, rows=2)

@@ -6,45 +6,45 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from loadtest.faces import Heard
+from loadtest.apis import OnFrame
 from loadtest.http2 import GrpcCall, Status
 from loadtest.plan import Plan
-from loadtest.question import FRAME_SIZE, RATE, Question
 from loadtest.record import CallFailed, Malformed, Refused
+from loadtest.speech import FRAME_SIZE, RATE, Speech
 
 PATH = "/personaplex.v1.PersonaPlex/Converse"
 _OK, _RESOURCE_EXHAUSTED = 0, 8
 
 
-class GrpcLine:
-    """See Line."""
+class GrpcClient:
+    """See LiveClient."""
 
-    def __init__(self, plan: Plan, question: Question, seed: int, heard: Heard) -> None:
+    def __init__(self, plan: Plan, speech: Speech, seed: int, on_frame: OnFrame) -> None:
         self._plan = plan
         self._seed = seed
-        self._heard = heard
-        # Encoded once: what is measured is the server.
-        self._frames = [pb.ConverseRequest(audio=frame).SerializeToString() for frame in question.frames]
+        self._on_frame = on_frame
+        # Encoded once, so that the client uses little CPU while the server is measured.
+        self._frames = [pb.ConverseRequest(audio=frame).SerializeToString() for frame in speech.frames]
         self._ready = asyncio.Event()
         self._admitted = False
         self._ended: pb.Ended | None = None
         self._call: GrpcCall
-        self._hang_up: Callable[[], None] = lambda: None
+        self._disconnect: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
         metadata = [("authorization", f"Bearer {self._plan.api_key}")] if self._plan.api_key else []
-        self._call = call = await GrpcCall.open(self._plan.grpc, PATH, metadata, self._came)
-        self._hang_up = call.close
+        self._call = call = await GrpcCall.open(self._plan.grpc, PATH, metadata, self._on_message)
+        self._disconnect = call.close
         start = pb.Start(sampling=pb.Sampling(seed=self._seed), format=pb.AUDIO_FORMAT_PCM_S16LE)
         await call.send(pb.ConverseRequest(start=start).SerializeToString())
         call.ended.add_done_callback(lambda _: self._ready.set())
         await self._ready.wait()
         if call.ended.done():
-            raise self._fault(call.ended.result())
+            raise self._error(call.ended.result())
 
     async def send(self, u: int) -> None:
         if self._call.ended.done():
-            raise self._fault(self._call.ended.result())
+            raise self._error(self._call.ended.result())
         await self._call.send(self._frames[u % len(self._frames)])
 
     async def finish(self) -> tuple[int, int]:
@@ -53,22 +53,22 @@ class GrpcLine:
             self._call.half_close()
         status = await self._call.ended
         if status.code != _OK:
-            raise self._fault(status)
+            raise self._error(status)
         if self._ended is None or self._ended.reason != pb.END_REASON_COMPLETED:
-            raise Malformed("status OK without `ended` and its reason completed")
+            raise Malformed("status OK without an `ended` message of reason completed")
         return self._ended.dropped_frames, self._ended.late_frames
 
     def close(self) -> None:
-        self._hang_up()
+        self._disconnect()
 
-    def _came(self, message: bytes) -> None:
+    def _on_message(self, message: bytes) -> None:
         try:
             response = pb.ConverseResponse.FromString(message)
         except Exception as error:
             raise Malformed(f"not a ConverseResponse: {error}") from None
         kind = response.WhichOneof("message")
         if kind == "audio" and self._ready.is_set():
-            self._heard(response.audio.index, len(response.audio.data))
+            self._on_frame(response.audio.index, len(response.audio.data))
         elif kind == "ready" and not self._ready.is_set():
             ready = response.ready
             if (ready.sample_rate, ready.frame_size) != (RATE, FRAME_SIZE):
@@ -80,8 +80,8 @@ class GrpcLine:
         elif kind not in ("stats", "warning"):
             raise Malformed(f"an unexpected message: {kind}")
 
-    def _fault(self, status: Status) -> CallFailed | Refused:
-        # The same status ends the call of one who was admitted and then did not read.
+    def _error(self, status: Status) -> CallFailed | Refused:
+        # The same status ends a conversation whose client stopped reading.
         if status.code == _RESOURCE_EXHAUSTED and not self._admitted:
             return Refused(status.message)
         return CallFailed(f"gRPC status {status.code}: {status.message}")

@@ -1,4 +1,4 @@
-"""What every caller says: one recording, encoded once, over and over."""
+"""The audio every user sends: one recording, encoded once and repeated."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FRAME_SIZE = 1_920
 
 
 @dataclass(frozen=True)
-class Question:
-    """frames: 80 ms each, mono s16le at 24 kHz. recording: the file as it is."""
+class Speech:
+    """frames: 80 ms each, mono s16le at 24 kHz. recording: the content of the file."""
 
     frames: list[bytes]
     recording: bytes
 
     @classmethod
-    def load(cls, path: Path) -> Question:
-        """Any recording libsndfile reads; the last frame is filled up with silence. Raises CommandError."""
+    def load(cls, path: Path) -> Speech:
+        """Read any file libsndfile reads; pad the last frame with silence. Raises CommandError."""
         try:
             recording = path.read_bytes()
             pcm, rate = soundfile.read(BytesIO(recording), dtype="float32", always_2d=True)
@@ -44,10 +44,10 @@ class Question:
         return cls(frames, recording)
 
     def frame(self, u: int) -> bytes:
-        """User frame u."""
+        """User frame u; the recording repeats."""
         return self.frames[u % len(self.frames)]
 
     def respond_body(self, seed: int) -> bytes:
-        """A JSON body for `POST /v1/respond`: one frame out per frame in, streamed."""
+        """JSON body for `POST /v1/respond`: one frame out per frame in, streamed."""
         audio = base64.b64encode(self.recording).decode("ascii")
         return json.dumps({"audio": audio, "max_steps": len(self.frames), "stream": True, "seed": seed}).encode()
