@@ -12,7 +12,7 @@ _BEARER = "bearer "
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """The key of `Authorization: Bearer KEY` or `X-API-Key: KEY`; names of headers in any case."""
+    """The key of `Authorization: Bearer KEY` or `X-API-Key: KEY`. Header names match in any case."""
     authorization = headers.get("authorization", "")
     if authorization.lower().startswith(_BEARER):
         return authorization[len(_BEARER) :].strip()

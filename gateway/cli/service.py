@@ -169,6 +169,9 @@ class Service:
         # Outside the main thread uvicorn leaves signals alone: the order of going down is ours.
         threading.Thread(target=run, name="gateway").start()
 
+    def _prefilling(self) -> bool:
+        return self._app is not None and bool(self._app.state.runtime.warmup.prefilling)
+
     def _wait_ready(self, deadline: float) -> None:
         # 0.0.0.0 is where to listen, not where to ask.
         local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host)  # noqa: S104
@@ -178,7 +181,8 @@ class Service:
             while (missing := client.ready()) is not None:
                 if not self.running():
                     raise CommandError("the gateway ended while starting; its log says why")
-                if time.monotonic() > deadline:
+                # A prefill may take longer than everything before it.
+                if time.monotonic() > deadline and not self._prefilling():
                     where = f"Triton at {self.settings.triton_url}"
                     raise CommandError(f"{where} is not ready after {self._wait:g} s: {missing}")
                 time.sleep(POLL_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from contextlib import suppress
 
 from gateway.errors import TooManyForKey, Unauthorized
 
@@ -28,6 +29,18 @@ class KeyHolder:
         self.held -= 1
 
 
+def _encodings(presented: str) -> list[bytes]:
+    """The bytes that a client may have sent.
+
+    Header values arrive decoded as Latin-1, whatever the client's encoding: UTF-8 of most clients, Latin-1 of others.
+    gRPC metadata and subprotocols have ASCII characters only.
+    """
+    encodings = [presented.encode(errors="surrogateescape")]
+    with suppress(UnicodeEncodeError):
+        encodings.append(presented.encode("latin-1"))
+    return encodings
+
+
 class Keys:
     """The keys the operator gave out; without any, everybody may call."""
 
@@ -44,7 +57,7 @@ class Keys:
             return None
         found = None
         for key, holder in self._holders:
-            if presented and hmac.compare_digest(key, presented.encode()):
+            if presented and any(hmac.compare_digest(key, form) for form in _encodings(presented)):
                 found = holder
         if found is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")

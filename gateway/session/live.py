@@ -210,7 +210,7 @@ class LiveSession:
                 self.stop(Reason.IDLE, f"no audio came for {limits.idle:g} s")
                 return
             if self._on_gap == "wait" and now - user_frames.last_at >= _ENGINE_CHECK_S:
-                failed_checks = 0 if await self._runtime.engine.ready() else failed_checks + 1
+                failed_checks = 0 if await self._runtime.readiness.ready() else failed_checks + 1
                 if failed_checks == _ENGINE_CHECKS:
                     self.stop(Reason.ENGINE, "the models are not available")
                     return

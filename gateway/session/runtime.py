@@ -19,6 +19,7 @@ from gateway.manifest import Manifest
 from gateway.session.admission import Admission, Slot
 from gateway.session.keys import KeyHolder, Keys
 from gateway.session.persona import Prefix, check_prompt, prefix_of_codes, prefix_of_preset
+from gateway.session.readiness import Readiness
 from gateway.session.recorded import split
 from gateway.session.session_info import SessionInfo
 from gateway.session.stats import SessionStats
@@ -74,6 +75,7 @@ class Runtime:
         self.cohort = Cohort(settings.batch_window, settings.cohort_patience, metrics.shared)
         self.keys = Keys(settings.api_keys, settings.key_conversations, settings.retry_after)
         self.kept = TurnSessions(self, settings.turn_session_idle_seconds)
+        self.readiness = Readiness(engine)
         self.warmup = Warmup(self, settings.warm)
         self._live: dict[Stoppable, SessionInfo | None] = {}
         self._stopping = False

@@ -47,24 +47,35 @@ class Warmup:
     def __init__(self, runtime: Runtime, params: Sequence[str]) -> None:
         self._runtime = runtime
         self._wishes = params
-        self._warm = not params
+        self._warm = self._was_warm = not params
         for wish in params:
             prefix_of(wish, runtime.manifest, runtime.voices, runtime.tokenizer)
 
     async def ready(self) -> bool:
-        """Whether the engine is, and knows the personas."""
-        if not await self._runtime.engine.ready():
+        """Whether the engine is ready and has the personas in its prefix cache.
+
+        After an outage the personas are prefilled again, which takes a slot. While every slot is taken, conversations
+        have survived, so Triton was not restarted and its cache is still valid.
+        """
+        if not await self._runtime.readiness.ready():
             self._warm = not self._wishes
             return False
-        return self._warm
+        admission = self._runtime.admission
+        return self._warm or (self._was_warm and admission.taken >= admission.slots)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether the engine is ready and the personas are not."""
+        return self._runtime.readiness.last and not self._warm
 
     async def keep(self) -> None:
         """Warm up, and look after it until cancelled."""
         while self._wishes:
-            if not await self._runtime.engine.ready():
+            if not await self._runtime.readiness.ready():
                 self._warm = False
             elif not self._warm:
                 self._warm = await self._prefill_all()
+                self._was_warm = self._was_warm or self._warm
             await asyncio.sleep(_LOOK_S)
 
     async def _prefill_all(self) -> bool:

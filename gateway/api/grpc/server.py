@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.api.access import key_holder
 from gateway.api.grpc.converse import converse
-from gateway.api.grpc.health import Health
+from gateway.api.grpc.health import MAX_RPCS, Health, KeylessRpcs, Reflection
+from gateway.api.grpc.health import SERVICE as HEALTH_SERVICE
 from gateway.api.grpc.params import parser
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.respond import respond, respond_stream
@@ -25,11 +26,12 @@ from gateway.session.runtime import Runtime
 from gateway.settings import TlsFiles
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
-_HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 KEEPALIVE_MS = 10_000
-# Calls beyond the slots: those who are about to be told that there is none, health checks and watchers.
-_CALLS_WITHOUT_SLOT = 256
+# RPCs beyond the slots: those about to be refused, and more than may need no key, so that those lock nobody out.
+_RPCS_WITHOUT_SLOT = 256
+# Of one connection, which may be a proxy that carries all of a pod's RPCs.
+_STREAMS_WITHOUT_SLOT = 128
 # What the protobuf around a recording adds.
 _ENVELOPE_BYTES = 2**20
 # What is under way when the server closes: no conversation any more, only answers on their way out.
@@ -50,11 +52,14 @@ class GrpcServer:
         """Listen; port 0 is a free one. Raises CannotListen."""
         server = grpc.aio.server(
             options=_options(self._runtime),
-            maximum_concurrent_rpcs=self._runtime.manifest.slots + _CALLS_WITHOUT_SLOT,
+            maximum_concurrent_rpcs=self._runtime.manifest.slots + _RPCS_WITHOUT_SLOT,
         )
         server.add_generic_rpc_handlers((_handlers(self._runtime, self._at_work),))
-        health_pb2_grpc.add_HealthServicer_to_server(Health(self._runtime, (SERVICE,)), server)
-        reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), server)
+        rpcs = KeylessRpcs(MAX_RPCS, self._runtime.settings.retry_after)
+        health = Health(self._runtime, (SERVICE,), rpcs)
+        server.add_generic_rpc_handlers((_health_handlers(self._runtime, health),))
+        services = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(services, rpcs), server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if tls is None:
@@ -120,8 +125,30 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
     )
 
 
+def _health_handlers(runtime: Runtime, health: Health) -> grpc.GenericRpcHandler:
+    """Check and Watch. Both are handlers of streams, which run before the request has arrived, so they can bound it."""
+
+    async def on_check(_: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> health_pb2.HealthCheckResponse:
+        async with error_status(context, runtime.settings.retry_after):
+            return await health.check(context)
+
+    async def on_watch(_: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        async with error_status(context, runtime.settings.retry_after):
+            await health.watch(context)
+
+    request, response = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
+    return grpc.method_handlers_generic_handler(
+        HEALTH_SERVICE,
+        {
+            "Check": grpc.stream_unary_rpc_method_handler(on_check, request, response),
+            "Watch": grpc.stream_stream_rpc_method_handler(on_watch, request, response),
+        },
+    )
+
+
 def _options(runtime: Runtime) -> list[tuple[str, int]]:
     return [
+        ("grpc.max_concurrent_streams", runtime.manifest.slots + _STREAMS_WITHOUT_SLOT),
         # A port that is taken is an error, not to be shared.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", runtime.settings.grpc_message_bytes + _ENVELOPE_BYTES),

@@ -1,18 +1,62 @@
-"""uvicorn's HTTP protocol, which also lets an answer cut its line."""
+"""uvicorn's HTTP protocol with time limits for requests, and a way for answers to abort their connection."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api.rest.disconnect import ABORT
 
+# For the first byte and for the headers of a request.
+_HEADERS_S = 20.0
+# For the rest of a body after its answer: it is discarded, so that the client reads the answer instead of a reset.
+_DISCARD_S = 10.0
+
 
 class AnswerProtocol(HttpToolsProtocol):
     """For `uvicorn.Config(http=...)`."""
 
+    _timer: asyncio.TimerHandle | None = None
+    _receiving = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Extend uvicorn's: start the time limit of the headers."""
+        super().connection_made(transport)
+        self._limit(_HEADERS_S)
+
     def on_message_begin(self) -> None:
-        """As uvicorn does, and tells the app how to cut the line."""
+        """Extend uvicorn's: let the app abort the connection."""
         super().on_message_begin()
         cast(dict[str, Any], self.scope)["extensions"] = {ABORT: self.transport.abort}
+        self._receiving = True
+        self._limit(_HEADERS_S)
+
+    def on_headers_complete(self) -> None:
+        """Extend uvicorn's: the body has the app's own time limit."""
+        self._limit(None)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Extend uvicorn's: the request is complete."""
+        self._receiving = False
+        self._limit(None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Extend uvicorn's: limit the time of a body that was answered before it was read."""
+        super().on_response_complete()
+        if self._receiving:
+            self._limit(_DISCARD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Extend uvicorn's."""
+        self._limit(None)
+        super().connection_lost(exc)
+
+    def _limit(self, seconds: float | None) -> None:
+        """Abort the connection after so many seconds, unless this is called again before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.engine.fake import FakeEngine
+from gateway.session.readiness import Readiness
 
 Ask = Callable[..., Any]
 
@@ -19,7 +21,8 @@ async def test_alive_whatever_the_engine_does(client: httpx.AsyncClient, engine:
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_ready_only_while_the_engine_is(client: httpx.AsyncClient, engine: FakeEngine):
+async def test_ready_only_while_the_engine_is(client: httpx.AsyncClient, engine: FakeEngine, app: FastAPI):
+    app.state.runtime.readiness = Readiness(engine, period=0)
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
     engine.down = True

@@ -10,6 +10,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from gateway.api.grpc.health import MAX_RPCS
+from gateway.session.readiness import Readiness
+from tests.gateway.grpc.conftest import start
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -21,6 +25,7 @@ def health(channel):
 
 @pytest.mark.parametrize("service", ["", "personaplex.v1.PersonaPlex"])
 async def test_it_serves_when_the_models_are_ready_and_no_drain_has_begun(health, engine, runtime, service):
+    runtime.readiness = Readiness(engine, period=0)
     request = health_pb2.HealthCheckRequest(service=service)
     assert (await health.Check(request)).status == SERVING
     engine.down = True
@@ -70,3 +75,36 @@ async def test_reflection_tells_the_services_and_their_messages(channel):
         pool.AddSerializedFile(data)
     methods = pool.FindServiceByName("personaplex.v1.PersonaPlex").methods_by_name
     assert set(methods) == {"Respond", "RespondStream", "Converse"}
+
+
+async def test_watchers_beyond_the_limit_are_refused_and_calls_are_not(channel, health, stub):
+    watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_RPCS)]
+    for watch in watches:
+        assert (await watch.read()).status == SERVING
+    for refused in (
+        health.Watch(health_pb2.HealthCheckRequest()).read(),
+        health.Check(health_pb2.HealthCheckRequest()),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as found:
+            await refused
+        assert found.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    call = stub.Converse()
+    await call.write(start())
+    assert (await call.read()).WhichOneof("message") == "ready"
+    call.cancel()
+    watches.pop().cancel()
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.02)
+    for watch in watches:
+        watch.cancel()
+
+
+async def test_checks_that_send_no_request_are_ended(channel, monkeypatch):
+    monkeypatch.setattr("gateway.api.grpc.health._REQUEST_S", 0.1)
+    call = channel.stream_unary("/grpc.health.v1.Health/Check")()
+    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED

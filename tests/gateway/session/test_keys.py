@@ -23,3 +23,13 @@ def test_each_key_has_its_own_holder():
 
 def test_without_keys_everybody_may_call():
     assert Keys([], 0, 5).check(None) is None
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "ключ", "鍵"])
+def test_a_key_with_other_characters_than_ascii_matches(key: str):
+    """As headers arrive: decoded as Latin-1, from UTF-8."""
+    keys = Keys([key], 0, 7)
+    assert keys.check(key.encode().decode("latin-1")) is not None
+    assert keys.check(key) is not None
+    with pytest.raises(Unauthorized):
+        keys.check(key[:-1])

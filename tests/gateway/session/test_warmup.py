@@ -16,6 +16,7 @@ from gateway.errors import GatewayError, UnknownSystemPrompt, UnknownVoice
 from gateway.manifest import Manifest
 from gateway.session import warmup as warm
 from gateway.session.persona import SYSTEM_PROMPTS, prefix_of_preset
+from gateway.session.readiness import Readiness
 from gateway.session.runtime import Runtime
 from gateway.session.tokenizer import Tokenizer
 from gateway.session.warmup import prefix_of
@@ -134,6 +135,23 @@ async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, eng
         assert len(engine.prefills) == 4
 
 
+async def test_a_full_server_stays_ready_after_an_outage_that_its_conversations_survived(
+    manifest: Manifest, engine: FakeEngine
+):
+    async with running(manifest, engine, "NATF0") as runtime:
+        runtime.readiness = Readiness(engine, period=0)
+        await until(lambda: runtime.warmup._warm)
+        slots = [runtime.admission.acquire() for _ in range(manifest.slots)]
+        engine.down = True
+        await until(lambda: not runtime.warmup._warm)
+        assert not await runtime.warmup.ready()
+        engine.down = False
+        assert await runtime.warmup.ready()
+        slots[0].release()
+        assert not await runtime.warmup.ready()
+        await until(lambda: runtime.warmup._warm)
+
+
 async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeEngine):
     engine.down = True
     async with running(manifest, engine, "NATF0") as runtime:
@@ -148,6 +166,7 @@ async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeEngine):
 
 async def test_with_nothing_to_prefill_ready_is_what_the_engine_says(manifest: Manifest, engine: FakeEngine):
     async with running(manifest, engine) as runtime:
+        runtime.readiness = Readiness(engine, period=0)
         assert await runtime.warmup.ready()
         engine.down = True
         assert not await runtime.warmup.ready()
