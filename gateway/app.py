@@ -14,8 +14,8 @@ from gateway.api.grpc.server import GrpcServer
 from gateway.api.rest import health, openapi, problems
 from gateway.api.rest import routes as rest
 from gateway.api.websocket import chat, converse
-from gateway.engine.backend import Engine
-from gateway.engine.triton.backend import TritonEngine
+from gateway.engine.backend import Backend
+from gateway.engine.triton.backend import TritonBackend
 from gateway.manifest import Manifest
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
@@ -25,7 +25,7 @@ _DESCRIPTION = "Speak with PersonaPlex: a recording in, the agent's spoken answe
 
 
 def create_app(
-    settings: Settings | None = None, engine: Engine | None = None, manifest: Manifest | None = None
+    settings: Settings | None = None, backend: Backend | None = None, manifest: Manifest | None = None
 ) -> FastAPI:
     """The app for one built repository. What is not given is read from the environment and made from it.
 
@@ -34,14 +34,14 @@ def create_app(
     """
     settings = settings or Settings()
     manifest = manifest or Manifest.load(settings.models)
-    engine = engine or TritonEngine(
+    backend = backend or TritonBackend(
         settings.triton_url,
         manifest,
         step_deadline=settings.step_deadline,
         prefill_deadline=settings.prefill_deadline,
         release_deadline=settings.release_deadline,
     )
-    runtime = Runtime(settings, manifest, engine, Metrics(manifest.slots))
+    runtime = Runtime(settings, manifest, backend, Metrics(manifest.slots))
     grpc = GrpcServer(runtime)
 
     @asynccontextmanager

@@ -77,10 +77,10 @@ class GatewayServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End sessions, then close connections, then stop the app."""
-        self._runtime.begin_drain()
+        self._runtime.sessions.begin_drain()
         if self._hurried:
-            self._runtime.hurry_drain()
-        await self._runtime.drain()
+            self._runtime.sessions.hurry_drain()
+        await self._runtime.sessions.drain()
         if self.admin is not None:
             await self.admin.stop()
         await super().shutdown(sockets)
@@ -97,7 +97,7 @@ class GatewayServer(uvicorn.Server):
         if self._loop is not None:
             # The loop may have ended.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._runtime.hurry_drain)
+                self._loop.call_soon_threadsafe(self._runtime.sessions.hurry_drain)
 
     async def _start_admin(self) -> None:
         listener = self.servers[0].sockets[0]

@@ -93,9 +93,6 @@ class Settings(BaseSettings):
         ge=0,
         description="seconds a batch waits for more conversations when many are running and at least one is live",
     )
-    cohort_patience: float = Field(
-        default=2.0, gt=0, description="seconds after which a batch that does not progress is no longer waited for"
-    )
     idle_seconds: float = Field(
         default=30.0, gt=0, description="seconds without user audio after which a live session ends"
     )

@@ -19,7 +19,7 @@ from loadtest.paths import ROOT
 STOP_SECONDS = 30.0
 READY_SECONDS = 120.0
 POLL_SECONDS = 0.1
-_BATCH_SUM, _BATCH_COUNT = (f"personaplex_shared_frame_conversations_{kind}" for kind in ("sum", "count"))
+_BATCH_SUM, _BATCH_COUNT = (f"personaplex_batch_conversations_{kind}" for kind in ("sum", "count"))
 
 
 class NoServer(Exception):  # noqa: N818 - the message states the reason

@@ -22,7 +22,7 @@ async def send_all(pieces: AsyncGenerator[T, None], send: Callable[[T], Awaitabl
     Raises SlowClient when a piece is not taken for the settings' idle time, or soon after the server's drain time.
     """
     patience = _Patience(runtime.settings.idle_seconds)
-    with runtime.on_air(patience):
+    with runtime.sessions.register(patience):
         async with aclosing(pieces):
             async for piece in pieces:
                 await patience.wait(send(piece))

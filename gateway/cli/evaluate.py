@@ -84,7 +84,7 @@ def _prompt(manifest: Manifest, voice: str, text: str) -> Prompt:
 
     tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
     prefix = prefix_of_preset(VoiceRegistry(manifest).require(voice).preset, tokenizer.encode_prompt(text), manifest)
-    return Prompt(prefix.embeddings, prefix.columns, prefix.known)
+    return Prompt(prefix.embeddings, prefix.steps, prefix.fixed)
 
 
 def _frames(manifest: Manifest, audio: Path | None, count: int | None, seed: int) -> Floats:

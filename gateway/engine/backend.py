@@ -1,4 +1,7 @@
-"""The seam between a conversation and whatever runs the four models."""
+"""The batched protocol between the frame scheduler and whatever runs the four models.
+
+Every array's first axis is the batch. A conversation is addressed by its slot, which is the same in all models.
+"""
 
 from __future__ import annotations
 
@@ -9,84 +12,79 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gateway.engine.prefix import PromptPrefix
+
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How the tokens of one column are drawn.
-
-    `seed` and `position` (the column's index) together determine the noise; `top_k` 0 means the whole vocabulary;
-    `temperature` 0 means the most likely token.
-    """
-
-    seed: int
-    position: int
-    top_k: int
-    temperature: float
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class TemporalOutput:
-    """What the temporal model answers: `hidden` [dim] of the last column fed, and the text token of the next one."""
+    """Output of the temporal model: hidden [B, dim] float32 and text_tokens [B] int64 of the next step."""
 
     hidden: Floats
-    text_token: int
+    text_tokens: Tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefilled:
-    """How a conversation begins: what the last column of its prompt led to.
+    """Result of a prefill: the output of the prompt's last step (B = 1), and how many steps came from the cache."""
 
-    cached: of the columns before that, those that did not have to be computed.
-    """
-
-    thought: TemporalOutput
+    output: TemporalOutput
     cached: int
 
 
-Pause = Callable[[], Awaitable[None]]
-"""Waits for a good moment."""
+Wait = Callable[[], Awaitable[object]]
+"""Waits until the temporal model is between two batches."""
 
 
-async def at_once() -> None:
-    """Any moment is good."""
+class BatchRejected(Exception):  # noqa: N818 (an expected outcome of a call)
+    """A model rejected a whole batch and changed no state: at least one of its members is at fault.
+
+    The members can be run again, each in a batch of its own. `error` is what the member at fault is told.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
-class Session(Protocol):
-    """One conversation's state inside the models. Calls to one session are made one after another."""
+class Backend(Protocol):
+    """Runs the four models for batches of slots. Calls for one slot are made one after another.
 
-    async def encode(self, pcm: Floats) -> Tokens:
-        """pcm [1920] (24 kHz, one frame) -> codes [8] int64."""
+    Shapes: slots [B] int64, distinct; sampler [B, 3] int64 (seed, position of the sampled step, top-k; top-k 0 means
+    the whole vocabulary); temperature [B, 1] float32 (0 is greedy). Every call may raise BatchRejected,
+    EngineUnavailable or EngineError.
+    """
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw, pause: Pause = at_once) -> Prefilled:
-        """Begin with `embeddings` [E, dim] (may be empty), then `columns` [S, 17]; answers for the last of them.
+    async def open(self, slot: int) -> None:
+        """Start the slot's sequences with clean state. A slot that is in use starts again from clean state."""
 
-        What takes the models long is done in several calls, each of them after a `pause`.
+    async def encode(self, slots: Tokens, pcm: Floats) -> Tokens:
+        """pcm [B, 1920] float32 at 24 kHz -> codes [B, 8] int64."""
+
+    async def step(self, slots: Tokens, steps: Tokens, sampler: Tokens, temperature: Floats) -> TemporalOutput:
+        """Feed one complete step [B, 17] of each conversation to the temporal model."""
+
+    async def depformer(self, output: TemporalOutput, sampler: Tokens, temperature: Floats) -> Tokens:
+        """Agent codes [B, 8] int64 of the step whose text tokens are `output.text_tokens`."""
+
+    async def decode(self, slots: Tokens, codes: Tokens) -> Floats:
+        """codes [B, 8] int64 -> pcm [B, 1920] float32."""
+
+    async def prefill(
+        self, slot: int, prefix: PromptPrefix, sampler: Tokens, temperature: Floats, wait: Wait
+    ) -> Prefilled:
+        """Feed a prompt to an open slot. A long one goes in chunks, each of them after a `wait`.
+
+        sampler [1, 3] and temperature [1, 1] are those of the step after the prompt.
         """
 
-    async def step(self, column: Tokens, draw: Draw) -> TemporalOutput:
-        """Feed one more column [17]."""
-
-    async def depformer(self, thought: TemporalOutput, draw: Draw) -> Tokens:
-        """The agent's codes [8] int64 of the column whose text token is `thought.text_token`."""
-
-    async def decode(self, codes: Tokens) -> Floats:
-        """codes [8] int64 -> pcm [1920] float32."""
-
-    async def close(self) -> None:
-        """Give the rows back, in bounded time and without raising; a second call does nothing."""
-
-
-class Engine(Protocol):
-    """Opens sessions. Any call may raise EngineUnavailable or EngineError."""
-
-    def open(self) -> Session:
-        """A session that holds nothing in the models until its first call."""
+    async def release(self, slot: int) -> None:
+        """End the slot's sequences after the call in flight, if there is one. Takes bounded time, never raises."""
 
     async def ready(self) -> bool:
-        """Whether all four models can be called now."""
+        """Whether all four models answer now."""
 
     async def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connections."""

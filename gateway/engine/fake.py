@@ -1,26 +1,41 @@
-"""An engine without models, for tests: plain arithmetic on its inputs and on what the session has seen so far.
+"""A backend without models, for tests: plain arithmetic on its inputs and on what each slot has been fed so far.
 
-Every answer depends on the whole history of its session in order, so that a frame that is dropped, repeated, sent
-out of order or to another conversation changes everything after it.
+Every output depends on the whole history of its slot in order. A frame that is dropped, repeated, reordered or sent to
+another conversation changes everything after it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-from gateway.engine.backend import Draw, Floats, Pause, Prefilled, TemporalOutput, Tokens, at_once
-from gateway.errors import EngineUnavailable
+from gateway.engine.backend import BatchRejected, Floats, Prefilled, TemporalOutput, Tokens, Wait
+from gateway.engine.prefix import PromptPrefix
+from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
 
 _PRIME = 2_147_483_647
 
 
-class FakeEngine:
-    """`down` makes every call fail, `mute` makes the agent silent, `delay` is what each call takes in seconds, and
-    `remembers` how many beginnings of conversations are known again.
+class Draw(NamedTuple):
+    """A sampler that a call was given."""
+
+    seed: int
+    position: int
+    top_k: int
+    temperature: float
+
+
+class FakeBackend:
+    """Stands in for Triton.
+
+    down: every call fails. mute: the agent is silent. delay: seconds that each call but `open` takes. remembers: how
+    many prompts are kept. reject: slots whose frames are at fault, so that their batch is rejected. calls: stage and
+    slots of each call.
     """
 
     def __init__(self, manifest: Manifest, delay: float = 0.0) -> None:
@@ -30,96 +45,131 @@ class FakeEngine:
         self.mute = False
         self.opened = 0
         self.closed = 0
-        self.prefills: list[tuple[Tokens, Floats]] = []
+        self.reject: set[int] = set()
+        self.calls: list[tuple[str, list[int]]] = []
+        self.prefills: list[PromptPrefix] = []
         self.draws: list[tuple[str, Draw]] = []
         self.remembers = 100
         self.known: deque[bytes] = deque()
+        self._states: dict[int, _SlotState] = {}
 
-    def open(self) -> FakeSession:
-        """Counted in `opened`; its end in `closed`."""
-        self.opened += 1
-        return FakeSession(self)
+    async def open(self, slot: int) -> None:
+        """Counted in `opened`; its release in `closed`."""
+        if slot not in self._states:
+            self.opened += 1
+        self._states[slot] = _SlotState()
+        self.calls.append(("open", [slot]))
+        if self.down:
+            raise EngineUnavailable("the fake backend is down")
+
+    async def encode(self, slots: Tokens, pcm: Floats) -> Tokens:
+        """Codes that depend on every sample so far."""
+        states = await self._batch("encode", slots)
+        for state, frame in zip(states, pcm, strict=True):
+            state.encoder = _mix(state.encoder, float(np.abs(frame).sum()))
+        return self._codes(state.encoder for state in states)
+
+    async def step(self, slots: Tokens, steps: Tokens, sampler: Tokens, temperature: Floats) -> TemporalOutput:
+        """Text tokens and hidden vectors that depend on every step so far, and on the sampler."""
+        states = await self._batch("step", slots)
+        return self._step(states, steps, sampler, temperature)
+
+    async def depformer(self, output: TemporalOutput, sampler: Tokens, temperature: Floats) -> Tokens:
+        """No state: only this step's hidden vector, text token and sampler."""
+        await self._call("depformer", range(len(sampler)))
+        draws = self._record("audio", sampler, temperature)
+        mixed = (
+            _mix(int(token), float(hidden[0])) for token, hidden in zip(output.text_tokens, output.hidden, strict=True)
+        )
+        return self._codes(_sampled(state, draw) for state, draw in zip(mixed, draws, strict=True))
+
+    async def decode(self, slots: Tokens, codes: Tokens) -> Floats:
+        """A quiet level that depends on every code so far."""
+        states = await self._batch("decode", slots)
+        pcm = np.zeros((len(slots), self.manifest.frame_size), np.float32)
+        for state, frame, samples in zip(states, codes, pcm, strict=True):
+            state.decoder = _mix(state.decoder, float(frame @ np.arange(1, frame.size + 1)))
+            samples[:] = 0.0 if self.mute else 0.1 + (state.decoder % 1000) / 2000
+        return pcm
+
+    async def prefill(
+        self, slot: int, prefix: PromptPrefix, sampler: Tokens, temperature: Floats, wait: Wait
+    ) -> Prefilled:
+        """As if every step had been fed."""
+        await wait()
+        self.prefills.append(prefix)
+        cached = prefix.cacheable if prefix.digest in self.known else 0
+        self.known = deque([*self.known, prefix.digest], maxlen=self.remembers)
+        (state,) = await self._batch("prefill", [slot])
+        for row in prefix.embeddings:
+            state.temporal = _mix(state.temporal, float(row.sum()))
+        for step in prefix.steps[:-1]:
+            state.temporal = _mix(state.temporal, float(step @ np.arange(1, step.size + 1)))
+        return Prefilled(self._step([state], prefix.steps[-1:], sampler, temperature), cached)
+
+    async def release(self, slot: int) -> None:
+        """Counted in `closed`."""
+        if self._states.pop(slot, None) is not None:
+            await asyncio.sleep(self.delay)
+            self.closed += 1
 
     async def ready(self) -> bool:
         """Unless `down`."""
         return not self.down
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """There is nothing to close."""
+
+    def _step(self, states: list[_SlotState], steps: Tokens, sampler: Tokens, temperature: Floats) -> TemporalOutput:
+        draws = self._record("text", sampler, temperature)
+        hidden = np.zeros((len(states), self.manifest.dim), np.float32)
+        tokens = np.full(len(states), self.manifest.text_padding_id, np.int64)
+        for row, (state, step, draw) in enumerate(zip(states, steps, draws, strict=True)):
+            state.temporal = _mix(state.temporal, float(step @ np.arange(1, step.size + 1)))
+            hidden[row] = state.temporal % 4096
+            if not self.mute:
+                tokens[row] = _sampled(state.temporal, draw) % self.manifest.text_card
+        return TemporalOutput(hidden, tokens)
+
+    async def _batch(self, stage: str, slots: Tokens | list[int]) -> list[_SlotState]:
+        members = [int(slot) for slot in slots]
+        if len(set(members)) < len(members):
+            raise AssertionError("expected each slot once in a batch")
+        await self._call(stage, members)
+        if self.reject.intersection(members):
+            raise BatchRejected(EngineError("the fake backend rejected the frame"))
+        return [self._states[slot] for slot in members]
+
+    async def _call(self, stage: str, slots: list[int] | range) -> None:
+        self.calls.append((stage, list(slots)))
+        await asyncio.sleep(self.delay)
+        if self.down:
+            raise EngineUnavailable("the fake backend is down")
+
+    def _record(self, stream: str, sampler: Tokens, temperature: Floats) -> list[Draw]:
+        draws = [
+            Draw(seed, position, top_k, float(t))
+            for (seed, position, top_k), t in zip(sampler.tolist(), temperature[:, 0], strict=True)
+        ]
+        self.draws += [(stream, draw) for draw in draws]
+        return draws
+
+    def _codes(self, states: Iterable[int]) -> Tokens:
+        codebooks, card = self.manifest.codebooks, self.manifest.card
+        return np.array([[_mix(state, k) % card for k in range(codebooks)] for state in states], np.int64)
 
 
-class FakeSession:
+class _SlotState:
     """Three running sums stand for the state of the three stateful models."""
 
-    def __init__(self, engine: FakeEngine) -> None:
-        self._engine = engine
-        self._encoder = self._temporal = self._decoder = 1
-        self._closed = False
+    def __init__(self) -> None:
+        self.encoder = self.temporal = self.decoder = 1
 
-    async def encode(self, pcm: Floats) -> Tokens:
-        """Codes that depend on every sample heard so far."""
-        await self._call()
-        self._encoder = _mix(self._encoder, float(np.abs(pcm).sum()))
-        return self._codes(self._encoder)
 
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw, pause: Pause = at_once) -> Prefilled:
-        """As if every column had been stepped."""
-        await pause()
-        self._engine.prefills.append((columns, embeddings))
-        content = embeddings.tobytes() + columns[:-1].tobytes()
-        cached = len(embeddings) + len(columns) - 1 if content in self._engine.known else 0
-        self._engine.known = deque([*self._engine.known, content], maxlen=self._engine.remembers)
-        for row in embeddings:
-            self._temporal = _mix(self._temporal, float(row.sum()))
-        for column in columns[:-1]:
-            self._temporal = _mix(self._temporal, float(column @ np.arange(1, column.size + 1)))
-        return Prefilled(await self.step(columns[-1], draw), cached)
-
-    async def step(self, column: Tokens, draw: Draw) -> TemporalOutput:
-        """A text token and a hidden vector that depend on every column so far, and on the draw."""
-        await self._call()
-        self._engine.draws.append(("text", draw))
-        self._temporal = _mix(self._temporal, float(column @ np.arange(1, column.size + 1)))
-        manifest = self._engine.manifest
-        mixed = self._drawn(self._temporal, draw)
-        text_token = manifest.text_padding_id if self._engine.mute else mixed % manifest.text_card
-        return TemporalOutput(np.full(manifest.dim, self._temporal % 4096, np.float32), text_token)
-
-    async def depformer(self, thought: TemporalOutput, draw: Draw) -> Tokens:
-        """No state: only this column's hidden vector, text token and draw."""
-        await self._call()
-        self._engine.draws.append(("audio", draw))
-        return self._codes(self._drawn(_mix(thought.text_token, float(thought.hidden[0])), draw))
-
-    async def decode(self, codes: Tokens) -> Floats:
-        """A quiet level that depends on every code so far."""
-        await self._call()
-        self._decoder = _mix(self._decoder, float(codes @ np.arange(1, codes.size + 1)))
-        level = 0.0 if self._engine.mute else 0.1 + (self._decoder % 1000) / 2000
-        return np.full(self._engine.manifest.frame_size, level, np.float32)
-
-    async def close(self) -> None:
-        """Counted once."""
-        if not self._closed:
-            self._closed = True
-            await asyncio.sleep(self._engine.delay)
-            self._engine.closed += 1
-
-    async def _call(self) -> None:
-        await asyncio.sleep(self._engine.delay)
-        if self._closed:
-            raise AssertionError("a closed session was called")
-        if self._engine.down:
-            raise EngineUnavailable("the fake engine is down")
-
-    def _codes(self, state: int) -> Tokens:
-        manifest = self._engine.manifest
-        return np.array([_mix(state, k) % manifest.card for k in range(manifest.codebooks)], np.int64)
-
-    def _drawn(self, state: int, draw: Draw) -> int:
-        if draw.temperature == 0.0:
-            return state
-        return _mix(state, draw.seed % 1_000_003 + draw.position + draw.top_k + draw.temperature)
+def _sampled(state: int, draw: Draw) -> int:
+    if draw.temperature == 0.0:
+        return state
+    return _mix(state, draw.seed % 1_000_003 + draw.position + draw.top_k + draw.temperature)
 
 
 def _mix(state: int, value: float) -> int:

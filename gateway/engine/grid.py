@@ -1,6 +1,7 @@
 """The token grid: 17 streams (text, 8 agent codebooks, 8 user codebooks), each written with its own delay.
 
-Frame n's token of stream k lies in column n + delay_k. The models read and write columns; people speak frames.
+The token of frame n and stream k belongs to step n + delay_k. Models read and write steps; clients send and receive
+frames. Delays are 0 and 1 (config.json of the checkpoint, `delays`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gateway.engine.backend import Tokens
+from gateway.engine.prefix import PromptPrefix
 
 UNKNOWN = -1
 TEXT = 0
@@ -17,57 +19,68 @@ AGENT = slice(1, 9)
 USER = slice(9, 17)
 STREAMS = 17
 
+_NOW, _NEXT = 0, 1
 
-def lay_out(frames: Tokens, delays: Sequence[int]) -> Tokens:
-    """frames [F, 17] -> columns [F + 1, 17], UNKNOWN where no frame wrote.
 
-    With delays of 0 and 1 the last column holds only the delayed tokens of the last frame, and the first column
-    lacks those of the frame before `frames`.
+def delay_frames(frames: Tokens, delays: Sequence[int]) -> Tokens:
+    """frames [F, 17] -> steps [F + 1, 17], UNKNOWN where no frame wrote.
+
+    With delays of 0 and 1 the last step holds only the delayed tokens of the last frame, and the first step lacks those
+    of the frame before `frames`.
     """
     count = len(frames)
-    columns = np.full((count + 1, STREAMS), UNKNOWN, np.int64)
+    steps = np.full((count + 1, STREAMS), UNKNOWN, np.int64)
     for stream, delay in enumerate(delays):
-        columns[delay : delay + count, stream] = frames[:, stream]
-    return columns
+        steps[delay : delay + count, stream] = frames[:, stream]
+    return steps
 
 
-def begin(columns: Tokens, delays: Sequence[int], initial: Tokens) -> None:
-    """Put the initial tokens [17] where a sequence starts: stream k of columns 0..delay_k.
+def set_initial_tokens(steps: Tokens, delays: Sequence[int], initial: Tokens) -> None:
+    """Write the initial tokens [17] at the start of a sequence: stream k of steps 0..delay_k.
 
-    The reference overwrites the first frame so; frame 0 is therefore lost.
+    The reference overwrites the first frame in this way, so frame 0 is lost.
     """
     for stream, delay in enumerate(delays):
-        columns[: delay + 1, stream] = initial[stream]
+        steps[: delay + 1, stream] = initial[stream]
 
 
 class TokenGrid:
-    """The three columns a running conversation touches: the one being completed, the one before, the one after."""
+    """The two steps that each conversation writes to: the current one and the next, [slots, 2, 17] int64."""
 
-    def __init__(self, delays: Sequence[int], last: Tokens, known: Tokens, position: int) -> None:
-        """`last` [17] is column `position`, complete; `known` [17] is what is fixed of the next one, else UNKNOWN."""
-        self._undelayed = np.array(delays) == 0
-        self._before = np.full(STREAMS, UNKNOWN, np.int64)
-        self._now = last.copy()
-        self._after = known.copy()
-        self.position = position
+    def __init__(self, slots: int, delays: Sequence[int]) -> None:
+        undelayed = np.array(delays) == 0
+        user = np.arange(USER.start, USER.stop)
+        self._undelayed = undelayed
+        self._user_now, self._user_next = user[undelayed[USER]], user[~undelayed[USER]]
+        self._steps = np.full((slots, 2, STREAMS), UNKNOWN, np.int64)
 
-    def hear(self, codes: Tokens) -> Tokens:
-        """Write the user's codes [8] of the frame at this position; the column [17] is then complete and returned."""
-        undelayed = self._undelayed[USER]
-        self._now[USER][undelayed] = codes[undelayed]
-        self._after[USER][~undelayed] = codes[~undelayed]
-        return self._now
+    def start(self, slot: int, prefix: PromptPrefix) -> None:
+        """Begin a conversation at the prompt's last step; the next one holds what the prompt fixes of it."""
+        self._steps[slot, _NOW] = prefix.steps[-1]
+        self._steps[slot, _NEXT] = prefix.fixed
 
-    def advance(self, text_token: int, codes: Tokens) -> None:
-        """Move to the next column and write what was drawn for it, where nothing was fixed before."""
-        self._before, self._now = self._now, self._after
-        self._after = np.full(STREAMS, UNKNOWN, np.int64)
-        self.position += 1
-        if self._now[TEXT] == UNKNOWN:
-            self._now[TEXT] = text_token
-        agent = self._now[AGENT]
-        np.copyto(agent, codes, where=agent == UNKNOWN)
+    def advance(self, slots: Tokens, user_codes: Tokens) -> Tokens:
+        """Write user codes [B, 8] of the current frames; return the current steps [B, 17], now complete.
 
-    def frame(self) -> Tokens:
-        """The newest frame [17] all of whose agent tokens are there: the one at the column before."""
-        return np.where(self._undelayed, self._before, self._now)
+        Writing the same codes again changes nothing, so a step can be repeated.
+        """
+        steps = self._steps[slots]
+        steps[:, _NOW, self._user_now] = user_codes[:, self._user_now - USER.start]
+        steps[:, _NEXT, self._user_next] = user_codes[:, self._user_next - USER.start]
+        self._steps[slots] = steps
+        return steps[:, _NOW]
+
+    def emit(self, slots: Tokens, text_tokens: Tokens, agent_codes: Tokens) -> Tokens:
+        """Write text tokens [B] and agent codes [B, 8] to the next steps where the prompt fixed none, and move there.
+
+        Returns the newest frames [B, 17] whose agent tokens are complete: those of the step that was current before.
+        """
+        steps = self._steps[slots]
+        before, now = steps[:, _NOW], steps[:, _NEXT]
+        sampled = np.concatenate([text_tokens[:, None], agent_codes], axis=1)
+        chosen = now[:, : USER.start]
+        np.copyto(chosen, sampled, where=chosen == UNKNOWN)
+        self._steps[slots, _NOW] = now
+        self._steps[slots, _NEXT] = UNKNOWN
+        frames: Tokens = np.where(self._undelayed, before, now)
+        return frames

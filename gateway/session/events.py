@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gateway.engine.conversation import AgentFrame
+from gateway.engine.batch import AgentFrame
 from gateway.errors import GatewayError
 
 

@@ -16,13 +16,15 @@ from time import monotonic
 from typing import Protocol
 from uuid import uuid4
 
-from gateway.engine.sampling import Sampling
+from gateway.engine.sampling import SamplingParams
 from gateway.errors import GatewayError
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, Summary, WarningEvent
 from gateway.session.input_queue import InputQueue
 from gateway.session.keys import KeyHolder
+from gateway.session.leases import ConversationLease
 from gateway.session.limits import LiveLimits, OnGap
-from gateway.session.runtime import ConversationLease, Persona, Runtime
+from gateway.session.persona import Persona
+from gateway.session.runtime import Runtime
 from gateway.session.session_info import SessionInfo
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class LiveSession:
         lease: ConversationLease,
         runtime: Runtime,
         persona: Persona,
-        sampling: Sampling,
+        sampling: SamplingParams,
         on_gap: OnGap,
         limits: LiveLimits,
         clock: Callable[[], float] = monotonic,
@@ -170,7 +172,7 @@ class LiveSession:
             if pcm is None:
                 self.stop(Reason.COMPLETED)
                 return
-            frame = await conversation.hear(pcm, live=True)
+            frame = await conversation.step(pcm, live=True)
             latency = max(clock() - user_frames.due_at, 0.0)
             metrics.input_to_output_seconds.observe(latency)
             if latency > frame_seconds:
@@ -249,14 +251,14 @@ class LiveSession:
 async def open_live_session(
     runtime: Runtime,
     persona: Persona,
-    sampling: Sampling,
+    sampling: SamplingParams,
     on_gap: OnGap = "wait",
     key: KeyHolder | None = None,
 ) -> AsyncIterator[LiveSession]:
     """Reserve a slot for a live session; release it on exit. Raises what `Runtime.open` raises."""
-    async with runtime.open(persona, sampling, key) as lease:
+    async with runtime.leases.open(persona, sampling, key) as lease:
         session = LiveSession(lease, runtime, persona, sampling, on_gap, LiveLimits.of(runtime.settings))
-        with runtime.on_air(session, session.info):
+        with runtime.sessions.register(session, session.info):
             yield session
 
 

@@ -1,7 +1,7 @@
-"""Who the agent is: a voice and a text, turned into the columns every conversation of that persona begins with.
+"""Personas: a voice and a text prompt, turned into the steps that every conversation of that persona begins with.
 
-Prompt frames, in order: the voice's N frames, 6 of silence, one per text token, 6 of silence. Throughout, the user
-side is a fixed tone and, after the voice, the agent side is fixed silence.
+Prompt frames, in order: the voice's N frames, 6 of silence, one per text token, 6 of silence. The user side is a fixed
+tone throughout, and the agent side is fixed silence after the voice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gateway.engine.backend import Floats, Tokens
-from gateway.engine.grid import AGENT, STREAMS, TEXT, USER, begin, lay_out
+from gateway.engine.grid import AGENT, STREAMS, TEXT, USER, delay_frames, set_initial_tokens
+from gateway.engine.prefix import PromptPrefix
 from gateway.errors import PromptTooLong, UnknownSystemPrompt
 from gateway.manifest import Manifest
 from gateway.voices.preset import VoicePreset
@@ -36,22 +37,13 @@ DEFAULT_SYSTEM_PROMPT = "assistant"
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
-    """Columns 0..P-1 of a conversation, complete, and what they fix of column P.
-
-    embeddings: [E, dim] float32, the summed input embeddings of columns 0..E-1 (E is 0 for a voice of tokens).
-    columns: [P - E, 17] int64, the rest of the columns.
-    known: [17] int64, the delayed tokens of column P; -1 elsewhere.
+class Persona:
+    """Voice and role of the agent. `voice`: the name of a preset, or a recording [T] float32 at 24 kHz. `text` may be
+    empty.
     """
 
-    embeddings: Floats
-    columns: Tokens
-    known: Tokens
-
-    @property
-    def length(self) -> int:
-        """P, the position of the first column that is not part of the prompt."""
-        return len(self.embeddings) + len(self.columns)
+    voice: str | Floats
+    text: str
 
 
 def system_prompt(name: str) -> str:
@@ -67,30 +59,30 @@ def check_prompt(text_tokens: Sequence[int], manifest: Manifest) -> None:
         raise PromptTooLong(len(text_tokens), manifest.context)
 
 
-def prefix_of_preset(voice: VoicePreset, text_tokens: Sequence[int], manifest: Manifest) -> Prefix:
-    """The prefix of a preset voice: its embeddings stand for the columns it does not hold as tokens."""
-    after_voice = lay_out(_prompt_frames(text_tokens, manifest), manifest.delays)
+def prefix_of_preset(voice: VoicePreset, text_tokens: Sequence[int], manifest: Manifest) -> PromptPrefix:
+    """The prompt of a preset voice: its embeddings stand for the steps that it does not hold as tokens."""
+    after_voice = delay_frames(_prompt_frames(text_tokens, manifest), manifest.delays)
     after_voice[0] = np.where(after_voice[0] >= 0, after_voice[0], voice.columns[-1])
-    columns = np.concatenate([voice.columns[:-1], after_voice[:-1]])
-    return Prefix(embeddings=voice.embeddings, columns=columns, known=after_voice[-1])
+    steps = np.concatenate([voice.columns[:-1], after_voice[:-1]])
+    return PromptPrefix(embeddings=voice.embeddings, steps=steps, fixed=after_voice[-1])
 
 
-def prefix_of_codes(codes: Tokens, text_tokens: Sequence[int], manifest: Manifest) -> Prefix:
-    """The prefix of a voice given by its codes [N, 8], as encoded from a recording."""
+def prefix_of_codes(codes: Tokens, text_tokens: Sequence[int], manifest: Manifest) -> PromptPrefix:
+    """The prompt of a voice given by its codes [N, 8], as encoded from a recording."""
     return prefix_of_preset(preset_of_codes(codes, manifest), text_tokens, manifest)
 
 
 def preset_of_codes(codes: Tokens, manifest: Manifest) -> VoicePreset:
     """A voice given by its codes [N, 8] as a preset: tokens alone, no embeddings."""
-    columns = lay_out(_frames(codes, manifest), manifest.delays)
+    steps = delay_frames(_frames(codes, manifest), manifest.delays)
     initial = np.full(STREAMS, manifest.card, np.int64)
     initial[TEXT] = manifest.text_card
-    begin(columns, manifest.delays, initial)
-    return VoicePreset(embeddings=np.empty((0, manifest.dim), np.float32), columns=columns)
+    set_initial_tokens(steps, manifest.delays, initial)
+    return VoicePreset(embeddings=np.empty((0, manifest.dim), np.float32), columns=steps)
 
 
 def _prompt_frames(text_tokens: Sequence[int], manifest: Manifest) -> Tokens:
-    """[6 + L + 6, 17]: what follows the voice, frame by frame, before any delay."""
+    """[6 + L + 6, 17]: the frames after the voice, without delays."""
     text = len(text_tokens)
     frames = _frames(np.tile(SILENCE, (text + 2 * SILENT_FRAMES, 1)), manifest)
     frames[SILENT_FRAMES : SILENT_FRAMES + text, TEXT] = text_tokens
@@ -98,7 +90,7 @@ def _prompt_frames(text_tokens: Sequence[int], manifest: Manifest) -> Tokens:
 
 
 def _frames(agent_codes: Tokens, manifest: Manifest) -> Tokens:
-    """[N, 17] from the agent's codes [N, 8]: no text, and the user's fixed tone."""
+    """[N, 17] from agent codes [N, 8]: padding as text, and the fixed tone of the user side."""
     frames = np.empty((len(agent_codes), STREAMS), np.int64)
     frames[:, TEXT] = manifest.text_padding_id
     frames[:, AGENT] = agent_codes

@@ -1,4 +1,4 @@
-"""A whole recording answered frame by frame: who stops when, and what is fed once the user has spoken."""
+"""The response to a recording, frame by frame: what is fed after the recording's end, and when the response ends."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import AsyncIterator
 import numpy as np
 
 from gateway.engine.backend import Floats, Tokens
-from gateway.engine.conversation import AgentFrame, Conversation
+from gateway.engine.batch import AgentFrame
+from gateway.engine.conversation import Conversation
 from gateway.manifest import Manifest
 from gateway.session.tokenizer import EPAD
 
-# Frames an answer may go on after the user's recording when no `max_steps` is given: 20 s.
-AFTER_USER = 250
-# An agent that says nothing for 2 s after the user's end has finished.
+MAX_FRAMES_AFTER_USER = 250
+"""Frames (20 s) that a response may go on after the recording when there is no `max_steps`."""
+
 SILENCE_SECONDS = 2.0
-# A frame is silent if its text token is padding and its level is below -50 dB of full scale.
+"""A response ends when the agent has been silent for so long after the recording's end."""
+
 SILENT_RMS = 10 ** (-50 / 20)
+"""A frame is silent if its text token is padding and its level is below -50 dB of full scale."""
 
 
 def split(pcm: Floats, frame_size: int) -> Floats:
@@ -28,16 +31,16 @@ def split(pcm: Floats, frame_size: int) -> Floats:
 
 
 def frame_limit(pcm: Floats, manifest: Manifest, max_steps: int | None, limit: int | None) -> int:
-    """Frames that the answer to `pcm` [T] has at most. `limit`: without `max_steps`."""
-    natural = -(-len(pcm) // manifest.frame_size) + AFTER_USER
+    """Frames that the response to `pcm` [T] has at most. `limit`: without `max_steps`."""
+    natural = -(-len(pcm) // manifest.frame_size) + MAX_FRAMES_AFTER_USER
     return max_steps or min(natural, limit or natural)
 
 
-class Reply:
-    """The answer to one recording.
+class RecordedResponse:
+    """The response to one recording.
 
-    With `max_steps` exactly that many frames are made; otherwise the input's frames + AFTER_USER, or fewer if the
-    agent falls silent after the user's end. Silence is fed once the recording is over.
+    With `max_steps` it has exactly that many frames. Otherwise it has the recording's frames + MAX_FRAMES_AFTER_USER,
+    or fewer if the agent falls silent after the recording's end. Silence is fed once the recording is over.
     """
 
     def __init__(
@@ -54,35 +57,35 @@ class Reply:
         self._pcm = pcm
         self._frame_size = manifest.frame_size
         self._user_frames = -(-len(pcm) // manifest.frame_size)
-        self._nothing = np.zeros(manifest.frame_size, np.float32)
+        self._silence = np.zeros(manifest.frame_size, np.float32)
         self._padding = (EPAD, manifest.text_padding_id)
-        self._patience = round(SILENCE_SECONDS * manifest.frame_rate)
+        self._silent_frames = round(SILENCE_SECONDS * manifest.frame_rate)
         self._may_stop = max_steps is None
         self.max_steps = frame_limit(pcm, manifest, max_steps, limit)
         self.user_codes: list[Tokens] = []
-        """The user's codes [8] per output frame; complete when `frames` has ended."""
+        """User codes [8] per agent frame; complete when `frames` has ended."""
 
     async def frames(self) -> AsyncIterator[AgentFrame]:
-        """Yield the agent's frames as they are made: from frame 0, or from where an earlier turn ended."""
+        """Yield the agent's frames as they are generated: from frame 0, or from where an earlier turn ended."""
         conversation = self._conversation
         frame = await (conversation.resume() if conversation.started else conversation.start())
-        begin = frame.index
+        first = frame.index
         silent = 0
         while True:
             yield frame
-            silent = silent + 1 if frame.index - begin >= self._user_frames and self._is_silent(frame) else 0
-            if frame.index - begin + 1 == self.max_steps or (self._may_stop and silent >= self._patience):
+            silent = silent + 1 if frame.index - first >= self._user_frames and self._is_silent(frame) else 0
+            if frame.index - first + 1 == self.max_steps or (self._may_stop and silent >= self._silent_frames):
                 break
-            frame = await conversation.hear(self._user_frame(frame.index - begin))
-            if frame.heard is not None:
-                self.user_codes.append(frame.heard)
-        # The last output frame needed nothing of the user frame beside it; its codes are reported all the same, and
-        # are what a next turn begins with.
-        self.user_codes.append(await conversation.listen(self._user_frame(frame.index - begin)))
+            frame = await conversation.step(self._user_frame(frame.index - first))
+            if frame.user_codes is not None:
+                self.user_codes.append(frame.user_codes)
+        # The last agent frame needs nothing of the user frame beside it. Its codes are reported all the same, and a
+        # next turn begins with them.
+        self.user_codes.append(await conversation.encode(self._user_frame(frame.index - first)))
 
     def _user_frame(self, index: int) -> Floats:
         if index >= self._user_frames:
-            return self._nothing
+            return self._silence
         begin = index * self._frame_size
         frame = self._pcm[begin : begin + self._frame_size]
         return np.pad(frame, (0, self._frame_size - len(frame))) if len(frame) < self._frame_size else frame

@@ -10,12 +10,12 @@ from typing import TypeVar
 from gateway.api.rest.schemas import PersonaParams, RespondRequest
 from gateway.audio.decode import decode
 from gateway.engine.backend import Floats
-from gateway.engine.sampling import Sampling
+from gateway.engine.sampling import SamplingParams
 from gateway.errors import InvalidRequest, NotAllowed
 from gateway.session.admission import Slot, Upload
 from gateway.session.keys import KeyHolder
-from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, system_prompt
-from gateway.session.runtime import Persona, Runtime
+from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, Persona, system_prompt
+from gateway.session.runtime import Runtime
 from gateway.session.turns import TurnSession
 from gateway.voices.recording import recorded_voice
 
@@ -36,7 +36,7 @@ class RecordedRequest:
 
     pcm: Floats
     persona: Persona
-    sampling: Sampling
+    sampling: SamplingParams
     max_steps: int | None
     with_tokens: bool
     key: KeyHolder | None = None
@@ -95,7 +95,7 @@ async def _prepare(asked: RespondRequest, runtime: Runtime, key: KeyHolder | Non
         who = Persona(voice, who.text)
     pcm = await asyncio.to_thread(decode, asked.audio, manifest.sample_rate, settings.max_audio_seconds)
     drawn = sampling(asked, runtime)
-    kept = runtime.kept.new(who, drawn, key) if asked.keep else None
+    kept = runtime.turn_sessions.new(who, drawn, key) if asked.keep else None
     with_tokens = "tokens" in (asked.include or ())
     return RecordedRequest(pcm, who, drawn, asked.max_steps, with_tokens, key, kept, bool(asked.keep), slot)
 
@@ -105,7 +105,7 @@ async def _next_turn(asked: RespondRequest, runtime: Runtime, key: KeyHolder | N
     for field in _FIXED_AT_START:
         if getattr(asked, field) is not None:
             raise InvalidRequest(f"{field} cannot change in a conversation that is under way", field)
-    kept = runtime.kept.find(asked.conversation_id or "", key)
+    kept = runtime.turn_sessions.find(asked.conversation_id or "", key)
     pcm = await asyncio.to_thread(decode, asked.audio, runtime.manifest.sample_rate, runtime.settings.max_audio_seconds)
     with_tokens, keep = "tokens" in (asked.include or ()), asked.keep is not False
     return RecordedRequest(pcm, kept.persona, kept.sampling, asked.max_steps, with_tokens, key, kept, keep)
@@ -117,10 +117,10 @@ def persona(asked: PersonaParams, runtime: Runtime) -> Persona:
     return Persona(_voice(asked, runtime), text)
 
 
-def sampling(asked: PersonaParams, runtime: Runtime) -> Sampling:
+def sampling(asked: PersonaParams, runtime: Runtime) -> SamplingParams:
     """How to draw, the repository's defaults where nothing is asked."""
     manifest, default = runtime.manifest, runtime.manifest.sampling
-    drawn = Sampling(
+    drawn = SamplingParams(
         seed=_given(asked.seed, secrets.randbits(_CHOSEN_SEED_BITS)),
         audio_temperature=_given(asked.audio_temperature, default.audio_temperature),
         audio_top_k=min(_given(asked.audio_top_k, default.audio_top_k), manifest.card),

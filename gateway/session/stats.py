@@ -1,72 +1,83 @@
-"""One conversation's own timings, told to the caller and, summed over all, to Prometheus."""
+"""Timings of one conversation or one of its turns: for its client, and summed over all for Prometheus."""
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
-from gateway.engine.conversation import AgentFrame
+from gateway.engine.conversation import Conversation
 from gateway.telemetry.metrics import STAGES, Metrics
+
+_NUMBERS = len(STAGES) + 1
+"""Numbers per frame in `Conversation.stage_seconds`."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageStats:
-    """Milliseconds one stage took over a conversation's frames."""
+    """Milliseconds that one stage took over the frames of a conversation or turn."""
 
     median_ms: float
     p99_ms: float
 
 
 class SessionStats:
-    """Watches a conversation's frames, or those of a later turn; the clock starts when it is made.
+    """Observes a conversation, or one of its later turns. The clock starts when it is made.
 
-    That is when the slot is taken, or when the turn begins.
+    setup_seconds: until the prompt was in the models. first_audio_seconds: until the first frame after the forced
+    silence.
     """
 
     def __init__(self, metrics: Metrics, frame_seconds: float) -> None:
         self._metrics = metrics
         self._frame_seconds = frame_seconds
         self._began = perf_counter()
-        # A call may last for hours: 32 bytes a frame, not a tuple of floats.
-        self._stages = array("d")
-        self._busy = 0.0
+        self._conversation: Conversation | None = None
+        self._first = 0
         self.setup_seconds = 0.0
         self.first_audio_seconds = 0.0
 
-    def observe(self, frame: AgentFrame) -> None:
-        """Called for every frame, in order."""
-        self._metrics.frame(frame)
-        passed = perf_counter() - self._began
-        if frame.index == 0:
-            # Until a frame is drawn, the forced silence is all there is to hear.
-            self.setup_seconds = self.first_audio_seconds = passed
-            self._metrics.setup_seconds.observe(passed)
-            return
-        if not self._stages:
-            self.first_audio_seconds = passed
-            # A later turn's clock did not start with the slot.
-            if self.setup_seconds:
-                self._metrics.first_audio_seconds.observe(passed)
-        self._busy += frame.seconds
-        stages = frame.stages
-        self._stages.extend((stages.encode, stages.temporal, stages.depformer, stages.decode))
+    def watch(self, conversation: Conversation) -> None:
+        """Count the conversation's frames from here on."""
+        self._conversation = conversation
+        conversation.observer = self
+        self._first = len(conversation.stage_seconds)
+
+    def started(self, fed: int, cached: int) -> None:
+        """The prompt is in the models; see `Observer.started`."""
+        metrics = self._metrics
+        metrics.prefill_steps.inc(fed)
+        metrics.cached_steps.inc(cached)
+        self.setup_seconds = self.first_audio_seconds = perf_counter() - self._began
+        metrics.setup_seconds.observe(self.setup_seconds)
+
+    def first_audio(self) -> None:
+        """The first sampled frame is there; see `Observer.first_audio`."""
+        self.first_audio_seconds = perf_counter() - self._began
+        # The clock of a later turn did not start with the slot.
+        if self.setup_seconds:
+            self._metrics.first_audio_seconds.observe(self.first_audio_seconds)
 
     def finish(self) -> None:
-        """Called once, when the conversation or its turn is over."""
-        if self._stages:
+        """Record the real-time factor. Called once, at the end of the conversation or turn."""
+        if len(self._frames()):
             self._metrics.rtf.observe(self.rtf)
 
     @property
     def rtf(self) -> float:
-        """Seconds spent on frames over seconds of audio made; the setup and frame 0 are not in it."""
-        frames = len(self._stages) // len(STAGES)
-        return self._busy / (frames * self._frame_seconds) if frames else 0.0
+        """Seconds spent on frames over seconds of audio generated. The prefill and frame 0 are not included."""
+        frames = self._frames()
+        return float(frames[:, -1].sum()) / (len(frames) * self._frame_seconds) if len(frames) else 0.0
 
     def stages(self) -> dict[str, StageStats]:
-        """Median and 99th percentile by stage, over all frames but frame 0; zeros if there was no other."""
-        times = np.array(self._stages or [0.0] * len(STAGES)).reshape(-1, len(STAGES)) * 1000
+        """Median and 99th percentile of each stage over all frames but frame 0; zeros if there was no other."""
+        frames = self._frames()
+        times = (frames if len(frames) else np.zeros((1, _NUMBERS)))[:, :-1] * 1000
         median, p99 = np.percentile(times, [50, 99], axis=0)
         return {stage: StageStats(float(median[i]), float(p99[i])) for i, stage in enumerate(STAGES)}
+
+    def _frames(self) -> np.ndarray:
+        """[frames, 5] seconds."""
+        numbers = self._conversation.stage_seconds[self._first :] if self._conversation else []
+        return np.array(numbers, np.float64).reshape(-1, _NUMBERS)

@@ -1,121 +1,107 @@
-"""What the gateway counts and times, for Prometheus. All times are in seconds."""
+"""Prometheus metrics of the gateway. All times are in seconds.
+
+Metrics are prometheus_client's own objects: whoever has something to count calls `inc` or `observe` on them.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, disable_created_metrics, generate_latest
-
-from gateway.engine.conversation import AgentFrame
-from gateway.session.events import Reason
-from gateway.telemetry.histogram import Histogram, HistogramFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, disable_created_metrics
+from prometheus_client import generate_latest as exposition
 
 STAGES = ("encode", "temporal", "depformer", "decode")
 REFUSALS = ("capacity", "key", "draining", "upload_budget")
-# Laid around the 80 ms a frame lasts.
+# Around the 80 ms of a frame.
 _FRAME_BUCKETS = tuple(ms / 1000 for ms in (1, 2, 5, 10, 20, 40, 60, 70, 80, 90, 100, 120, 160, 320, 640))
 _SETUP_BUCKETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
 _RTF_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 5.0)
 _QUEUE_BUCKETS = (0, 1, 2, 3, 5, 10, 20)
 
-# When a counter was made is a second series for each, and nobody asks.
+# The time at which a counter was created is a second series for each, and nobody uses it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """One registry per app, so that several can live in one process."""
+    """All metrics in one registry per app, so that several apps can live in one process."""
 
     def __init__(self, slots: int) -> None:
-        self.registry = CollectorRegistry()
-        self._frames = self._counter("frames", "Agent frames of 80 ms made")
-        stages = HistogramFamily(
+        registry = self.registry = CollectorRegistry()
+        self.frames = Counter("personaplex_frames", "Agent frames of 80 ms generated", registry=registry)
+        stages = Histogram(
             "personaplex_stage_seconds",
-            "Time of one stage of a frame",
-            _FRAME_BUCKETS,
-            self.registry,
-            "stage",
-            STAGES,
+            "Time that a batch spent in one model",
+            ["stage"],
+            buckets=_FRAME_BUCKETS,
+            registry=registry,
         )
-        self._encode, self._temporal, self._depformer, self._decode = (stages.of(stage) for stage in STAGES)
-        self._frame_seconds = self._histogram(
-            "frame_seconds",
-            "From a user frame to the agent frame that answers it, waiting for shared frames included",
-            _FRAME_BUCKETS,
+        self.encode, self.temporal, self.depformer, self.decode = (stages.labels(stage) for stage in STAGES)
+        self.frame_seconds = Histogram(
+            "personaplex_frame_seconds",
+            "From a user frame's submission to the agent frame that answers it, the wait for a batch included",
+            buckets=_FRAME_BUCKETS,
+            registry=registry,
         )
-        self.input_to_output_seconds = self._histogram(
-            "input_to_output_seconds",
-            "From a live caller's frame being complete at the gateway, or due if sent ahead, to its answer leaving",
-            _FRAME_BUCKETS,
+        self.input_to_output_seconds = Histogram(
+            "personaplex_input_to_output_seconds",
+            "From the end of a live user frame at the gateway (or when it was due, if sent ahead) to its answer",
+            buckets=_FRAME_BUCKETS,
+            registry=registry,
         )
-        self.rtf = self._histogram(
-            "rtf",
-            "Time spent on a conversation's or a turn's frames over the audio made; below 1 is faster than real time",
-            _RTF_BUCKETS,
+        self.rtf = Histogram(
+            "personaplex_rtf",
+            "Real-time factor of a conversation or turn: time spent on its frames over the audio generated",
+            buckets=_RTF_BUCKETS,
+            registry=registry,
         )
-        self.setup_seconds = self._histogram(
-            "setup_seconds", "From a slot being taken to the prompt being in the models", _SETUP_BUCKETS
+        self.setup_seconds = Histogram(
+            "personaplex_setup_seconds",
+            "From taking a slot to the end of the prefill",
+            buckets=_SETUP_BUCKETS,
+            registry=registry,
         )
-        self.first_audio_seconds = self._histogram(
-            "time_to_first_audio_seconds",
-            "From a slot being taken to the first frame that is not the forced silence; not of later turns",
-            _SETUP_BUCKETS,
+        self.first_audio_seconds = Histogram(
+            "personaplex_time_to_first_audio_seconds",
+            "From taking a slot to the first frame after the forced silence; first turns only",
+            buckets=_SETUP_BUCKETS,
+            registry=registry,
         )
-        self.late_frames = self._counter("late_frames", "Live frames answered later than the 80 ms they last")
-        self.dropped_frames = self._counter(
-            "dropped_frames", "Live frames never heard: the server did not keep up, or silence was heard in their place"
+        self.late_frames = Counter(
+            "personaplex_late_frames", "Live frames answered later than the 80 ms of a frame", registry=registry
         )
-        self.gap_frames = self._counter("gap_frames", "Frames of silence heard in place of a live caller's late audio")
-        self.input_queue_frames = self._histogram(
-            "input_queue_frames", "User frames of a live session that wait, sampled about once a second", _QUEUE_BUCKETS
+        self.dropped_frames = Counter(
+            "personaplex_dropped_frames",
+            "Live user frames dropped: too old for the server to take, or replaced by silence before they came",
+            registry=registry,
         )
-        self._fed_columns = self._counter("prefill_columns", "Columns of prompts fed to the temporal model")
-        self._cached_columns = self._counter(
-            "prefill_cached_columns", "Columns of prompts that the temporal model had kept from an earlier conversation"
+        self.gap_frames = Counter(
+            "personaplex_gap_frames", "Frames of silence used in place of late user audio", registry=registry
         )
-        self._batch = Summary(
-            "personaplex_shared_frame_conversations",
-            "Conversations per shared frame; sum over count is the mean temporal batch",
-            registry=self.registry,
+        self.input_queue_frames = Histogram(
+            "personaplex_input_queue_frames",
+            "User frames of a live session that wait, sampled about once a second",
+            buckets=_QUEUE_BUCKETS,
+            registry=registry,
         )
-        self.active = Gauge(
-            "personaplex_conversations_active", "Conversations that hold a slot", registry=self.registry
+        self.prefill_steps = Counter(
+            "personaplex_prefill_columns", "Steps of prompts computed by the temporal model", registry=registry
         )
-        Gauge("personaplex_slots", "Conversations that fit at once", registry=self.registry).set(slots)
-        self.ended = Counter("personaplex_ended", "Conversations ended, by reason", ["reason"], registry=self.registry)
-        self.refused = Counter(
-            "personaplex_refused", "Conversations refused, by reason", ["reason"], registry=self.registry
+        self.cached_steps = Counter(
+            "personaplex_prefill_cached_columns",
+            "Steps of prompts that the temporal model had in its prefix cache",
+            registry=registry,
         )
+        self.batch_size = Summary(
+            "personaplex_batch_conversations",
+            "Conversations per batch; sum over count is the mean batch size",
+            registry=registry,
+        )
+        self.active = Gauge("personaplex_conversations_active", "Conversations that hold a slot", registry=registry)
+        Gauge("personaplex_slots", "Conversations that fit at once", registry=registry).set(slots)
+        self.ended = Counter("personaplex_ended", "Conversations ended, by reason", ["reason"], registry=registry)
+        self.refused = Counter("personaplex_refused", "Conversations refused, by reason", ["reason"], registry=registry)
         # A series that begins at its first event has no rate until the second.
-        for reason in Reason:
-            self.ended.labels(reason.value)
         for refusal in REFUSALS:
             self.refused.labels(refusal)
 
-    def frame(self, frame: AgentFrame) -> None:
-        """Count one frame; frame 0 is the prompt's and is timed as setup."""
-        self._frames.inc()
-        if frame.index == 0:
-            return
-        stages = frame.stages
-        self._frame_seconds.observe(frame.seconds)
-        self._encode.observe(stages.encode)
-        self._temporal.observe(stages.temporal)
-        self._depformer.observe(stages.depformer)
-        self._decode.observe(stages.decode)
-
-    def prefilled(self, fed: int, cached: int) -> None:
-        """A conversation has begun: columns of its prompt that were computed, and that did not have to be."""
-        self._fed_columns.inc(fed)
-        self._cached_columns.inc(cached)
-
-    def shared(self, members: int) -> None:
-        """A shared frame of so many conversations."""
-        self._batch.observe(members)
-
     def text(self) -> bytes:
-        """The exposition in Prometheus' text format 0.0.4."""
-        return generate_latest(self.registry)
-
-    def _counter(self, name: str, documentation: str) -> Counter:
-        return Counter(f"personaplex_{name}", documentation, registry=self.registry)
-
-    def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...]) -> Histogram:
-        return HistogramFamily(f"personaplex_{name}", documentation, bounds, self.registry).of()
+        """The metrics in Prometheus' text format 0.0.4."""
+        return exposition(self.registry)

@@ -6,17 +6,17 @@ import asyncio
 
 import numpy as np
 import pytest
+from gateway.engine.pace import LEAST, Pace
 
 from gateway.engine.backend import Prefilled, TemporalOutput
-from gateway.engine.pace import LEAST, Pace
-from gateway.engine.sampling import Sampling
+from gateway.engine.sampling import SamplingParams
 from gateway.engine.triton.backend import TritonEngine, TritonSession
 from gateway.manifest import Manifest
 from gateway.session.persona import prefix_of_preset
 from gateway.voices.registry import VoiceRegistry
 from tests.end_to_end.conftest import Service, respond, wav
 
-DRAW = Sampling(audio_temperature=0.0, audio_top_k=1, text_temperature=0.0, text_top_k=1, seed=1)
+DRAW = SamplingParams(audio_temperature=0.0, audio_top_k=1, text_temperature=0.0, text_top_k=1, seed=1)
 
 
 def test_a_persona_is_prefilled_in_one_execution_and_then_not_at_all(tiny_service: Service):

@@ -62,15 +62,15 @@ class Held:
         self.taken = service.app.state.runtime.admission.taken
         self.tasks = service.tasks()
         # Connections to Triton are kept for the next caller; they are counted by themselves.
-        self.to_triton = len(service.app.state.runtime.engine.http._all)
+        self.to_triton = len(service.app.state.runtime.backend._http._idle)
         self.files = psutil.Process().num_fds() - self.to_triton
-        self.releasing = len(service.app.state.runtime._releasing)
-        self.on_air = len(service.app.state.runtime._live)
-        self.kept = len(service.app.state.runtime.kept._by_id)
+        self.releasing = len(service.app.state.runtime.leases._releasing)
+        self.registered = len(service.app.state.runtime.drain._sessions)
+        self.kept = len(service.app.state.runtime.turn_sessions._by_id)
 
     def no_more_than(self, before: Held) -> bool:
         return (
-            self.taken == self.releasing == self.on_air == self.kept == 0
+            self.taken == self.releasing == self.registered == self.kept == 0
             and len(self.tasks) <= len(before.tasks)
             and self.files <= before.files
         )

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gateway.engine.cohort import Cohort
 from gateway.engine.conversation import Conversation
-from gateway.engine.fake import FakeEngine
-from gateway.engine.sampling import Sampling
+from gateway.engine.fake import FakeBackend
+from gateway.engine.sampling import SamplingParams
+from gateway.engine.scheduler import FrameScheduler
 from gateway.manifest import FORMAT, Manifest
 from gateway.session.persona import prefix_of_preset
 from gateway.session.tokenizer import Tokenizer
+from gateway.telemetry.metrics import Metrics
 from gateway.voices.registry import VoiceRegistry
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -107,19 +108,24 @@ def tokenizer(manifest: Manifest) -> Tokenizer:
 
 
 @pytest.fixture
-def engine(manifest: Manifest) -> FakeEngine:
-    return FakeEngine(manifest)
+def engine(manifest: Manifest) -> FakeBackend:
+    return FakeBackend(manifest)
 
 
 @pytest.fixture
-def converse(manifest: Manifest, tokenizer: Tokenizer, engine: FakeEngine) -> Callable[..., Conversation]:
-    """Makes a conversation with NATF0 on the fake engine."""
+def scheduler(manifest: Manifest, tokenizer: Tokenizer, engine: FakeBackend) -> FrameScheduler:
+    """On the fake backend, with more slots than a test needs."""
+    return FrameScheduler(engine, 32, manifest.delays, tokenizer.pieces, Metrics(32))
 
-    def make(text: str = "You are Ana.", seed: int = 1, cohort: Cohort | None = None, **observers: Any) -> Conversation:
-        prefix = prefix_of_preset(
-            VoiceRegistry(manifest).require("NATF0").preset, tokenizer.encode_prompt(text), manifest
-        )
-        sampling = Sampling(seed=seed, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
-        return Conversation(engine.open(), prefix, sampling, manifest, tokenizer, cohort or Cohort(), **observers)
+
+@pytest.fixture
+def converse(manifest: Manifest, tokenizer: Tokenizer, scheduler: FrameScheduler) -> Callable[..., Conversation]:
+    """Makes a conversation with NATF0 on the fake backend."""
+
+    def make(text: str = "You are Ana.", seed: int = 1) -> Conversation:
+        preset = VoiceRegistry(manifest).require("NATF0").preset
+        prefix = prefix_of_preset(preset, tokenizer.encode_prompt(text), manifest)
+        params = SamplingParams(seed, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
+        return Conversation(scheduler, prefix, params)
 
     return make

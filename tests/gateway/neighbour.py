@@ -186,14 +186,14 @@ def _reset_peak() -> None:
 
 async def _serve(models: str, delay: str, settings: str) -> None:
     from gateway.app import create_app
-    from gateway.engine.fake import FakeEngine
+    from gateway.engine.fake import FakeBackend
     from gateway.manifest import Manifest
     from gateway.server import GatewayServer
     from gateway.settings import Settings
 
     manifest = Manifest.load(Path(models))
     configured = Settings(models=Path(models), **{"grpc_port": 0, "drain_seconds": 0, **json.loads(settings)})
-    app = create_app(configured, FakeEngine(manifest, delay=float(delay)), manifest)
+    app = create_app(configured, FakeBackend(manifest, delay=float(delay)), manifest)
     server = GatewayServer(app, configured)
     listener = socket.create_server(("127.0.0.1", 0))
     probe = _Probe()

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from gateway.app import create_app
-from gateway.engine.fake import FakeEngine
-from gateway.engine.triton.backend import TritonEngine
+from gateway.engine.fake import FakeBackend
+from gateway.engine.triton.backend import TritonBackend
 from gateway.errors import RepositoryError
 from gateway.manifest import Manifest
 from gateway.settings import Settings
 
 
 def test_settings_alone_make_an_app_on_triton(models: Path):
-    app = create_app(Settings(models=models, triton_url="triton:9001", step_deadline=3))
+    app = create_app(Settings(models=models, triton_url="triton:9001"))
     runtime = app.state.runtime
-    assert isinstance(runtime.engine, TritonEngine)
-    assert (runtime.engine.url, runtime.engine.step_deadline) == ("triton:9001", 3)
+    assert isinstance(runtime.backend, TritonBackend)
+    assert runtime.backend.url == "triton:9001"
     assert runtime.manifest.dim == 32
 
 
@@ -27,8 +27,8 @@ def test_a_folder_that_is_no_repository_makes_no_app(tmp_path: Path):
         create_app(Settings(models=tmp_path))
 
 
-async def test_the_engine_is_let_go_when_the_app_ends(
-    models: Path, manifest: Manifest, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+async def test_the_backend_is_closed_when_the_app_ends(
+    models: Path, manifest: Manifest, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ):
     closed = []
 

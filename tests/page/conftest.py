@@ -20,38 +20,29 @@ from playwright.sync_api import Browser
 
 from gateway.app import create_app
 from gateway.engine.backend import Floats, Tokens
-from gateway.engine.fake import FakeEngine, FakeSession
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.settings import Settings
 from tests.page.browser import ALLOWED, FAKE_MICROPHONE, Visit, chromium, visiting
 
 
-class EchoEngine(FakeEngine):
-    """The agent says what it has just heard. `heard`: every frame of every caller, in order."""
+class EchoBackend(FakeBackend):
+    """The agent's audio is the user's last frame. `heard`: every user frame, in order."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
         self.heard: list[Floats] = []
+        self._last: dict[int, Floats] = {}
 
-    def open(self) -> EchoSession:
-        self.opened += 1
-        return EchoSession(self)
+    async def encode(self, slots: Tokens, pcm: Floats) -> Tokens:
+        for slot, frame in zip(slots.tolist(), pcm, strict=True):
+            self._last[slot] = frame
+            self.heard.append(frame)
+        return await super().encode(slots, pcm)
 
-
-class EchoSession(FakeSession):
-    def __init__(self, engine: EchoEngine) -> None:
-        super().__init__(engine)
-        self._echoes = engine
-        self._last: Floats = np.zeros(engine.manifest.frame_size, np.float32)
-
-    async def encode(self, pcm: Floats) -> Tokens:
-        self._last = pcm
-        self._echoes.heard.append(pcm)
-        return await super().encode(pcm)
-
-    async def decode(self, codes: Tokens) -> Floats:
-        await super().decode(codes)
-        return self._last
+    async def decode(self, slots: Tokens, codes: Tokens) -> Floats:
+        pcm = await super().decode(slots, codes)
+        return np.stack([self._last.get(slot, pcm[0] * 0) for slot in slots.tolist()])
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class Gateway:
     """One that runs, and how to disturb it."""
 
     url: str
-    engine: EchoEngine
+    engine: EchoBackend
     app: FastAPI
     server: uvicorn.Server
     loop: Any
@@ -78,7 +69,7 @@ def running(models: Path, slots: int = 8, **settings: Any) -> Iterator[Gateway]:
     manifest = Manifest.load(models).model_copy(update={"slots": slots})
     # A machine that stalls for a moment must not lose frames of these calls.
     configured = Settings(models=models, **{"input_frames": 500, "grpc_port": -1, **settings})
-    engine = EchoEngine(manifest)
+    engine = EchoBackend(manifest)
     app = create_app(configured, engine, manifest)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
     loops: list[Any] = []

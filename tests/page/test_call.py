@@ -54,7 +54,7 @@ def test_the_server_is_asked_for_what_was_chosen(visit: Visit, gateway: Gateway)
     (kind, draw), *_ = gateway.engine.draws
     assert (kind, draw.seed, draw.temperature) == ("text", 42, 0.5)
     runtime = gateway.app.state.runtime
-    embeddings = gateway.engine.prefills[0][1]
+    embeddings = gateway.engine.prefills[0].embeddings
     assert np.array_equal(embeddings, runtime.voices.require("VARM2").preset.embeddings)
 
 
@@ -64,7 +64,7 @@ def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) ->
     visit.start()
     visit.end()
     tokens = gateway.app.state.runtime.tokenizer.encode_prompt("You are a lighthouse.")
-    assert tokens == [token for token in gateway.engine.prefills[0][0][:, 0] if token != 3]
+    assert tokens == [token for token in gateway.engine.prefills[0].steps[:, 0] if token != 3]
 
 
 def test_no_words_appear_where_somebody_is_about_to_write(visit: Visit) -> None:

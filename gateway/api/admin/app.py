@@ -55,8 +55,8 @@ def create_admin_app(runtime: Runtime, host: str = "") -> FastAPI:
     async def status() -> Status:
         admission = runtime.admission
         return Status(
-            status="draining" if runtime.draining else "serving",
-            ready=not runtime.draining and await runtime.warmup.ready(),
+            status="draining" if runtime.sessions.draining else "serving",
+            ready=not runtime.sessions.draining and await runtime.warmup.ready(),
             slots=admission.slots,
             active=admission.taken,
             free=admission.slots - admission.taken,
@@ -70,13 +70,13 @@ def create_admin_app(runtime: Runtime, host: str = "") -> FastAPI:
     @app.post("/admin/drain", status_code=202)
     async def drain() -> Status:
         """Stop accepting conversations; existing ones may continue for the drain time. Returns at once."""
-        runtime.begin_drain()
+        runtime.sessions.begin_drain()
         return await status()
 
     @app.post("/admin/undrain")
     async def undrain() -> Status:
         """Accept conversations again. Raises NotAllowed if the server is stopping."""
-        if not runtime.cancel_drain():
+        if not runtime.sessions.cancel_drain():
             raise NotAllowed("the server is stopping; this drain cannot be cancelled")
         return await status()
 
@@ -84,14 +84,15 @@ def create_admin_app(runtime: Runtime, host: str = "") -> FastAPI:
     async def sessions() -> Sessions:
         return Sessions(
             sessions=[
-                Session(id=info.id, kind=info.kind, voice=info.voice, began=info.began) for info in runtime.sessions()
+                Session(id=info.id, kind=info.kind, voice=info.voice, began=info.began)
+                for info in runtime.sessions.running()
             ]
         )
 
     @app.delete("/admin/sessions/{session_id}", status_code=204)
     async def end(session_id: str) -> None:
         """End a session with the reason `drained`. Raises UnknownConversation."""
-        if not runtime.end_session(session_id):
+        if not runtime.sessions.end(session_id):
             raise UnknownConversation(f"no session {session_id[:64]!r}")
 
     problems.install(app, runtime.settings.retry_after)

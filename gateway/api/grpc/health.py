@@ -86,8 +86,8 @@ class Health:
     async def _status(self, service: str) -> int:
         if service not in self._services:
             return int(SERVICE_UNKNOWN)
-        ready = not self._runtime.draining and await self._runtime.warmup.ready()
-        return int(SERVING if ready and not self._runtime.draining else NOT_SERVING)
+        ready = not self._runtime.sessions.draining and await self._runtime.warmup.ready()
+        return int(SERVING if ready and not self._runtime.sessions.draining else NOT_SERVING)
 
 
 class Reflection(ReflectionServicer):  # type: ignore[misc]

@@ -21,11 +21,12 @@ from gateway.api.rest.schemas import RespondAnswer, Stages, StageTimings, Timing
 from gateway.api.sending import send_all
 from gateway.audio.wav import HEADER_BYTES, header, pcm16
 from gateway.engine.backend import Tokens
-from gateway.engine.conversation import AgentFrame
+from gateway.engine.batch import AgentFrame
 from gateway.errors import Draining, GatewayError, SlowClient
-from gateway.session.recorded import Reply
+from gateway.session.leases import ConversationLease
+from gateway.session.recorded import RecordedResponse
 from gateway.session.request import RecordedRequest
-from gateway.session.runtime import ConversationLease, Runtime
+from gateway.session.runtime import Runtime
 from gateway.session.session_info import SessionInfo
 from gateway.session.stats import SessionStats
 
@@ -193,7 +194,9 @@ async def pieces(question: RecordedRequest, runtime: Runtime) -> AsyncGenerator[
 class Answering:
     """An answer under way; ends with Draining, between two frames, once the server's drain time is over."""
 
-    def __init__(self, reply: Reply, call: ConversationLease, conversation_id: str | None, retry_after: int) -> None:
+    def __init__(
+        self, reply: RecordedResponse, call: ConversationLease, conversation_id: str | None, retry_after: int
+    ) -> None:
         self.stats: SessionStats = call.stats
         self.conversation_id = conversation_id
         """Of a conversation that is kept for another turn."""
@@ -225,13 +228,13 @@ async def answering(question: RecordedRequest, runtime: Runtime) -> AsyncIterato
     Raises Draining, TooManyForKey, AtCapacity, UnknownConversation, EngineUnavailable or EngineError.
     """
     async with _conversation(question, runtime) as (call, conversation_id):
-        reply = Reply(
+        reply = RecordedResponse(
             call.conversation, question.pcm, runtime.manifest, question.max_steps, limit=runtime.settings.max_steps
         )
         under_way = Answering(reply, call, conversation_id, runtime.settings.retry_after)
         kept = question.kept
         info = SessionInfo(str(uuid4()), "recorded", question.voice) if kept is None else kept.info
-        with runtime.on_air(under_way, info):
+        with runtime.sessions.register(under_way, info):
             yield under_way
 
 
@@ -283,7 +286,7 @@ async def _conversation(
     """A conversation for this question alone, or a kept one and its id."""
     kept = question.kept
     if kept is None:
-        async with runtime.open(question.persona, question.sampling, question.key, question.slot) as call:
+        async with runtime.leases.open(question.persona, question.sampling, question.key, question.slot) as call:
             yield call, None
         return
     async with kept.turn(question.slot) as call:

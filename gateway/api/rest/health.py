@@ -23,7 +23,7 @@ def router(runtime: Runtime) -> APIRouter:
     @routes.get("/readyz", summary="Ready for conversations", response_model=Health, responses=openapi.READY_RESPONSES)
     async def readyz() -> Response:
         """Only when Triton and each of its models is, personas are warm, and the server is not about to stop."""
-        if runtime.draining:
+        if runtime.sessions.draining:
             return problems.response(Draining(runtime.settings.retry_after), runtime.settings.retry_after)
         if await runtime.warmup.ready():
             return Response(Health(status="ready").model_dump_json(), media_type="application/json")

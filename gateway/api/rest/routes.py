@@ -43,7 +43,7 @@ def router(runtime: Runtime) -> APIRouter:
         key = key_holder(runtime.keys, request.headers)
         json = prefers_json(request.headers.getlist("accept"))
         try:
-            with runtime.admission.upload(key, runtime.kept.count(key)) as upload:
+            with runtime.admission.upload(key, runtime.turn_sessions.count(key)) as upload:
                 asked = await body.read(request, upload, runtime.settings)
                 stream = asked.stream
                 if json and stream:
@@ -74,7 +74,7 @@ def router(runtime: Runtime) -> APIRouter:
     async def end(conversation_id: str, request: Request) -> None:
         """Give its slot back."""
         check_origin(request.headers, runtime.settings.allowed_origins)
-        await runtime.kept.end(conversation_id, key_holder(runtime.keys, request.headers))
+        await runtime.turn_sessions.end(conversation_id, key_holder(runtime.keys, request.headers))
 
     @routes.get("/voices", summary="Preset voices", responses=openapi.KEY_RESPONSES)
     async def voices(request: Request) -> Voices:

@@ -1,36 +1,58 @@
-"""The engine that is Triton: one sequence id per conversation, one request per stage for all who share a frame."""
+"""The backend that is Triton: each batch is one HTTP request to each model, each slot one sequence in each model.
+
+A slot's sequence ids never change, so a gateway that was killed takes its slots over when it comes back: START on a
+running sequence restarts it in its row. A batch is sent on the sequence of one of its members, and `members` names the
+row and the key of each. The key is new for each conversation, so that a late request of the slot's previous
+conversation is rejected.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from uuid import uuid4
+import secrets
+from collections.abc import Callable, Sequence
+from functools import cache
+from time import monotonic
 from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from gateway.engine.backend import Draw, Floats, Pause, Prefilled, TemporalOutput, Tokens, at_once
+from gateway.engine.backend import BatchRejected, Floats, Prefilled, TemporalOutput, Tokens, Wait
 from gateway.engine.grid import STREAMS
-from gateway.engine.pace import Pace, piece
-from gateway.engine.triton.gather import DEPFORMER, DepformerCalls, Frame, FrameCalls
-from gateway.engine.triton.http import Tensors, TritonGone, TritonHttp, TritonRefused
-from gateway.engine.triton.prefix import Prefix
-from gateway.engine.triton.request import Tensor
-from gateway.engine.triton.sequence import TritonSequence
+from gateway.engine.prefill import ChunkPacer, chunk_length
+from gateway.engine.prefix import PromptPrefix
+from gateway.engine.triton.http import Outputs, TritonHttp, TritonRejected, TritonUnreachable
+from gateway.engine.triton.requests import TensorSpec, request_head
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-_READY_TIMEOUT = 2.0
 STATEFUL = ENCODER, TEMPORAL, DECODER = "mimi_encoder", "temporal", "mimi_decoder"
-_SAMPLER = (Tensor("sampler", "INT64", (3,)), Tensor("temperature", "FP32", (1,)))
+DEPFORMER = "depformer"
+
+RENEW_SECONDS = 600.0
+"""A sequence that was only a member of others' requests for so long carries the next batch itself. Triton frees the row
+of a sequence that makes no request of its own for an hour (`SEQUENCE_IDLE_MICROSECONDS` in the models'
+configuration)."""
+
+_READY_TIMEOUT = 2.0
+_NOTHING_DONE = 400
+"""HTTP status of a request that the model, or Triton in front of it, rejected before it changed any state."""
+_UNAVAILABLE = (502, 503, 504)
+_NO_ROW = -1
+"""Row in a START request that has nothing to run yet."""
+
+_MEMBERS = TensorSpec("members", "INT64", (2,))
+_SAMPLER = (TensorSpec("sampler", "INT64", (3,)), TensorSpec("temperature", "FP32", (1,)))
+
+Array = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 
-class TritonEngine:
-    """Opens sessions on the Triton at `url` (HOST:PORT of its HTTP endpoint). Deadlines are in seconds per call."""
+class TritonBackend:
+    """Runs batches on the Triton at `url` (HOST:PORT of its HTTP endpoint). Deadlines are seconds per call."""
 
     def __init__(
         self,
@@ -40,209 +62,250 @@ class TritonEngine:
         step_deadline: float = 10.0,
         prefill_deadline: float = 120.0,
         release_deadline: float = 60.0,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.url = url
-        self.manifest = manifest
-        self.step_deadline = step_deadline
-        self.prefill_deadline = prefill_deadline
-        self.release_deadline = release_deadline
-        self.http = TritonHttp(url)
-        self.frames = {model: FrameCalls(self.http, manifest.slots, step_deadline) for model in STATEFUL}
-        self.depformer = DepformerCalls(self.http, manifest.dim, manifest.slots, step_deadline)
-        self.pace = Pace(1 / manifest.frame_rate)
-        self.feeding = asyncio.Lock()
-        """Held while a piece of a prefix is under way: there is one between two frames, whoever waits."""
-        self.fills: WeakValueDictionary[bytes, Fill] = WeakValueDictionary()
-        """Of the prefixes that sessions are beginning with, by digest."""
-        self.talking: set[TritonSession] = set()
-        """Sessions that have begun."""
+        self.pacer = ChunkPacer(1 / manifest.frame_rate)
+        self._manifest = manifest
+        self._http = TritonHttp(url)
+        self._step_deadline = step_deadline
+        self._prefill_deadline = prefill_deadline
+        self._release_deadline = release_deadline
+        self._clock = clock
+        self._inputs: dict[str, tuple[TensorSpec, ...]] = {
+            ENCODER: (TensorSpec("pcm", "FP32", (manifest.frame_size,)),),
+            TEMPORAL: (TensorSpec("columns", "INT64", (1, STREAMS)), *_SAMPLER),
+            DECODER: (TensorSpec("codes", "INT64", (manifest.codebooks,)),),
+            DEPFORMER: (
+                TensorSpec("hidden", "FP32", (manifest.dim,)),
+                TensorSpec("text_token", "INT64", (1,)),
+                *_SAMPLER,
+            ),
+        }
+        # Per model: row and key of each slot's sequence, and when it last made a request of its own.
+        self._members = {model: np.zeros((manifest.slots, 2), np.int64) for model in STATEFUL}
+        self._renewed_at = {model: np.zeros(manifest.slots) for model in STATEFUL}
+        self._open: set[int] = set()
+        self._talking: set[int] = set()
+        """Slots whose prompt is in the model."""
+        self._feeding = asyncio.Lock()
+        """Held while a chunk of a prompt runs: there is one between two batches, however many conversations start."""
+        self._fills: WeakValueDictionary[bytes, _Fill] = WeakValueDictionary()
+        """Prompts that conversations start with now, by digest."""
+        self._batch_head = cache(self._make_batch_head)
 
-    def open(self) -> TritonSession:
-        """A session under a fresh sequence id."""
-        return TritonSession(self)
+    async def open(self, slot: int) -> None:
+        """See `Backend.open`. The frames that follow can be part of batches."""
+        self._open.add(slot)
+        self._talking.discard(slot)
+        await asyncio.gather(*(self._start_sequence(model, slot) for model in STATEFUL))
+
+    async def encode(self, slots: Tokens, pcm: Floats) -> Tokens:
+        """See `Backend.encode`."""
+        codes: Tokens = (await self._run(ENCODER, slots, pcm))["codes"][0]
+        return codes
+
+    async def step(self, slots: Tokens, steps: Tokens, sampler: Tokens, temperature: Floats) -> TemporalOutput:
+        """See `Backend.step`."""
+        return _temporal_output(await self._run(TEMPORAL, slots, steps, sampler, temperature))
+
+    async def depformer(self, output: TemporalOutput, sampler: Tokens, temperature: Floats) -> Tokens:
+        """See `Backend.depformer`. The model has no state, so its batch is Triton's own batch dimension."""
+        tensors = (output.hidden, output.text_tokens, sampler, temperature)
+        head = self._batch_head(DEPFORMER, len(output.hidden), None)
+        try:
+            outputs = await self._http.infer([head, *(tensor.tobytes() for tensor in tensors)], self._step_deadline)
+        except (TritonUnreachable, TritonRejected) as error:
+            raise _engine_error(error, DEPFORMER) from error
+        return outputs["codes"]
+
+    async def decode(self, slots: Tokens, codes: Tokens) -> Floats:
+        """See `Backend.decode`."""
+        pcm: Floats = (await self._run(DECODER, slots, codes))["pcm"][0]
+        return pcm
+
+    async def prefill(
+        self, slot: int, prefix: PromptPrefix, sampler: Tokens, temperature: Floats, wait: Wait
+    ) -> Prefilled:
+        """See `Backend.prefill`. The model keeps prompts: only one that it does not have is fed.
+
+        When several conversations start with the same new prompt at once, one of them feeds it.
+        """
+        fill = self._fills.setdefault(prefix.digest, _Fill())
+        draw = (sampler, temperature)
+        while True:
+            attempts = fill.attempts
+            if (output := await self._step_after_cached(slot, prefix, draw)) is not None:
+                self._talking.add(slot)
+                return Prefilled(output, cached=prefix.cacheable)
+            async with fill.lock:
+                # The model may have answered before the last chunk of another conversation.
+                if fill.attempts == attempts:
+                    try:
+                        await self._feed(slot, prefix, draw, wait)
+                    finally:
+                        fill.attempts += 1
+                    break
+        self._talking.add(slot)
+        return Prefilled(await self.step(np.array([slot]), prefix.steps[-1:], sampler, temperature), cached=0)
+
+    async def release(self, slot: int) -> None:
+        """See `Backend.release`. Triton ends a sequence after the requests before."""
+        self._talking.discard(slot)
+        if slot in self._open:
+            self._open.discard(slot)
+            await asyncio.gather(*(self._end_sequence(model, slot) for model in STATEFUL))
 
     async def ready(self) -> bool:
-        """Whether the server and each of its models say so."""
-        paths = ["/v2/health/ready", *(f"/v2/models/{name}/ready" for name in self.manifest.models)]
+        """Whether the server and each of its models report that they are ready."""
+        paths = ["/v2/health/ready", *(f"/v2/models/{name}/ready" for name in self._manifest.models)]
         try:
-            await asyncio.gather(*(self.http.get(path, _READY_TIMEOUT) for path in paths))
-        except (TritonGone, TritonRefused):
+            await asyncio.gather(*(self._http.get(path, _READY_TIMEOUT) for path in paths))
+        except (TritonUnreachable, TritonRejected):
             return False
         return True
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.http.close()
+        await self._http.close()
+
+    async def _run(self, model: str, slots: Tokens, *tensors: Array) -> Outputs:
+        """Run a stateful model for a batch; `tensors`: its inputs, batch first. Outputs have shape [1, B, ...].
+
+        The request goes on the sequence of the lowest row: Triton adds a copy of it for each row below.
+        """
+        members, renewed_at, now = self._members[model][slots], self._renewed_at[model], self._clock()
+        ages = now - renewed_at[slots]
+        carrier = int(slots[members[:, 0].argmin() if ages.max() < RENEW_SECONDS else ages.argmax()])
+        renewed_at[carrier] = now
+        head = self._batch_head(model, len(slots), carrier)
+        try:
+            return await self._http.infer(
+                [head, *(tensor.tobytes() for tensor in tensors), members.tobytes()], self._step_deadline
+            )
+        except TritonRejected as error:
+            failure = _engine_error(error, model)
+            raise BatchRejected(failure) if error.status == _NOTHING_DONE else failure from error
+        except TritonUnreachable as error:
+            raise _engine_error(error, model) from error
+
+    def _make_batch_head(self, model: str, batch: int, carrier: int | None) -> bytes:
+        """Head of a frame's request: the same for each batch of one size that one slot's sequence carries."""
+        if carrier is None:
+            return request_head(model, [tensor.batched(batch) for tensor in self._inputs[model]])
+        inputs = [tensor.batched(1, batch) for tensor in (*self._inputs[model], _MEMBERS)]
+        return request_head(model, inputs, _sequence_id(carrier))
+
+    async def _start_sequence(self, model: str, slot: int) -> None:
+        key = secrets.randbits(63)
+        inputs = [tensor.batched(1, 1) for tensor in self._inputs[model]]
+        outputs = await self._call(model, slot, inputs, [bytes(t.nbytes) for t in inputs], _NO_ROW, key, start=True)
+        self._members[model][slot] = int(outputs["row"][0, 0]), key
+
+    async def _end_sequence(self, model: str, slot: int) -> None:
+        inputs = [tensor.batched(1, 1) for tensor in (*self._inputs[model], _MEMBERS)]
+        head = request_head(model, inputs, _sequence_id(slot), end=True)
+        try:
+            await self._http.infer([head, *(bytes(tensor.nbytes) for tensor in inputs)], self._release_deadline)
+        except (TritonUnreachable, TritonRejected) as error:
+            # The slot's next conversation restarts the sequence anyway.
+            logger.warning("could not end the sequence of slot %d in %s: %s", slot, model, _line(error))
+
+    async def _step_after_cached(
+        self, slot: int, prefix: PromptPrefix, draw: tuple[Tokens, Floats]
+    ) -> TemporalOutput | None:
+        """The output of the prompt's last step if the model has the steps before it; otherwise None."""
+        last = prefix.steps[-1:]
+        outputs = await self._prefix_call(slot, [("columns", last)], prefix, prefix.cacheable, draw)
+        return _temporal_output(outputs) if "hidden" in outputs else None
+
+    async def _feed(self, slot: int, prefix: PromptPrefix, draw: tuple[Tokens, Floats], wait: Wait) -> None:
+        window, embedded = self._manifest.context - 1, len(prefix.embeddings)
+        done, total = 0, prefix.cacheable
+        while done < total:
+            async with self._feeding:
+                await asyncio.sleep(self.pacer.pause(bool(self._talking)))
+                await wait()
+                count = chunk_length(done, total, self.pacer.steps(bool(self._talking)), window)
+                tensors: list[tuple[str, Array]] = [
+                    ("columns", prefix.steps[max(done - embedded, 0) : max(done + count - embedded, 0)])
+                ]
+                if done < embedded:
+                    tensors.append(("embeddings", prefix.embeddings[done : done + count]))
+                outputs = await self._prefix_call(slot, tensors, prefix, done, draw)
+                _, microseconds = outputs["progress"].ravel().tolist()
+                self.pacer.measured(count, microseconds / 1e6)
+            done += count
+
+    async def _prefix_call(
+        self,
+        slot: int,
+        tensors: Sequence[tuple[str, Array]],
+        prefix: PromptPrefix,
+        first: int,
+        draw: tuple[Tokens, Floats],
+    ) -> Outputs:
+        """A call about a prompt, whose first step in `tensors` is step `first`."""
+        # Layout of `prefix`: first step, steps in all, SHA-256 as four int64.
+        mark = np.frombuffer(np.array([first, prefix.cacheable], np.int64).tobytes() + prefix.digest, np.int64)
+        named = [*tensors, ("prefix", mark)]
+        inputs = [TensorSpec(name, "FP32" if name == "embeddings" else "INT64", array.shape) for name, array in named]
+        inputs = [tensor.batched(1, 1) for tensor in (*inputs, *_SAMPLER)]
+        payload = [np.ascontiguousarray(array).tobytes() for array in (*(array for _, array in named), *draw)]
+        row, key = self._members[TEMPORAL][slot].tolist()
+        return await self._call(TEMPORAL, slot, inputs, payload, row, key)
+
+    async def _call(
+        self,
+        model: str,
+        slot: int,
+        inputs: Sequence[TensorSpec],
+        payload: Sequence[bytes],
+        row: int,
+        key: int,
+        *,
+        start: bool = False,
+    ) -> Outputs:
+        """A call on a slot's own sequence, for that slot alone."""
+        self._renewed_at[model][slot] = self._clock()
+        head = request_head(model, [*inputs, _MEMBERS.batched(1, 1)], _sequence_id(slot), start=start)
+        member = np.array([row, key], np.int64).tobytes()
+        try:
+            deadline = self._step_deadline if start else self._prefill_deadline
+            return await self._http.infer([head, *payload, member], deadline)
+        except (TritonUnreachable, TritonRejected) as error:
+            raise _engine_error(error, model) from error
 
 
-class Fill:
-    """The feeding of one prefix: by one session at a time, and `times` it has been tried."""
+class _Fill:
+    """The feeding of one prompt: by one conversation at a time; `attempts`: how often it has been tried."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.times = 0
+        self.attempts = 0
 
 
-class TritonSession:
-    """One conversation's rows in the three stateful models."""
-
-    def __init__(self, engine: TritonEngine) -> None:
-        manifest = engine.manifest
-        self._engine = engine
-        self._pending: asyncio.Future[Tensors] | None = None
-        self._closing: asyncio.Future[None] | None = None
-        self.sequence_id = str(uuid4())
-        self._encoder = self._sequence(ENCODER, Tensor("pcm", "FP32", (manifest.frame_size,)))
-        self._temporal = self._sequence(TEMPORAL, Tensor("columns", "INT64", (1, STREAMS)), *_SAMPLER)
-        self._decoder = self._sequence(DECODER, Tensor("codes", "INT64", (manifest.codebooks,)))
-
-    def _sequence(self, model: str, *inputs: Tensor) -> TritonSequence:
-        return TritonSequence(model, inputs, self.sequence_id)
-
-    async def encode(self, pcm: Floats) -> Tokens:
-        """pcm [1920] -> codes [8]."""
-        answer = await self._step(self._encoder, [_bytes(pcm, np.float32)])
-        return np.frombuffer(answer["codes"], np.int64)
-
-    async def prefill(self, columns: Tokens, embeddings: Floats, draw: Draw, pause: Pause = at_once) -> Prefilled:
-        """embeddings [E, dim], then columns [S, 17]: all but the last column come from the model's memory if it can.
-
-        If it has never seen them they are fed in pieces. Of several sessions that begin so at once one does, for all.
-        """
-        engine, prefix, last = self._engine, Prefix(embeddings, columns[:-1]), columns[-1]
-        if not self._encoder.begun:
-            # So that the caller's first frame finds a row, and can be shared.
-            await self._own(self._encoder, self._encoder.begin(), engine.step_deadline)
-        fill = engine.fills.setdefault(prefix.digest, Fill())
-        while True:
-            times = fill.times
-            if (thought := await self._recall(prefix, last, draw)) is not None:
-                engine.talking.add(self)
-                return Prefilled(thought, cached=prefix.length)
-            async with fill.lock:
-                # What the model answered may be from before another session's last piece.
-                if fill.times == times:
-                    try:
-                        await self._feed(prefix, draw, pause)
-                    finally:
-                        fill.times += 1
-                    break
-        engine.talking.add(self)
-        return Prefilled(await self.step(last, draw), cached=0)
-
-    async def _recall(self, prefix: Prefix, last: Tokens, draw: Draw) -> TemporalOutput | None:
-        """What the column behind the prefix leads to; None if the model does not have the prefix."""
-        column = (Tensor("columns", "INT64", (1, STREAMS)), _bytes(last, np.int64))
-        answer = await self._prefix_call([column, prefix.mark(prefix.length)], draw)
-        return _thought(answer) if "hidden" in answer else None
-
-    async def _feed(self, prefix: Prefix, draw: Draw, pause: Pause) -> None:
-        engine, window = self._engine, self._engine.manifest.context - 1
-        done = 0
-        while done < prefix.length:
-            async with engine.feeding:
-                await asyncio.sleep(engine.pace.rest(bool(engine.talking)))
-                await pause()
-                count = piece(done, prefix.length, engine.pace.columns(bool(engine.talking)), window)
-                answer = await self._prefix_call(prefix.piece(done, done + count), draw)
-                _, microseconds = np.frombuffer(answer["progress"], np.int64)
-                engine.pace.took(count, microseconds / 1e6)
-            done += count
-
-    async def _prefix_call(self, tensors: Sequence[tuple[Tensor, bytes]], draw: Draw) -> Tensors:
-        inputs = [*(tensor for tensor, _ in tensors), *_SAMPLER]
-        request = self._temporal.request(inputs, [*(content for _, content in tensors), *_draw(draw)])
-        return await self._own(self._temporal, request, self._engine.prefill_deadline)
-
-    async def step(self, column: Tokens, draw: Draw) -> TemporalOutput:
-        """One more column [17]."""
-        return _thought(await self._step(self._temporal, [_bytes(column, np.int64), *_draw(draw)]))
-
-    async def depformer(self, thought: TemporalOutput, draw: Draw) -> Tokens:
-        """The agent's codes [8] of the column after the last one fed."""
-        try:
-            return await self._engine.depformer.ask((thought, draw))
-        except (TritonGone, TritonRefused) as error:
-            raise _translated(error, DEPFORMER) from error
-
-    async def decode(self, codes: Tokens) -> Floats:
-        """codes [8] -> pcm [1920]."""
-        answer = await self._step(self._decoder, [_bytes(codes, np.int64)])
-        return np.frombuffer(answer["pcm"], np.float32)
-
-    async def close(self) -> None:
-        """END every sequence that was begun, after the call in flight, if there is one, has come back."""
-        self._engine.talking.discard(self)
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._end_all())
-        await asyncio.shield(self._closing)
-
-    async def _end_all(self) -> None:
-        if self._pending is not None and not self._pending.done():
-            await asyncio.wait([self._pending])
-        begun = [sequence for sequence in (self._encoder, self._temporal, self._decoder) if sequence.begun]
-        await asyncio.gather(*(self._end(sequence) for sequence in begun))
-
-    async def _end(self, sequence: TritonSequence) -> None:
-        try:
-            await self._engine.http.infer(sequence.end(), self._engine.release_deadline)
-        except (TritonGone, TritonRefused) as error:
-            # Triton reuses the row by itself once the sequence has been idle for long enough.
-            logger.warning("could not end %s of conversation %s: %s", sequence.model, self.sequence_id, _line(error))
-
-    async def _step(self, sequence: TritonSequence, contents: Sequence[bytes]) -> Tensors:
-        if sequence.shares:
-            return await self._answer(sequence, self._engine.frames[sequence.model].ask(Frame(sequence, contents)))
-        return await self._own(sequence, sequence.frame(contents), self._engine.step_deadline)
-
-    async def _own(self, sequence: TritonSequence, request: Sequence[bytes], deadline: float) -> Tensors:
-        answer = await self._answer(sequence, self._engine.http.infer(request, deadline))
-        sequence.answered(answer)
-        return answer
-
-    async def _answer(self, sequence: TritonSequence, call: asyncio.Future[Tensors]) -> Tensors:
-        """Raw outputs by name.
-
-        A caller who is cancelled does not cancel the call: cutting a step in two would leave Triton to clean up the
-        sequence in its own time, instead of our END doing it now.
-        """
-        self._pending = call
-        try:
-            return await asyncio.shield(call)
-        except (TritonGone, TritonRefused) as error:
-            raise _translated(error, sequence.model) from error
+def _sequence_id(slot: int) -> str:
+    return f"slot-{slot}"
 
 
-def _translated(error: TritonGone | TritonRefused, model: str) -> EngineUnavailable | EngineError:
-    """What a caller may know; Triton's own words, which name addresses and internals, go to the log."""
+def _temporal_output(outputs: Outputs) -> TemporalOutput:
+    return TemporalOutput(outputs["hidden"][0], outputs["text_token"][0, :, 0])
+
+
+def _engine_error(error: TritonUnreachable | TritonRejected, model: str) -> EngineUnavailable | EngineError:
+    """What a client may know. Triton's own words name addresses and internals, so they go to the log."""
     line = _line(error)
     logger.warning("a call to %s failed: %s", model, line)
-    if isinstance(error, TritonGone):
+    if isinstance(error, TritonUnreachable):
         return EngineUnavailable(f"Triton is not available ({model})")
     if "must specify the START flag" in line:
-        return EngineUnavailable(f"Triton no longer knows this conversation ({model}): it was restarted or too slow")
+        return EngineUnavailable(f"Triton no longer has this conversation ({model}): it was restarted or too slow")
     if error.status in _UNAVAILABLE:
         return EngineUnavailable(f"Triton is not available ({model}, HTTP {error.status})")
     return EngineError(f"Triton failed ({model}, HTTP {error.status})")
 
 
-_UNAVAILABLE = (502, 503, 504)
-
-
-def _line(error: TritonGone | TritonRefused) -> str:
+def _line(error: TritonUnreachable | TritonRejected) -> str:
     first = str(error).splitlines()[0] if str(error) else "no details"
-    return f"HTTP {error.status}: {first}" if isinstance(error, TritonRefused) else first
-
-
-def _bytes(array: npt.NDArray[np.float32] | npt.NDArray[np.int64], dtype: type[np.float32 | np.int64]) -> bytes:
-    return np.ascontiguousarray(array, dtype).tobytes()
-
-
-def _draw(draw: Draw) -> tuple[bytes, bytes]:
-    sampler = np.array([draw.seed, draw.position, draw.top_k], np.int64)
-    return sampler.tobytes(), np.array([draw.temperature], np.float32).tobytes()
-
-
-def _thought(answer: Mapping[str, memoryview]) -> TemporalOutput:
-    text_token = int(np.frombuffer(answer["text_token"], np.int64)[0])
-    return TemporalOutput(np.frombuffer(answer["hidden"], np.float32), text_token)
+    return f"HTTP {error.status}: {first}" if isinstance(error, TritonRejected) else first

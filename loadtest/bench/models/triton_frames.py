@@ -11,15 +11,15 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
-from gateway.engine.backend import Draw, Session
-from gateway.engine.triton.backend import TritonEngine
+from gateway.engine.prefix import PromptPrefix
+from gateway.engine.triton.backend import TritonBackend
 from gateway.manifest import Manifest
 from gateway.triton_server.server import TritonServer
 from loadtest.bench.models.bytes_read import STAGES
@@ -33,74 +33,71 @@ _WARM_UP = 1
 
 
 class Served:
-    """Conversations on one engine."""
+    """Conversations in the slots of one backend."""
 
-    def __init__(self, engine: TritonEngine, manifest: Manifest, most_columns: int) -> None:
-        self._engine = engine
-        self._sampling = manifest.sampling
+    def __init__(self, backend: TritonBackend, manifest: Manifest, max_steps: int) -> None:
+        self._backend = backend
+        self._manifest = manifest
         self._random = np.random.default_rng(0)
         cards = [manifest.text_card, *[manifest.card] * 16]
-        self._past = self._random.integers(0, cards, (most_columns, len(cards)))
-        self._no_embeddings = np.zeros((0, manifest.dim), np.float32)
+        self._past = self._random.integers(0, cards, (max_steps, len(cards)))
 
-    async def begin(self, context: int) -> tuple[Session, dict[str, Any]]:
-        """A conversation of `context` columns, and how long it took to begin."""
-        session = self._engine.open()
+    async def begin(self, slot: int, context: int) -> dict[str, Any]:
+        """Start a conversation of `context` steps in a slot; returns how long that took."""
+        embeddings = np.zeros((0, self._manifest.dim), np.float32)
+        prefix = PromptPrefix(embeddings, self._past[:context], np.full(17, -1, np.int64))
+        await self._backend.open(slot)
         began = time.perf_counter()
-        done = await session.prefill(self._past[:context], self._no_embeddings, self._draw("text", context))
+        done = await self._backend.prefill(slot, prefix, *self._samplers("text", 1, context), no_wait)
         seconds = round(time.perf_counter() - began, 4)
-        return session, {"columns": context, "computed": context - done.cached, "seconds": seconds}
+        return {"columns": context, "computed": context - done.cached, "seconds": seconds}
 
-    async def frame(self, sessions: list[Session], position: int) -> dict[str, float]:
-        """Milliseconds of each stage of a frame of all `sessions`."""
-        speech = 0.05 * self._random.standard_normal((len(sessions), 1920), np.float32)
+    async def frame(self, slots: NDArray[np.int64], position: int) -> dict[str, float]:
+        """Milliseconds of each stage of a frame of all `slots`."""
+        backend, count = self._backend, len(slots)
+        speech = 0.05 * self._random.standard_normal((count, 1920), np.float32)
         times = [time.perf_counter()]
-        heard = await _all(session.encode(pcm) for session, pcm in zip(sessions, speech, strict=True))
-        columns = np.concatenate([self._past[: len(sessions), :9], np.stack(heard)], axis=1)
+        user_codes = await backend.encode(slots, speech)
+        steps = np.concatenate([self._past[:count, :9], user_codes], axis=1)
         times.append(time.perf_counter())
-        text = self._draw("text", position)
-        thoughts = await _all(session.step(column, text) for session, column in zip(sessions, columns, strict=True))
+        output = await backend.step(slots, steps, *self._samplers("text", count, position))
         times.append(time.perf_counter())
-        audio = self._draw("audio", position)
-        said = await _all(
-            session.depformer(thought, audio) for session, thought in zip(sessions, thoughts, strict=True)
-        )
+        agent_codes = await backend.depformer(output, *self._samplers("audio", count, position))
         times.append(time.perf_counter())
-        await _all(session.decode(codes) for session, codes in zip(sessions, said, strict=True))
+        await backend.decode(slots, agent_codes)
         times.append(time.perf_counter())
         return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
 
-    def _draw(self, kind: str, position: int) -> Draw:
-        top_k, temperature = (getattr(self._sampling, f"{kind}_{what}") for what in ("top_k", "temperature"))
-        return Draw(1, position, top_k, temperature)
+    def _samplers(self, stream: str, count: int, position: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        top_k, temperature = (getattr(self._manifest.sampling, f"{stream}_{name}") for name in ("top_k", "temperature"))
+        return np.full((count, 3), (1, position, top_k), np.int64), np.full((count, 1), temperature, np.float32)
 
 
-async def _all(runtime: Iterable[Awaitable[Any]]) -> list[Any]:
-    return await asyncio.gather(*runtime)
+async def no_wait() -> None:
+    """No batch runs beside the prefill."""
 
 
 async def measure(url: str, manifest: Manifest, asked: argparse.Namespace) -> dict[str, Any]:
-    """Frames for every number of rows and context, and how long conversations took to begin.
+    """Frames for every batch size and context, and how long conversations took to start.
 
-    Numbers of rows take turns, so that a machine that is faster at times is so for all of them; a group's
-    conversations are new ones.
+    Batch sizes take turns, so that a machine that is faster at times is so for all of them. Each group has new
+    conversations.
     """
     cases, begun = [], []
-    engine = TritonEngine(url, manifest, step_deadline=DEADLINE, prefill_deadline=DEADLINE)
-    served = Served(engine, manifest, max(asked.contexts))
+    backend = TritonBackend(url, manifest, step_deadline=DEADLINE, prefill_deadline=DEADLINE)
+    served = Served(backend, manifest, max(asked.contexts))
     for context in asked.contexts:
         groups: dict[int, list[Group]] = {rows: [] for rows in asked.rows}
         for rows in asked.rows * asked.groups:
-            began = [await served.begin(context) for _ in range(rows)]
-            sessions = [session for session, _ in began]
-            begun += [took for _, took in began]
+            slots = np.arange(rows)
+            begun += [await served.begin(slot, context) for slot in range(rows)]
             before = memory_rate(asked.threads)
-            frames = [await served.frame(sessions, context + index) for index in range(_WARM_UP + asked.frames)]
+            frames = [await served.frame(slots, context + index) for index in range(_WARM_UP + asked.frames)]
             groups[rows].append(Group(frames[_WARM_UP:], (before, memory_rate(asked.threads))))
-            for session in sessions:
-                await session.close()
+            for slot in range(rows):
+                await backend.release(slot)
         cases += [grouped(rows, context, of_rows) for rows, of_rows in groups.items()]
-    await engine.close()
+    await backend.close()
     return {"cases": cases, "begun": begun}
 
 

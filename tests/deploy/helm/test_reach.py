@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.app import create_app
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.settings import Settings
 from tests.deploy.helm.chart import NAME, RELEASE, Release, render
@@ -41,7 +41,7 @@ def test_the_service_declares_its_protocols(tls: str, protocols: list[str]):
 
 def paths_of_the_gateway(tiny_models: Any) -> set[str]:
     manifest = Manifest.load(tiny_models)
-    app = create_app(Settings(models=tiny_models), engine=FakeEngine(manifest), manifest=manifest)
+    app = create_app(Settings(models=tiny_models), engine=FakeBackend(manifest), manifest=manifest)
     return set(_paths(app.routes))
 
 

@@ -15,7 +15,7 @@ import soundfile
 from fastapi import FastAPI
 
 from gateway.app import create_app
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.settings import Settings
 
@@ -28,7 +28,7 @@ def settings(models: Path) -> Settings:
 
 
 @pytest.fixture
-def app(settings: Settings, manifest: Manifest, engine: FakeEngine) -> FastAPI:
+def app(settings: Settings, manifest: Manifest, engine: FakeBackend) -> FastAPI:
     return create_app(settings, engine, manifest)
 
 
@@ -64,7 +64,7 @@ def ask(client: httpx.AsyncClient, recording: Make) -> Callable[..., Any]:
 
 
 @pytest.fixture
-async def no_slot_is_lost(app: FastAPI, engine: FakeEngine) -> AsyncIterator[None]:
+async def no_slot_is_lost(app: FastAPI, engine: FakeBackend) -> AsyncIterator[None]:
     yield
     assert app.state.runtime.admission.taken == 0
     assert engine.opened == engine.closed

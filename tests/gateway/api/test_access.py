@@ -66,7 +66,7 @@ async def test_draining_refuses_new_conversations_and_lets_the_others_end(ask, c
     engine.delay = 0.02
     under_way = asyncio.create_task(ask())
     await asyncio.sleep(0.05)
-    app.state.runtime.begin_drain()
+    app.state.runtime.sessions.begin_drain()
     assert (await client.get("/readyz")).status_code == 503
     assert (await client.get("/healthz")).status_code == 200
     client.headers["x-api-key"] = "second-key"

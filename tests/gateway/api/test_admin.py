@@ -44,7 +44,7 @@ async def admin(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.mark.parametrize("headers", [{}, {"host": "127.0.0.1:8998"}, {"x-forwarded-for": "127.0.0.1"}])
 async def test_the_public_api_has_no_operator_routes(client, app, method, path, headers):
     assert (await client.request(method, path, headers=headers)).status_code == 404
-    assert not app.state.runtime.draining
+    assert not app.state.runtime.sessions.draining
 
 
 async def test_a_drain_can_be_undone(admin, client, ask: Ask):
@@ -69,7 +69,7 @@ async def test_an_undone_drain_ends_no_session_later(admin, app, ask: Ask, engin
 
 
 async def test_the_drain_of_a_server_that_stops_cannot_be_undone(admin, app):
-    stopping = asyncio.create_task(app.state.runtime.drain())
+    stopping = asyncio.create_task(app.state.runtime.sessions.drain())
     await asyncio.sleep(0)
     assert (await admin.post("/admin/undrain")).status_code == 403
     await stopping
@@ -126,7 +126,7 @@ async def test_a_turn_in_progress_is_ended_with_its_session(admin, app, ask: Ask
 @pytest.mark.parametrize(("method", "path"), PATHS)
 async def test_web_pages_and_foreign_names_are_refused(admin, app, method, path, headers):
     assert (await admin.request(method, path, headers=headers)).status_code == 403
-    assert not app.state.runtime.draining
+    assert not app.state.runtime.sessions.draining
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ async def test_the_command_line_reaches_it(up, tmp_path, capsys):
 
         code, out = await personaplex("drain")
         assert (code, json.loads(out)["status"]) == (0, "draining")
-        assert server._runtime.draining
+        assert server._runtime.sessions.draining
         code, out = await personaplex("undrain")
         assert (code, json.loads(out)["status"]) == (0, "serving")
         assert json.loads((await personaplex("status"))[1])["free"] == 2

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.session.persona import preset_of_codes
 from gateway.settings import Settings
@@ -33,7 +33,7 @@ async def test_the_voices_are_the_repositorys(client: httpx.AsyncClient, setting
 
 
 async def test_a_voice_that_is_added_replaced_or_removed_is_so_at_once(
-    client: httpx.AsyncClient, ask: Ask, manifest: Manifest, engine: FakeEngine
+    client: httpx.AsyncClient, ask: Ask, manifest: Manifest, engine: FakeBackend
 ):
     """In the list, in the document, and in answers; the next caller of a name gets what lies under it now."""
     assert (await ask(voice="ANA")).json()["type"] == "urn:personaplex:unknown-voice"
@@ -43,7 +43,7 @@ async def test_a_voice_that_is_added_replaced_or_removed_is_so_at_once(
         listed = (await client.get("/v1/voices")).json()["voices"]
         assert listed[2:] == [{"name": "ANA", "seconds": frames * 0.08, "origin": "added"}]
         assert (await ask(voice="ANA")).json()["voice"] == "ANA"
-        columns, embeddings = engine.prefills[-1]
+        columns, embeddings = engine.prefills[-1].steps, engine.prefills[-1].embeddings
         assert np.array_equal(columns[:frames], made.columns[:-1])
         assert embeddings.shape == (0, 32)
         assert await names_in_the_document(client) == ["NATF0", "NATM1", "ANA"]

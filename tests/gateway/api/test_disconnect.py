@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from gateway.api.rest.disconnect import ABORT, ClientGone, while_connected
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.errors import EngineUnavailable
 from gateway.settings import Settings
 
@@ -73,7 +73,7 @@ def body(recording: Make) -> dict[str, Any]:
     return {"audio": base64.b64encode(recording()).decode(), "max_steps": 300}
 
 
-def free(app: FastAPI, engine: FakeEngine) -> bool:
+def free(app: FastAPI, engine: FakeBackend) -> bool:
     return app.state.runtime.admission.taken == 0 and engine.opened == engine.closed
 
 
@@ -84,7 +84,7 @@ def ended(app: FastAPI, reason: str) -> float:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("seconds", [0.005, 0.05, 0.2])
 async def test_a_caller_who_hangs_up_frees_the_slot(
-    app: FastAPI, engine: FakeEngine, body: dict[str, Any], stream: bool, seconds: float
+    app: FastAPI, engine: FakeBackend, body: dict[str, Any], stream: bool, seconds: float
 ):
     engine.delay = 0.01
     caller = Caller({**body, "stream": stream})
@@ -97,7 +97,7 @@ async def test_a_caller_who_hangs_up_frees_the_slot(
 
 
 async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
-    app: FastAPI, engine: FakeEngine, body: dict[str, Any]
+    app: FastAPI, engine: FakeBackend, body: dict[str, Any]
 ):
     caller = Caller({**body, "stream": True})
     caller.reads.clear()
@@ -111,7 +111,7 @@ async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
 
 
 async def test_a_caller_who_does_not_read_is_given_up(
-    app: FastAPI, engine: FakeEngine, settings: Settings, body: dict[str, Any]
+    app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.idle_seconds = 0.2
     caller = Caller({**body, "stream": True})
@@ -125,7 +125,7 @@ async def test_a_caller_who_does_not_read_is_given_up(
 
 
 async def test_a_caller_who_reads_slowly_gets_it_all(
-    app: FastAPI, engine: FakeEngine, settings: Settings, body: dict[str, Any]
+    app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.idle_seconds = 0.4
     caller = Caller({**body, "stream": True, "max_steps": 10})
@@ -141,7 +141,7 @@ async def test_a_caller_who_reads_slowly_gets_it_all(
 
 
 async def test_a_drain_does_not_wait_for_a_caller_who_does_not_read(
-    app: FastAPI, engine: FakeEngine, settings: Settings, body: dict[str, Any]
+    app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.drain_seconds = 0.1
     caller = Caller({**body, "stream": True})
@@ -149,7 +149,7 @@ async def test_a_drain_does_not_wait_for_a_caller_who_does_not_read(
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(0.05)
     assert app.state.runtime.admission.taken == 1
-    await app.state.runtime.drain()
+    await app.state.runtime.sessions.drain()
     assert free(app, engine)
     await asyncio.wait_for(task, 1)
 
@@ -170,7 +170,7 @@ async def test_a_caller_who_hangs_up_within_the_question_is_no_error_of_ours(app
 
 
 async def test_a_stream_sends_its_first_frame_long_before_its_last(
-    app: FastAPI, engine: FakeEngine, body: dict[str, Any]
+    app: FastAPI, engine: FakeBackend, body: dict[str, Any]
 ):
     engine.delay = 0.005
     caller = Caller({**body, "stream": True})
@@ -185,7 +185,7 @@ async def test_a_stream_sends_its_first_frame_long_before_its_last(
 
 
 async def test_a_stream_that_breaks_off_does_not_pretend_to_be_whole(
-    app: FastAPI, engine: FakeEngine, body: dict[str, Any], caplog: pytest.LogCaptureFixture
+    app: FastAPI, engine: FakeBackend, body: dict[str, Any], caplog: pytest.LogCaptureFixture
 ):
     engine.delay = 0.005
     caller = Caller({**body, "stream": True})
@@ -194,12 +194,12 @@ async def test_a_stream_that_breaks_off_does_not_pretend_to_be_whole(
     engine.down = True
     await asyncio.wait_for(task, 1)
     assert caller.sent[-1]["more_body"]
-    assert "a streamed answer broke off: the fake engine is down" in caplog.text
+    assert "a streamed answer broke off: the fake backend is down" in caplog.text
     assert ended(app, "engine") == 1
     assert free(app, engine)
 
 
-async def test_cancelling_the_server_task_frees_the_slot(app: FastAPI, engine: FakeEngine, body: dict[str, Any]):
+async def test_cancelling_the_server_task_frees_the_slot(app: FastAPI, engine: FakeBackend, body: dict[str, Any]):
     engine.delay = 0.01
     for stream in (False, True):
         task = asyncio.create_task(Caller({**body, "stream": stream}).call(app))
@@ -211,7 +211,7 @@ async def test_cancelling_the_server_task_frees_the_slot(app: FastAPI, engine: F
         assert free(app, engine)
 
 
-async def test_a_thousand_callers_who_hang_up_leak_nothing(app: FastAPI, engine: FakeEngine, body: dict[str, Any]):
+async def test_a_thousand_callers_who_hang_up_leak_nothing(app: FastAPI, engine: FakeBackend, body: dict[str, Any]):
     engine.delay = 0.0002
     for index in range(250):
         callers = [Caller({**body, "stream": index % 2 == 0}) for _ in range(4)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.errors import EngineError
 from tests.gateway.api.problems import problem
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_slot_is_lost")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_more_conversations_than_slots_are_refused_at_once(ask: Ask, engine: FakeEngine, stream: bool):
+async def test_more_conversations_than_slots_are_refused_at_once(ask: Ask, engine: FakeBackend, stream: bool):
     engine.delay = 0.05
     wav = {"accept": "audio/wav"}
     running = [asyncio.create_task(ask(**wav)) for _ in range(2)]
@@ -34,7 +34,7 @@ async def test_more_conversations_than_slots_are_refused_at_once(ask: Ask, engin
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_engine_that_is_gone_is_a_503_and_recovers(ask: Ask, engine: FakeEngine, stream: bool):
+async def test_an_engine_that_is_gone_is_a_503_and_recovers(ask: Ask, engine: FakeBackend, stream: bool):
     engine.down = True
     for _ in range(5):
         answer = await ask(accept="audio/wav", stream=stream)
@@ -44,7 +44,7 @@ async def test_an_engine_that_is_gone_is_a_503_and_recovers(ask: Ask, engine: Fa
     assert (await ask(accept="audio/wav", stream=stream)).status_code == 200
 
 
-async def test_an_engine_that_goes_in_the_middle_is_a_503(ask: Ask, engine: FakeEngine):
+async def test_an_engine_that_goes_in_the_middle_is_a_503(ask: Ask, engine: FakeBackend):
     engine.delay = 0.01
     task = asyncio.create_task(ask(max_steps=50))
     await asyncio.sleep(0.15)
@@ -52,7 +52,7 @@ async def test_an_engine_that_goes_in_the_middle_is_a_503(ask: Ask, engine: Fake
     problem(await task, 503, "engine-unavailable")
 
 
-async def test_a_failure_of_the_models_is_a_502(ask: Ask, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch):
+async def test_a_failure_of_the_models_is_a_502(ask: Ask, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch):
     def fail() -> None:
         raise EngineError("Triton failed (temporal): INTERNAL: out of memory")
 
@@ -61,7 +61,7 @@ async def test_a_failure_of_the_models_is_a_502(ask: Ask, engine: FakeEngine, mo
 
 
 async def test_a_mistake_of_ours_is_a_500_without_its_traceback(
-    ask: Ask, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ):
     def fail() -> None:
         raise ZeroDivisionError("the secret of the house")

@@ -9,20 +9,19 @@ import httpx
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.engine.fake import FakeEngine
-from gateway.session.readiness import Readiness
+from gateway.engine.fake import FakeBackend
 
 Ask = Callable[..., Any]
 
 
-async def test_alive_whatever_the_engine_does(client: httpx.AsyncClient, engine: FakeEngine):
+async def test_alive_whatever_the_engine_does(client: httpx.AsyncClient, engine: FakeBackend):
     engine.down = True
     answer = await client.get("/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_ready_only_while_the_engine_is(client: httpx.AsyncClient, engine: FakeEngine, app: FastAPI):
-    app.state.runtime.readiness = Readiness(engine, period=0)
+async def test_ready_only_while_the_engine_is(client: httpx.AsyncClient, engine: FakeBackend, app: FastAPI):
+    app.state.runtime.readiness.period = 0
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
     engine.down = True
@@ -46,7 +45,7 @@ async def stats(client: httpx.AsyncClient) -> dict[str, float]:
     }
 
 
-async def test_figures_count_frames_stages_and_ends(client: httpx.AsyncClient, ask: Ask, engine: FakeEngine):
+async def test_figures_count_frames_stages_and_ends(client: httpx.AsyncClient, ask: Ask, engine: FakeBackend):
     await ask(max_steps=6)
     engine.down = True
     await ask()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.session.persona import SILENCE, SYSTEM_PROMPTS
 from gateway.settings import Settings
@@ -98,7 +98,7 @@ async def test_chosen_seeds_differ_and_are_exact_in_a_double(ask: Ask):
     assert all(int(float(seed)) == seed for seed in seeds)
 
 
-async def test_values_are_the_repositorys_unless_given(ask: Ask, engine: FakeEngine):
+async def test_values_are_the_repositorys_unless_given(ask: Ask, engine: FakeBackend):
     await ask()
     assert {(kind, draw.temperature, draw.top_k) for kind, draw in engine.draws} == {
         ("text", 0.7, 25),
@@ -112,29 +112,29 @@ async def test_values_are_the_repositorys_unless_given(ask: Ask, engine: FakeEng
     }
 
 
-async def test_greedy_overrides_the_temperatures(ask: Ask, engine: FakeEngine):
+async def test_greedy_overrides_the_temperatures(ask: Ask, engine: FakeBackend):
     await ask(greedy=True, audio_temperature=1.5)
     assert {draw.temperature for _, draw in engine.draws} == {0.0}
 
 
-async def test_a_top_k_beyond_the_vocabulary_is_the_vocabulary(ask: Ask, engine: FakeEngine):
+async def test_a_top_k_beyond_the_vocabulary_is_the_vocabulary(ask: Ask, engine: FakeBackend):
     await ask(audio_top_k=1_000_000, text_top_k=1_000_000)
     assert {(kind, draw.top_k) for kind, draw in engine.draws} == {("text", 400), ("audio", 2048)}
 
 
-def prompt_tokens(engine: FakeEngine) -> list[int]:
+def prompt_tokens(engine: FakeBackend) -> list[int]:
     """Text tokens of the last prompt but its paddings; the first column is the voice's last."""
-    columns, _ = engine.prefills[-1]
+    columns = engine.prefills[-1].steps
     return [token for token in columns[:, 0].tolist() if token != 3]
 
 
 @pytest.mark.parametrize("name", SYSTEM_PROMPTS)
-async def test_a_system_prompt_is_its_text(ask: Ask, engine: FakeEngine, name: str, tokenizer: Any):
+async def test_a_system_prompt_is_its_text(ask: Ask, engine: FakeBackend, name: str, tokenizer: Any):
     assert (await ask(system_prompt=name)).status_code == 200
     assert prompt_tokens(engine) == tokenizer.encode_prompt(SYSTEM_PROMPTS[name])
 
 
-async def test_without_a_prompt_the_agent_is_an_assistant(ask: Ask, engine: FakeEngine, tokenizer: Any):
+async def test_without_a_prompt_the_agent_is_an_assistant(ask: Ask, engine: FakeBackend, tokenizer: Any):
     tokens = tokenizer.encode_prompt(SYSTEM_PROMPTS["assistant"])
     answer = await ask()
     assert answer.status_code == 200
@@ -142,16 +142,16 @@ async def test_without_a_prompt_the_agent_is_an_assistant(ask: Ask, engine: Fake
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
-async def test_an_empty_text_prompt_means_no_text(ask: Ask, engine: FakeEngine, text: str):
+async def test_an_empty_text_prompt_means_no_text(ask: Ask, engine: FakeBackend, text: str):
     assert (await ask(text_prompt=text)).status_code == 200
-    columns, _ = engine.prefills[-1]
+    columns = engine.prefills[-1].steps
     assert prompt_tokens(engine) == []
     assert len(columns) == 1 + 12
 
 
-async def test_the_named_voice_is_the_one_taken(ask: Ask, engine: FakeEngine, manifest: Manifest):
+async def test_the_named_voice_is_the_one_taken(ask: Ask, engine: FakeBackend, manifest: Manifest):
     assert (await ask(voice="NATM1")).json()["voice"] == "NATM1"
-    _, embeddings = engine.prefills[-1]
+    embeddings = engine.prefills[-1].embeddings
     assert np.array_equal(embeddings, VoiceRegistry(manifest).require("NATM1").preset.embeddings)
 
 
@@ -165,7 +165,7 @@ async def test_without_max_steps_there_are_250_frames_after_the_recording(ask: A
     assert (await ask(max_steps=None)).json()["frames"] == 5 + 250
 
 
-async def test_without_max_steps_a_silent_agent_ends_it_after_two_seconds(ask: Ask, engine: FakeEngine):
+async def test_without_max_steps_a_silent_agent_ends_it_after_two_seconds(ask: Ask, engine: FakeBackend):
     engine.mute = True
     body = (await ask(max_steps=None)).json()
     assert body["frames"] == 5 + 25
@@ -185,16 +185,16 @@ async def test_a_streamed_wav_of_unknown_length_can_be_read(ask: Ask):
 
 
 async def test_a_voice_may_be_a_recording_where_it_is_allowed(
-    ask: Ask, recording: Make, settings: Settings, engine: FakeEngine
+    ask: Ask, recording: Make, settings: Settings, engine: FakeBackend
 ):
     settings.allow_voice_audio = True
     voice = base64.b64encode(recording(6)).decode()
     body = (await ask(voice_audio=voice, text_prompt="")).json()
     assert body["voice"] == "voice_audio"
-    columns, embeddings = engine.prefills[-1]
+    columns, embeddings = engine.prefills[-1].steps, engine.prefills[-1].embeddings
     assert len(embeddings) == 0
     assert len(columns) == 6 + 12
-    assert (engine.opened, engine.closed) == (2, 2)
+    assert (engine.opened, engine.closed) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 
 from gateway.audio.decode import decode
 from gateway.audio.wav import wav
-from gateway.engine.sampling import Sampling
+from gateway.engine.sampling import SamplingParams
 from gateway.errors import UnknownConversation
 from gateway.session import request as question
-from gateway.session.runtime import Persona
+from gateway.session.persona import Persona
 
-SAMPLING = Sampling(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
+SAMPLING = SamplingParams(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
 
 
 def part(audio: bytes, first: int, count: int) -> bytes:
@@ -50,7 +50,7 @@ async def test_a_kept_conversation_holds_its_slot_until_it_is_deleted(ask, clien
     assert (await ask()).status_code == 200
     again = await ask(conversation_id=kept[0])
     assert again.status_code == 404
-    assert "it never was, or it has ended" in again.json()["detail"]
+    assert "it never existed, or it has ended" in again.json()["detail"]
     assert (await client.delete(f"/v1/conversations/{kept[0]}")).status_code == 404
     assert app.state.runtime.admission.taken == 1
 
@@ -64,7 +64,7 @@ async def test_keep_false_ends_it_after_the_turn(ask, app):
 
 
 async def test_it_ends_when_no_turn_comes(ask, app):
-    app.state.runtime.kept.idle_seconds = 0.05
+    app.state.runtime.turn_sessions.idle_seconds = 0.05
     name = (await ask(keep=True)).json()["conversation_id"]
     await asyncio.sleep(0.2)
     assert app.state.runtime.admission.taken == 0
@@ -75,7 +75,7 @@ async def test_it_ends_when_no_turn_comes(ask, app):
 @pytest.mark.parametrize("how", ["deleted", "idle", "drained", "its last turn"])
 async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, engine, monkeypatch, how):
     runtime = app.state.runtime
-    runtime.kept.idle_seconds = 0.3 if how == "idle" else 60
+    runtime.turn_sessions.idle_seconds = 0.3 if how == "idle" else 60
     name = (await ask(keep=True)).json()["conversation_id"]
     began, go_on = threading.Event(), threading.Event()
 
@@ -91,7 +91,7 @@ async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, e
     if how == "deleted":
         assert (await client.delete(f"/v1/conversations/{name}")).status_code == 204
     elif how == "drained":
-        await runtime.drain()
+        await runtime.sessions.drain()
     elif how == "its last turn":
         assert (await ask(conversation_id=name, keep=False)).status_code == 200
     async with asyncio.timeout(10):
@@ -99,17 +99,17 @@ async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, e
     go_on.set()
     answer = await turn
     assert answer.status_code == 404
-    assert "it never was, or it has ended" in answer.json()["detail"]
+    assert "it never existed, or it has ended" in answer.json()["detail"]
     assert runtime.admission.taken == 0
     assert engine.opened == engine.closed
 
 
 async def test_no_turn_begins_once_it_is_about_to_end(app):
     """As when both are due in the same pass of the event loop."""
-    kept = app.state.runtime.kept.new(Persona("NATF0", ""), SAMPLING, None)
+    kept = app.state.runtime.turn_sessions.new(Persona("NATF0", ""), SAMPLING, None)
     async with kept.turn():
         pass
-    ending = asyncio.create_task(app.state.runtime.kept.end_waiting())
+    ending = asyncio.create_task(app.state.runtime.turn_sessions.end_waiting())
     await asyncio.sleep(0)
     with pytest.raises(UnknownConversation):
         async with kept.turn():

@@ -1,4 +1,4 @@
-"""The frame loop on the fake engine."""
+"""Conversations on the fake backend."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gateway.engine.cohort import Cohort
 from gateway.engine.conversation import Conversation
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.errors import EngineUnavailable
 from gateway.manifest import Manifest
 from gateway.session.persona import SILENCE
@@ -21,74 +20,67 @@ NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 1920)).astype(np.float32
 
 
 async def talk(conversation: Conversation, frames: np.ndarray = NOISE) -> list[tuple[int, list[int], bytes]]:
-    said = [await conversation.start()] + [await conversation.hear(pcm) for pcm in frames]
-    return [(frame.text_token, frame.codes.tolist(), frame.pcm.tobytes()) for frame in said]
+    agent = [await conversation.start()] + [await conversation.step(pcm) for pcm in frames]
+    return [(frame.text_token, frame.codes.tolist(), frame.pcm.tobytes()) for frame in agent]
 
 
 async def test_frame_zero_is_the_forced_silence(converse: Converse):
     frame = await converse().start()
     assert (frame.index, frame.text_token, frame.text) == (0, 3, "")
     assert np.array_equal(frame.codes, SILENCE)
-    assert frame.heard is None
+    assert frame.user_codes is None
     assert frame.pcm.shape == (1920,)
 
 
-async def test_each_user_frame_brings_the_next_agent_frame(converse: Converse):
+async def test_each_user_frame_gives_the_next_agent_frame(converse: Converse):
     conversation = converse()
     await conversation.start()
-    frames = [await conversation.hear(pcm) for pcm in NOISE]
+    frames = [await conversation.step(pcm) for pcm in NOISE]
     assert [frame.index for frame in frames] == [1, 2, 3, 4, 5, 6]
-    assert all(frame.codes.shape == (8,) and frame.heard.shape == (8,) for frame in frames)
+    assert all(frame.codes.shape == (8,) and frame.user_codes.shape == (8,) for frame in frames)
 
 
-async def test_the_prompt_goes_in_with_one_call(converse: Converse, engine: FakeEngine, manifest: Manifest):
+async def test_the_prompt_is_fed_with_one_call(converse: Converse, engine: FakeBackend, manifest: Manifest):
     await converse(text="").start()
-    ((columns, embeddings),) = engine.prefills
-    assert np.array_equal(embeddings, VoiceRegistry(manifest).require("NATF0").preset.embeddings)
-    assert columns.shape == (1 + 12, 17)
-    assert columns.min() >= 0
+    (prefix,) = engine.prefills
+    assert np.array_equal(prefix.embeddings, VoiceRegistry(manifest).require("NATF0").preset.embeddings)
+    assert prefix.steps.shape == (1 + 12, 17)
+    assert prefix.steps.min() >= 0
 
 
-async def test_the_prompt_waits_for_the_frame_that_others_share(converse: Converse):
-    cohort = Cohort()
-    async with cohort.frame():
-        starting = asyncio.create_task(converse(cohort=cohort).start())
-        await asyncio.sleep(0.01)
-        assert not starting.done()
-    assert (await asyncio.wait_for(starting, 0.5)).index == 0
+async def test_the_observer_gets_computed_and_cached_steps(converse: Converse):
+    class Observed:
+        def __init__(self) -> None:
+            self.steps: list[tuple[int, int]] = []
+            self.first = 0
 
+        def started(self, fed: int, cached: int) -> None:
+            self.steps.append((fed, cached))
 
-async def test_who_is_live_goes_beside_a_frame_that_has_given_way_and_a_recording_does_not(converse: Converse):
-    cohort = Cohort()
-    cohort._tail = 1.0
-    async with cohort.frame(live=False) as shared:
-        shared.give_way()
-        for live, answered in ((False, False), (True, True)):
-            conversation = converse(cohort=cohort)
-            await conversation.start()
-            hearing = asyncio.create_task(conversation.hear(NOISE[0], live=live))
-            await asyncio.sleep(0.05)
-            assert hearing.done() == answered
-            hearing.cancel()
-            await asyncio.wait([hearing])
+        def first_audio(self) -> None:
+            self.first += 1
 
-
-async def test_columns_that_are_there_already_are_told_apart(converse: Converse):
-    told: list[tuple[int, int]] = []
+    observed = Observed()
     for text in ("", "", "You are Bea."):
-        await converse(text=text, prefilled=lambda fed, cached: told.append((fed, cached))).start()
+        conversation = converse(text=text)
+        conversation.observer = observed
+        await conversation.start()
     length = 5 - 1 + 1 + 12
-    assert told[:2] == [(length, 0), (1, length - 1)]
-    assert told[2][0] > length
-    assert told[2][1] == 0
+    assert observed.steps[:2] == [(length, 0), (1, length - 1)]
+    assert observed.steps[2][0] > length
+    assert observed.steps[2][1] == 0
+    assert observed.first == 0
+    for _ in range(3):
+        await conversation.step(NOISE[0])
+    assert observed.first == 1
 
 
-async def test_every_draw_is_for_the_column_after_the_last_one_fed(converse: Converse, engine: FakeEngine):
+async def test_each_sampler_is_for_the_step_after_the_last_one_fed(converse: Converse, engine: FakeBackend):
     conversation = converse(text="", seed=9)
     await talk(conversation, NOISE[:2])
     first = 5 + 12
-    positions = [(kind, draw.position) for kind, draw in engine.draws]
-    assert positions == [(kind, first + step) for step in range(3) for kind in ("text", "audio")]
+    positions = [(stream, draw.position) for stream, draw in engine.draws]
+    assert positions == [(stream, first + step) for step in range(3) for stream in ("text", "audio")]
     assert {draw.seed for _, draw in engine.draws} == {9}
 
 
@@ -103,7 +95,7 @@ async def test_seed_and_persona_change_the_answer(converse: Converse, other: dic
     assert plain[2:] != changed[2:]
 
 
-async def test_the_first_frame_answers_to_the_prompt_alone_and_later_ones_to_the_user(converse: Converse):
+async def test_the_first_frame_answers_the_prompt_alone_and_later_ones_the_user(converse: Converse):
     loud = NOISE.copy()
     loud[3] *= 0.5
     plain, changed = await talk(converse()), await talk(converse(), loud)
@@ -111,22 +103,70 @@ async def test_the_first_frame_answers_to_the_prompt_alone_and_later_ones_to_the
     assert plain[4] != changed[4]
 
 
-async def test_stage_times_add_up_to_no_more_than_the_frame(converse: Converse, engine: FakeEngine):
+async def test_a_resumed_conversation_answers_as_if_it_had_not_paused(converse: Converse):
+    plain = await talk(converse())
+    conversation = converse()
+    await talk(conversation, NOISE[:2])
+    await conversation.encode(NOISE[2])
+    frames = [await conversation.resume()] + [await conversation.step(pcm) for pcm in NOISE[3:]]
+    assert [(f.text_token, f.codes.tolist(), f.pcm.tobytes()) for f in frames] == plain[3:]
+
+
+async def test_there_is_nothing_to_resume_after_an_answered_frame(converse: Converse):
+    conversation = converse()
+    await talk(conversation, NOISE[:2])
+    with pytest.raises(RuntimeError, match="expected a user frame"):
+        await conversation.resume()
+
+
+async def test_stage_times_add_up_to_no_more_than_the_frame(converse: Converse, engine: FakeBackend):
     engine.delay = 0.002
     conversation = converse()
     await conversation.start()
-    frame = await conversation.hear(NOISE[0])
+    frame = await conversation.step(NOISE[0])
     stages = (frame.stages.encode, frame.stages.temporal, frame.stages.depformer, frame.stages.decode)
     assert min(stages) >= 0.0015
     assert sum(stages) <= frame.seconds
+    assert conversation.stage_seconds.tolist() == [*stages, frame.seconds]
 
 
-async def test_an_engine_that_fails_leaves_the_conversation_closable_once(converse: Converse, engine: FakeEngine):
+async def test_a_conversation_whose_backend_fails_can_be_closed_once(converse: Converse, engine: FakeBackend):
     conversation = converse()
     await conversation.start()
     engine.down = True
     with pytest.raises(EngineUnavailable):
-        await conversation.hear(NOISE[0])
+        await conversation.step(NOISE[0])
     await conversation.close()
     await conversation.close()
     assert (engine.opened, engine.closed) == (1, 1)
+
+
+async def test_a_closed_conversation_takes_no_frame(converse: Converse):
+    conversation = converse()
+    await conversation.start()
+    await conversation.close()
+    with pytest.raises(RuntimeError, match="not closed"):
+        await conversation.step(NOISE[0])
+
+
+async def test_a_closed_conversation_frees_its_slot(converse: Converse):
+    first = converse()
+    slot = first.slot
+    await first.start()
+    await first.close()
+    second = converse()
+    assert second.slot == slot
+    assert await talk(second) == await talk(converse())
+
+
+async def test_a_frame_under_way_is_finished_before_the_slot_is_free(converse: Converse, engine: FakeBackend):
+    conversation = converse()
+    await conversation.start()
+    engine.delay = 0.02
+    step = asyncio.create_task(conversation.step(NOISE[0]))
+    await asyncio.sleep(0.01)
+    step.cancel()
+    engine.calls.clear()
+    await conversation.close()
+    assert [stage for stage, _ in engine.calls] == ["step", "depformer", "decode"]
+    assert engine.closed == 1

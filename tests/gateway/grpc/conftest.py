@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
 from gateway.api.grpc.server import GrpcServer
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
@@ -33,7 +33,7 @@ def settings(models: Path) -> Settings:
 
 
 @pytest.fixture
-def runtime(settings: Settings, manifest: Manifest, engine: FakeEngine) -> Runtime:
+def runtime(settings: Settings, manifest: Manifest, engine: FakeBackend) -> Runtime:
     return Runtime(settings, manifest, engine, Metrics(manifest.slots))
 
 
@@ -46,7 +46,7 @@ async def server(runtime: Runtime) -> AsyncIterator[GrpcServer]:
     await server.stop()
     await runtime.close()
     assert runtime.admission.taken == 0
-    assert runtime.engine.opened == runtime.engine.closed
+    assert runtime.backend.opened == runtime.backend.closed
 
 
 @pytest.fixture

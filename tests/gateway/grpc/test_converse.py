@@ -27,7 +27,7 @@ async def offline(converse, pcm):
     conversation = converse()
     frames = [await conversation.start()]
     for user in split(pcm, FRAME):
-        frames.append(await conversation.hear(user))
+        frames.append(await conversation.step(user))
     await conversation.close()
     tokens = np.array([[frame.text_token, *frame.codes] for frame in frames])
     return tokens, np.concatenate([frame.pcm for frame in frames])

@@ -32,7 +32,7 @@ async def test_it_serves_when_the_models_are_ready_and_no_drain_has_begun(health
     assert (await health.Check(request)).status == NOT_SERVING
     engine.down = False
     assert (await health.Check(request)).status == SERVING
-    runtime.begin_drain()
+    runtime.sessions.begin_drain()
     assert (await health.Check(request)).status == NOT_SERVING
 
 
@@ -53,7 +53,7 @@ async def test_watchers_are_told_of_every_change(health, engine, runtime):
         assert (await watch.read()).status == NOT_SERVING
         engine.down = False
         assert (await watch.read()).status == SERVING
-        runtime.begin_drain()
+        runtime.sessions.begin_drain()
         assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
 

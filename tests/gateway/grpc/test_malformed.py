@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.server import SERVICE, GrpcServer
 from gateway.audio.opus import OpusEncoder
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
@@ -165,7 +165,7 @@ class WebSocketSession:
         self.runner = asyncio.Runner()
         manifest = Manifest.load(models)
         limits = {"live_speed": 0, "handshake_seconds": 2, "idle_seconds": 2, "max_message_bytes": LIMIT}
-        self.engine = FakeEngine(manifest)
+        self.engine = FakeBackend(manifest)
         self.runtime = Runtime(Settings(models=models, **limits), manifest, self.engine, Metrics(manifest.slots))
         self.server = GrpcServer(self.runtime)
         self.runner.run(self._open())

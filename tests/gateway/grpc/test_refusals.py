@@ -92,7 +92,7 @@ class TestDraining:
 
     async def test_new_conversations_are_refused_and_those_there_are_go_on(self, stub, runtime):
         call = await on_the_line(stub)
-        drain = runtime.begin_drain()
+        drain = runtime.sessions.begin_drain()
         for code, trailing in await refused_everywhere(stub):
             assert code is grpc.StatusCode.UNAVAILABLE
             assert (trailing["personaplex-problem"], trailing["retry-after"]) == ("draining", "7")
@@ -110,7 +110,7 @@ class TestDraining:
         await asyncio.sleep(0.1)
         runtime.settings.drain_seconds = 0.2
         began = monotonic()
-        runtime.begin_drain()
+        runtime.sessions.begin_drain()
         said = await heard(call)
         assert 0.2 <= monotonic() - began < 1
         assert said.ended.reason == pb.END_REASON_DRAINED
@@ -118,6 +118,6 @@ class TestDraining:
         with pytest.raises(grpc.aio.AioRpcError) as cut:
             await answer
         assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
-        await runtime.drain()
+        await runtime.sessions.drain()
         text = runtime.metrics.text().decode()
         assert 'personaplex_ended_total{reason="drained"} 2.0' in text

@@ -144,7 +144,7 @@ async def test_a_drain_does_not_wait_for_one_who_does_not_read(server, runtime):
         await call.read()
         await asyncio.sleep(0.3)
         assert runtime.admission.taken == 1
-        await runtime.drain()
+        await runtime.sessions.drain()
         assert runtime.admission.taken == 0
 
 

@@ -36,7 +36,7 @@ def preset_of(golden: dict[str, Any]) -> VoicePreset:
 def test_a_voice_by_its_codes_gives_the_references_columns(golden: dict[str, Any], manifest: Manifest):
     prefix = prefix_of_codes(golden["voice_codes"], golden["text_prompt_tokens"], manifest)
     assert prefix.length == golden["offset_after_prompt"]
-    assert np.array_equal(prefix.columns, golden["model_input"][: prefix.length])
+    assert np.array_equal(prefix.steps, golden["model_input"][: prefix.length])
     assert prefix.embeddings.shape == (0, 32)
 
 
@@ -45,7 +45,7 @@ def test_a_preset_voice_gives_the_references_columns(golden: dict[str, Any], man
     assert prefix.length == golden["offset_after_prompt"]
     embedded = len(golden["voice_codes"]) - 1
     assert prefix.embeddings.shape == (embedded, 32)
-    assert np.array_equal(prefix.columns, golden["model_input"][embedded : prefix.length])
+    assert np.array_equal(prefix.steps, golden["model_input"][embedded : prefix.length])
 
 
 def test_both_leave_silence_and_the_tone_in_the_first_free_column(golden: dict[str, Any], manifest: Manifest):
@@ -54,7 +54,7 @@ def test_both_leave_silence_and_the_tone_in_the_first_free_column(golden: dict[s
         prefix_of_codes(golden["voice_codes"], [5, 6], manifest),
         prefix_of_preset(preset_of(golden), [5, 6], manifest),
     ):
-        assert prefix.known.tolist() == expected
+        assert prefix.fixed.tolist() == expected
 
 
 def test_the_grid_replays_every_column_and_frame_of_the_reference(golden: dict[str, Any], manifest: Manifest):
@@ -62,26 +62,27 @@ def test_the_grid_replays_every_column_and_frame_of_the_reference(golden: dict[s
     prefix = prefix_of_codes(golden["voice_codes"], golden["text_prompt_tokens"], manifest)
     start = prefix.length
     out, fed = golden["out_tokens"], golden["model_input"]
-    grid = TokenGrid(manifest.delays, prefix.columns[-1], prefix.known, start - 1)
+    grid, slot = TokenGrid(1, manifest.delays), np.array([0])
+    grid.start(0, prefix)
     for index in range(len(out)):
         following = fed[start + index] if start + index < len(fed) else None
         text, first = (following[0], following[1]) if following is not None else (0, 0)
-        grid.advance(int(text), np.array([first, *out[index, 2:9]]))
-        assert np.array_equal(grid.frame(), out[index]), index
-        column = grid.hear(golden["user_codes"][index])
+        frames = grid.emit(slot, np.array([text]), np.array([[first, *out[index, 2:9]]]))
+        assert np.array_equal(frames[0], out[index]), index
+        steps = grid.advance(slot, golden["user_codes"][index][None])
         if following is not None:
-            assert np.array_equal(column, following), index
+            assert np.array_equal(steps[0], following), index
 
 
 def test_without_text_there_is_no_text_phase(golden: dict[str, Any], manifest: Manifest):
     prefix = prefix_of_codes(golden["voice_codes"], [], manifest)
     assert prefix.length == 13 + 6 + 6
-    assert set(prefix.columns[1:, 0].tolist()) == {3}
+    assert set(prefix.steps[1:, 0].tolist()) == {3}
 
 
 def test_the_text_stands_between_two_silences(manifest: Manifest):
     prefix = prefix_of_preset(VoiceRegistry(manifest).require("NATF0").preset, [7, 8, 9], manifest)
-    text = prefix.columns[:, 0].tolist()
+    text = prefix.steps[:, 0].tolist()
     assert text == [3] + [3] * 6 + [7, 8, 9] + [3] * 6
 
 

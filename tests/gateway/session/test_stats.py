@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 
-from gateway.engine.conversation import AgentFrame, StageSeconds
+from gateway.engine.conversation import Conversation
 from gateway.session.stats import SessionStats
 from gateway.telemetry.metrics import Metrics
-
-
-def frame(index: int, seconds: float, temporal: float = 0.0) -> AgentFrame:
-    stages = StageSeconds(temporal=temporal)
-    return AgentFrame(index, 3, "", np.zeros(8, np.int64), np.zeros(1920, np.float32), None, stages, seconds)
 
 
 @pytest.fixture
@@ -25,32 +21,60 @@ def stats(metrics: Metrics) -> SessionStats:
     return SessionStats(metrics, frame_seconds=0.08)
 
 
-def test_rtf_is_frame_time_over_audio_time_and_leaves_the_setup_out(stats: SessionStats):
-    for index, seconds in enumerate([5.0, 0.02, 0.06]):
-        stats.observe(frame(index, seconds))
+@pytest.fixture
+async def conversation(converse: Callable[..., Conversation], stats: SessionStats) -> Conversation:
+    conversation = converse()
+    stats.watch(conversation)
+    return conversation
+
+
+def count(conversation: Conversation, seconds: float, temporal: float = 0.0) -> None:
+    conversation.stage_seconds.extend((0.0, temporal, 0.0, 0.0, seconds))
+
+
+async def test_rtf_is_frame_time_over_audio_time(stats: SessionStats, conversation: Conversation):
+    count(conversation, 0.02)
+    count(conversation, 0.06)
     assert stats.rtf == pytest.approx(0.5)
 
 
-def test_stages_are_medians_and_percentiles_in_milliseconds(stats: SessionStats):
-    stats.observe(frame(0, 1.0, temporal=1.0))
+async def test_stages_are_medians_and_percentiles_in_milliseconds(stats: SessionStats, conversation: Conversation):
     for index in range(1, 102):
-        stats.observe(frame(index, 0.01, temporal=index / 1000))
+        count(conversation, 0.01, temporal=index / 1000)
     assert stats.stages()["temporal"].median_ms == pytest.approx(51)
     assert stats.stages()["temporal"].p99_ms == pytest.approx(100)
     assert stats.stages()["decode"].median_ms == 0
 
 
-def test_first_audio_is_the_first_frame_that_was_drawn(stats: SessionStats, monkeypatch: pytest.MonkeyPatch):
-    times = iter([stats._began + passed for passed in (0.25, 0.75, 1.5)])
+async def test_a_later_turn_has_statistics_of_its_own(
+    stats: SessionStats, conversation: Conversation, metrics: Metrics
+):
+    count(conversation, 0.08)
+    later = SessionStats(metrics, frame_seconds=0.08)
+    later.watch(conversation)
+    assert later.rtf == 0
+    count(conversation, 0.02)
+    assert later.rtf == pytest.approx(0.25)
+    assert stats.rtf == pytest.approx(0.625)
+
+
+def test_setup_ends_with_the_prompt_and_first_audio_with_the_first_sampled_frame(
+    metrics: Metrics, stats: SessionStats, monkeypatch: pytest.MonkeyPatch
+):
+    times = iter([stats._began + passed for passed in (0.25, 0.75)])
     monkeypatch.setattr("gateway.session.stats.perf_counter", lambda: next(times))
-    stats.observe(frame(0, 0.25))
+    stats.started(fed=7, cached=3)
     assert (stats.setup_seconds, stats.first_audio_seconds) == (pytest.approx(0.25), pytest.approx(0.25))
-    stats.observe(frame(1, 0.5))
-    stats.observe(frame(2, 0.75))
+    stats.first_audio()
     assert (stats.setup_seconds, stats.first_audio_seconds) == (pytest.approx(0.25), pytest.approx(0.75))
+    for name, value in (("setup_seconds_sum", 0.25), ("time_to_first_audio_seconds_sum", 0.75)):
+        assert metrics.registry.get_sample_value(f"personaplex_{name}") == pytest.approx(value)
+    assert metrics.registry.get_sample_value("personaplex_prefill_columns_total") == 7
 
 
-def test_a_conversation_without_frames_has_no_rtf(stats: SessionStats, metrics: Metrics):
+async def test_a_conversation_without_frames_has_no_rtf(
+    stats: SessionStats, conversation: Conversation, metrics: Metrics
+):
     stats.finish()
     assert stats.rtf == 0
     assert metrics.registry.get_sample_value("personaplex_rtf_count") == 0

@@ -27,16 +27,16 @@ def test_a_blank_prompt_has_no_tokens(tokenizer: Tokenizer, blank: str):
 
 
 def test_padding_is_not_shown(tokenizer: Tokenizer):
-    assert tokenizer.piece(0) == ""
-    assert tokenizer.piece(3) == ""
+    assert tokenizer.pieces[0] == ""
+    assert tokenizer.pieces[3] == ""
 
 
 def test_a_word_begins_with_a_space(tokenizer: Tokenizer):
-    pieces = [tokenizer.piece(token) for token in tokenizer.encode_prompt("you work")]
+    pieces = [tokenizer.pieces[token] for token in tokenizer.encode_prompt("you work")]
     assert "".join(pieces) == " <system> you work <system>"
 
 
 def test_tokens_the_model_knows_but_the_tokenizer_does_not_show_nothing():
     tokenizer = Tokenizer(GOLDEN / "checkpoint" / "tokenizer_spm_32k_3.model", text_card=410, padding_id=3)
-    assert tokenizer.piece(409) == ""
-    assert tokenizer.piece(399) != ""
+    assert tokenizer.pieces[409] == ""
+    assert tokenizer.pieces[399] != ""

@@ -11,26 +11,28 @@ import numpy as np
 import pytest
 
 from gateway.app import create_app
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
+from gateway.engine.sampling import SamplingParams
 from gateway.errors import GatewayError, UnknownSystemPrompt, UnknownVoice
 from gateway.manifest import Manifest
 from gateway.session import warmup as warm
 from gateway.session.persona import SYSTEM_PROMPTS, prefix_of_preset
-from gateway.session.readiness import Readiness
 from gateway.session.runtime import Runtime
 from gateway.session.tokenizer import Tokenizer
 from gateway.session.warmup import prefix_of
 from gateway.settings import Settings
 from gateway.voices.registry import VoiceRegistry
 
+SAMPLING = SamplingParams(1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
+
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "_LOOK_S", 0.005)
+    monkeypatch.setattr(warm, "POLL_SECONDS", 0.005)
 
 
 @asynccontextmanager
-async def running(manifest: Manifest, engine: FakeEngine, *params: str) -> AsyncIterator[Runtime]:
+async def running(manifest: Manifest, engine: FakeBackend, *params: str) -> AsyncIterator[Runtime]:
     app = create_app(Settings(warm=list(params), grpc_port=-1), engine, manifest)
     async with app.router.lifespan_context(app):
         yield app.state.runtime
@@ -58,22 +60,22 @@ def test_a_wish_is_a_voice_and_a_prompt_by_name_or_by_text(
     expected = prefix_of_preset(
         VoiceRegistry(manifest).require("NATM1").preset, tokenizer.encode_prompt(text), manifest
     )
-    assert np.array_equal(prefix.columns, expected.columns)
+    assert np.array_equal(prefix.steps, expected.steps)
     assert np.array_equal(prefix.embeddings, expected.embeddings)
 
 
 @pytest.mark.parametrize(("wish", "error"), [("NATX:teacher", UnknownVoice), ("NATF0:teachr", UnknownSystemPrompt)])
-def test_what_there_is_not_cannot_be_wished_for(manifest: Manifest, engine: FakeEngine, wish: str, error: type):
+def test_what_there_is_not_cannot_be_wished_for(manifest: Manifest, engine: FakeBackend, wish: str, error: type):
     with pytest.raises(error, match="there are: "):
         create_app(Settings(warm=[wish]), engine, manifest)
 
 
-def test_a_prompt_that_is_too_long_cannot_be_wished_for(manifest: Manifest, engine: FakeEngine):
+def test_a_prompt_that_is_too_long_cannot_be_wished_for(manifest: Manifest, engine: FakeBackend):
     with pytest.raises(GatewayError, match="more than the model's context"):
         create_app(Settings(warm=["NATF0:" + "far too long " * 200]), engine, manifest)
 
 
-async def test_it_is_ready_once_every_persona_was_prefilled(manifest: Manifest, engine: FakeEngine):
+async def test_it_is_ready_once_every_persona_was_prefilled(manifest: Manifest, engine: FakeBackend):
     engine.delay = 0.02
     async with running(manifest, engine, "NATF0", "NATM1:teacher") as runtime:
         await until(lambda: len(engine.prefills) == 1)
@@ -85,27 +87,26 @@ async def test_it_is_ready_once_every_persona_was_prefilled(manifest: Manifest, 
         assert runtime.admission.taken == 0
 
 
-async def test_a_call_with_such_a_persona_finds_its_prefix(manifest: Manifest, engine: FakeEngine):
+async def test_a_call_with_such_a_persona_finds_its_prefix(manifest: Manifest, engine: FakeBackend):
     async with running(manifest, engine, "NATF0:teacher") as runtime:
         await until(lambda: runtime.warmup._warm)
         prefix = prefix_of("NATF0:teacher", manifest, runtime.voices, runtime.tokenizer)
-        draw = engine.draws[-1][1]
-        begun = await engine.open().prefill(prefix.columns, prefix.embeddings, draw)
-        assert begun.cached == prefix.length - 1
+        _, prefilled = await runtime.scheduler.start(runtime.scheduler.open(), prefix, SAMPLING)
+        assert prefilled.cached == prefix.length - 1
 
 
 @pytest.mark.parametrize(("room", "told"), [(2, False), (1, True), (0, True)])
 async def test_personas_that_do_not_all_fit_are_told(
-    manifest: Manifest, engine: FakeEngine, caplog: pytest.LogCaptureFixture, room: int, told: bool
+    manifest: Manifest, engine: FakeBackend, caplog: pytest.LogCaptureFixture, room: int, told: bool
 ):
     engine.remembers = room
     async with running(manifest, engine, "NATF0", "NATM1:teacher") as runtime:
         await until(lambda: runtime.warmup._warm)
-        assert ("the models do not remember all 2 personas" in caplog.text) is told
+        assert ("the prefix cache does not hold all 2 personas" in caplog.text) is told
 
 
 async def test_a_first_persona_that_is_gone_tells_nothing_of_the_others(
-    manifest: Manifest, engine: FakeEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest, engine: FakeBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     known = warm.prefix_of
 
@@ -124,7 +125,7 @@ async def test_a_first_persona_that_is_gone_tells_nothing_of_the_others(
         assert "do not remember" not in caplog.text
 
 
-async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, engine: FakeEngine):
+async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, engine: FakeBackend):
     async with running(manifest, engine, "NATF0") as runtime:
         await until(lambda: runtime.warmup._warm)
         engine.down = True
@@ -136,10 +137,10 @@ async def test_it_is_done_again_when_the_engine_was_away(manifest: Manifest, eng
 
 
 async def test_a_full_server_stays_ready_after_an_outage_that_its_conversations_survived(
-    manifest: Manifest, engine: FakeEngine
+    manifest: Manifest, engine: FakeBackend
 ):
     async with running(manifest, engine, "NATF0") as runtime:
-        runtime.readiness = Readiness(engine, period=0)
+        runtime.readiness.period = 0
         await until(lambda: runtime.warmup._warm)
         slots = [runtime.admission.acquire() for _ in range(manifest.slots)]
         engine.down = True
@@ -152,7 +153,7 @@ async def test_a_full_server_stays_ready_after_an_outage_that_its_conversations_
         await until(lambda: runtime.warmup._warm)
 
 
-async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeEngine):
+async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeBackend):
     engine.down = True
     async with running(manifest, engine, "NATF0") as runtime:
         slots = [runtime.admission.acquire() for _ in range(manifest.slots)]
@@ -164,9 +165,9 @@ async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeEngine):
         assert engine.closed == 2
 
 
-async def test_with_nothing_to_prefill_ready_is_what_the_engine_says(manifest: Manifest, engine: FakeEngine):
+async def test_with_nothing_to_prefill_ready_is_what_the_engine_says(manifest: Manifest, engine: FakeBackend):
     async with running(manifest, engine) as runtime:
-        runtime.readiness = Readiness(engine, period=0)
+        runtime.readiness.period = 0
         assert await runtime.warmup.ready()
         engine.down = True
         assert not await runtime.warmup.ready()

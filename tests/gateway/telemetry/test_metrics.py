@@ -1,17 +1,14 @@
-"""The page for Prometheus: read strictly, linted as promtool does, and complete."""
+"""The metrics page: parsed strictly, linted as promtool does, and complete."""
 
 from __future__ import annotations
 
 import math
 import re
 
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.engine.conversation import AgentFrame, StageSeconds
-from gateway.session.events import Reason
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import REFUSALS, Metrics
 
 SLOTS = 3
 SAMPLE = re.compile(r'(?P<name>[a-z][a-z0-9_]*)(?:\{(?P<labels>(?:[a-z_]+="[^"\\\n]*",?)+)\})? (?P<value>\S+)\Z')
@@ -25,20 +22,17 @@ NON_BASE_UNITS = {
 
 @pytest.fixture
 def metrics() -> Metrics:
-    """After three shared frames: an early one, a late one and the prompt's."""
+    """After three batches, one of whose two live frames was late."""
     metrics = Metrics(SLOTS)
-    for index, seconds in enumerate((0.3, 0.05, 0.09)):
-        stages = StageSeconds(0.01, 0.02, 0.015, 0.005)
-        metrics.frame(
-            AgentFrame(index, 3, "", np.zeros(8, np.int64), np.zeros(1920, np.float32), None, stages, seconds)
-        )
-        if index:
-            metrics.input_to_output_seconds.observe(seconds)
-        metrics.input_queue_frames.observe(index)
-        metrics.shared(index + 1)
+    metrics.frames.inc(3)
+    for size, seconds in enumerate((0.05, 0.09), 2):
+        for stage in (metrics.frame_seconds, metrics.input_to_output_seconds, metrics.encode, metrics.temporal):
+            stage.observe(seconds)
+        metrics.batch_size.observe(size)
+        metrics.input_queue_frames.observe(size)
     metrics.late_frames.inc()
-    metrics.prefilled(7, 0)
-    metrics.prefilled(0, 30)
+    metrics.prefill_steps.inc(7)
+    metrics.cached_steps.inc(30)
     return metrics
 
 
@@ -129,9 +123,9 @@ def test_buckets_add_up(page: str):
         ("personaplex_frame_seconds_sum", 0.14),
         ("personaplex_input_to_output_seconds_count", 2),
         ("personaplex_late_frames_total", 1),
-        ("personaplex_input_queue_frames_sum", 3),
-        ("personaplex_shared_frame_conversations_sum", 6),
-        ("personaplex_shared_frame_conversations_count", 3),
+        ("personaplex_input_queue_frames_sum", 5),
+        ("personaplex_batch_conversations_sum", 5),
+        ("personaplex_batch_conversations_count", 2),
         ("personaplex_slots", SLOTS),
         ("personaplex_dropped_frames_total", 0),
         ("personaplex_gap_frames_total", 0),
@@ -143,14 +137,8 @@ def test_buckets_add_up(page: str):
         ("personaplex_rtf_count", 0),
     ],
 )
-def test_what_is_counted(metrics: Metrics, name: str, value: float):
+def test_values(metrics: Metrics, name: str, value: float):
     assert metrics.registry.get_sample_value(name) == pytest.approx(value)
-
-
-def test_the_prompts_frame_is_no_stage_time(metrics: Metrics):
-    for stage, seconds in (("encode", 0.01), ("temporal", 0.02), ("depformer", 0.015), ("decode", 0.005)):
-        total = metrics.registry.get_sample_value("personaplex_stage_seconds_sum", {"stage": stage})
-        assert total == pytest.approx(2 * seconds)
 
 
 def test_80_ms_is_a_bucket_of_its_own_neighbourhood(page: str):
@@ -159,9 +147,7 @@ def test_80_ms_is_a_bucket_of_its_own_neighbourhood(page: str):
         assert all(line in page for line in counts.values())
 
 
-def test_every_reason_has_a_series_before_its_first_event():
+def test_every_refusal_has_a_series_before_its_first_event():
     registry = Metrics(1).registry
-    for reason in Reason:
-        assert registry.get_sample_value("personaplex_ended_total", {"reason": reason.value}) == 0
-    for reason in ("capacity", "key", "draining"):
+    for reason in REFUSALS:
         assert registry.get_sample_value("personaplex_refused_total", {"reason": reason}) == 0

@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from gateway.app import create_app
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.server import GatewayServer
 from gateway.session.runtime import Runtime
@@ -37,7 +37,7 @@ class Server:
 
     url: str
     app: FastAPI
-    engine: FakeEngine
+    engine: FakeBackend
 
     @property
     def runtime(self) -> Runtime:
@@ -123,7 +123,7 @@ def serve(write_repository: Callable[[], Any], manifest_json: dict[str, Any]) ->
         manifest_json["slots"] = slots
         models = write_repository()
         manifest = Manifest.load(models)
-        engine = FakeEngine(manifest, delay=delay)
+        engine = FakeBackend(manifest, delay=delay)
         configured = Settings(models=models, **{"live_speed": 0, "grpc_port": 0, **settings})
         app = create_app(configured, engine, manifest)
         listener = socket.create_server(("127.0.0.1", 0))

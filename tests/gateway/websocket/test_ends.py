@@ -82,7 +82,7 @@ async def test_who_sees_the_close_may_come_in_at_once(serve: Callable[..., Any])
 
 @pytest.mark.parametrize("path", FACES)
 async def test_a_draining_server_refuses(server: Server, path: str) -> None:
-    server.runtime.draining = True
+    server.runtime.sessions.draining = True
     async with server.connect(path) as client:
         if "converse" in path:
             await client.send(start())
@@ -96,7 +96,7 @@ async def test_a_draining_server_refuses(server: Server, path: str) -> None:
 async def test_calls_under_way_are_told_when_the_drain_time_is_over(serve: Callable[..., Any], path: str) -> None:
     async with serve(drain_seconds=0.2) as server, server.connect(path) as client:
         await begin(client)
-        draining = asyncio.create_task(server.runtime.drain())
+        draining = asyncio.create_task(server.runtime.sessions.drain())
         await client.send(bytes(2 * FRAME))
         if "chat" in path:
             assert await last_words(client) == ("the server is shutting down", 1012)
@@ -119,7 +119,7 @@ async def test_an_engine_that_fails_is_told(serve: Callable[..., Any], path: str
                 await client.send(message)
         error, code = await last_words(client)
         assert error is not None
-        assert "the fake engine is down" in error
+        assert "the fake backend is down" in error
         assert code == 1011
         server.engine.down = False
         await server.until_free()
@@ -133,7 +133,7 @@ async def test_an_engine_that_is_not_there_is_told(serve: Callable[..., Any], pa
             if "converse" in path:
                 await client.send(start())
             error, code = await last_words(client)
-        assert error == "the fake engine is down"
+        assert error == "the fake backend is down"
         assert code == 1011
         await server.until_free()
 

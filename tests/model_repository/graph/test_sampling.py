@@ -1,4 +1,4 @@
-"""Sampling inside a graph: greedy, top-k and temperature, and draws that belong to one conversation."""
+"""SamplingParams inside a graph: greedy, top-k and temperature, and draws that belong to one conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton engine, beside a stand-in for Triton."""
+"""The Triton backend, beside a stand-in for Triton."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.engine.triton.backend import TritonEngine, TritonSession
+from gateway.engine.triton.backend import TritonBackend
 from gateway.manifest import Manifest
 from tests.gateway.engine.triton.stand_in import Server
+
+
+@pytest.fixture
+def manifest(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"slots": 8})
 
 
 @pytest.fixture
@@ -17,14 +22,9 @@ def server() -> Server:
 
 
 @pytest.fixture
-async def engine(server: Server, manifest: Manifest) -> AsyncIterator[TritonEngine]:
+async def backend(server: Server, manifest: Manifest) -> AsyncIterator[TritonBackend]:
     listening, port = await server.listen()
-    engine = TritonEngine(f"127.0.0.1:{port}", manifest, step_deadline=1, prefill_deadline=1, release_deadline=1)
-    yield engine
-    await engine.close()
+    backend = TritonBackend(f"127.0.0.1:{port}", manifest, step_deadline=1, prefill_deadline=1, release_deadline=1)
+    yield backend
+    await backend.close()
     await server.stop(listening)
-
-
-@pytest.fixture
-def session(engine: TritonEngine) -> TritonSession:
-    return engine.open()

@@ -1,6 +1,6 @@
-"""An HTTP server that speaks Triton's protocol, answers every model the same, and records what it is sent.
+"""An HTTP server with Triton's protocol that answers every model the same and records its requests.
 
-As the models do, it answers each member of a request, tells a sequence its row, and keeps prefixes that were fed whole.
+As the models do, it answers each member of a request, reports a sequence's row, and keeps prompts that were fed whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 DTYPES = {"FP32": np.float32, "INT64": np.int64}
 OUTPUTS = {
     "mimi_encoder": {"codes": ("INT64", np.arange(8))},
-    # In an order of its own: outputs are found by name.
+    # Not in the order of the models' outputs: they are found by name.
     "temporal": {"text_token": ("INT64", [17]), "hidden": ("FP32", np.arange(32) / 2)},
     "depformer": {"codes": ("INT64", np.arange(8, 16))},
     "mimi_decoder": {"pcm": ("FP32", np.linspace(-1, 1, 1920))},
@@ -31,20 +31,21 @@ class Refusal(Exception):  # noqa: N818
 
 
 class Server:
-    """Answers every model, and keeps what came."""
+    """Answers every model and keeps the requests."""
 
     def __init__(self) -> None:
-        self.runtime: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
         self.not_ready: set[str] = set()
+        self.close_after_answer = False
         self.before: Callable[[], Awaitable[None]] | None = None
         self.connections: set[asyncio.StreamWriter] = set()
         self.prefixes: set[bytes] = set()
         self.rows: dict[str, list[str]] = {}
-        """By model, the sequences it has seen: a sequence's place there is its row."""
+        """By model, the sequences it has seen; the index is the row."""
 
     def asked(self, model: str) -> list[dict[str, Any]]:
-        """What came for `model`, in order."""
-        return [call for call in self.runtime if call["model"] == model]
+        """Requests to `model`, in order."""
+        return [call for call in self.calls if call["model"] == model]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.add(writer)
@@ -65,11 +66,14 @@ class Server:
                 except Refusal as refusal:
                     status, answer = refusal.status, json.dumps({"error": str(refusal)}).encode()
                 # In pieces, as a network may deliver it.
+                extra += "Connection: close\r\n" if self.close_after_answer else ""
                 writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(answer)}\r\n{extra}".encode())
                 await asyncio.sleep(0)
                 writer.write(b"\r\n" + answer[:7])
                 await writer.drain()
                 writer.write(answer[7:])
+                if self.close_after_answer:
+                    return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -88,7 +92,7 @@ class Server:
             arrays[tensor["name"]] = array.reshape(tensor["shape"])
             start = stop
         assert start == len(tensors)
-        self.runtime.append(
+        self.calls.append(
             {
                 "model": model,
                 "id": parameters.get("sequence_id"),
@@ -100,16 +104,19 @@ class Server:
         outputs, raw = [], b""
         if not parameters.get("sequence_end"):
             shape = (len(arrays["hidden"]),) if model == "depformer" else (1, arrays["members"].shape[1])
-            for name, (datatype, value) in (self.progress(arrays) or OUTPUTS[model]).items():
+            begins = parameters.get("sequence_start") and arrays["members"][0, 0, 0] < 0
+            for name, (datatype, value) in ({} if begins else self.progress(arrays) or OUTPUTS[model]).items():
                 value = np.asarray(value, DTYPES[datatype])
-                # Each member's answer is its own.
+                # Each member gets an answer of its own.
                 array = value + 8 * np.arange(shape[-1], dtype=value.dtype).reshape(*shape, 1)
                 raw += self.put(outputs, name, datatype, array)
             if model != "depformer":
                 sequences = self.rows.setdefault(model, [])
                 if parameters["sequence_start"]:
-                    sequences.append(parameters["sequence_id"])
-                    raw += self.put(outputs, "row", "INT64", np.array([[len(sequences) - 1]]))
+                    if parameters["sequence_id"] not in sequences:
+                        sequences.append(parameters["sequence_id"])
+                    row = sequences.index(parameters["sequence_id"])
+                    raw += self.put(outputs, "row", "INT64", np.array([[row]]))
         answer = json.dumps({"model_name": model, "outputs": outputs}).encode()
         extra = f"Inference-Header-Content-Length: {len(answer)}\r\n" if raw else ""
         return extra, answer + raw
@@ -122,7 +129,7 @@ class Server:
         return array.tobytes()
 
     def progress(self, arrays: dict[str, Any]) -> dict[str, Any] | None:
-        """What the temporal model answers to a piece of a prefix, and where it does not have the prefix."""
+        """Answer of the temporal model to a chunk of a prompt, and where it does not have the prompt."""
         if "prefix" not in arrays:
             return None
         (at, columns, *_), digest = arrays["prefix"][0, 0], arrays["prefix"][0, 0, 2:].tobytes()

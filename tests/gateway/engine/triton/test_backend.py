@@ -1,94 +1,119 @@
-"""The Triton engine against a stand-in for Triton."""
+"""The Triton backend against a stand-in for Triton."""
 
 from __future__ import annotations
 
 import asyncio
-from uuid import UUID
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from gateway.engine.backend import Draw, TemporalOutput
-from gateway.engine.triton.backend import TritonEngine, TritonSession
+from gateway.engine.backend import BatchRejected, TemporalOutput
+from gateway.engine.triton.backend import RENEW_SECONDS, STATEFUL, TritonBackend
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
 from tests.gateway.engine.triton.stand_in import Refusal, Server
 
-DRAW = Draw(seed=2**62 + 1, position=40, top_k=25, temperature=0.7)
+
+def samplers(count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Seed, position and top-k differ by member; so does the temperature."""
+    rows = np.arange(count)
+    sampler = np.stack([2**62 + rows, 40 + rows, 25 + rows], axis=1)
+    return sampler, (rows[:, None] / 4).astype(np.float32)
 
 
-async def whole_frame(session: TritonSession) -> None:
-    await session.encode(np.zeros(1920, np.float32))
-    begun = await session.prefill(np.ones((3, 17), np.int64), np.zeros((0, 32), np.float32), DRAW)
-    await session.depformer(begun.thought, DRAW)
-    await session.decode(np.arange(8))
+def silence(count: int = 1) -> NDArray[np.float32]:
+    return np.zeros((count, 1920), np.float32)
 
 
-async def test_a_frame_goes_over_the_wire_as_it_is(session: TritonSession, server: Server):
-    pcm = np.linspace(-1, 1, 1920).astype(np.float32)
-    assert (await session.encode(pcm)).tolist() == list(range(8))
-    call = server.runtime[-1]
-    assert call["model"] == "mimi_encoder"
-    assert call["pcm"].shape == (1, 1, 1920)
-    assert np.array_equal(call["pcm"][0, 0], pcm)
+async def opened(backend: TritonBackend, server: Server, count: int) -> NDArray[np.int64]:
+    """Slots whose sequences are started, in rows 0, 1, ... of every model; the calls for it are forgotten."""
+    for slot in range(count):
+        await backend.open(slot)
+    server.calls.clear()
+    return np.arange(count)
 
 
-async def test_a_step_after_a_prefill_carries_one_column_and_no_embedding(session: TritonSession, server: Server):
-    await session.prefill(np.ones((5, 17), np.int64), np.zeros((4, 32), np.float32), DRAW)
-    await session.step(np.arange(17), DRAW)
-    call = server.runtime[-1]
-    assert call["columns"].shape == (1, 1, 1, 17)
-    assert call["columns"].ravel().tolist() == list(range(17))
-    assert "embeddings" not in call
+async def test_a_slot_starts_its_sequence_in_each_model_with_nothing_to_run(backend: TritonBackend, server: Server):
+    await backend.open(3)
+    assert sorted(call["model"] for call in server.calls) == sorted(STATEFUL)
+    for call in server.calls:
+        assert (call["id"], call["start"], call["end"]) == ("slot-3", True, False)
+        assert call["members"][0, 0, 0] == -1
 
 
-async def test_the_depformer_gets_the_thought_and_belongs_to_no_sequence(session: TritonSession, server: Server):
-    codes = await session.depformer(TemporalOutput(np.arange(32, dtype=np.float32), 9), DRAW)
-    assert codes.tolist() == list(range(8, 16))
-    call = server.runtime[-1]
-    assert call["hidden"].ravel().tolist() == list(range(32))
-    assert call["text_token"].tolist() == [[9]]
-    assert call["id"] is None
-
-
-async def test_the_decoder_gives_samples(session: TritonSession, server: Server):
-    pcm = await session.decode(np.arange(8))
-    assert pcm.dtype == np.float32
-    assert np.array_equal(pcm, np.linspace(-1, 1, 1920).astype(np.float32))
-    assert server.runtime[-1]["codes"].tolist() == [[list(range(8))]]
-
-
-async def test_only_the_first_call_to_each_model_starts_the_sequence(session: TritonSession, server: Server):
+async def test_a_slot_has_the_same_sequence_ids_and_new_keys_each_time(backend: TritonBackend, server: Server):
     for _ in range(2):
-        await whole_frame(session)
-    for model in ("mimi_encoder", "temporal", "mimi_decoder"):
-        starts = [call["start"] for call in server.runtime if call["model"] == model]
-        assert len(starts) > 1
-        assert starts == [True] + (len(starts) - 1) * [False]
-    assert not any(call["end"] for call in server.runtime)
+        await backend.open(3)
+        await backend.release(3)
+    starts = [call for call in server.calls if call["start"]]
+    assert {call["id"] for call in starts} == {"slot-3"}
+    assert len({int(call["members"][0, 0, 1]) for call in starts}) == 2 * len(STATEFUL)
 
 
-async def test_the_stateful_models_share_one_fresh_id(engine: TritonEngine, server: Server):
-    first, second = engine.open(), engine.open()
-    await whole_frame(first)
-    await whole_frame(second)
-    ids = [call["id"] for call in server.runtime if call["model"] != "depformer"]
-    assert list(dict.fromkeys(ids)) == [first.sequence_id, second.sequence_id]
-    assert ids == sorted(ids, key=ids.index)
-    assert UUID(first.sequence_id).version == UUID(second.sequence_id).version == 4
-    assert first.sequence_id != second.sequence_id
+async def test_a_batch_is_one_request_on_the_sequence_of_the_lowest_row(backend: TritonBackend, server: Server):
+    await opened(backend, server, 4)
+    pcm = np.stack([np.full(1920, number, np.float32) for number in range(3)])
+    codes = await backend.encode(np.array([3, 1, 2]), pcm)
+    (call,) = server.calls
+    assert (call["model"], call["id"], call["start"], call["end"]) == ("mimi_encoder", "slot-1", False, False)
+    assert call["members"][0, :, 0].tolist() == [3, 1, 2]
+    assert np.array_equal(call["pcm"], pcm[None])
+    assert codes.tolist() == [list(range(first, first + 8)) for first in (0, 8, 16)]
 
 
-async def test_close_ends_each_model_once_with_inputs_of_the_right_shape(session: TritonSession, server: Server):
-    await whole_frame(session)
-    server.runtime.clear()
-    await session.close()
-    await session.close()
-    assert sorted(call["model"] for call in server.runtime) == ["mimi_decoder", "mimi_encoder", "temporal"]
-    assert all(
-        (call["start"], call["end"], call["id"]) == (False, True, session.sequence_id) for call in server.runtime
-    )
-    shapes = {name: call[name].shape for call in server.runtime for name in call if isinstance(call[name], np.ndarray)}
+async def test_each_tensor_of_a_step_is_its_members(backend: TritonBackend, server: Server):
+    slots = await opened(backend, server, 3)
+    steps = np.arange(3 * 17).reshape(3, 17)
+    sampler, temperature = samplers(3)
+    output = await backend.step(slots, steps, sampler, temperature)
+    (call,) = server.calls
+    assert np.array_equal(call["columns"], steps[None, :, None])
+    assert np.array_equal(call["sampler"], sampler[None])
+    assert np.array_equal(call["temperature"], temperature[None])
+    assert output.text_tokens.tolist() == [17, 25, 33]
+    assert output.hidden[:, 1].tolist() == [0.5, 8.5, 16.5]
+
+
+async def test_the_depformer_gets_the_temporal_output_and_no_sequence(backend: TritonBackend, server: Server):
+    hidden = np.arange(5 * 32, dtype=np.float32).reshape(5, 32)
+    sampler, temperature = samplers(5)
+    codes = await backend.depformer(TemporalOutput(hidden, np.arange(5)), sampler, temperature)
+    (call,) = server.calls
+    assert call["id"] is None
+    assert np.array_equal(call["hidden"], hidden)
+    assert call["text_token"].ravel().tolist() == list(range(5))
+    assert np.array_equal(call["sampler"], sampler)
+    assert np.array_equal(call["temperature"], temperature)
+    assert codes.tolist() == [list(range(8 + 8 * row, 16 + 8 * row)) for row in range(5)]
+
+
+async def test_the_decoder_gives_samples(backend: TritonBackend, server: Server):
+    slots = await opened(backend, server, 2)
+    codes = np.arange(16).reshape(2, 8)
+    pcm = await backend.decode(slots, codes)
+    assert pcm.dtype == np.float32
+    np.testing.assert_array_equal(pcm[0], np.linspace(-1, 1, 1920).astype(np.float32))
+    assert np.array_equal(server.calls[-1]["codes"], codes[None])
+
+
+async def test_a_conversation_has_a_key_of_its_own_in_every_model(backend: TritonBackend, server: Server):
+    slots = await opened(backend, server, 2)
+    for _ in range(2):
+        await backend.encode(slots, silence(2))
+        await backend.decode(slots, np.zeros((2, 8), np.int64))
+    keys = [call["members"][0, :, 1].tolist() for call in server.calls]
+    assert keys[:2] == keys[2:]
+    assert len({key for pair in keys for key in pair}) == 4
+
+
+async def test_release_ends_each_model_once_with_inputs_of_the_right_shape(backend: TritonBackend, server: Server):
+    await opened(backend, server, 3)
+    await backend.release(2)
+    await backend.release(2)
+    assert sorted(call["model"] for call in server.calls) == sorted(STATEFUL)
+    assert {(call["id"], call["start"], call["end"]) for call in server.calls} == {("slot-2", False, True)}
+    shapes = {name: call[name].shape for call in server.calls for name in call if isinstance(call[name], np.ndarray)}
     assert shapes == {
         "pcm": (1, 1, 1920),
         "columns": (1, 1, 1, 17),
@@ -99,65 +124,42 @@ async def test_close_ends_each_model_once_with_inputs_of_the_right_shape(session
     }
 
 
-async def test_close_ends_only_what_was_begun(session: TritonSession, server: Server):
-    await session.close()
-    assert server.runtime == []
-    other = session._engine.open()
-    await other.encode(np.zeros(1920, np.float32))
-    await other.close()
-    assert [(call["model"], call["end"]) for call in server.runtime] == [
-        ("mimi_encoder", False),
-        ("mimi_encoder", True),
-    ]
+async def test_a_slot_that_was_never_opened_is_released_without_a_call(backend: TritonBackend, server: Server):
+    await backend.release(0)
+    assert server.calls == []
 
 
-async def test_a_cancelled_call_reaches_the_model_whole_and_is_ended_after_it(session: TritonSession, server: Server):
-    async def slow() -> None:
-        await asyncio.sleep(0.1)
-
-    await session.encode(np.zeros(1920, np.float32))
-    server.before = slow
-    columns = np.arange(5 * 17).reshape(5, 17)
-    task = asyncio.create_task(session.prefill(columns, np.zeros((2, 32), np.float32), DRAW))
-    await asyncio.sleep(0.03)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await session.close()
-    started, ended = server.asked("temporal")
-    assert np.array_equal(started["columns"][0, 0], columns[4:])
-    assert (started["start"], started["end"]) == (True, False)
-    assert (ended["start"], ended["end"]) == (False, True)
-    assert ended["columns"].shape == (1, 1, 1, 17)
-
-
-async def test_a_cancelled_close_goes_on_and_can_be_waited_for_again(session: TritonSession, server: Server):
-    await session.encode(np.zeros(1920, np.float32))
+async def test_a_cancelled_call_reaches_the_model_whole_and_its_connection_is_kept(
+    backend: TritonBackend, server: Server
+):
+    slots = await opened(backend, server, 1)
+    connections = len(server.connections)
 
     async def slow() -> None:
         await asyncio.sleep(0.1)
 
     server.before = slow
-    task = asyncio.create_task(session.close())
+    call = asyncio.create_task(backend.encode(slots, silence()))
     await asyncio.sleep(0.03)
-    task.cancel()
+    call.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
-    await session.close()
-    assert [call["end"] for call in server.runtime] == [False, True]
+        await call
+    await asyncio.sleep(0.15)
+    assert len(server.asked("mimi_encoder")) == 1
+    assert len(server.connections) == connections
 
 
 async def test_an_end_that_fails_is_logged_and_not_raised(
-    session: TritonSession, server: Server, caplog: pytest.LogCaptureFixture
+    backend: TritonBackend, server: Server, caplog: pytest.LogCaptureFixture
 ):
-    await session.encode(np.zeros(1920, np.float32))
+    await opened(backend, server, 1)
 
     async def refuse() -> None:
         raise Refusal(503, "going down")
 
     server.before = refuse
-    await session.close()
-    assert "could not end mimi_encoder" in caplog.text
+    await backend.release(0)
+    assert "could not end the sequence of slot 0 in mimi_encoder" in caplog.text
     assert "HTTP 503: going down" in caplog.text
 
 
@@ -166,68 +168,94 @@ async def test_an_end_that_fails_is_logged_and_not_raised(
     [
         (503, "Server is stopping", EngineUnavailable),
         (504, "too slow", EngineUnavailable),
-        (
-            400,
-            "inference request for sequence x to model 'temporal' must specify the START flag on the first request",
-            EngineUnavailable,
-        ),
-        (400, "unexpected shape\nfor input 'pcm'", EngineError),
         (500, "", EngineError),
     ],
 )
-async def test_what_triton_says_becomes_our_errors(
-    session: TritonSession,
+async def test_errors_of_triton_become_ours(
+    backend: TritonBackend,
     server: Server,
     caplog: pytest.LogCaptureFixture,
     status: int,
     details: str,
     raised: type[Exception],
 ):
+    """The batch may have been run in part, so it is not run again."""
+    slots = await opened(backend, server, 2)
+
     async def refuse() -> None:
         raise Refusal(status, details)
 
     server.before = refuse
-    with pytest.raises(raised) as told:
-        await session.encode(np.zeros(1920, np.float32))
-    assert "mimi_encoder" in str(told.value)
+    with pytest.raises(raised) as error:
+        await backend.encode(slots, silence(2))
+    assert "mimi_encoder" in str(error.value)
     if details:
-        assert details.splitlines()[0] in caplog.text
-        assert details not in str(told.value)
+        assert details in caplog.text
+        assert details not in str(error.value)
 
 
-async def test_a_call_that_takes_too_long_is_given_up(session: TritonSession, server: Server):
+@pytest.mark.parametrize(
+    ("details", "member_error"),
+    [
+        ("sequence x to model 'temporal' must specify the START flag on the first request", EngineUnavailable),
+        ("unexpected shape\nfor input 'pcm'", EngineError),
+    ],
+)
+async def test_a_request_that_changed_nothing_is_a_rejected_batch(
+    backend: TritonBackend, server: Server, details: str, member_error: type[Exception]
+):
+    slots = await opened(backend, server, 2)
+
+    async def refuse() -> None:
+        raise Refusal(400, details)
+
+    server.before = refuse
+    with pytest.raises(BatchRejected) as rejected:
+        await backend.encode(slots, silence(2))
+    assert type(rejected.value.error) is member_error
+    assert "'pcm'" not in str(rejected.value.error)
+
+
+async def test_a_call_that_takes_too_long_is_given_up(manifest: Manifest, server: Server):
+    listening, port = await server.listen()
+    backend = TritonBackend(f"127.0.0.1:{port}", manifest, step_deadline=0.1)
+    slots = await opened(backend, server, 1)
+
     async def never() -> None:
         await asyncio.sleep(30)
 
     server.before = never
-    session._engine.step_deadline = 0.1
     with pytest.raises(EngineUnavailable, match="not available"):
-        await session.encode(np.zeros(1920, np.float32))
+        await backend.encode(slots, silence())
+    await backend.close()
+    await server.stop(listening)
 
 
 @pytest.mark.parametrize("missing", ["server", "mimi_encoder", "temporal", "depformer", "mimi_decoder"])
-async def test_ready_is_the_server_and_each_of_the_four_models(engine: TritonEngine, server: Server, missing: str):
-    assert await engine.ready()
+async def test_ready_is_the_server_and_each_of_the_four_models(backend: TritonBackend, server: Server, missing: str):
+    assert await backend.ready()
     server.not_ready.add(missing)
-    assert not await engine.ready()
+    assert not await backend.ready()
 
 
 async def test_a_triton_that_goes_and_comes_back_is_found_again(manifest: Manifest, server: Server):
     listening, port = await server.listen()
-    engine = TritonEngine(f"127.0.0.1:{port}", manifest, step_deadline=1)
-    assert await engine.ready()
+    backend = TritonBackend(f"127.0.0.1:{port}", manifest, step_deadline=1)
+    assert await backend.ready()
     await server.stop(listening)
-    assert not await engine.ready()
+    assert not await backend.ready()
     with pytest.raises(EngineUnavailable):
-        await engine.open().encode(np.zeros(1920, np.float32))
+        await backend.open(0)
     listening, _ = await server.listen(port)
-    assert await engine.ready()
-    await engine.open().encode(np.zeros(1920, np.float32))
-    await engine.close()
+    assert await backend.ready()
+    await backend.open(0)
+    await backend.close()
     await server.stop(listening)
 
 
-async def test_a_triton_that_goes_in_the_middle_of_a_call_is_told_at_once(session: TritonSession, server: Server):
+async def test_a_triton_that_goes_in_the_middle_of_a_call_is_noticed_at_once(backend: TritonBackend, server: Server):
+    slots = await opened(backend, server, 3)
+
     async def gone() -> None:
         for connection in list(server.connections):
             connection.transport.abort()
@@ -235,18 +263,47 @@ async def test_a_triton_that_goes_in_the_middle_of_a_call_is_told_at_once(sessio
     server.before = gone
     async with asyncio.timeout(0.5):
         with pytest.raises(EngineUnavailable):
-            await session.encode(np.zeros(1920, np.float32))
+            await backend.decode(slots, np.zeros((3, 8), np.int64))
 
 
-async def test_what_is_not_http_is_an_error(manifest: Manifest):
+async def test_a_connection_that_triton_closes_after_its_answer_is_not_used_again(
+    backend: TritonBackend, server: Server
+):
+    slots = await opened(backend, server, 1)
+    server.close_after_answer = True
+    for _ in range(5):
+        await backend.encode(slots, silence())
+    assert len(server.asked("mimi_encoder")) == 5
+
+
+async def test_an_answer_that_is_not_http_is_an_error(manifest: Manifest):
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
         await reader.read()
         writer.close()
 
     listening = await asyncio.start_server(talk, "127.0.0.1", 0)
-    engine = TritonEngine(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", manifest, step_deadline=1)
+    backend = TritonBackend(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", manifest, step_deadline=1)
     with pytest.raises(EngineUnavailable):
-        await engine.open().encode(np.zeros(1920, np.float32))
-    await engine.close()
+        await backend.open(0)
+    await backend.close()
     listening.close()
+
+
+async def test_a_sequence_that_only_others_carried_carries_a_batch_before_triton_forgets_it(
+    manifest: Manifest, server: Server
+):
+    """Half of the time passes, then the rest: each sequence makes one request of its own in between."""
+    listening, port = await server.listen()
+    now = 1000.0
+    backend = TritonBackend(f"127.0.0.1:{port}", manifest, step_deadline=1, clock=lambda: now)
+    slots = await opened(backend, server, 3)
+    now += RENEW_SECONDS / 2
+    await backend.encode(slots, silence(3))
+    now += 0.7 * RENEW_SECONDS
+    for _ in range(3):
+        await backend.encode(slots, silence(3))
+    assert [call["id"] for call in server.calls] == ["slot-0", "slot-1", "slot-2", "slot-0"]
+    assert all(call["members"].shape[1] == 3 for call in server.calls)
+    await backend.close()
+    await server.stop(listening)

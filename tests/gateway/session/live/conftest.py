@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gateway.engine.fake import FakeEngine
-from gateway.engine.sampling import Sampling
+from gateway.engine.fake import FakeBackend
+from gateway.engine.sampling import SamplingParams
 from gateway.manifest import Manifest
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.limits import LiveLimits, OnGap
 from gateway.session.live import LiveSession, TransportClosed
-from gateway.session.recorded import Reply
-from gateway.session.runtime import Persona, Runtime
+from gateway.session.persona import Persona
+from gateway.session.recorded import RecordedResponse
+from gateway.session.runtime import Runtime
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 
-SAMPLING = Sampling(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
+SAMPLING = SamplingParams(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
 ANA = Persona("NATF0", "You are Ana.")
 FRAME = 1920
 FRAME_S = 0.08
@@ -72,7 +73,8 @@ def noise(frames: float, seed: int = 0) -> NDArray[np.float32]:
 
 
 @pytest.fixture
-def runtime(models: Path, manifest: Manifest, engine: FakeEngine) -> Runtime:
+def runtime(models: Path, manifest: Manifest, engine: FakeBackend) -> Runtime:
+    manifest = manifest.model_copy(update={"slots": 20})
     return Runtime(Settings(models=models, release_wait=0.05), manifest, engine, Metrics(manifest.slots))
 
 
@@ -82,8 +84,8 @@ def metric(runtime: Runtime, name: str, **labels: str) -> float:
 
 async def offline(runtime: Runtime, pcm: NDArray[np.float32], frames: int) -> list[list[int]]:
     """Tokens [frames, 9] of a recorded request with the same audio."""
-    async with runtime.open(ANA, SAMPLING) as lease:
-        reply = Reply(lease.conversation, pcm, runtime.manifest, frames)
+    async with runtime.leases.open(ANA, SAMPLING) as lease:
+        reply = RecordedResponse(lease.conversation, pcm, runtime.manifest, frames)
         return [[frame.text_token, *frame.codes.tolist()] async for frame in reply.frames()]
 
 
@@ -208,10 +210,10 @@ def connect(runtime: Runtime) -> Connect:
 
     @asynccontextmanager
     async def make(
-        on_gap: OnGap = "wait", reads: bool = True, sampling: Sampling = SAMPLING, **limits: float
+        on_gap: OnGap = "wait", reads: bool = True, sampling: SamplingParams = SAMPLING, **limits: float
     ) -> AsyncIterator[Client]:
         client = Client(reads=reads)
-        async with runtime.open(ANA, sampling) as lease:
+        async with runtime.leases.open(ANA, sampling) as lease:
             chosen = replace(LiveLimits(), **limits)  # type: ignore[arg-type]
             clock = asyncio.get_running_loop().time
             client.session = LiveSession(lease, runtime, ANA, sampling, on_gap, chosen, clock)

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from gateway.engine.fake import FakeEngine, FakeSession
+from gateway.engine.fake import FakeBackend
 from gateway.errors import AudioError, EngineError
 from gateway.session.events import Ended, Reason, WarningEvent
 from gateway.session.live import open_live_session
@@ -114,7 +114,7 @@ class TestEnds:
         assert (ended.reason, ended.message) == (Reason.ERROR, "not audio")
 
     async def test_stop_does_not_wait_for_the_prompt(
-        self, connect: Connect, runtime: Runtime, engine: FakeEngine
+        self, connect: Connect, runtime: Runtime, engine: FakeBackend
     ) -> None:
         engine.delay = 10
         async with connect() as client:
@@ -125,16 +125,16 @@ class TestEnds:
         assert client.events == []
         assert metric(runtime, "ended_total", reason="disconnected") == 1
 
-    async def test_an_engine_failure_ends_the_session(self, connect: Connect, engine: FakeEngine) -> None:
+    async def test_an_engine_failure_ends_the_session(self, connect: Connect, engine: FakeBackend) -> None:
         async with connect() as client:
             await client.wait_ready()
             engine.down = True
             await client.put(noise(1))
             ended = await client.wait_ended()
-        assert (ended.reason, ended.message) == (Reason.ENGINE, "the fake engine is down")
+        assert (ended.reason, ended.message) == (Reason.ENGINE, "the fake backend is down")
 
     async def test_an_engine_that_is_gone_ends_a_silent_session_at_the_second_look(
-        self, connect: Connect, engine: FakeEngine
+        self, connect: Connect, engine: FakeBackend
     ) -> None:
         async with connect(on_gap="wait") as client:
             await client.wait_ready()
@@ -146,7 +146,7 @@ class TestEnds:
         assert 1 < now() - began <= 2.1
 
     async def test_one_failed_look_at_the_engine_does_not_end_a_silent_session(
-        self, connect: Connect, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+        self, connect: Connect, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks = []
 
@@ -179,7 +179,7 @@ class TestEnds:
         async def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(FakeSession, "step", fail)
+        monkeypatch.setattr(FakeBackend, "prefill", fail)
         with caplog.at_level(logging.ERROR):
             async with connect() as client:
                 ended = await client.wait_ended()
@@ -230,7 +230,7 @@ class TestEnds:
         runtime.settings.drain_seconds = 3
         client = Client(reads=True)
         async with open_live_session(runtime, ANA, SAMPLING) as session:
-            draining = runtime.begin_drain()
+            draining = runtime.sessions.begin_drain()
             began = now()
             client.session = session
             ended = await client.run()
@@ -241,7 +241,7 @@ class TestEnds:
 
 
 class TestSlots:
-    async def test_disconnecting_frees_the_slot(self, connect: Connect, runtime: Runtime, engine: FakeEngine) -> None:
+    async def test_disconnecting_frees_the_slot(self, connect: Connect, runtime: Runtime, engine: FakeBackend) -> None:
         async with connect() as client:
             await client.wait_ready()
             assert runtime.admission.taken == 1
@@ -251,7 +251,7 @@ class TestSlots:
 
     @pytest.mark.parametrize("delay", [0.0, 0.01, 0.05, 0.2])
     async def test_cancelling_the_handler_frees_the_slot(
-        self, runtime: Runtime, engine: FakeEngine, delay: float
+        self, runtime: Runtime, engine: FakeBackend, delay: float
     ) -> None:
         engine.delay = 0.02
 
@@ -276,7 +276,7 @@ class TestSlots:
 
     @pytest.mark.parametrize("left_after", [0.0, 0.1, 0.27, 0.35, 0.44, 0.5])
     async def test_late_output_never_reaches_the_next_session_of_the_slot(
-        self, connect: Connect, runtime: Runtime, engine: FakeEngine, left_after: float
+        self, connect: Connect, runtime: Runtime, engine: FakeBackend, left_after: float
     ) -> None:
         """A client disconnects at each stage of a frame; the rows of the models are free before the slot is."""
         runtime.admission.slots = 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.session.events import AgentAudio, Ready, Reason
 from gateway.session.runtime import Runtime
 from tests.gateway.session.live.conftest import (
@@ -60,7 +60,7 @@ class TestContent:
 
     async def test_frames_sent_ahead_of_time_are_not_late(self, connect: Connect, runtime: Runtime) -> None:
         """A second of audio sent at once is processed as fast as possible, before the frames are due."""
-        runtime.engine.delay = 0.01
+        runtime.backend.delay = 0.01
         async with connect() as client:
             await client.put(noise(12))
             await client.end_audio()
@@ -68,7 +68,7 @@ class TestContent:
         assert ended.summary.late_frames == metric(runtime, "late_frames_total") == 0
         assert max(event.latency for event in client.answers) < FRAME_S
 
-    async def test_ready_comes_first(self, connect: Connect, engine: FakeEngine) -> None:
+    async def test_ready_comes_first(self, connect: Connect, engine: FakeBackend) -> None:
         engine.delay = 1.0
         async with connect() as client:
             await client.wait_frames(1)
@@ -80,7 +80,7 @@ class TestContent:
         assert (spoken.frame.index, spoken.latency) == (0, 0.0)
 
     async def test_audio_from_before_ready_is_used(
-        self, connect: Connect, runtime: Runtime, engine: FakeEngine
+        self, connect: Connect, runtime: Runtime, engine: FakeBackend
     ) -> None:
         engine.delay = 0.05
         pcm = noise(8)
@@ -134,7 +134,7 @@ class TestPace:
             talk.cancel()
 
     async def test_a_slow_server_drops_the_oldest_frames_and_counts_them(
-        self, connect: Connect, runtime: Runtime, engine: FakeEngine
+        self, connect: Connect, runtime: Runtime, engine: FakeBackend
     ) -> None:
         engine.delay = 0.05  # four of them for a frame: 200 ms
         async with connect() as client:
@@ -164,7 +164,6 @@ class TestPace:
 
 
 async def test_concurrent_sessions_get_their_own_answers(connect: Connect, runtime: Runtime) -> None:
-    runtime.admission.slots = 20
     speech = [noise(10, seed=seed) for seed in range(20)]
 
     async def one(pcm: NDArray[np.float32]) -> list[list[int]]:

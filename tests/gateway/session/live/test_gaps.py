@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.session.runtime import Runtime
 from tests.gateway.session.live.conftest import (
     FRAME,
@@ -73,7 +73,7 @@ async def test_silence_continues_in_real_time(connect: Connect, runtime: Runtime
 
 @pytest.mark.parametrize("stall", [0.5, 1.6, 5.0])
 async def test_audio_after_its_replacement_by_silence_is_dropped(
-    connect: Connect, runtime: Runtime, engine: FakeEngine, stall: float
+    connect: Connect, runtime: Runtime, engine: FakeBackend, stall: float
 ) -> None:
     """The network stalls three times and then delivers all audio at once: the session stays in real time."""
     engine.delay = 0.012
@@ -131,7 +131,7 @@ async def test_a_client_that_pauses_and_continues_in_time_loses_nothing(connect:
     assert ended.summary.dropped_frames == 0
 
 
-async def test_a_slow_server_inserts_no_silence(connect: Connect, runtime: Runtime, engine: FakeEngine) -> None:
+async def test_a_slow_server_inserts_no_silence(connect: Connect, runtime: Runtime, engine: FakeBackend) -> None:
     """Dropped frames count as time that has passed."""
     async with connect(on_gap="silence") as client:
         await client.wait_ready()
@@ -149,7 +149,7 @@ async def test_a_slow_server_inserts_no_silence(connect: Connect, runtime: Runti
 
 
 async def test_audio_from_before_ready_neither_makes_nor_delays_a_gap(
-    connect: Connect, runtime: Runtime, engine: FakeEngine
+    connect: Connect, runtime: Runtime, engine: FakeBackend
 ) -> None:
     engine.delay = 1.0
     async with connect(on_gap="silence") as client:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.engine.fake import FakeEngine
+from gateway.engine.fake import FakeBackend
 from gateway.session.runtime import Runtime
 from tests.gateway.session.live.conftest import FRAME_S, Client, Connect, JumpingPolicy, metric, noise, now
 
@@ -43,7 +43,7 @@ def check(runtime: Runtime, client: Client, complete_at: list[float]) -> None:
 
 @pytest.mark.parametrize(("setup", "stage"), [(0.0, 0.012), (0.03, 0.021), (0.5, 0.012), (0.5, 0.021)])
 async def test_a_microphone_that_starts_with_the_connection(
-    connect: Connect, runtime: Runtime, engine: FakeEngine, setup: float, stage: float
+    connect: Connect, runtime: Runtime, engine: FakeBackend, setup: float, stage: float
 ) -> None:
     engine.delay = setup / 3
     async with connect() as client:
@@ -57,7 +57,7 @@ async def test_a_microphone_that_starts_with_the_connection(
 
 
 async def test_audio_sent_during_a_long_prompt_delays_later_answers_only_briefly(
-    connect: Connect, engine: FakeEngine
+    connect: Connect, engine: FakeBackend
 ) -> None:
     engine.delay = 1.0
     async with connect() as client:
@@ -74,7 +74,7 @@ async def test_audio_sent_during_a_long_prompt_delays_later_answers_only_briefly
 
 @pytest.mark.parametrize("since_ready", [0.0, 0.02, 0.07, 0.5])
 async def test_a_first_frame_near_ready(
-    connect: Connect, runtime: Runtime, engine: FakeEngine, since_ready: float
+    connect: Connect, runtime: Runtime, engine: FakeBackend, since_ready: float
 ) -> None:
     engine.delay = 0.012
     async with connect() as client:
@@ -88,7 +88,7 @@ async def test_a_first_frame_near_ready(
 
 @pytest.mark.parametrize("every", [0.99 * FRAME_S, 1.01 * FRAME_S])
 async def test_a_clock_that_runs_fast_or_slow(
-    connect: Connect, runtime: Runtime, engine: FakeEngine, every: float
+    connect: Connect, runtime: Runtime, engine: FakeBackend, every: float
 ) -> None:
     engine.delay = 0.012
     async with connect() as client:
@@ -101,7 +101,7 @@ async def test_a_clock_that_runs_fast_or_slow(
 
 @pytest.mark.parametrize("pause", [1.0, 10.0])
 async def test_frames_that_wait_because_of_their_own_burst_are_not_late(
-    connect: Connect, runtime: Runtime, engine: FakeEngine, pause: float
+    connect: Connect, runtime: Runtime, engine: FakeBackend, pause: float
 ) -> None:
     engine.delay = 0.015
     async with connect() as client:

@@ -1,0 +1,305 @@
+"""The frame scheduler: collect user frames that are ready, run them as one batch, deliver the agent's frames.
+
+User frame u goes in, agent frame u + 1 comes out. Agent frame u + 1 needs nothing later than user frame u, so it leaves
+one step ahead of real time. Agent frame 0 needs no user frame: it is the silence that the prompt ends with.
+
+A run of a model costs much by itself and little per row. So all frames that are ready go into one batch, and the next
+batch is collected when this one is through the temporal model or at its end. When a batch starts is decided in
+`_collect` and by the constants below, nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+
+from gateway.engine.backend import Backend, BatchRejected, Floats, Prefilled, Tokens
+from gateway.engine.batch import AgentFrame, FrameBatch, FrameRequest, StageSeconds
+from gateway.engine.grid import AGENT, TEXT, TokenGrid
+from gateway.engine.prefix import PromptPrefix
+from gateway.engine.sampling import AUDIO, POSITION, SamplingParams, SlotSamplers
+from gateway.engine.sampling import TEXT as TEXT_SAMPLER
+from gateway.errors import EngineError, EngineUnavailable
+from gateway.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+MANY = 4
+"""From a batch of so many on, the next one waits for more frames (`window`) while live sessions run. With fewer the
+wait costs more latency than a larger batch saves."""
+
+LIVE_SECONDS = 1.0
+"""Live sessions run while the last live frame is not older than this. Each has a frame every 80 ms."""
+
+OVERLAP_SHARE = 1 / 3
+"""Share of a batch's time behind the temporal model from which the next batch starts beside it.
+
+With small models or on a GPU these stages take half of the time, and two batches in flight shorten every wait. Where
+nearly all time is the temporal model's, which reads its weights once for any number of rows, one batch for all is
+faster than two halves in turn."""
+
+_SMOOTHING = 0.1
+"""Weight of the newest batch in the moving average of that share."""
+
+LANES = 2
+"""Batches in flight at most: one in the encoder or the temporal model, one behind it."""
+
+
+class FrameScheduler:
+    """Runs the conversations of all slots on one backend, from one event loop.
+
+    Recordings have their next frame ready as soon as the last one is answered. While no live session runs they go all
+    together, one batch at a time. Live frames arrive at any moment of 80 ms: two batches may overlap, and a batch waits
+    up to `window` seconds for more frames when the last one was large.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        slots: int,
+        delays: Sequence[int],
+        text_pieces: Sequence[str],
+        metrics: Metrics,
+        window: float = 0.0,
+    ) -> None:
+        """`text_pieces`: what is shown for each text token."""
+        self.backend = backend
+        self._grid = TokenGrid(slots, delays)
+        self._samplers = SlotSamplers(slots)
+        self._frames = [0] * slots
+        self._free = list(range(slots))[::-1]
+        self._text_pieces = text_pieces
+        self._metrics = metrics
+        self._window = window
+        self._waiting: list[FrameRequest] = []
+        self._rejected: list[FrameBatch] = []
+        self._running: dict[FrameBatch, asyncio.Event] = {}
+        self._collecting = asyncio.Lock()
+        self._changed = asyncio.Event()
+        """Set when a frame waits, a batch is through the temporal model, or a batch has ended."""
+        self._ahead: FrameBatch | None = None
+        """The batch that must pass before the next one, or a chunk of a prompt, may start."""
+        self._between = asyncio.Event()
+        """Set while there is none."""
+        self._between.set()
+        self._last_size = 0
+        self._live_until = 0.0
+        self._overlap_share = 0.0
+        self._lanes: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """One lane: one batch after the other, from collection to delivery, until cancelled."""
+        backend, grid, samplers = self.backend, self._grid, self._samplers
+        while True:
+            batch = await self._collect()
+            slots, stages = batch.slots, batch.stages
+            error: Exception | None = None
+            try:
+                began = perf_counter()
+                if not batch.encoded:
+                    batch.user_codes = await backend.encode(slots, batch.pcm)
+                    batch.encoded = True
+                encoded = perf_counter()
+                stages.encode += encoded - began
+                if batch.output is None:
+                    steps = grid.advance(slots, batch.user_codes)
+                    batch.output = await backend.step(
+                        slots, steps, samplers.sampler[slots, TEXT_SAMPLER], samplers.temperature[slots, TEXT_SAMPLER]
+                    )
+                stepped = perf_counter()
+                stages.temporal += stepped - encoded
+                if self._ahead is batch and self._overlap_share >= OVERLAP_SHARE:
+                    self._ahead = None
+                    self._between.set()
+                    self._changed.set()
+                if batch.agent_codes is None:
+                    batch.agent_codes = await backend.depformer(
+                        batch.output, samplers.sampler[slots, AUDIO], samplers.temperature[slots, AUDIO]
+                    )
+                sampled = perf_counter()
+                stages.depformer += sampled - stepped
+                if batch.frames is None:
+                    batch.frames = grid.emit(slots, batch.output.text_tokens, batch.agent_codes)
+                    samplers.sampler[slots, :, POSITION] += 1
+                pcm = await backend.decode(slots, np.ascontiguousarray(batch.frames[:, AGENT]))
+                ended = perf_counter()
+                stages.decode += ended - sampled
+                share = (ended - stepped) / (ended - batch.began_at)
+                self._overlap_share += _SMOOTHING * (share - self._overlap_share)
+                self._deliver(batch, batch.frames, pcm)
+            except BatchRejected as rejected:
+                if len(batch.requests) > 1:
+                    self._rejected += batch.split()
+                else:
+                    error = rejected.error
+            except (EngineUnavailable, EngineError) as failure:
+                error = failure
+            except Exception as failure:
+                logger.exception("a batch of %d frames failed", len(batch.requests))
+                error = failure
+            finally:
+                if error is not None:
+                    self._fail(batch, error)
+                self._end(batch)
+
+    async def _collect(self) -> FrameBatch:
+        """The next batch, once it may start."""
+        loop = asyncio.get_running_loop()
+        async with self._collecting:
+            while True:
+                live = loop.time() < self._live_until
+                most = LANES if live else 1
+                may_start = self._ahead is None and len(self._running) < most
+                if self._rejected and may_start:
+                    batch = self._rejected.pop(0)
+                    break
+                if self._waiting and may_start:
+                    # Frames that are submitted in this turn of the loop are in the batch in any case.
+                    await asyncio.sleep(self._window if live and self._last_size >= MANY else 0)
+                    first = next((request for request in self._waiting if not request.answer.done()), None)
+                    if first is None:
+                        self._waiting.clear()
+                        continue
+                    encode = first.pcm is not None
+                    ready = [r for r in self._waiting if not r.answer.done() and (r.pcm is not None) == encode]
+                    self._waiting = [r for r in self._waiting if (r.pcm is not None) != encode]
+                    batch = FrameBatch.of(ready)
+                    self._last_size = len(ready)
+                    self._metrics.batch_size.observe(len(ready))
+                    break
+                self._changed.clear()
+                await self._changed.wait()
+            self._ahead = batch
+            self._between.clear()
+            self._running[batch] = asyncio.Event()
+            return batch
+
+    def _deliver(self, batch: FrameBatch, frames: Tokens, pcm: Floats) -> None:
+        """Hand each conversation its frame; one that has ended meanwhile is skipped."""
+        now = perf_counter()
+        stages, metrics = batch.stages, self._metrics
+        text_tokens = frames[:, TEXT].tolist()
+        for row, request in enumerate(batch.requests):
+            self._frames[request.slot] += 1
+            if request.answer.done():
+                continue
+            seconds = now - request.submitted_at
+            metrics.frame_seconds.observe(seconds)
+            request.answer.set_result(
+                AgentFrame(
+                    index=self._frames[request.slot] - 1,
+                    text_token=text_tokens[row],
+                    text=self._text_pieces[text_tokens[row]],
+                    codes=frames[row, AGENT],
+                    pcm=pcm[row],
+                    user_codes=batch.user_codes[row],
+                    stages=stages,
+                    seconds=seconds,
+                )
+            )
+        metrics.frames.inc(len(batch.requests))
+        metrics.encode.observe(stages.encode)
+        metrics.temporal.observe(stages.temporal)
+        metrics.depformer.observe(stages.depformer)
+        metrics.decode.observe(stages.decode)
+
+    def _fail(self, batch: FrameBatch, error: Exception) -> None:
+        for request in batch.requests:
+            if not request.answer.done():
+                request.answer.set_exception(error)
+
+    def _end(self, batch: FrameBatch) -> None:
+        self._running.pop(batch).set()
+        if self._ahead is batch:
+            self._ahead = None
+            self._between.set()
+        self._changed.set()
+
+    # What conversations ask for.
+
+    def open(self) -> int:
+        """A free slot, to be given back with `release`. Raises RuntimeError if there is none: admission counts them."""
+        if not self._free:
+            raise RuntimeError("expected a free slot: admission allows no more conversations than slots")
+        if not self._lanes:
+            self._lanes = [asyncio.create_task(self.run(), name=f"frame-scheduler-{lane}") for lane in range(LANES)]
+        return self._free.pop()
+
+    async def release(self, slot: int) -> None:
+        """End the slot's sequences and free it, once no batch in flight has a frame of it."""
+        for batch, ended in list(self._running.items()):
+            if slot in batch.slots:
+                await ended.wait()
+        self._waiting = [request for request in self._waiting if request.slot != slot]
+        self._rejected = [batch for batch in self._rejected if slot not in batch.slots]
+        await self.backend.release(slot)
+        self._free.append(slot)
+
+    def submit(
+        self, slot: int, pcm: Floats | None, codes: Tokens | None = None, *, live: bool = False
+    ) -> asyncio.Future[AgentFrame]:
+        """Queue user frame u, pcm [1920] or codes [8]; the result is agent frame u + 1.
+
+        `live`: the frame is sent as it is spoken, so somebody waits for the answer.
+        """
+        loop = asyncio.get_running_loop()
+        request = FrameRequest(slot, pcm, codes, loop.create_future())
+        if live:
+            self._live_until = loop.time() + LIVE_SECONDS
+        self._waiting.append(request)
+        self._changed.set()
+        return request.answer
+
+    async def encode(self, slot: int, pcm: Floats) -> Tokens:
+        """Encode one user frame, pcm [1920] -> codes [8], outside of any batch."""
+        codes: Tokens = (await self.backend.encode(np.array([slot]), pcm[None]))[0]
+        return codes
+
+    async def start(self, slot: int, prefix: PromptPrefix, params: SamplingParams) -> tuple[AgentFrame, Prefilled]:
+        """Feed the prompt; returns agent frame 0, which is the forced silence.
+
+        A prompt takes the time of many frames, so it is not part of a batch: its chunks are fed between batches.
+        """
+        began = perf_counter()
+        self._grid.start(slot, prefix)
+        self._samplers.set(slot, params, prefix.length)
+        sampler, temperature = self._samplers.sampler[slot], self._samplers.temperature[slot]
+        text, audio = slice(TEXT_SAMPLER, TEXT_SAMPLER + 1), slice(AUDIO, AUDIO + 1)
+        await self.backend.open(slot)
+        prefilled = await self.backend.prefill(slot, prefix, sampler[text], temperature[text], self._between.wait)
+        fed = perf_counter()
+        codes = await self.backend.depformer(prefilled.output, sampler[audio], temperature[audio])
+        sampled = perf_counter()
+        slots = np.array([slot])
+        frame = self._grid.emit(slots, prefilled.output.text_tokens, codes)
+        sampler[:, POSITION] += 1
+        pcm = await self.backend.decode(slots, np.ascontiguousarray(frame[:, AGENT]))
+        ended = perf_counter()
+        self._frames[slot] = 1
+        self._metrics.frames.inc()
+        text_token = int(frame[0, TEXT])
+        return (
+            AgentFrame(
+                index=0,
+                text_token=text_token,
+                text=self._text_pieces[text_token],
+                codes=frame[0, AGENT],
+                pcm=pcm[0],
+                user_codes=None,
+                stages=StageSeconds(temporal=fed - began, depformer=sampled - fed, decode=ended - sampled),
+                seconds=ended - began,
+            ),
+            prefilled,
+        )
+
+    async def close(self) -> None:
+        """Stop the lanes and close the backend. Conversations have been released before."""
+        for lane in self._lanes:
+            lane.cancel()
+        if self._lanes:
+            await asyncio.wait(self._lanes)
+        await self.backend.close()

@@ -1,0 +1,121 @@
+"""Leases: a conversation in a slot of its own, and the release of everything it holds, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.engine.conversation import Conversation
+from gateway.engine.prefix import PromptPrefix
+from gateway.engine.sampling import SamplingParams
+from gateway.engine.scheduler import FrameScheduler
+from gateway.errors import GatewayError
+from gateway.manifest import Manifest
+from gateway.session.admission import Admission, Slot
+from gateway.session.keys import KeyHolder
+from gateway.session.persona import Persona, check_prompt, prefix_of_codes, prefix_of_preset
+from gateway.session.recorded import split
+from gateway.session.stats import SessionStats
+from gateway.session.tokenizer import Tokenizer
+from gateway.telemetry.metrics import Metrics
+from gateway.voices.registry import VoiceRegistry
+
+
+@dataclass(eq=False)
+class ConversationLease:
+    """A conversation that holds a slot.
+
+    `reason`: why it ended, for the metrics; set where it differs from what the exit of `Leases.open` shows.
+    """
+
+    conversation: Conversation
+    stats: SessionStats
+    reason: str = "completed"
+
+
+class Leases:
+    """Opens conversations, each in a slot of its own."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        voices: VoiceRegistry,
+        tokenizer: Tokenizer,
+        scheduler: FrameScheduler,
+        admission: Admission,
+        metrics: Metrics,
+        release_wait: float,
+    ) -> None:
+        """`release_wait`: seconds that a client waits for the release of its slot; the release itself goes on."""
+        self._manifest = manifest
+        self._voices = voices
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._admission = admission
+        self._metrics = metrics
+        self._release_wait = release_wait
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def open(
+        self, persona: Persona, sampling: SamplingParams, key: KeyHolder | None = None, slot: Slot | None = None
+    ) -> AsyncIterator[ConversationLease]:
+        """A conversation in a slot, not started yet. It is released and counted on the way out, whatever happens.
+
+        It counts for `key`, if there is one. `slot`: reserved before; otherwise one is taken. Raises Draining,
+        TooManyForKey, AtCapacity, UnknownVoice, PromptTooLong, AudioError, EngineUnavailable or EngineError.
+        """
+        text_tokens = self._tokenizer.encode_prompt(persona.text)
+        check_prompt(text_tokens, self._manifest)
+        prefix: PromptPrefix | None = None
+        if isinstance(persona.voice, str):
+            preset = self._voices.require(persona.voice).preset
+            prefix = prefix_of_preset(preset, text_tokens, self._manifest)
+        resources = AsyncExitStack()
+        resources.callback((self._admission.acquire(key) if slot is None else slot.claim()).release)
+        stats = self.stats()
+        reason = "error"
+        try:
+            conversation = Conversation(self._scheduler, prefix, sampling)
+            resources.push_async_callback(conversation.close)
+            if not isinstance(persona.voice, str):
+                frames = split(persona.voice, self._manifest.frame_size)
+                codes = await conversation.encode_voice(frames)
+                conversation.prefix = prefix_of_codes(codes, text_tokens, self._manifest)
+            stats.watch(conversation)
+            lease = ConversationLease(conversation, stats)
+            try:
+                yield lease
+            finally:
+                lease.stats.finish()
+            reason = lease.reason
+        except (asyncio.CancelledError, GeneratorExit):
+            reason = "disconnected"
+            raise
+        except GatewayError as error:
+            reason = error.end_reason
+            raise
+        finally:
+            self._metrics.ended.labels(reason).inc()
+            await self._release(resources)
+
+    def stats(self) -> SessionStats:
+        """New statistics of a conversation or turn."""
+        return SessionStats(self._metrics, 1 / self._manifest.frame_rate)
+
+    async def close(self) -> None:
+        """Wait for the conversations that are being released."""
+        if self._releasing:
+            await asyncio.wait(self._releasing)
+
+    async def _release(self, resources: AsyncExitStack) -> None:
+        """End the sequences and then free the slot, in that order, even if the caller is cancelled meanwhile.
+
+        A slot is not free before its sequences have ended. That may take longer than the client waits.
+        """
+        task = asyncio.create_task(resources.aclose())
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        await asyncio.wait([task], timeout=self._release_wait)
