@@ -1,6 +1,6 @@
 # make demo: send a recording through the whole service. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-start bench-products bench-7b bench-quality sizes bench-gpu check-cuda test test-long lint lock clean
+.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda test test-long lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -43,10 +43,10 @@ bench-compare: $(DEV) ## this source tree beside a base commit, in alternating r
 bench-overhead: $(DEV) ## what the gateway and Triton add to the four graphs, for one user
 	@$(BIN)/python -m loadtest.bench.service.overhead
 
-bench-start: $(DEV) ## how fast a call starts, and what that costs those who talk
+bench-start: $(DEV) ## how fast a conversation starts, and what its prefill costs live users
 	@$(BIN)/python -m loadtest.bench.service.start
 
-bench-products: $(DEV) ## products with 4- and 8-bit matrices: our kernels beside ONNX Runtime's
+bench-matmuls: $(DEV) ## matmuls with 4- and 8-bit matrices: our kernels beside ONNX Runtime's
 	@$(BIN)/python -m loadtest.bench.models.matmuls
 
 # More of its options in BENCH; .venv/bin/python -m loadtest.bench.models.seven_b --help has them all.

@@ -1,4 +1,4 @@
-"""Products with block-quantized matrices, in our kernels and in ONNX Runtime's own: `make bench-products`.
+"""Products with block-quantized matrices, in our kernels and in ONNX Runtime's own: `make bench-matmuls`.
 
 Both run in this process, in turn, over so many matrices of the published size that none is in a cache when its turn
 comes. Medians of several rounds; the ratio is the figure.

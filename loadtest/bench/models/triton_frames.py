@@ -7,97 +7,88 @@ Contexts are made by prefill: one conversation computes it, the others restore t
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
-from gateway.engine.prefix import PromptPrefix
-from gateway.engine.triton.backend import TritonBackend
-from gateway.manifest import Manifest
-from gateway.triton_server.server import TritonServer
+from gateway.triton_server import TritonServer
 from loadtest.bench.models.bytes_read import STAGES
 from loadtest.bench.models.graph_frames import Group, arguments, grouped, memory_rate
-
-DEADLINE = 1800.0
-"""Seconds; a slow answer is a figure, not an error."""
+from loadtest.bench.models.triton_models import Array, Conversation, TritonModels, sampling
 
 _WARM_UP = 1
-"""Frames of a group: the models have run before, but what measures the memory's rate empties the caches."""
+"""Frames of a group: the models have run before, but measuring the memory's rate empties the caches."""
 
 
-class Served:
-    """Conversations in the slots of one backend."""
+class TritonFrames:
+    """Frames of several conversations through the models of one Triton."""
 
-    def __init__(self, backend: TritonBackend, manifest: Manifest, max_steps: int) -> None:
-        self._backend = backend
-        self._manifest = manifest
+    def __init__(self, models: TritonModels, manifest: Mapping[str, Any], max_columns: int) -> None:
+        self._models = models
+        self._sampling = manifest["sampling"]
         self._random = np.random.default_rng(0)
-        cards = [manifest.text_card, *[manifest.card] * 16]
-        self._past = self._random.integers(0, cards, (max_steps, len(cards)))
+        cards = [manifest["text_card"], *[manifest["card"]] * 16]
+        self._past = self._random.integers(0, cards, (max_columns, len(cards)))
 
-    async def begin(self, slot: int, context: int) -> dict[str, Any]:
-        """Start a conversation of `context` steps in a slot; returns how long that took."""
-        embeddings = np.zeros((0, self._manifest.dim), np.float32)
-        prefix = PromptPrefix(embeddings, self._past[:context], np.full(17, -1, np.int64))
-        await self._backend.open(slot)
+    def begin(self, context: int) -> tuple[Conversation, dict[str, Any]]:
+        """Start a conversation with `context` columns; it, and how long that took."""
+        conversation = self._models.open()
         began = time.perf_counter()
-        done = await self._backend.prefill(slot, prefix, *self._samplers("text", 1, context), no_wait)
+        cached = self._models.prefill(conversation, self._past[:context], self._sampler("text", context))
         seconds = round(time.perf_counter() - began, 4)
-        return {"columns": context, "computed": context - done.cached, "seconds": seconds}
+        return conversation, {"columns": context, "computed": context - cached, "seconds": seconds}
 
-    async def frame(self, slots: NDArray[np.int64], position: int) -> dict[str, float]:
-        """Milliseconds of each stage of a frame of all `slots`."""
-        backend, count = self._backend, len(slots)
-        speech = 0.05 * self._random.standard_normal((count, 1920), np.float32)
+    def frame(self, conversations: Sequence[Conversation], position: int) -> dict[str, float]:
+        """Milliseconds of each stage of one frame of all `conversations`."""
+        models, count = self._models, len(conversations)
+        pcm = 0.05 * self._random.standard_normal((count, 1920), np.float32)
         times = [time.perf_counter()]
-        user_codes = await backend.encode(slots, speech)
-        steps = np.concatenate([self._past[:count, :9], user_codes], axis=1)
+        codes = models.batch("mimi_encoder", conversations, {"pcm": pcm})["codes"]
+        columns = np.concatenate([self._past[:count, :9], codes], axis=1)[:, None]
         times.append(time.perf_counter())
-        output = await backend.step(slots, steps, *self._samplers("text", count, position))
+        step = models.batch("temporal", conversations, {"columns": columns, **self._samplers("text", position, count)})
+        temporal = {name: step[name] for name in ("hidden", "text_token")}
         times.append(time.perf_counter())
-        agent_codes = await backend.depformer(output, *self._samplers("audio", count, position))
+        agent = models.depformer({**temporal, **self._samplers("audio", position, count)})
         times.append(time.perf_counter())
-        await backend.decode(slots, agent_codes)
+        models.batch("mimi_decoder", conversations, {"codes": agent})
         times.append(time.perf_counter())
         return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
 
-    def _samplers(self, stream: str, count: int, position: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        top_k, temperature = (getattr(self._manifest.sampling, f"{stream}_{name}") for name in ("top_k", "temperature"))
-        return np.full((count, 3), (1, position, top_k), np.int64), np.full((count, 1), temperature, np.float32)
+    def _sampler(self, kind: str, position: int) -> dict[str, Array]:
+        top_k, temperature = self._sampling[f"{kind}_top_k"], self._sampling[f"{kind}_temperature"]
+        return sampling(1, position, top_k, temperature)
+
+    def _samplers(self, kind: str, position: int, count: int) -> dict[str, Array]:
+        return {name: np.repeat(array[None], count, axis=0) for name, array in self._sampler(kind, position).items()}
 
 
-async def no_wait() -> None:
-    """No batch runs beside the prefill."""
+def measure(models: TritonModels, manifest: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Frames for every number of rows and context, and how long starting conversations took.
 
-
-async def measure(url: str, manifest: Manifest, asked: argparse.Namespace) -> dict[str, Any]:
-    """Frames for every batch size and context, and how long conversations took to start.
-
-    Batch sizes take turns, so that a machine that is faster at times is so for all of them. Each group has new
+    Numbers of rows take turns, so that a change of the machine's speed affects all of them. Each group has new
     conversations.
     """
     cases, begun = [], []
-    backend = TritonBackend(url, manifest, step_deadline=DEADLINE, prefill_deadline=DEADLINE)
-    served = Served(backend, manifest, max(asked.contexts))
-    for context in asked.contexts:
-        groups: dict[int, list[Group]] = {rows: [] for rows in asked.rows}
-        for rows in asked.rows * asked.groups:
-            slots = np.arange(rows)
-            begun += [await served.begin(slot, context) for slot in range(rows)]
-            before = memory_rate(asked.threads)
-            frames = [await served.frame(slots, context + index) for index in range(_WARM_UP + asked.frames)]
-            groups[rows].append(Group(frames[_WARM_UP:], (before, memory_rate(asked.threads))))
-            for slot in range(rows):
-                await backend.release(slot)
+    frames = TritonFrames(models, manifest, max(options.contexts))
+    for context in options.contexts:
+        groups: dict[int, list[Group]] = {rows: [] for rows in options.rows}
+        for rows in options.rows * options.groups:
+            started = [frames.begin(context) for _ in range(rows)]
+            conversations = [conversation for conversation, _ in started]
+            begun += [took for _, took in started]
+            before = memory_rate(options.threads)
+            measured = [frames.frame(conversations, context + index) for index in range(_WARM_UP + options.frames)]
+            groups[rows].append(Group(measured[_WARM_UP:], (before, memory_rate(options.threads))))
+            for conversation in conversations:
+                models.close(conversation)
         cases += [grouped(rows, context, of_rows) for rows, of_rows in groups.items()]
-    await backend.close()
     return {"cases": cases, "begun": begun}
 
 
@@ -122,17 +113,19 @@ def _anonymous(pid: int) -> int:
 
 
 def main() -> None:
-    asked = arguments(__doc__)
-    manifest = Manifest.load(asked.models)
+    options = arguments(__doc__)
+    manifest = json.loads((options.models / "manifest.json").read_text())
     began = time.perf_counter()
-    with TritonServer(asked.models / "triton") as server:
+    with TritonServer(options.models / "triton") as server:
         ready = time.perf_counter() - began
+        models = TritonModels(server.http_url, manifest["frame_size"], manifest["codebooks"])
         try:
-            found = asyncio.run(measure(server.http_url, manifest, asked))
+            found = measure(models, manifest, options)
         except Exception:
             print(*server.log, sep="\n", file=sys.stderr)
             raise
-        print(json.dumps({**found, "ready_seconds": round(ready, 2), "slots": manifest.slots, "memory": memory()}))
+        models.disconnect()
+        print(json.dumps({**found, "ready_seconds": round(ready, 2), "slots": manifest["slots"], "memory": memory()}))
 
 
 if __name__ == "__main__":

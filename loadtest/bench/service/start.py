@@ -1,11 +1,12 @@
-"""How fast a call starts, and what that costs those who talk: `make bench-start`.
+"""Measure how fast a conversation starts, and what its prefill costs live users: `make bench-start`.
 
-First and second call of a persona with a 300-column prompt, timed at the caller from dialling to being heard, over
-gRPC; medians of several personas. Then callers who talk in real time, half of the time alone and half of it while new
-personas of 300 columns are prefilled one after the other: what their frames take, seen by them.
+A persona of COLUMNS columns is prefilled by its first conversation and restored from the cache for its second one. The
+time to `ready` of both is measured over gRPC; the result is the median of several personas. Then live users send in
+real time, half of the time alone and half of it while new personas are prefilled one after the other; their frame
+latencies are compared.
 
-On tiny models a prefill takes hardly more than what a call costs by itself; on larger ones the ratio is that of a real
-model. So both are measured.
+With tiny models a prefill takes little more than a call; with larger ones the ratio is that of a real model. Both are
+measured.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,16 +22,13 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
+from sentencepiece import SentencePieceProcessor
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc as rpc
-from gateway.manifest import Manifest
-from gateway.session.persona import SILENT_FRAMES
-from gateway.session.tokenizer import Tokenizer
-from gateway.voices.registry import VoiceRegistry
+from loadtest.machine import machine
 from loadtest.server import started
 from model_repository.build import build_repository
 from model_repository.tiny import write_tiny_checkpoint
@@ -44,16 +41,18 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "larger": {"lm": {"dim": 1024, "num_layers": 4, "num_heads": 8, "context": 1000}},
 }
-"""What differs from a tiny checkpoint; the larger one's temporal model has 85 million parameters."""
+"""Differences from a tiny checkpoint; the larger one's temporal model has 85 million parameters."""
+SILENT_FRAMES = 6
+"""Frames of silence before and after the text of a prompt."""
 
 
 class Personas:
-    """Texts that make a prompt of COLUMNS columns with VOICE, each like no other."""
+    """Texts that make a prompt of COLUMNS columns with VOICE, all different."""
 
     def __init__(self, models: Path) -> None:
-        manifest = Manifest.load(models)
-        self._tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
-        self._length = COLUMNS - VoiceRegistry(manifest).require(VOICE).frames - 2 * SILENT_FRAMES
+        manifest = json.loads((models / "manifest.json").read_text())
+        self._tokenizer = SentencePieceProcessor(model_file=str(models / manifest["tokenizer"]))
+        self._length = COLUMNS - manifest["voices"][VOICE]["frames"] - 2 * SILENT_FRAMES
         self._made = 0
 
     def next(self) -> str:
@@ -62,20 +61,20 @@ class Personas:
         words = ("one", "who", "knows", "the", "sea", "a")
         for word in range(10_000):
             longer = f"{text} {words[word % len(words)]}"
-            if len(self._tokenizer.encode_prompt(longer)) > self._length:
+            if len(self._tokenizer.encode(f"<system> {longer} <system>")) > self._length:
                 break
             text = longer
         return text
 
 
-class ConversationLease:
-    """A live call, timed from the caller's side."""
+class TimedConversation:
+    """A live conversation that measures its own times, at the client."""
 
     def __init__(self, stub: rpc.PersonaPlexStub) -> None:
         self._call = stub.Converse()
 
     async def begin(self, text: str) -> float:
-        """Seconds until the caller is heard."""
+        """Start the conversation; seconds until the server is ready."""
         began = time.perf_counter()
         start = pb.Start(voice=VOICE, text_prompt=text, sampling=pb.Sampling(seed=1))
         await self._call.write(pb.ConverseRequest(start=start))
@@ -85,7 +84,7 @@ class ConversationLease:
         return ready
 
     async def frame(self, pcm: bytes) -> float:
-        """Seconds from the frame being handed over to its answer being there."""
+        """Send one frame; seconds until its answer has been received."""
         message = pb.ConverseRequest(audio=pcm)
         began = time.perf_counter()
         await self._call.write(message)
@@ -101,27 +100,27 @@ class ConversationLease:
         while True:
             message = await self._call.read()
             if message is grpc.aio.EOF:
-                raise RuntimeError(f"the call ended: {await self._call.details()}")
+                raise RuntimeError(f"the server ended the conversation: {await self._call.details()}")
             if message.WhichOneof("message") == kind:
                 return
 
 
 async def starts(stub: rpc.PersonaPlexStub, personas: Personas, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds to ready of each persona's first and second call."""
+    """Milliseconds to `ready` of each persona's first and second conversation."""
     times: dict[str, list[float]] = {"first": [], "second": []}
-    # The very first one waits for what is done once, such as memory being planned.
+    # The first persona is a warm-up.
     for _ in range(rounds + 1):
         text = personas.next()
         for kind in times:
-            call = ConversationLease(stub)
+            call = TimedConversation(stub)
             times[kind].append(1e3 * await call.begin(text))
             await call.end()
     return {kind: values[1:] for kind, values in times.items()}
 
 
 @dataclass
-class Talk:
-    """What callers' frames took, in milliseconds, and how many others began meanwhile."""
+class LiveFrames:
+    """Frame latencies of live users in milliseconds, and the number of prefills meanwhile."""
 
     frames: list[float] = field(default_factory=list)
     prefills: int = 0
@@ -133,46 +132,46 @@ class Talk:
         return {"p50": float(p50), "p99": float(p99), "most": most, "late": late, "prefills": self.prefills}
 
 
-async def talks(
-    stub: rpc.PersonaPlexStub, personas: Personas, callers: int, seconds: float, rounds: int
-) -> dict[str, Talk]:
-    """Callers who talk all along; in every other period new personas are prefilled as fast as they can be."""
-    heard = {"alone": Talk(), "while others begin": Talk()}
+async def live_frames(
+    stub: rpc.PersonaPlexStub, personas: Personas, users: int, seconds: float, rounds: int
+) -> dict[str, LiveFrames]:
+    """Latencies of users that send all the time; every other period, new personas are prefilled back to back."""
+    found = {"alone": LiveFrames(), "during prefills": LiveFrames()}
     period = ["alone"]
     over = asyncio.Event()
 
-    async def talk(index: int) -> None:
+    async def send(index: int) -> None:
         random = np.random.default_rng(index)
-        call = ConversationLease(stub)
+        call = TimedConversation(stub)
         await call.begin("")
-        await asyncio.sleep(FRAME_SECONDS * index / callers)
+        await asyncio.sleep(FRAME_SECONDS * index / users)
         due = time.perf_counter()
         while not over.is_set():
             pcm = (random.standard_normal(1920) * 1500).astype("<i2").tobytes()
             now = period[0]
-            heard[now].frames.append(1e3 * await call.frame(pcm))
+            found[now].frames.append(1e3 * await call.frame(pcm))
             due = max(due + FRAME_SECONDS, time.perf_counter() - FRAME_SECONDS)
             await asyncio.sleep(max(due - time.perf_counter(), 0))
         await call.end()
 
-    async def begin_others() -> None:
+    async def prefill() -> None:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
-            call = ConversationLease(stub)
+            call = TimedConversation(stub)
             await call.begin(personas.next())
             await call.end()
-            heard["while others begin"].prefills += 1
+            found["during prefills"].prefills += 1
 
-    talking = [asyncio.create_task(talk(index)) for index in range(callers)]
+    sending = [asyncio.create_task(send(index)) for index in range(users)]
     await asyncio.sleep(2.0)
-    for talk_so_far in heard.values():
-        talk_so_far.frames.clear()
+    for latencies in found.values():
+        latencies.frames.clear()
     for _ in range(rounds):
-        for kind, during in (("alone", lambda: asyncio.sleep(seconds)), ("while others begin", begin_others)):
+        for kind, during in (("alone", lambda: asyncio.sleep(seconds)), ("during prefills", prefill)):
             await _period(period, kind, during)
     over.set()
-    await asyncio.gather(*talking)
-    return heard
+    await asyncio.gather(*sending)
+    return found
 
 
 async def _period(period: list[str], kind: str, during: Callable[[], Awaitable[None]]) -> None:
@@ -180,25 +179,25 @@ async def _period(period: list[str], kind: str, during: Callable[[], Awaitable[N
     await during()
 
 
-def measure(models: Path, log: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """Of one repository."""
+def measure(models: Path, log: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one repository."""
     personas = Personas(models)
 
     async def run(target: str) -> dict[str, Any]:
         async with grpc.aio.insecure_channel(target) as channel:
             stub = rpc.PersonaPlexStub(channel)  # type: ignore[no-untyped-call]
-            ready = await starts(stub, personas, asked.personas)
-            heard = await talks(stub, personas, asked.callers, asked.seconds, asked.rounds)
+            ready = await starts(stub, personas, options.personas)
+            found = await live_frames(stub, personas, options.users, options.seconds, options.rounds)
         medians = {kind: float(np.median(times)) for kind, times in ready.items()}
-        talking = {kind: talk.stats() for kind, talk in heard.items()}
-        return {"ready_ms": medians, "ratio": medians["second"] / medians["first"], "times": ready, "talking": talking}
+        latencies = {kind: frames.stats() for kind, frames in found.items()}
+        return {"ready_ms": medians, "ratio": medians["second"] / medians["first"], "times": ready, "frames": latencies}
 
     with started(models, log) as server:
         return asyncio.run(run(server.grpc))
 
 
 def build(name: str, folder: Path, slots: int) -> Path:
-    """A repository of one of the SIZES, always anew."""
+    """Build a repository of one of the SIZES."""
     write_tiny_checkpoint(folder / name / "checkpoint", force=True, config=SIZES[name])
     build_repository(folder / name / "checkpoint", folder / name / "models", slots=slots, force=True)
     return folder / name / "models"
@@ -206,38 +205,37 @@ def build(name: str, folder: Path, slots: int) -> Path:
 
 def _print(stats: dict[str, Any]) -> None:
     console = Console()
-    ready = Table(f"ms to ready, {COLUMNS} columns", "first call", "second call", "ratio")
-    talking = Table("ms per frame of live callers", "", "p50", "p99", "most", "late", "prefills")
+    ready = Table(f"ms to ready, {COLUMNS} columns", "first conversation", "second conversation", "ratio")
+    live = Table("ms per frame of live users", "", "p50", "p99", "most", "late", "prefills")
     for name, of in stats["models"].items():
         ready.add_row(name, *(f"{of['ready_ms'][kind]:.1f}" for kind in ("first", "second")), f"{of['ratio']:.1%}")
-        for kind, values in of["talking"].items():
+        for kind, values in of["frames"].items():
             numbers = [f"{values[key]:.1f}" for key in ("p50", "p99", "most")]
-            talking.add_row(name, kind, *numbers, str(values["late"]), str(values["prefills"]))
+            live.add_row(name, kind, *numbers, str(values["late"]), str(values["prefills"]))
     console.print(ready)
-    console.print(talking)
+    console.print(live)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="a built repository; by default a tiny and a larger one are made")
-    parser.add_argument("--personas", type=int, default=9, help="personas whose calls are timed (default 9)")
-    parser.add_argument("--callers", type=int, default=4, help="live callers (default 4)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a period of talking (default 10)")
+    parser.add_argument("--personas", type=int, default=9, help="personas to measure (default 9)")
+    parser.add_argument("--users", type=int, default=4, help="live users (default 4)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a period (default 10)")
     parser.add_argument("--rounds", type=int, default=2, help="periods of each kind (default 2)")
     parser.add_argument("--out", type=Path, default=Path("build/start"), help="folder for models, logs and JSON")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if asked.models:
-        repositories = {asked.models.name: asked.models}
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.models:
+        repositories = {options.models.name: options.models}
     else:
-        repositories = {name: build(name, asked.out, asked.callers + 1) for name in SIZES}
-    measured = {name: measure(models, asked.out / f"{name}.log", asked) for name, models in repositories.items()}
+        repositories = {name: build(name, options.out, options.users + 1) for name in SIZES}
+    measured = {name: measure(models, options.out / f"{name}.log", options) for name, models in repositories.items()}
     stats = {
         "models": measured,
-        "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
-        "onnxruntime": ort.__version__,
+        "machine": machine(),
     }
-    (asked.out / "start.json").write_text(json.dumps(stats, indent=1) + "\n")
+    (options.out / "start.json").write_text(json.dumps(stats, indent=1) + "\n")
     _print(stats)
 
 
