@@ -1,6 +1,6 @@
 """The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, doctor, demo.
 
-Exit codes: 0 done; 2 it could not be done, with one line on stderr that says why; 130 interrupted.
+Exit codes: 0 success; 2 failure, with the reason in one line on stderr; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from gateway.cli import admin, build, demo, doctor, download, evaluate, respond, serve, voice
-from gateway.cli.console import FAILURE, complain
+from gateway.cli.console import FAILURE, print_error
 from gateway.errors import GatewayError
 
 DISTRIBUTION = "personaplex-triton"
@@ -37,33 +37,33 @@ app.add_typer(admin.app, name="admin", help="Operate a running gateway: drain, u
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and ends the process."""
+    """Run the command line and exit the process."""
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit code."""
+    """Run the command line and return its exit code."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
         code = app(args=list(given) or ["--help"], prog_name="personaplex", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except TyperException as error:
-        complain(error.format_message())
+        print_error(error.format_message())
         return FAILURE
     except GatewayError as error:
-        complain(error.message)
+        print_error(error.message)
         return FAILURE
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        # Whoever read our result has had enough; Python would complain once more when it closes stdout.
+        # The reader of stdout is gone. Without this, Python reports the error again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
 
 
-def _say_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"personaplex {metadata.version(DISTRIBUTION)}")
         raise typer.Exit
 
@@ -71,10 +71,10 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def _personaplex(
     version: Annotated[
-        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_say_version)
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Spoken answers from PersonaPlex on NVIDIA Triton: build the models, serve them, ask them."""
+    """Full-duplex speech with PersonaPlex on NVIDIA Triton: build the models, serve them, send them speech."""
 
 
 __all__ = ["app", "main", "run"]

@@ -1,4 +1,4 @@
-"""`python -m gateway.cli`: the same as `personaplex`."""
+"""`python -m gateway.cli` runs `personaplex`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`personaplex tiny` and `personaplex build`: a random checkpoint, and from any checkpoint the folder to serve."""
+"""`personaplex tiny` writes a random checkpoint; `personaplex build` builds a checkpoint into a model repository."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.console import CommandError, progress, say
+from gateway.cli.console import CommandError, print_status, progress
 
 
 def tiny(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds something else.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Write a small checkpoint of random weights, in the published layout: for trying things out, not for answers."""
+    """Write a small checkpoint of random weights in the published layout, for tests. Its answers are noise."""
     write_tiny(out, seed=seed, force=force)
-    say(f"{out}: a tiny checkpoint; its weights are random")
+    print_status(f"{out}: tiny checkpoint of random weights")
 
 
 def build(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder in any published format.")],
-    models: Annotated[Path, typer.Argument(help="Folder to write: what `personaplex serve` takes.")],
-    slots: Annotated[int, typer.Option(min=1, help="Conversations at once.")] = 8,
+    checkpoint: Annotated[Path, typer.Argument(help="Folder with a checkpoint in any published format.")],
+    models: Annotated[Path, typer.Argument(help="Folder to write, for `personaplex serve`.")],
+    slots: Annotated[int, typer.Option(min=1, help="Concurrent conversations.")] = 8,
     variant: Annotated[
-        str, typer.Option(help="Precision of the weights: fp32, fp16, int8, int4 or mixed; on cuda bf16 too.")
+        str, typer.Option(help="Precision of the weights: fp32, fp16, int8, int4 or mixed; on cuda also bf16.")
     ] = "fp32",
     kv: Annotated[
         str | None, typer.Option(help="Precision of keys and values: fp32, fp16 or int8. [default: the variant's]")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where it shall run: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device that runs the models: cpu or cuda.")] = "cpu",
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a folder that holds something else, with all that is in it.")
+        bool, typer.Option("--force", help="Replace a folder that holds something else, with all its content.")
     ] = False,
 ) -> None:
-    """Build a checkpoint into a repository of Triton models."""
-    dropped = write_models(checkpoint, models, slots=slots, variant=variant, kv=kv, device=device, force=force)
-    if dropped:
-        say(f"{models}: voices added before, from another checkpoint's build, are gone: {', '.join(dropped)}")
-    say(f"{models}: built for {slots} conversations; personaplex serve {models}")
+    """Build a checkpoint into a Triton model repository."""
+    removed = write_models(checkpoint, models, slots=slots, variant=variant, kv=kv, device=device, force=force)
+    if removed:
+        names = ", ".join(removed)
+        print_status(f"{models}: removed added voices, which belong to another checkpoint: {names}")
+    print_status(f"{models}: built for {slots} conversations; next: personaplex serve {models}")
 
 
 def write_tiny(out: Path, *, seed: int = 0, force: bool = False) -> None:
-    """Writes the tiny checkpoint. Raises CommandError."""
-    # Building needs ONNX; serving and asking do not wait for its import.
+    """Write the tiny checkpoint. Raises CommandError."""
+    # Imported here because the import of ONNX takes long and most commands do not need it.
     from model_repository.tiny import write_tiny_checkpoint
 
     with explained():
@@ -63,7 +64,7 @@ def write_models(
     device: str = "cpu",
     force: bool = False,
 ) -> list[str]:
-    """Builds the repository, with a bar on a terminal; see `build_repository`. Raises CommandError."""
+    """Build the repository with a progress bar and return the added voices that were removed. Raises CommandError."""
     from model_repository.build import build_repository
 
     with explained(), progress("building", total=1.0) as report:
@@ -74,7 +75,7 @@ def write_models(
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns errors of the models' side, inside, into CommandError."""
+    """Raise errors of `model_repository` and of the file system as CommandError."""
     from model_repository.errors import ModelRepositoryError
 
     try:

@@ -1,4 +1,4 @@
-"""The doctor's checks: each looks at one thing a run needs, and says what it found and how to mend it."""
+"""The checks of `personaplex doctor`: each tests one requirement, and returns what it found and how to fix it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gateway.voices.registry import VoiceRegistry
 PYTHONS = ((3, 11), (3, 13))
 MIB = 2**20
 GIB = 2**30
-# Four models with a region of 4 MiB each, which grow as prompts get longer.
+# Four models with a region of 4 MiB each, which grows with the length of prompts.
 SHM_NEEDED, SHM_ADVISED = 24 * MIB, 64 * MIB
 SHM = "/dev/shm"  # noqa: S108 - where Triton puts its regions
 MEMORY_NEEDED, MEMORY_ADVISED = GIB, 2 * GIB
@@ -40,7 +40,7 @@ MODEL = "import numpy, onnxruntime\n\nclass TritonPythonModel:\n    pass\n"
 
 
 class Status(StrEnum):
-    """OK; WARN: it runs, but; FAIL: it does not run."""
+    """OK: met; WARN: the server runs, with a limitation; FAIL: it does not run."""
 
     OK = "OK"
     WARN = "WARN"
@@ -49,7 +49,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's. `mend`: what to do, empty where nothing is to be done."""
+    """The result of a check. `mend`: how to fix it, empty if it is OK."""
 
     name: str
     status: Status
@@ -58,15 +58,15 @@ class Check:
 
 
 def run_checks(models: Path | None = None, port: int = 8998) -> list[Check]:
-    """Everything, in the order in which one would mend it.
+    """Run all checks, in the order in which to fix them.
 
     Args:
-        models: a built repository to look at too.
-        port: what the gateway shall listen on.
+        models: a built repository to check too.
+        port: port of the gateway.
     """
     first: list[Callable[[], Check]] = [python, installation, triton, onnx_runtime, kernels, gpu]
-    room: list[Callable[[], Check]] = [memory, shared_memory, disk]
-    results = [check() for check in first + room]
+    space: list[Callable[[], Check]] = [memory, shared_memory, disk]
+    results = [check() for check in first + space]
     results.append(gateway_port(port))
     if models is not None:
         results.append(repository(models))
@@ -74,7 +74,7 @@ def run_checks(models: Path | None = None, port: int = 8998) -> list[Check]:
 
 
 def python() -> Check:
-    """The running interpreter: the versions this project is tested with and Triton has stubs for."""
+    """Check the version of Python: this project is tested with it and Triton has a stub for it."""
     found = f"{platform.python_version()} ({sys.executable})"
     if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         return Check("Python", Status.OK, found)
@@ -84,17 +84,17 @@ def python() -> Check:
 
 
 def installation() -> Check:
-    """Binary, backend, stub and libpython of the embedded server."""
+    """Find the binary, backend, stub and libpython of the embedded Triton."""
     try:
         found = TritonInstallation.find()
     except TritonNotInstalledError as error:
         return Check("Triton parts", Status.FAIL, *_split(error.message))
-    libpython = found.libpython or "where the loader finds it"
+    libpython = found.libpython or "on the loader's path"
     return Check("Triton parts", Status.OK, f"{found.binary}, stub for {found.stub.parent.name}, libpython {libpython}")
 
 
 def triton() -> Check:
-    """The proof of all that: a server is started, with a Python model that imports what ours do."""
+    """Start Triton with a Python model that imports the libraries of the served models."""
     with tempfile.TemporaryDirectory(prefix="personaplex-doctor-") as folder:
         model = Path(folder) / "doctor" / "1" / "model.py"
         model.parent.mkdir(parents=True)
@@ -104,99 +104,101 @@ def triton() -> Check:
         try:
             server.start(timeout=60)
         except TritonNotInstalledError:
-            return Check("Triton runs", Status.FAIL, "not tried: a part is missing", "mend the line above first")
+            return Check("Triton runs", Status.FAIL, "not tried: a part is missing", "fix the line above first")
         except TritonError as error:
-            return Check("Triton runs", Status.FAIL, error.message, "personaplex serve --log-level debug tells more")
+            return Check(
+                "Triton runs", Status.FAIL, error.message, "run personaplex serve --log-level debug for details"
+            )
         finally:
             server.stop(now=True)
-    return Check("Triton runs", Status.OK, "it starts and loads a Python model")
+    return Check("Triton runs", Status.OK, "starts and loads a Python model")
 
 
 def onnx_runtime() -> Check:
-    """The library inside the models, and where it can compute."""
+    """Check the installed ONNX Runtime and list its execution providers."""
     try:
         import onnxruntime
     except ImportError as error:
         return Check("ONNX Runtime", Status.FAIL, str(error), f"make setup (or {INSTALL})")
     installed = [name for name in ONNX_RUNTIMES if _is_installed(name)]
     if len(installed) > 1:
-        found = f"{' and '.join(installed)} are both installed, over one another"
+        found = f"{' and '.join(installed)} are both installed and overwrite each other"
         return Check("ONNX Runtime", Status.FAIL, found, f"pip uninstall {' '.join(installed)}; {INSTALL}")
     return Check("ONNX Runtime", Status.OK, f"{onnxruntime.__version__}, providers: {', '.join(_providers())}")
 
 
 def kernels() -> Check:
-    """Whether the models have their own kernels for products with 4- and 8-bit matrices on the CPU."""
+    """Check that the CPU kernels for 4- and 8-bit matmuls were built and the processor supports them."""
     from model_repository.serving.cpu import missing_for_kernels
 
     missing = missing_for_kernels()
     if missing is None:
-        return Check("CPU kernels", Status.OK, "for products with 4- and 8-bit matrices, on AVX-512 VNNI")
-    mend = "a processor with AVX-512 VNNI: without, ONNX Runtime's own are used, half as fast for several callers"
+        return Check("CPU kernels", Status.OK, "for 4- and 8-bit matmuls, with AVX-512 VNNI")
+    mend = "use a processor with AVX-512 VNNI; ONNX Runtime's own kernels are half as fast for several conversations"
     return Check("CPU kernels", Status.WARN, missing, mend)
 
 
 def gpu() -> Check:
-    """Whether the CUDA driver is there and sees a device, and ONNX Runtime could use it."""
-    mend = "for tiny models nothing; for real ones a GPU with NVIDIA's driver (nvidia-smi shows it)"
+    """Check that the CUDA driver finds a device and ONNX Runtime can use it."""
+    mend = "not needed for tiny models; for others install a GPU with NVIDIA's driver (nvidia-smi lists it)"
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return Check("GPU", Status.WARN, "no CUDA driver: models run on the CPU", mend)
+        return Check("GPU", Status.WARN, "no CUDA driver; models run on the CPU", mend)
     count = ctypes.c_int(0)
     if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return Check("GPU", Status.WARN, "the CUDA driver sees no device: models run on the CPU", mend)
+        return Check("GPU", Status.WARN, "the CUDA driver finds no device; models run on the CPU", mend)
     name = ctypes.create_string_buffer(100)
     cuda.cuDeviceGetName(name, 100, 0)
     found = f"{count.value} × {name.value.decode(errors='replace')}"
     if "CUDA" not in _providers():
-        return Check("GPU", Status.WARN, f"{found}, but ONNX Runtime is one without CUDA", "pip install .[gpu]")
+        return Check("GPU", Status.WARN, f"{found}, but this ONNX Runtime has no CUDA", "pip install .[gpu]")
     if missing := _missing_cuda_libraries():
-        return Check(
-            "GPU", Status.FAIL, f"{found}, but {', '.join(missing)} cannot be loaded", "pip install .[gpu] brings them"
-        )
+        return Check("GPU", Status.FAIL, f"{found}, but {', '.join(missing)} cannot be loaded", "pip install .[gpu]")
     return Check("GPU", Status.OK, found)
 
 
 def memory() -> Check:
-    """What is free, under the container's limit where there is one."""
-    return _room(
-        "memory", _free_memory(), MEMORY_NEEDED, MEMORY_ADVISED, "end other programs, or raise the container's limit"
+    """Check the free memory, within the container's limit if there is one."""
+    return _check_space(
+        "memory", _free_memory(), MEMORY_NEEDED, MEMORY_ADVISED, "end other programs or raise the container's limit"
     )
 
 
 def shared_memory() -> Check:
-    """The memory through which tensors go between Triton and its Python models."""
+    """Check the shared memory that passes tensors between Triton and its Python models."""
     try:
         free = shutil.disk_usage(SHM).free
     except OSError as error:
         return Check(SHM, Status.FAIL, str(error), "mount a tmpfs there")
-    return _room(SHM, free, SHM_NEEDED, SHM_ADVISED, "docker run --shm-size=256m (or a larger tmpfs)")
+    return _check_space(SHM, free, SHM_NEEDED, SHM_ADVISED, "docker run --shm-size=256m (or a larger tmpfs)")
 
 
 def disk() -> Check:
-    """Room where models are built, and where the server keeps its few temporary files."""
+    """Check the free disk space of the working folder and of the folder for temporary files."""
     folders = {Path.cwd(), Path(tempfile.gettempdir())}
     unwritable = [str(folder) for folder in folders if not os.access(folder, os.W_OK)]
     if str(tempfile.gettempdir()) in unwritable:
-        return Check("disk", Status.FAIL, f"{tempfile.gettempdir()} is not writable", "set TMPDIR to a folder that is")
+        return Check("disk", Status.FAIL, f"{tempfile.gettempdir()} is not writable", "set TMPDIR to a writable folder")
     free = min(shutil.disk_usage(folder).free for folder in folders)
-    return _room("disk", free, DISK_NEEDED, DISK_ADVISED, "make room, or set TMPDIR to a folder that has some")
+    return _check_space("disk", free, DISK_NEEDED, DISK_ADVISED, "free disk space or set TMPDIR to another folder")
 
 
 def gateway_port(port: int) -> Check:
-    """Whether the gateway could listen; Triton's own ports are chosen among the free ones."""
+    """Check that the gateway's port is free. Triton takes any free ports."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            return Check("port", Status.WARN, f"{port}: {error.strerror}", "personaplex serve --port with another one")
+            return Check(
+                "port", Status.WARN, f"{port}: {error.strerror}", "select another port with personaplex serve --port"
+            )
     return Check("port", Status.OK, f"{port} is free")
 
 
 def repository(models: Path) -> Check:
-    """Whether the folder can be served, and the memory holds its weights and what all its slots will fill."""
+    """Check that the folder is a built repository and its weights and slots fit in memory."""
     try:
         manifest = Manifest.load(models)
     except RepositoryError as error:
@@ -209,14 +211,16 @@ def repository(models: Path) -> Check:
         return Check("models", Status.WARN, f"{found}; {'; '.join(voice.problem for voice in broken)}", mend)
     if manifest.device == "cuda":
         if "CUDA" not in _providers():
-            return Check("models", Status.FAIL, f"{found}, for CUDA, which is not here", "build with --device cpu")
+            return Check(
+                "models", Status.FAIL, f"{found}, built for CUDA, which is not available", "build with --device cpu"
+            )
     elif manifest.memory is not None:
         return _fits(found, manifest.slots, manifest.memory)
     return Check("models", Status.OK, found)
 
 
 def _fits(found: str, slots: int, memory: Memory) -> Check:
-    """Slots take their memory bit by bit, as conversations grow: too little of it shows in the middle of calls."""
+    """Compare needed and free memory. Slots fill theirs gradually: a lack of memory shows during conversations only."""
     free = _free_memory()
     needed = memory.weights + slots * memory.slot
     found = f"{found}; weights {_size(memory.weights)}, each slot {_size(memory.slot)}"
@@ -224,8 +228,8 @@ def _fits(found: str, slots: int, memory: Memory) -> Check:
         return Check("models", Status.OK, found)
     fitting = (free - memory.weights) // memory.slot
     smaller = f"build with --slots {fitting}" if fitting > 0 else "build a smaller variant"
-    found = f"{found}: {_size(needed)}, and {_size(free)} are free"
-    return Check("models", Status.FAIL, found, f"{smaller}, or take a machine with more memory")
+    found = f"{found}: needs {_size(needed)}, {_size(free)} are free"
+    return Check("models", Status.FAIL, found, f"{smaller}, or use a machine with more memory")
 
 
 def _is_installed(distribution: str) -> bool:
@@ -237,7 +241,7 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _providers() -> list[str]:
-    """Where ONNX Runtime can compute, by short name; nowhere without it."""
+    """Return the short names of ONNX Runtime's execution providers; none if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -246,11 +250,11 @@ def _providers() -> list[str]:
 
 
 def _missing_cuda_libraries() -> list[str]:
-    """Those that ONNX Runtime's CUDA provider was linked with or, cuDNN, needs for convolutions."""
+    """Return the libraries of ONNX Runtime's CUDA provider that cannot be loaded."""
     import onnxruntime
     from onnxruntime.capi import build_and_package_info
 
-    # It prints what it does not find, and what we print may be JSON.
+    # It prints to stdout, where --json prints its result.
     with redirect_stdout(sys.stderr):
         onnxruntime.preload_dlls()
     major = build_and_package_info.cuda_version.partition(".")[0]
@@ -267,7 +271,7 @@ def _loads(library: str) -> bool:
 
 
 def _free_memory() -> int:
-    """Bytes that could be had, under the container's limit where there is one."""
+    """Return the bytes available, within the container's limit if there is one."""
     free = int(psutil.virtual_memory().available)
     try:
         return min(free, int(CGROUP_LIMIT.read_text()))
@@ -275,7 +279,7 @@ def _free_memory() -> int:
         return free
 
 
-def _room(name: str, free: int, needed: int, advised: int, mend: str) -> Check:
+def _check_space(name: str, free: int, needed: int, advised: int, mend: str) -> Check:
     status = Status.FAIL if free < needed else Status.WARN if free < advised else Status.OK
     return Check(name, status, f"{_size(free)} free", "" if status is Status.OK else mend)
 
@@ -285,6 +289,6 @@ def _size(count: int) -> str:
 
 
 def _split(message: str) -> tuple[str, str]:
-    """What is missing and how to mend it, from an error's `what: how`."""
+    """Split an error message `what is missing: how to fix it`."""
     what, _, how = message.partition(": ")
     return what, how

@@ -1,4 +1,4 @@
-"""How the commands speak: results to stdout, everything else to stderr, errors as one line."""
+"""Terminal output: results go to stdout; status, progress and one-line errors go to stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAILURE = 2
 
 
 class CommandError(GatewayError):
-    """The command cannot do what it was asked; the message says why, in one line."""
+    """The command failed; the message is the reason in one line."""
 
 
 def one_line(message: str) -> str:
@@ -33,33 +33,33 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def complain(message: str) -> None:
-    """One line on stderr."""
+def print_error(message: str) -> None:
+    """Print an error as one line on stderr."""
     print(f"personaplex: error: {one_line(message)}", file=sys.stderr)
 
 
-def say(message: str) -> None:
-    """One line for the person who watches, not part of the result."""
+def print_status(message: str) -> None:
+    """Print a line that is not part of the result on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 _SPEED_PERIOD_S = 120.0
-"""The time left is told from the speed of this long: parts of one thing differ in theirs."""
+"""The remaining time is estimated from the speed over this period."""
 
 
 @contextmanager
 def progress(
     what: str, total: float | None = None, column: ProgressColumn | None = None
 ) -> Iterator[Callable[[str | None, float], None]]:
-    """A bar on stderr while the block runs, on a terminal only.
+    """Show a progress bar on stderr while the block runs, if stderr is a terminal.
 
     Args:
-        what: what is being done.
-        total: what the whole is; None while nobody knows.
-        column: how much is done, in words; by default per cent.
+        what: description of the work.
+        total: amount of work; None if unknown.
+        column: shows the completed amount; per cent by default.
 
     Yields:
-        Called with what is being done now (None: the same as before) and how much of `total` is done.
+        A function that takes a new description (None: unchanged) and the completed amount.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -67,7 +67,7 @@ def progress(
         return
     measure = column or _Percent()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), measure, TimeElapsedColumn())
-    left = () if total is None else (TextColumn("left:"), TimeRemainingColumn())
+    left = () if total is None else (TextColumn("remaining:"), TimeRemainingColumn())
     with Progress(*columns, *left, console=console, transient=True, speed_estimate_period=_SPEED_PERIOD_S) as bar:
         task = bar.add_task(what, total=total)
 
@@ -78,7 +78,7 @@ def progress(
 
 
 class Seconds(ProgressColumn):
-    """How much is done, for a total in seconds."""
+    """The completed amount in seconds."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.completed:.1f} s")

@@ -1,4 +1,4 @@
-"""`personaplex demo`: tiny models built and served, one question asked over HTTP, and what it took, in a table."""
+"""`personaplex demo`: build and serve tiny models, send one recording over HTTP, and print the timings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.build import write_models, write_tiny
-from gateway.cli.console import CommandError, progress, say
+from gateway.cli.console import CommandError, print_status, progress
 from gateway.cli.serve import WAIT_EMBEDDED_S, private_settings
 from gateway.client import Client
 
@@ -20,40 +20,40 @@ STAGES = ("encode", "temporal", "depformer", "decode")
 
 
 def demo(
-    input: Annotated[Path, typer.Option("--input", "-i", help="The recording to answer.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="WAV to write.")] = Path("answer.wav"),
-    folder: Annotated[Path, typer.Option(help="Where checkpoint and models go.")] = Path("build/demo"),
+    input: Annotated[Path, typer.Option("--input", "-i", help="Recording to send.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="WAV file to write.")] = Path("answer.wav"),
+    folder: Annotated[Path, typer.Option(help="Folder for the checkpoint and the models.")] = Path("build/demo"),
 ) -> None:
     """Build tiny models of random weights, serve them, and send them a recording."""
-    # Imported here so that the other commands start without it.
+    # Imported here because the import takes long and most commands do not need it.
     from gateway.cli.service import Service
 
     try:
-        question = input.read_bytes()
+        recording = input.read_bytes()
     except OSError as error:
         raise CommandError(f"cannot read {input}: {error.strerror}") from None
     logging.basicConfig(level=logging.ERROR)
     checkpoint, models = folder / "checkpoint", folder / "models"
-    say(f"building tiny models into {folder}")
+    print_status(f"building tiny models in {folder}")
     write_tiny(checkpoint, force=True)
     write_models(checkpoint, models, force=True)
-    say("serving them with Triton and the gateway")
+    print_status("starting Triton and the gateway")
     with Service(private_settings(models), wait=WAIT_EMBEDDED_S) as service:
-        say(f"POST {service.url}/v1/respond with {input}")
+        print_status(f"POST {service.url}/v1/respond with {input}")
         with Client(service.url) as client, progress("answering"):
-            answer = client.respond({"audio": question}, {"seed": "0"})
-        # What it was started for is done, and nobody else knows of it.
+            answer = client.respond({"audio": recording}, {"seed": "0"})
+        # There is no other client to wait for.
         service.stop(now=True)
     try:
         output.write_bytes(base64.b64decode(answer["audio"]))
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from None
     Console().print(table(answer))
-    print(f"{output} written. The tiny model's weights are random, so the answer is noise.")
+    print(f"wrote {output}. The tiny model's weights are random, so the answer is noise.")
 
 
 def table(answer: dict[str, Any]) -> Table:
-    """What an answer took; `answer` as `POST /v1/respond` gives it."""
+    """Return the timings of `answer`, a response of `POST /v1/respond`, as a table."""
     timings = answer["timings"]
     rows = Table("", "median", "p99", box=None, pad_edge=False)
     for column in rows.columns[1:]:

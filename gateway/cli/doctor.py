@@ -1,4 +1,4 @@
-"""`personaplex doctor`: what a run needs, whether it is here, and how to mend what is not."""
+"""`personaplex doctor`: check the requirements and print how to meet the missing ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
 
 def doctor(
-    models: Annotated[Path | None, typer.Argument(help="A built repository to look at too.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port the gateway shall have.")] = 8998,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    models: Annotated[Path | None, typer.Argument(help="A built repository to check too.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8998,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check what a run needs and say how to mend what is not there. Exit code 0 if this machine can serve, else 2."""
+    """Check this machine's requirements and print how to meet missing ones. Exit code 0 if it can serve, else 2."""
     checks = run_checks(models, port)
     runnable = all(check.status is not Status.FAIL for check in checks)
     if as_json:
@@ -43,6 +43,6 @@ def _show(checks: list[Check]) -> None:
             console.print(f"{'':21}to mend: {escape(check.mend)}")
     count = Counter(check.status for check in checks)
     if count[Status.FAIL]:
-        console.print(f"This machine cannot serve yet: {count[Status.FAIL]} to mend.")
+        console.print(f"This machine cannot serve yet: {count[Status.FAIL]} checks failed.")
     else:
         console.print("This machine can serve.")

@@ -1,4 +1,4 @@
-"""`personaplex evaluate`: what the variants of a checkpoint cost and save, as a table and as JSON."""
+"""`personaplex evaluate`: size, speed and quality of the variants of a checkpoint, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -28,24 +28,23 @@ MAX_SECONDS = 600.0
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Built repositories to compare.")],
-    against: Annotated[Path, typer.Option(help="The repository that is right, usually fp32.")],
-    audio: Annotated[
-        Path | None, typer.Option(help="Recording to answer. [default: synthetic speech, see --seed]")
-    ] = None,
-    voice: Annotated[str | None, typer.Option(help="The agent's voice. [default: the first one]")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Who the agent is, in words.")] = None,
+    against: Annotated[Path, typer.Option(help="Reference repository, usually fp32.")],
+    audio: Annotated[Path | None, typer.Option(help="User recording. [default: synthetic speech, see --seed]")] = None,
+    voice: Annotated[str | None, typer.Option(help="Voice of the agent. [default: the first one]")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text prompt of the agent.")] = None,
     columns: Annotated[
-        int | None, typer.Option(min=1, help="Frames of 80 ms. [default: the audio's; 100 if it is synthetic]")
+        int | None,
+        typer.Option(min=1, help="Frames of 80 ms. [default: length of the recording; 100 for synthetic speech]"),
     ] = None,
-    layers: Annotated[int, typer.Option(min=0, help="Frames at which every layer is compared.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the synthetic speech.")] = 0,
-    slots: Annotated[int, typer.Option(min=1, help="Conversations to hold memory for.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads per model; 0: as it is served.")] = 0,
+    layers: Annotated[int, typer.Option(min=0, help="Number of frames at which every layer is compared.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic speech.")] = 0,
+    slots: Annotated[int, typer.Option(min=1, help="Conversations to allocate memory for.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads per model; 0: as when served.")] = 0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for all figures; - is stdout, instead of tables.")
+        Path | None, typer.Option("--json", help="File for the results as JSON; - prints them instead of the tables.")
     ] = None,
 ) -> None:
-    """Compare builds of one checkpoint with a reference: size, speed, and how far their answers are from its own."""
+    """Compare builds of one checkpoint with a reference: size, speed, and difference of the outputs."""
     from gateway.cli.evaluation_tables import show
     from model_repository.errors import ModelRepositoryError
     from model_repository.evaluation.evaluate import evaluate as run
@@ -88,7 +87,7 @@ def _prompt(manifest: Manifest, voice: str, text: str) -> Prompt:
 
 
 def _frames(manifest: Manifest, audio: Path | None, count: int | None, seed: int) -> Floats:
-    """[count, 1920] of the recording, silence after its end, or of synthetic speech."""
+    """Return frames [count, 1920] float32 of the recording, padded with silence, or of synthetic speech."""
     from model_repository.evaluation.speech import synthetic_speech
 
     if audio is None:

@@ -1,4 +1,4 @@
-"""An evaluation's report as tables: size and speed, quality, and the error layer by layer."""
+"""Tables of an evaluation: size and speed, quality, and error per layer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 GB = 1e9
 WIDTH = 120
-"""Where nobody knows how wide the paper is."""
+"""Width in characters if stdout is not a terminal."""
 
 
 def show(report: Report) -> None:
-    """Prints all of it, with what it was measured on below."""
+    """Print all tables, then the parameters and the machine."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -36,7 +36,7 @@ def show(report: Report) -> None:
 
 
 def cost(report: Report) -> Table:
-    """Disk, memory and time: one conversation, everything in one process."""
+    """Disk, memory and time, for one conversation with all models in one process."""
     table = _table(
         "models", "variant", "KV", "disk", "host RAM", "per slot", "device", "ms/frame", "RTF", "hidden cosine"
     )
@@ -57,10 +57,8 @@ def cost(report: Report) -> Table:
 
 
 def quality(report: Report) -> Table:
-    """Everyone led along the reference's own answer."""
-    table = _table(
-        "variant", "cosine: mean", "1 %", "least", "text =", "audio =", "text ppl", "audio ppl", "own way from"
-    )
+    """Quality with the reference's own tokens fed to every variant (teacher forcing)."""
+    table = _table("variant", "cosine: mean", "1 %", "min", "text =", "audio =", "text ppl", "audio ppl", "diverges at")
     for label, repository in zip(_labels(report), report.repositories, strict=True):
         found = repository.quality
         table.add_row(
@@ -78,7 +76,7 @@ def quality(report: Report) -> Table:
 
 
 def layers(report: Report) -> Table:
-    """Relative error of the residual stream after each layer; the reference itself is left out."""
+    """Relative error of the residual stream after each layer, without the reference."""
     others = report.repositories[1:]
     table = _table("error after layer", *_labels(report)[1:])
     for row in zip(*(repository.quality.layers for repository in others), strict=True):
@@ -87,11 +85,11 @@ def layers(report: Report) -> Table:
 
 
 def weights(report: Report) -> list[str]:
-    """What the quantizers said of the tensors they rounded worst, a line each."""
+    """The quantized tensors with the largest errors, one line each."""
     lines = []
     for label, repository in zip(_labels(report), report.repositories, strict=True):
         if found := repository.weights:
-            lines.append(f"{label}: {found.tensors} tensors were rounded, those with the largest relative errors are")
+            lines.append(f"{label}: {found.tensors} quantized tensors, with the largest relative errors in")
             for tensor in found.worst:
                 errors = ", ".join(f"{name} {_short(value)}" for name, value in tensor.items() if name not in _NAMES)
                 lines.append(f"  {escape(tensor['model'])} {escape(tensor['tensor'])}: {errors}")
@@ -102,7 +100,7 @@ _NAMES = ("model", "tensor")
 
 
 def _labels(report: Report) -> list[str]:
-    """Names of the folders; their whole paths where two have the same one."""
+    """Folder names, or whole paths if two names are equal."""
     folders = [Path(repository.models) for repository in report.repositories]
     names = {folder.name for folder in set(folders)}
     unique = len(names) == len(set(folders))

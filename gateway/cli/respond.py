@@ -1,4 +1,4 @@
-"""`personaplex respond`: one recording in, the spoken answer out."""
+"""`personaplex respond`: send a recording and write the spoken answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from gateway.cli.console import CommandError, Seconds, progress, say
+from gateway.cli.console import CommandError, Seconds, print_status, progress
 from gateway.cli.serve import WAIT_EMBEDDED_S, private_settings
 from gateway.client import Client
 
@@ -25,34 +25,41 @@ WAV_HEADER_BYTES = 44
 
 
 def respond(
-    input: Annotated[Path, typer.Option("--input", "-i", help="The recording to answer; - for stdin.")],
+    input: Annotated[Path, typer.Option("--input", "-i", help="Recording to send; - for stdin.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="WAV to write; - for stdout, as without it when piped.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="WAV file to write; - for stdout, which is also the default if stdout is not a terminal.",
+        ),
     ] = None,
-    voice: Annotated[str | None, typer.Option(help="Name of a preset voice.")] = None,
-    voice_audio: Annotated[Path | None, typer.Option(help="A recording to take the voice from.")] = None,
-    system_prompt: Annotated[str | None, typer.Option(help="Name of a preset prompt.")] = None,
-    text_prompt: Annotated[str | None, typer.Option(help="Who the agent is, in free text.")] = None,
+    voice: Annotated[str | None, typer.Option(help="Name of a voice preset.")] = None,
+    voice_audio: Annotated[Path | None, typer.Option(help="Recording of the voice to use.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Name of a prompt preset.")] = None,
+    text_prompt: Annotated[str | None, typer.Option(help="Text prompt of the agent.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Frames of 80 ms to generate.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Write the audio while it is made.")] = False,
-    transcript: Annotated[bool, typer.Option("--transcript", help="Print what the agent says.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer's JSON object.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Write the audio while it is computed.")] = False,
+    transcript: Annotated[bool, typer.Option("--transcript", help="Print the transcript of the answer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON response.")] = False,
     audio_temp: Annotated[float | None, typer.Option(help="Temperature of the audio tokens.")] = None,
-    audio_top_k: Annotated[int | None, typer.Option(help="Audio tokens to choose from.")] = None,
+    audio_top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely audio tokens.")] = None,
     text_temp: Annotated[float | None, typer.Option(help="Temperature of the text tokens.")] = None,
-    text_top_k: Annotated[int | None, typer.Option(help="Text tokens to choose from.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the most likely token.")] = False,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
-    include_tokens: Annotated[bool, typer.Option("--include-tokens", help="Tokens too, with --json.")] = False,
-    server: Annotated[str | None, typer.Option(metavar="URL", help=f"Who answers. [default: {DEFAULT_SERVER}]")] = None,
+    text_top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely text tokens.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    include_tokens: Annotated[bool, typer.Option("--include-tokens", help="Include the tokens; needs --json.")] = False,
+    server: Annotated[
+        str | None, typer.Option(metavar="URL", help=f"Server to use. [default: {DEFAULT_SERVER}]")
+    ] = None,
     api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="PERSONAPLEX_API_KEY", help="Shown to that server.")
+        str | None, typer.Option(metavar="KEY", envvar="PERSONAPLEX_API_KEY", help="API key for that server.")
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(help="Start everything for this built repository, answer, and stop.")
+        Path | None, typer.Option(help="Start a server for this built repository, and stop it afterwards.")
     ] = None,
 ) -> None:
-    """Send a recording, get the agent's spoken answer."""
+    """Send a recording and write the agent's spoken answer."""
     _check(output, stream, transcript, as_json, include_tokens, server, models)
     files = {"audio": _read(input)}
     if voice_audio is not None:
@@ -71,28 +78,28 @@ def respond(
         "include": "tokens" if include_tokens else None,
     }
     fields = {name: str(value) for name, value in values.items() if value is not None}
-    with _answerer(server, models, api_key) as client:
+    with _connect(server, models, api_key) as client:
         if as_json or transcript:
             with progress("answering"):
                 answer = client.respond(files, fields)
             _print(answer, output, as_json)
         elif stream:
             with _destination(output) as sink:
-                _copy(_watched(client.stream(files, fields)), sink)
+                _copy(_with_progress(client.stream(files, fields)), sink)
         else:
-            wav = with_sizes(b"".join(_watched(client.stream(files, fields))))
+            wav = with_sizes(b"".join(_with_progress(client.stream(files, fields))))
             with _destination(output) as sink:
                 sink.write(wav)
 
 
 def with_sizes(wav: bytes) -> bytes:
-    """A streamed WAV (44-byte header, length not known when it was sent) with the true sizes in its header."""
+    """Return a streamed WAV (44-byte header without a length) with the true sizes in its header."""
     sizes = sized_header(wav[:WAV_HEADER_BYTES], len(wav) - WAV_HEADER_BYTES)
     return sizes + wav[WAV_HEADER_BYTES:]
 
 
 def sized_header(header: bytes, data_bytes: int) -> bytes:
-    """The 44 bytes before `data_bytes` bytes of samples."""
+    """Return the 44-byte header with the sizes for `data_bytes` bytes of samples."""
     return b"".join(
         [header[:4], struct.pack("<I", WAV_HEADER_BYTES - 8 + data_bytes), header[8:40], struct.pack("<I", data_bytes)]
     )
@@ -107,11 +114,11 @@ def _check(
     server: str | None,
     models: Path | None,
 ) -> None:
-    """Raises CommandError for options that do not go together, and for a place that cannot be written."""
+    """Check that the options can be combined and the output can be written. Raises CommandError."""
     if server is not None and models is not None:
         raise CommandError("--server and --models: expected one of them, got both")
     if stream and (as_json or transcript):
-        raise CommandError("--stream gives audio while it is made; it does not go with --json or --transcript")
+        raise CommandError("--stream cannot be combined with --json or --transcript")
     if include_tokens and not as_json:
         raise CommandError("--include-tokens needs --json")
     if output == STDIO and (as_json or transcript):
@@ -130,8 +137,8 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _answerer(server: str | None, models: Path | None, api_key: str | None) -> Iterator[Client]:
-    """A client of the server asked for, or of one started for this answer alone."""
+def _connect(server: str | None, models: Path | None, api_key: str | None) -> Iterator[Client]:
+    """Yield a client of `server`, or of a server that runs for this command only."""
     with ExitStack() as stack:
         if models is None:
             yield stack.enter_context(Client(server or DEFAULT_SERVER, api_key=api_key))
@@ -142,7 +149,7 @@ def _answerer(server: str | None, models: Path | None, api_key: str | None) -> I
         service = Service(private_settings(models, allow_voice_audio=True), wait=WAIT_EMBEDDED_S)
         with progress("starting Triton and the gateway"):
             service.start()
-        # Nobody else talks to it: nothing to wait for.
+        # There is no other client to wait for.
         stack.callback(service.stop, now=True)
         yield stack.enter_context(Client(service.url))
 
@@ -157,7 +164,7 @@ def _print(answer: dict[str, Any], output: Path | None, as_json: bool) -> None:
 
 @contextmanager
 def _destination(output: Path | None) -> Iterator[IO[bytes]]:
-    """Where audio goes. Raises CommandError where it cannot be written."""
+    """Yield the file or stdout. Raises CommandError if the file cannot be written."""
     if output is None or output == STDIO:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -168,11 +175,11 @@ def _destination(output: Path | None) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from None
     if sys.stderr.isatty():
-        say(f"{output} written")
+        print_status(f"wrote {output}")
 
 
 def _copy(pieces: Iterator[bytes], sink: IO[bytes]) -> None:
-    """Each piece at once; where the sink is a file, its header gets the true sizes in the end."""
+    """Write each piece at once. If the sink is a file, write the true sizes into its header at the end."""
     header = b""
     total = 0
     try:
@@ -182,15 +189,15 @@ def _copy(pieces: Iterator[bytes], sink: IO[bytes]) -> None:
             sink.write(piece)
             sink.flush()
     finally:
-        # An answer that broke off is still a WAV up to there.
+        # Also after an error: the audio received so far is a valid WAV.
         if sink.seekable() and len(header) == WAV_HEADER_BYTES:
             sink.seek(0)
             sink.write(sized_header(header, total - WAV_HEADER_BYTES))
             sink.seek(0, 2)
 
 
-def _watched(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same pieces, with the seconds of audio so far on a terminal."""
+def _with_progress(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the pieces; show the seconds of audio received so far on a terminal."""
     rate = math.inf
     received = 0
     with progress("answering", column=Seconds()) as report:

@@ -1,4 +1,4 @@
-"""`personaplex serve`: Triton and the gateway, until a signal."""
+"""`personaplex serve`: run Triton and the gateway until a signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from gateway.cli.console import CommandError, say
+from gateway.cli.console import CommandError, print_status
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("personaplex")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# An embedded Triton is given the minutes it takes to read a real checkpoint; one that runs elsewhere should be there.
+# An embedded Triton takes minutes to load the published checkpoint; an external one should be running.
 WAIT_EMBEDDED_S = 900.0
 WAIT_EXTERNAL_S = 60.0
 
@@ -33,38 +33,48 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 def serve(
     models: Annotated[Path, typer.Argument(help="Folder written by `personaplex build`.")],
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one. [default: 8998]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 selects a free one. [default: 8998]")
+    ] = None,
     grpc_port: Annotated[
         int | None,
-        typer.Option(min=-1, max=65535, help="For gRPC; 0 picks a free one, -1 is none. [default: the port + 1]"),
+        typer.Option(
+            min=-1, max=65535, help="Port of the gRPC API; 0 selects a free one, -1 disables it. [default: port + 1]"
+        ),
     ] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option(help="PEM file with certificate and chain: TLS on both ports.")
+        Path | None, typer.Option(help="PEM file with the certificate and its chain; enables TLS on both ports.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file with the certificate's key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with the private key of the certificate.")] = None,
     warm: Annotated[
         list[str] | None,
         typer.Option(
             metavar="VOICE[:PROMPT]",
-            help="Prefill this persona before the server is ready, so that its first call starts as fast as later "
-            "ones; may be given several times. PROMPT is the name of a preset prompt, or a text.",
+            help="Prefill this persona before the server is ready, so that its first conversation starts as fast as "
+            "later ones. Repeatable. PROMPT is the name of a prompt preset or a text.",
         ),
     ] = None,
     triton: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", envvar="PERSONAPLEX_TRITON_URL", help="Use the Triton that runs there (its HTTP port)."
+            metavar="HOST:PORT",
+            envvar="PERSONAPLEX_TRITON_URL",
+            help="HTTP endpoint of a running Triton to use instead of the embedded one.",
         ),
     ] = None,
-    wait: Annotated[float | None, typer.Option(min=0, help="Seconds until everything must be ready.")] = None,
-    drain: Annotated[
-        float | None, typer.Option(min=0, help="Seconds conversations may go on once stopped. [default: 30]")
+    wait: Annotated[
+        float | None, typer.Option(min=0, help="Seconds to wait for Triton and the gateway to be ready.")
     ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="What to tell on stderr.")] = "warning",
+    drain: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds running conversations may continue after a signal. [default: 30]"),
+    ] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="Log level on stderr.")] = "warning",
 ) -> None:
-    """Serve a repository over HTTP and gRPC: Triton and the gateway, until SIGINT or SIGTERM.
+    """Serve a model repository over HTTP and gRPC until SIGINT or SIGTERM.
 
-    Stopped, it takes no new conversations, and lets those there are go on for a while; a second signal cuts that short.
+    After a signal, new conversations are refused and running ones continue for the drain time. A second signal ends
+    them at once.
     """
     from gateway.cli.service import Service
 
@@ -81,28 +91,28 @@ def serve(
         triton_url=checked_address(triton),
     )
     for name in Settings.unknown(os.environ):
-        _log.warning("%s is no setting of this version: nothing reads it", name)
+        _log.warning("unknown setting: %s", name)
     if "PERSONAPLEX_API_KEY" in os.environ and not settings.api_keys:
-        _log.warning("PERSONAPLEX_API_KEY is the key that a caller shows; the server asks for none of its own")
+        _log.warning("PERSONAPLEX_API_KEY is read by clients only; set PERSONAPLEX_API_KEYS to require keys")
     default_wait = WAIT_EMBEDDED_S if triton is None else WAIT_EXTERNAL_S
     service = Service(
         settings,
         external_triton=triton is not None,
         wait=default_wait if wait is None else wait,
-        on_step=say,
+        on_step=print_status,
     )
     run_until_signal(service, lambda: _announce(service))
 
 
 class Stopped(BaseException):
-    """A signal asked us to stop; raised in the main thread wherever it waits."""
+    """Raised in the main thread by the first signal."""
 
 
 def run_until_signal(service: Service, on_ready: Callable[[], None]) -> None:
-    """Starts the service, calls `on_ready`, and stops it at the first signal; a second one cuts the stop short.
+    """Start the service, call `on_ready`, and stop at the first signal; at the second one, stop without draining.
 
     Raises:
-        CommandError: the gateway ended by itself.
+        CommandError: the gateway ended without a signal.
     """
 
     def hurry(_number: int, _frame: FrameType | None) -> None:
@@ -119,18 +129,18 @@ def run_until_signal(service: Service, on_ready: Callable[[], None]) -> None:
         on_ready()
         service.join()
     except Stopped:
-        say("stopping")
+        print_status("stopping")
         service.stop()
     else:
         service.stop()
-        raise CommandError("the gateway ended by itself; its log says why")
+        raise CommandError("the gateway ended unexpectedly; see its log")
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
 
 
 def settings_with(**given: object) -> Settings:
-    """The environment's settings with what the command line gives (not None) over them. Raises CommandError."""
+    """Return the settings of the environment, overridden by `given` values other than None. Raises CommandError."""
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -144,13 +154,13 @@ def settings_with(**given: object) -> Settings:
 
 
 def private_settings(models: Path, **given: object) -> Settings:
-    """For a service that only this command speaks to: a free port of this machine, no gRPC, neither keys nor TLS."""
+    """Return settings of a server for this command only: a free loopback port; no gRPC API, API keys or TLS."""
     settings = settings_with(models=models, host="127.0.0.1", port=0, grpc_port=-1, api_keys=[], **given)
     return settings.model_copy(update={"tls_certificate": None, "tls_key": None})
 
 
 def checked_address(address: str | None) -> str | None:
-    """HOST:PORT as it came. Raises CommandError for anything else."""
+    """Return `address` if it is HOST:PORT or None. Raises CommandError otherwise."""
     if address is not None:
         host, _, port = address.rpartition(":")
         if not host or "/" in address or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -161,7 +171,7 @@ def checked_address(address: str | None) -> str | None:
 def _announce(service: Service) -> None:
     url = service.url
     print(f"PersonaPlex is ready: {url}")
-    print(f"  ask      POST {url}/v1/respond")
+    print(f"  REST     POST {url}/v1/respond")
     if service.grpc_target:
         print(f"  gRPC     {service.grpc_target}{' (TLS)' if service.settings.tls else ''}")
     print(f"  docs     {url}/docs")

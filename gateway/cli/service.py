@@ -1,4 +1,4 @@
-"""Triton and the gateway as one thing that goes up together and comes down together."""
+"""Run Triton and the gateway together."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ POLL_S = 0.5
 
 
 class Service:
-    """Serves a built repository over HTTP and gRPC; a context manager that is ready once entered.
+    """Serve a built repository over HTTP and gRPC. A context manager; ready once entered.
 
     Args:
-        settings: which repository, host and ports (0: a free one), and everything else about the gateway.
-        external_triton: whether `settings.triton_url` names a Triton that runs elsewhere; otherwise one is started.
-        wait: seconds until both must be ready.
-        on_step: called with each thing it waits for.
+        settings: repository, host, ports (0: a free one) and the other settings of the gateway.
+        external_triton: use the Triton at `settings.triton_url` instead of starting one.
+        wait: seconds to wait until both are ready.
+        on_step: called with a description of each step of the start.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class Service:
         self.manifest = Manifest.load(settings.models)
         self._wait = wait
         self._on_step = on_step or (lambda _what: None)
-        self._keeper = None if external_triton else TritonSupervisor(TritonServer(settings.models / "triton"))
+        self._supervisor = None if external_triton else TritonSupervisor(TritonServer(settings.models / "triton"))
         self._socket: socket.socket | None = None
         self._app: FastAPI | None = None
         self._gateway: GatewayServer | None = None
-        # Not its join: in Python 3.11 a signal handler that raises in there leaves the thread marked as ended.
+        # Not Thread.join: in Python 3.11, a signal handler that raises in it leaves the thread marked as ended.
         self._ended = threading.Event()
 
     @property
     def url(self) -> str:
-        """Where the gateway listens."""
+        """URL of the gateway."""
         return f"{'https' if self.settings.tls else 'http'}://{self._host}:{self.settings.port}"
 
     @property
     def grpc_target(self) -> str | None:
-        """HOST:PORT of the gRPC face; None where there is none."""
+        """HOST:PORT of the gRPC API; None if it is disabled."""
         port = self._app.state.grpc.port if self._app else 0
         return f"{self._host}:{port}" if port else None
 
@@ -74,18 +74,21 @@ class Service:
 
     @property
     def triton(self) -> TritonServer | None:
-        """The embedded Triton; None where it runs elsewhere."""
-        return self._keeper.server if self._keeper else None
+        """The embedded Triton; None if an external one is used."""
+        return self._supervisor.server if self._supervisor else None
 
     def start(self) -> None:
-        """Raises CommandError, TritonError or RepositoryError; nothing is left running then."""
+        """Start both and wait until they are ready.
+
+        Raises CommandError, TritonError or RepositoryError; then neither is running.
+        """
         deadline = time.monotonic() + self._wait
         try:
             self._check()
-            if self._keeper:
+            if self._supervisor:
                 self._on_step("starting Triton")
-                self._keeper.start(timeout=self._wait)
-                self.settings = self.settings.model_copy(update={"triton_url": self._keeper.server.http_url})
+                self._supervisor.start(timeout=self._wait)
+                self.settings = self.settings.model_copy(update={"triton_url": self._supervisor.server.http_url})
             self._start_gateway()
             self._on_step("waiting for the models" + (" and prefilling" if self.settings.warm else ""))
             self._wait_ready(deadline)
@@ -94,31 +97,31 @@ class Service:
             raise
 
     def running(self) -> bool:
-        """Whether the gateway still serves."""
+        """Return whether the gateway is running."""
         return self._gateway is not None and not self._ended.is_set()
 
     def join(self) -> None:
-        """Waits until the gateway ends."""
+        """Wait until the gateway ends."""
         if self._gateway:
             self._ended.wait()
 
     def stop(self, *, now: bool = False) -> None:
-        """Gateway first, so that its conversations end, then Triton. `now`: cut both short. May be called again.
+        """Drain and stop the gateway, then stop Triton. Can be called more than once.
 
-        Conversations may go on for the settings' drain time; meanwhile new ones are refused.
+        New conversations are refused; running ones may continue for `drain_seconds`. `now`: stop both without waiting.
         """
         if self._gateway:
             if now:
                 self._gateway.hurry()
             self._gateway.should_exit = True
             self._ended.wait()
-        if self._keeper:
-            self._keeper.stop(now=now)
+        if self._supervisor:
+            self._supervisor.stop(now=now)
         if self._socket:
             self._socket.close()
 
     def hurry(self) -> None:
-        """Cuts a `stop` short that is under way in another thread or frame."""
+        """End the draining of a `stop` that runs in another thread."""
         if self._gateway:
             self._gateway.hurry()
 
@@ -132,17 +135,17 @@ class Service:
         self.stop()
 
     def _check(self) -> None:
-        """Everything that would fail only after a checkpoint was read for minutes. Raises CommandError."""
+        """Check what would otherwise fail only after Triton has loaded the models. Raises CommandError."""
         manifest = self.manifest
-        if self._keeper and manifest.device == "cuda" and (found := gpu()).status is not Status.OK:
+        if self._supervisor and manifest.device == "cuda" and (found := gpu()).status is not Status.OK:
             raise CommandError(f"{self.settings.models} was built for CUDA: {found.found}; build with --device cpu")
         tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
         voices = VoiceRegistry(manifest)
-        for wish in self.settings.warm:
+        for persona in self.settings.warm:
             try:
-                prefix_of(wish, manifest, voices, tokenizer)
+                prefix_of(persona, manifest, voices, tokenizer)
             except GatewayError as error:
-                raise CommandError(f"--warm {wish}: {error.message}") from None
+                raise CommandError(f"--warm {persona}: {error.message}") from None
         grpc_port = self.settings.grpc_listen_port
         self._socket = _bound(self.settings.host, self.settings.port, "--port")
         if grpc_port:
@@ -166,21 +169,21 @@ class Service:
             finally:
                 self._ended.set()
 
-        # Outside the main thread uvicorn leaves signals alone: the order of going down is ours.
+        # Outside the main thread, uvicorn installs no signal handlers.
         threading.Thread(target=run, name="gateway").start()
 
     def _prefilling(self) -> bool:
         return self._app is not None and bool(self._app.state.runtime.warmup.prefilling)
 
     def _wait_ready(self, deadline: float) -> None:
-        # 0.0.0.0 is where to listen, not where to ask.
+        # Wildcard addresses cannot be connected to.
         local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host)  # noqa: S104
         url = self.url if local is None else self.url.replace(self.settings.host, local)
-        # The certificate is for the name callers use, which is hardly this one.
+        # The certificate is valid for the public name, not for this address.
         with Client(url, verify=False) as client:
             while (missing := client.ready()) is not None:
                 if not self.running():
-                    raise CommandError("the gateway ended while starting; its log says why")
+                    raise CommandError("the gateway ended while starting; see its log")
                 # A prefill may take longer than everything before it.
                 if time.monotonic() > deadline and not self._prefilling():
                     where = f"Triton at {self.settings.triton_url}"
@@ -189,7 +192,7 @@ class Service:
 
 
 def _bound(host: str, port: int, option: str) -> socket.socket:
-    """A socket that holds a port. Raises CommandError, naming the option that mends it."""
+    """Return a socket bound to the port. Raises CommandError, which names the option to change."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -199,7 +202,7 @@ def _bound(host: str, port: int, option: str) -> socket.socket:
         bound.bind(address)
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        mend = f" (choose another with {option})" if taken else ""
+        hint = f" (choose another with {option})" if taken else ""
         reason = getattr(error, "strerror", None) or str(error)
-        raise CommandError(f"cannot listen on {host}:{port}: {reason}{mend}") from None
+        raise CommandError(f"cannot listen on {host}:{port}: {reason}{hint}") from None
     return bound

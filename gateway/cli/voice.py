@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from gateway.cli.build import explained
-from gateway.cli.console import CommandError, progress, say
+from gateway.cli.console import CommandError, print_status, progress
 from gateway.engine.backend import Floats, Tokens
 from gateway.errors import AudioError, RepositoryError
 from gateway.manifest import Manifest
@@ -48,11 +48,11 @@ def add(
     store.check_free(name, force)
     preset, source = _preset(recording, name, manifest, models)
     store.add(name, preset, source, force)
-    say(f"{name}: {_seconds(preset.frames, manifest):.1f} s of voice from a {source}, added to {models}")
+    print_status(f"{name}: {_seconds(preset.frames, manifest):.1f} s of voice from a {source}, added to {models}")
 
 
 @app.command("list")
-def list_(models: Models, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def list_(models: Models, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the voices with their length and origin."""
     manifest = Manifest.load(models)
     registry = VoiceRegistry(manifest)
@@ -75,7 +75,7 @@ def list_(models: Models, as_json: Annotated[bool, typer.Option("--json", help="
         origin = f"{voice.origin}, from a {voice.source}" if voice.source else voice.origin
         print(f"{voice.name:{width}}  {_seconds(voice.frames, manifest):5.1f} s  {origin}")
     for one in broken:
-        say(f"cannot be used: {one.problem}")
+        print_status(f"invalid: {one.problem}")
 
 
 @app.command()
@@ -86,7 +86,7 @@ def remove(
 ) -> None:
     """Remove a voice. Running conversations keep it."""
     VoiceStore(VoiceRegistry(Manifest.load(models))).remove(name, force)
-    say(f"{name}: removed from {models}")
+    print_status(f"{name}: removed from {models}")
 
 
 def _preset(recording: Path, name: str, manifest: Manifest, models: Path) -> tuple[VoicePreset, str]:

@@ -109,7 +109,7 @@ class Libraries:
     ("providers", "missing", "status", "found"),
     [
         (["CUDA", "CPU"], (), Status.OK, "1 × NVIDIA H100"),
-        (["CPU"], (), Status.WARN, "1 × NVIDIA H100, but ONNX Runtime is one without CUDA"),
+        (["CPU"], (), Status.WARN, "1 × NVIDIA H100, but this ONNX Runtime has no CUDA"),
         (
             ["CUDA", "CPU"],
             ("libcublasLt.so.13", "libcudnn.so.9"),
@@ -136,7 +136,7 @@ def test_a_machine_without_the_kernels_can_serve(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PERSONAPLEX_CPU_KERNELS", "0")
     check = checks.kernels()
     assert (check.status, check.found) == (Status.WARN, "PERSONAPLEX_CPU_KERNELS is 0")
-    assert "ONNX Runtime's own are used" in check.mend
+    assert "ONNX Runtime's own kernels" in check.mend
 
 
 def test_two_onnx_runtimes_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_two_onnx_runtimes_over_one_another_are_told(monkeypatch: pytest.MonkeyP
 def test_a_repository_for_cuda_needs_it(cuda_models: Path) -> None:
     check = checks.repository(cuda_models)
     assert check.status is Status.FAIL
-    assert "for CUDA, which is not here" in check.found
+    assert "built for CUDA, which is not available" in check.found
 
 
 @pytest.mark.parametrize(
@@ -181,14 +181,14 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_temporary_folder_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.os, "access", lambda path, _: str(path) != tempfile.gettempdir())
-    assert (checks.disk().status, checks.disk().mend) == (Status.FAIL, "set TMPDIR to a folder that is")
+    assert (checks.disk().status, checks.disk().mend) == (Status.FAIL, "set TMPDIR to a writable folder")
 
 
 def test_a_port_in_use_is_a_warning() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         check = checks.gateway_port(port)
-    assert (check.status, check.mend) == (Status.WARN, "personaplex serve --port with another one")
+    assert (check.status, check.mend) == (Status.WARN, "select another port with personaplex serve --port")
     assert checks.gateway_port(port).status is Status.OK
 
 
@@ -209,10 +209,10 @@ def test_weights_and_full_slots_must_fit_the_memory(tiny_models: Path, monkeypat
     check = checks.repository(tiny_models)
     assert (check.status, check.mend) == (
         Status.FAIL,
-        f"build with --slots {slots - 1}, or take a machine with more memory",
+        f"build with --slots {slots - 1}, or use a machine with more memory",
     )
     free = memory.weights
-    assert checks.repository(tiny_models).mend == "build a smaller variant, or take a machine with more memory"
+    assert checks.repository(tiny_models).mend == "build a smaller variant, or use a machine with more memory"
 
 
 def test_a_voice_that_cannot_be_used_is_a_warning(tiny_models: Path, tmp_path: Path) -> None:

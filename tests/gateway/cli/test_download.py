@@ -32,7 +32,7 @@ def test_it_says_the_licence_the_commit_and_what_comes_next(
     licence, commit, done = err.splitlines()
     assert "NVIDIA Open Model License" in licence
     assert commit == f"nvidia/personaplex-7b-v1 at commit {COMMIT}"
-    assert done.endswith(f"1 voices; personaplex build {tmp_path / 'out'} MODELS")
+    assert done.endswith(f"1 voices; next: personaplex build {tmp_path / 'out'} MODELS")
     assert Checkpoint.open(tmp_path / "out").geometry == Checkpoint.open(CHECKPOINT).geometry
 
 

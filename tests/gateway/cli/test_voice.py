@@ -193,7 +193,7 @@ def test_the_list_says_how_long_and_from_where(personaplex: Run, models: Path):
         "ANA-MARIA    6.4 s  added, from a recording",
         "B            1.0 s  added, from a voice file",
     ]
-    assert "cannot be used: voices/C.safetensors cannot be read" in outcome.err
+    assert "invalid: voices/C.safetensors cannot be read" in outcome.err
     listed = json.loads(personaplex("voice", "list", models, "--json").out)
     assert listed["voices"][:2] == [
         {"name": "NATF0", "seconds": 1.04, "frames": 13, "origin": "built-in", "source": None},
