@@ -16,7 +16,7 @@ from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
 from tests.conftest import GOLDEN
 from tests.end_to_end.conftest import Service, respond, wav
 from tests.gateway.websocket.moshi import Conversation
-from tests.gateway.websocket.test_moshi_client import SEED, Overheard
+from tests.gateway.websocket.test_moshi_client import SEED, Recording
 
 FRAME = 1920
 PROMPT = "You are Ana."
@@ -55,7 +55,7 @@ def test_converse_says_what_an_offline_run_says(golden_service: Service, user: N
 def test_chat_says_what_an_offline_run_says_to_the_decoded_stream(
     golden_service: Service, user: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overheard = Overheard(monkeypatch)
+    recording = Recording(monkeypatch)
     ours = OggOpusWriter()
     stream = [ours.head(), *(ours.write(frame) for frame in user.reshape(-1, FRAME))]
     stream.append(ours.write(np.zeros(FRAME, np.float32), last=True))
@@ -74,7 +74,7 @@ def test_chat_says_what_an_offline_run_says_to_the_decoded_stream(
     assert messages[0] == b"\x00"
     text = b"".join(message[1:] for message in messages if message[:1] == b"\x02").decode()
     assert text.strip() == answer.body["transcript"]
-    spoken = [event.frame for event in overheard.spoken]
+    spoken = [event.frame for event in recording.agent]
     assert np.array_equal([frame.codes for frame in spoken], answer.agent_codes)
     again = OggOpusWriter()
     pages = [again.head(), *(again.write(frame.pcm) for frame in spoken)]
@@ -85,23 +85,23 @@ def test_chat_says_what_an_offline_run_says_to_the_decoded_stream(
 def test_the_moshi_client_holds_a_conversation(
     tiny_service: Service, user: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overheard = Overheard(monkeypatch)
+    recording = Recording(monkeypatch)
     conversation = Conversation(user)
 
     async def all_answered() -> None:
         async with asyncio.timeout(60):
-            while len(overheard.spoken) < 25 or len(conversation.printer.said) < len(overheard.texts):  # noqa: ASYNC110
+            while len(recording.agent) < 25 or len(conversation.printer.said) < len(recording.texts):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     with conversation.running(tiny_service.url):
         asyncio.run(all_answered())
-    heard = np.concatenate(list(OggOpusReader().read(b"".join(overheard.stream))))
+    heard = np.concatenate(list(OggOpusReader().read(b"".join(recording.stream))))
     with tiny_service.client() as http:
         answer = respond(http, wav(heard), max_steps=25, seed=SEED)
-    spoken = [event.frame for event in overheard.spoken]
+    spoken = [event.frame for event in recording.agent]
     assert np.array_equal([frame.text_token for frame in spoken], answer.text_tokens)
     assert np.array_equal([frame.codes for frame in spoken], answer.agent_codes)
-    assert conversation.printer.said == overheard.texts
+    assert conversation.printer.said == recording.texts
     assert np.isfinite(conversation.device.played).all()
     assert np.any(conversation.device.played)
     tiny_service.wait_until_free()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.page.browser import Visit
-from tests.page.conftest import Gateway
+from tests.page.browser import Visit, visiting
+from tests.page.conftest import Gateway, running
 
 CONTROLS = {"button", "link", "radio", "combobox", "textbox", "spinbutton", "meter", "log", "DisclosureTriangle"}
 
@@ -59,17 +60,30 @@ def name(node: dict[str, Any]) -> str:
     return str(node.get("name", {}).get("value", "")).strip()
 
 
-@pytest.fixture(params=["idle", "talking", "over"])
-def somewhere(request: pytest.FixtureRequest, visit: Visit) -> Visit:
-    """The page in each of its states, everything unfolded."""
-    expect(visit.page.locator(".chip").first).to_be_visible()
-    visit.page.get_by_text("More options").click()
-    if request.param != "idle":
-        visit.start()
-        visit.transcript_grows()
-    if request.param == "over":
-        visit.end()
-    return visit
+@pytest.fixture(scope="module", params=["idle", "talking", "over"])
+def opened(request: pytest.FixtureRequest, browser: Browser, tiny_models: Path) -> Iterator[Visit]:
+    """The page in each of its states, everything unfolded. One visit serves all tests of a state."""
+    with running(tiny_models) as gateway, visiting(browser, gateway.url) as visit:
+        expect(visit.page.locator(".chip").first).to_be_visible()
+        visit.page.get_by_text("More options").click()
+        if request.param != "idle":
+            visit.start()
+            visit.transcript_grows()
+        if request.param == "over":
+            visit.end()
+        yield visit
+
+
+@pytest.fixture
+def somewhere(opened: Visit) -> Iterator[Visit]:
+    """`opened`, with the window and the colours that a test may change as they are at first."""
+    size = opened.page.viewport_size
+    assert size is not None
+    state = opened.page.locator("body").get_attribute("data-state")
+    yield opened
+    assert opened.page.locator("body").get_attribute("data-state") == state
+    opened.page.set_viewport_size(size)
+    opened.page.emulate_media(color_scheme="null", reduced_motion="null")
 
 
 def test_every_control_has_a_name(somewhere: Visit) -> None:
