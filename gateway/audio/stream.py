@@ -15,6 +15,9 @@ from gateway.errors import AudioError
 PcmFormat = Literal["pcm_s16le", "pcm_f32le"]
 """Mono, little-endian: 16-bit integers, or floats of full scale 1."""
 
+PCM_PIECE_BYTES = 65_536
+"""Longer messages are decoded in pieces of this size, so that none of them occupies the event loop for long."""
+
 _FROM_INT16 = np.float32(1 / 32768)
 
 

@@ -12,6 +12,7 @@ from gateway.api.grpc.audio import AudioCodec, choose_codec
 from gateway.api.grpc.params import live_params
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.status import Code, Metadata, metadata_of
+from gateway.audio.stream import PCM_PIECE_BYTES
 from gateway.errors import HandshakeTimeout, InvalidRequest, MalformedBody, PayloadTooLarge
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
@@ -88,7 +89,13 @@ class ConverseTransport:
                     raise PayloadTooLarge(
                         f"expected at most {self._max_message_bytes} bytes of audio at once, got {len(encoded)}"
                     )
-                await audio.put(decode(encoded))
+                if len(encoded) <= PCM_PIECE_BYTES:
+                    await audio.put(decode(encoded))
+                    continue
+                for at in range(0, len(encoded), PCM_PIECE_BYTES):
+                    if audio.closed:
+                        break
+                    await audio.put(decode(encoded[at : at + PCM_PIECE_BYTES]))
             elif kind == "end":
                 break
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from time import perf_counter
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
@@ -19,7 +20,7 @@ from gateway.api.rest.schemas import MAX_PROMPT_CHARACTERS, SEED_BITS, LiveParam
 from gateway.api.websocket.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, PayloadTooLarge
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.live import TransportClosed
@@ -28,6 +29,16 @@ from gateway.session.runtime import Runtime
 PATH = "/api/chat"
 
 HANDSHAKE, AUDIO, TEXT, ERROR, PING = b"\x00", b"\x01", b"\x02", b"\x05", b"\x06"
+
+MAX_OGG_BYTES = 65_536
+"""Largest audio message: more than the largest Ogg page, 65,307 bytes. A page of 80 ms has about 300."""
+
+# Work on a client's Ogg stream occupies the event loop for this long at once, and then pauses, so that a stream of
+# headers or tiny packets takes at most a fifth of the loop's time. A usual message takes 0.2 ms.
+_TURN_S = 0.002
+_PAUSE_S = 0.008
+# A piece this large takes less than a turn: at most 151 pages.
+_PIECE_BYTES = 4096
 
 # The reference's page disconnects after 10 s without a message. A long prompt may take longer.
 PING_S = 4.0
@@ -110,10 +121,9 @@ class ChatTransport(WebSocketTransport):
             while True:
                 message = await self.connection.receive()
                 if isinstance(message, bytes) and message[:1] == AUDIO and not audio.closed:
-                    for pcm in reader.read(message[1:]):
-                        await audio.put(pcm)
-                    if reader.ended:
-                        audio.close()
+                    if len(message) > MAX_OGG_BYTES:
+                        raise PayloadTooLarge(f"expected at most {MAX_OGG_BYTES} bytes of Ogg at once")
+                    await _decode(message[1:], reader, audio)
         finally:
             pings.cancel()
 
@@ -141,3 +151,21 @@ class ChatTransport(WebSocketTransport):
             while not self._ready:
                 await asyncio.sleep(PING_S)
                 await self.connection.send(PING)
+
+
+async def _decode(data: bytes, reader: OggOpusReader, audio: InputQueue) -> None:
+    """Decode a piece of an Ogg stream into the queue, and close the queue at the end of the stream."""
+    turn_ends = perf_counter() + _TURN_S
+    for at in range(0, len(data), _PIECE_BYTES):
+        for pcm in reader.read(data[at : at + _PIECE_BYTES]):
+            await audio.put(pcm)
+            if audio.closed:
+                return
+            if perf_counter() > turn_ends:
+                await asyncio.sleep(_PAUSE_S)
+                turn_ends = perf_counter() + _TURN_S
+        if perf_counter() > turn_ends:
+            await asyncio.sleep(_PAUSE_S)
+            turn_ends = perf_counter() + _TURN_S
+    if reader.ended:
+        audio.close()

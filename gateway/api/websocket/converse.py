@@ -15,7 +15,7 @@ from gateway.api.rest.schemas import LiveParams
 from gateway.api.websocket import messages
 from gateway.api.websocket.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
-from gateway.audio.stream import PcmReader, to_bytes
+from gateway.audio.stream import PCM_PIECE_BYTES, PcmReader, to_bytes
 from gateway.errors import HandshakeTimeout, InvalidRequest, UnsupportedMediaType
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
@@ -64,8 +64,10 @@ class ConverseTransport(WebSocketTransport):
         while True:
             message = await receive()
             if isinstance(message, bytes):
-                if not audio.closed:
-                    await audio.put(read(message))
+                for at in range(0, len(message), PCM_PIECE_BYTES):
+                    if audio.closed:
+                        break
+                    await audio.put(read(message[at : at + PCM_PIECE_BYTES]))
             elif isinstance(messages.read(message), messages.Start):
                 raise InvalidRequest("expected audio or an end message, got another start message")
             elif not audio.closed:
