@@ -176,3 +176,34 @@ async def test_concurrent_sessions_get_their_own_answers(connect: Connect, runti
     said = await asyncio.gather(*map(one, speech))
     for pcm, tokens in zip(speech, said, strict=True):
         assert tokens == await offline(runtime, pcm, 11)
+
+
+class TestBeforeReady:
+    async def test_audio_in_real_time_beyond_the_capacity_is_dropped_and_counted(
+        self, connect: Connect, runtime: Runtime, engine: FakeBackend
+    ) -> None:
+        engine.delay = 1.0  # three calls until Ready
+        async with connect() as client:
+            await client.stream(noise(30))
+            await client.wait_ready()
+            engine.delay = 0.0
+            await client.wait_frames(1)
+            assert client.answers[0].dropped == 20
+            await client.end_audio()
+            ended = await client.wait_ended()
+        assert ended.summary.frames == 1 + 10
+        assert ended.summary.dropped_frames == metric(runtime, "dropped_frames_total") == 20
+
+    async def test_a_burst_keeps_its_latest_frames_and_counts_the_others(
+        self, connect: Connect, engine: FakeBackend
+    ) -> None:
+        engine.delay = 1.0
+        async with connect(speed=0) as client:
+            sending = asyncio.create_task(client.put(noise(100)))
+            await client.wait_ready()
+            engine.delay = 0.0
+            await sending
+            await client.end_audio()
+            ended = await client.wait_ended()
+        assert ended.summary.frames - 1 + ended.summary.dropped_frames == 100
+        assert ended.summary.frames > 10

@@ -73,7 +73,8 @@ class PersonaPlexServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Converse(self, request_iterator, context):
-        """A live conversation. The first message is `start`; audio may follow at once and is kept until `ready` comes.
+        """A live conversation. The first message is `start`; audio may follow at once. Of audio that arrives before `ready`,
+        the server keeps at least the latest 0.8 s (by default). Frames that it drops are counted in `dropped_frames`.
         `end`, or closing the sending side, means that no more audio will come: what was sent is answered, then the call
         ends. The last message is `ended`; the status is OK when the conversation was completed, else it says why not.
         """
