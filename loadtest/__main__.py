@@ -15,9 +15,9 @@ from rich.console import Console
 
 from gateway.cli.console import CommandError
 from loadtest.fake_device.profiles import PROFILES, Profile
-from loadtest.paths import RECORDING
+from loadtest.paths import RECORDING, ROOT
 from loadtest.plan import Phases, Plan
-from loadtest.report import show, write
+from loadtest.report import record, show, write
 from loadtest.run import Result, run
 from loadtest.search import highest
 from loadtest.server import NoServer, Server, build_tiny, started
@@ -65,9 +65,13 @@ def main(
     ] = False,
     step: Annotated[int, typer.Option(min=1, help="Resolution of that search.")] = 4,
     folder: Annotated[Path, typer.Option(help="Folder for models and results.")] = Path("build/loadtest"),
+    record_as: Annotated[
+        str | None, typer.Option("--record", metavar="NAME", help="Keep the result in loadtest/results too.")
+    ] = None,
 ) -> None:
     """Load a server with users in real time. Exit status 1 if the run did not pass, 2 if it did not run."""
     console = Console()
+    date = f"{datetime.now():%Y-%m-%d %H:%M}"
 
     def load(at: Server, count: int) -> Result:
         results = _fresh(folder / f"{datetime.now():%Y%m%d-%H%M%S}-{api.value}-{count}")
@@ -85,6 +89,10 @@ def main(
         console.print(f"{count} users over {api.value} for {seconds:g} s; results in {results}")
         result = run(at, plan, api.value, spawn_rate, results)
         write(result, results)
+        if record_as is not None:
+            models_are = f"fake device {fake_device.value}" if fake_device else str(models or "tiny models")
+            setup = f"{models_are}; {count} users over {api.value} for {seconds:g} s; {date}"
+            record(result, setup, ROOT / "loadtest" / "results" / f"{record_as}-{count}")
         return result
 
     def holds(at: Server, count: int) -> bool:

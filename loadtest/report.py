@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.machine import machine
 from loadtest.run import Result
 from loadtest.stats import LoadStats, Percentiles
 
@@ -19,6 +20,19 @@ def write(result: Result, folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result.to_json(), indent=1) + "\n")
     page = result.page.read_text()
     result.page.write_text(page.replace("<body>", "<body>\n" + _section(result), 1))
+
+
+def record(result: Result, setup: str, file: Path) -> None:
+    """Write `file`.json and `file`.md: the statistics, the machine, and `setup`, what was loaded."""
+    content = {"setup": setup, "machine": machine(), **result.to_json()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    console = Console(width=100, record=True, file=io.StringIO())
+    show(result, console)
+    others = result.usage.others / result.usage.seconds if result.usage else 0.0
+    notes = {"setup": setup, **machine(), "CPU used by other processes meanwhile": f"{others:.2f} cores"}
+    lines = [f"* {name}: {value}" for name, value in notes.items()]
+    file.with_suffix(".md").write_text("\n".join([*lines, "", "```", console.export_text().rstrip(), "```"]) + "\n")
 
 
 def show(result: Result, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What the figures of a run say: floors and ratios of every case, and whether the bounds are met."""
+"""Bandwidth floors and ratios of every case of a run, and whether the bounds are met."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def beside_fast_memory(case: SessionStats) -> list[float]:
 
 @dataclass(frozen=True)
 class Bound:
-    """found: None where it was not measured."""
+    """A required maximum. found: None if it was not measured."""
 
     what: str
     found: float | None
@@ -70,7 +70,7 @@ class Bound:
 
 
 def bounds(stats: SessionStats) -> list[Bound]:
-    """Everything that is promised of an int4 model on a two-core server, of whatever was measured here."""
+    """The bounds for an int4 model on a two-core server, as far as this run measured them."""
     low, middle, high = stats["contexts"][0], stats["served_contexts"][-1], stats["contexts"][-1]
     reads = {stage: Reads(**sizes) for stage, sizes in stats.get("reads", {}).items()}
     served, alone = stats.get("served", {}).get("cases", []), stats.get("alone", [])
@@ -110,7 +110,7 @@ def _over_floor(case: SessionStats | None, reads: Mapping[str, Reads]) -> float 
 
 
 def _fast(case: SessionStats | None) -> SessionStats | None:
-    """As if only those groups had been measured; None where there are none."""
+    """The case restricted to groups with fast memory; None without such groups."""
     times = beside_fast_memory(case) if case else []
     return {"frame_ms": statistics.median(times)} if times else None
 

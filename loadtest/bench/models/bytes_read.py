@@ -1,6 +1,6 @@
-"""What a frame must read from memory, as its graphs say: each weight once, and the keys and values that are filled.
+"""Bytes a frame must read from memory, from its graphs: each weight once, and filled keys and values.
 
-Tables that are only looked up count for nothing: of them a frame reads 17 rows. Activations stay in the caches.
+Embedding tables do not count: a frame reads 17 of their rows. Activations stay in the processor's caches.
 """
 
 from __future__ import annotations

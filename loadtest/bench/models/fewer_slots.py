@@ -1,4 +1,4 @@
-"""The same built repository for another number of conversations: large files linked, small ones written anew."""
+"""Write a built repository for another number of slots: large files are linked, small ones rewritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a command and watches what memory it and its children hold."""
+"""Run a command and measure the peak memory of it and its children."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ SAMPLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Watched:
-    """seconds: of time. peak_bytes: most resident memory, of all processes at one moment or of the first by its own
-    account, whichever is more.
-    """
+class ResourceUse:
+    """seconds: wall time. peak_bytes: peak resident memory of all processes, sampled, or of the first by its VmHWM."""
 
     seconds: float
     peak_bytes: int
 
 
-def watched(command: Sequence[str], folder: Path, log: IO[str]) -> Watched:
-    """Run `command` in `folder`, its output to `log`, to its end. Raises `CalledProcessError` where it fails."""
+def run_measured(command: Sequence[str], folder: Path, log: IO[str]) -> ResourceUse:
+    """Run `command` in `folder` to its end, output to `log`. Raises `CalledProcessError` if it fails."""
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     over = threading.Event()
@@ -39,7 +37,7 @@ def watched(command: Sequence[str], folder: Path, log: IO[str]) -> Watched:
     sampler.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Watched(seconds, max(sampled))
+    return ResourceUse(seconds, max(sampled))
 
 
 def _sample(pid: int, sampled: list[int], over: threading.Event) -> None:
@@ -47,7 +45,7 @@ def _sample(pid: int, sampled: list[int], over: threading.Event) -> None:
     while not over.wait(SAMPLE_SECONDS):
         total = 0
         try:
-            sampled.append(_most(pid))
+            sampled.append(_peak(pid))
             for process in (first, *first.children(recursive=True)):
                 total += process.memory_info().rss
         except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
@@ -55,8 +53,8 @@ def _sample(pid: int, sampled: list[int], over: threading.Event) -> None:
         sampled.append(total)
 
 
-def _most(pid: int) -> int:
-    """The most memory a process has held since its program began (a `wait4`'s counts its parent's from before)."""
+def _peak(pid: int) -> int:
+    """Peak resident memory since the program started; `wait4` would include the parent's from before."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,9 +1,9 @@
-"""A model of the published size on this machine, from building to serving: `make bench-7b`.
+"""Build, run and serve a model of the published size on this machine: `make bench-7b`.
 
 Random weights of the published shapes are written, built and measured: whole frames (encode, temporal, depformer,
 decode) in one process and through Triton, beside this machine's memory bandwidth and the bytes a frame must read.
-Every step leaves its figures in the work folder; checkpoint and repository are made once and used again, and --only
-repeats single steps. The whole needs 25 GB of disk and about half an hour.
+Every step writes its results to the work folder. Checkpoint and repository are reused, and --only repeats single steps.
+All steps need 25 GB of disk and about half an hour.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rich.progress import Progress
 from gateway.triton_server.installation import huge_pages
 from loadtest.bench.models.bytes_read import reads_of
 from loadtest.bench.models.fewer_slots import with_slots
-from loadtest.bench.models.process_memory import watched
+from loadtest.bench.models.process_memory import run_measured
 from loadtest.bench.models.random_checkpoint import is_complete, write_random_checkpoint
-from loadtest.bench.models.tables import markdown, sheets, show
+from loadtest.bench.models.tables import markdown, show, tables
 from loadtest.machine import machine
 from loadtest.paths import ROOT
 from model_repository.serving.processors import processors
@@ -80,14 +80,14 @@ class Bench:
         }
 
     def run(self, step: str) -> None:
-        """Do it, unless it is a large file that is there already."""
+        """Run a step; existing checkpoints and repositories are reused."""
         print(f"{step} …", flush=True)
         found = self.steps[step]()
         if found is not None:
             (self.work / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
 
     def stats(self) -> dict[str, Any]:
-        """Of all steps that were ever done in the work folder."""
+        """Results of all steps found in the work folder."""
         manifest = json.loads((self.models / "manifest.json").read_text())
         done = {step: self.work / f"{step}.json" for step in self.steps}
         return {
@@ -126,7 +126,7 @@ class Bench:
         for option, value in wanted.items():
             command += [f"--{option}", str(value)]
         with self._log("build") as log:
-            took = watched(command, ROOT, log)
+            took = run_measured(command, ROOT, log)
         seconds = round(took.seconds, 1)
         return {"seconds": seconds, "peak_bytes": took.peak_bytes, "bytes": _bytes(self.models), **wanted}
 
@@ -142,7 +142,7 @@ class Bench:
         return self._worker("triton_frames", self.models, "--rows", *rows, "--contexts", *contexts, *measured)
 
     def _memory(self) -> Any:
-        """Of a server whose slots' windows are full. What it remembers of calls that began is told apart."""
+        """Memory of a server whose slots have full windows, without the prefix cache, whose bound is stated apart."""
         models = self.work / f"models-{MEMORY_SLOTS}-slots"
         with_slots(self.models, models, MEMORY_SLOTS)
         temporal = reads_of(self.models)["temporal"]
@@ -158,9 +158,9 @@ class Bench:
         return ("--groups", str(groups), "--frames", str(self._asked.frames), "--threads", str(self.threads))
 
     def _worker(self, module: str, *arguments: object, **environment: str) -> Any:
-        """The JSON that a process of its own prints: its memory is given back when it ends."""
+        """Run a benchmark module as a process, which frees its memory at the end; return the JSON it prints."""
         command = [sys.executable, "-m", f"loadtest.bench.models.{module}", *map(str, arguments)]
-        # The served models' processes have these pages; what is measured in one process is to have them too.
+        # The served models use huge pages; a measurement in one process uses them too.
         environment = {**os.environ, **huge_pages(os.environ), **environment}
         if self._asked.threads:
             environment["PERSONAPLEX_INTRA_OP_THREADS"] = str(self.threads)
@@ -170,7 +170,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _log(self, name: str) -> Iterator[IO[str]]:
-        """WORK/NAME.log for what a process says, which is repeated where it fails."""
+        """Log a process to WORK/NAME.log; print the log if it fails."""
         file = self.work / f"{name}.log"
         try:
             with file.open("w") as log:
@@ -211,7 +211,7 @@ def main() -> None:
     if not (bench.models / "manifest.json").is_file():
         return
     stats = bench.stats()
-    made = sheets(stats)
+    made = tables(stats)
     show(made)
     for folder in (bench.work, *((RESULTS,) if asked.record else ())):
         folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The tables of a run, to be printed and to be kept as Markdown."""
+"""The tables of a run, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_WIDTH = 150
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Section:
     """One table."""
 
     title: str
@@ -25,8 +25,8 @@ class Sheet:
     rows: Sequence[Sequence[str]]
 
 
-def sheets(stats: SessionStats) -> list[Sheet]:
-    """Everything that was measured, the bounds last."""
+def tables(stats: SessionStats) -> list[Section]:
+    """One table per step of the benchmark, the bounds last."""
     reads = {stage: Reads(**sizes) for stage, sizes in stats.get("reads", {}).items()}
     made = [_general(stats)]
     if reads:
@@ -50,25 +50,25 @@ def sheets(stats: SessionStats) -> list[Sheet]:
         )
         for bound in bounds(stats)
     ]
-    return [*made, Sheet("Bounds", ("of", "found", "at most", ""), verdicts)]
+    return [*made, Section("Bounds", ("of", "found", "at most", ""), verdicts)]
 
 
-def show(made: Sequence[Sheet]) -> None:
+def show(made: Sequence[Section]) -> None:
     """Print them."""
     console = Console(width=max(_LEAST_WIDTH, Console().width))
-    for sheet in made:
-        table = Table(*sheet.columns, title=sheet.title, title_justify="left")
-        for row in sheet.rows:
+    for section in made:
+        table = Table(*section.columns, title=section.title, title_justify="left")
+        for row in section.rows:
             table.add_row(*row)
         console.print(table)
 
 
-def markdown(made: Sequence[Sheet]) -> str:
-    """All of them as one document."""
+def markdown(made: Sequence[Section]) -> str:
+    """All tables as one document."""
     parts = []
-    for sheet in made:
-        lines = [f"## {sheet.title}", "", _row(sheet.columns), _row(["---"] * len(sheet.columns))]
-        parts.append("\n".join([*lines, *map(_row, sheet.rows)]))
+    for section in made:
+        lines = [f"## {section.title}", "", _row(section.columns), _row(["---"] * len(section.columns))]
+        parts.append("\n".join([*lines, *map(_row, section.rows)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,7 +76,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _general(stats: SessionStats) -> Sheet:
+def _general(stats: SessionStats) -> Section:
     rows = [(name, str(value)) for name, value in stats["machine"].items()]
     rows.append(("models", f"{stats['size']}, weights {stats['variant']}, keys and values {stats['kv']}"))
     rows.append(("threads per model", str(stats["threads"])))
@@ -87,19 +87,19 @@ def _general(stats: SessionStats) -> Sheet:
         build = stats["build"]
         built = f"{build['seconds']:.0f} s, peak memory {_gb(build['peak_bytes'])}, {_gb(build['bytes'])} on disk"
         rows.append(("build", built))
-    return Sheet("Machine and models", ("", ""), rows)
+    return Section("Machine and models", ("", ""), rows)
 
 
-def _reads(reads: dict[str, Reads]) -> Sheet:
+def _reads(reads: dict[str, Reads]) -> Section:
     rows = [
         (stage, f"{size.weights / 1e6:.1f}", f"{size.column / 1e3:.1f}", str(size.window), f"{size.state / 1e3:.1f}")
         for stage, size in reads.items()
     ]
     columns = ("stage", "weights, MB", "column of keys and values, kB", "columns at most", "other state, kB")
-    return Sheet("What a frame reads: weights once, the rest for each conversation", columns, rows)
+    return Section("What a frame reads: weights once, the rest for each conversation", columns, rows)
 
 
-def _cases(title: str, cases: Sequence[SessionStats], reads: dict[str, Reads]) -> Sheet:
+def _cases(title: str, cases: Sequence[SessionStats], reads: dict[str, Reads]) -> Section:
     columns = (
         "conversations",
         "context",
@@ -128,10 +128,10 @@ def _cases(title: str, cases: Sequence[SessionStats], reads: dict[str, Reads]) -
                 f"{case['frame_ms'] / least.ms:.2f}",
             )
         )
-    return Sheet(title, columns, rows)
+    return Section(title, columns, rows)
 
 
-def _beside_fast_memory(cases: Sequence[SessionStats]) -> Sheet:
+def _beside_fast_memory(cases: Sequence[SessionStats]) -> Section:
     """Groups of frames right before and right after which memory was fast, of those measured."""
     rows = []
     for case in cases:
@@ -139,10 +139,10 @@ def _beside_fast_memory(cases: Sequence[SessionStats]) -> Sheet:
         stats = (f"{figure(times):.1f}" if times else "–" for figure in (statistics.median, min, max))
         rows.append((str(case["rows"]), str(case["context"]), f"{len(times)} of {len(case['groups'])}", *stats))
     title = f"Those through Triton where memory gave {FAST:g} GB/s or more before and after, ms"
-    return Sheet(title, ("conversations", "context", "groups", "median", "least", "most"), rows)
+    return Section(title, ("conversations", "context", "groups", "median", "least", "most"), rows)
 
 
-def _begun(begun: Sequence[SessionStats]) -> Sheet:
+def _begun(begun: Sequence[SessionStats]) -> Section:
     """What it takes to begin a conversation whose columns must be computed, and one whose columns are remembered."""
     alike: dict[tuple[int, int], list[float]] = {}
     for one in begun:
@@ -153,18 +153,18 @@ def _begun(begun: Sequence[SessionStats]) -> Sheet:
         speed = f"{computed / took:.0f}" if computed > 1 else "–"
         rows.append((str(columns), str(computed), str(len(seconds)), f"{took:.3f}", speed))
     titles = ("columns", "computed", "conversations", "median s", "columns/s")
-    return Sheet("Beginning a conversation through Triton", titles, rows)
+    return Section("Beginning a conversation through Triton", titles, rows)
 
 
-def _memory(memory: SessionStats) -> Sheet:
+def _memory(memory: SessionStats) -> Section:
     counted = {**memory["memory"]["processes"], "all": memory["memory"]}
     rows = [(name, *(_gb(held[kind]) for kind in ("rss", "pss", "anonymous"))) for name, held in counted.items()]
     rows.append(("remembered beginnings of calls, at most as much again", "", "", _gb(memory["remembered_at_most"])))
     columns = ("process", "resident", "shared pages counted once", "without pages of files")
-    return Sheet(f"Memory of the server, {memory['slots']} slots, their windows full", columns, rows)
+    return Section(f"Memory of the server, {memory['slots']} slots, their windows full", columns, rows)
 
 
-def _operators(operators: SessionStats) -> Sheet:
+def _operators(operators: SessionStats) -> Section:
     rows = []
     for stage, totals in operators["stages"].items():
         shown = list(totals.items())[:_SHOWN_OPERATORS]
@@ -174,7 +174,7 @@ def _operators(operators: SessionStats) -> Sheet:
             (stage, f"{sum(total['ms'] for total in totals.values()):.1f}", ", ".join([*parts, f"rest {rest:.2f}"]))
         )
     title = f"Inside the graphs, ms: {operators['rows']} conversation(s), context {operators['context']}"
-    return Sheet(title, ("stage", "sum", "operators"), rows)
+    return Section(title, ("stage", "sum", "operators"), rows)
 
 
 def _gb(size: float) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.bench.models.analysis import bounds, floor
 from loadtest.bench.models.bytes_read import STAGES, Reads
-from loadtest.bench.models.tables import markdown, sheets
+from loadtest.bench.models.tables import markdown, tables
 
 TEMPORAL = Reads(weights=4_000_000_000, column=250_000, state=0, window=2999, filled=True)
 MIMI = Reads(weights=100_000_000, column=1_000, state=500, window=249, filled=False)
@@ -31,7 +31,7 @@ def _case(rows: int, context: int, ms: float, fast: float | None = None) -> dict
     }
 
 
-def _figures(**measured: Any) -> dict[str, Any]:
+def _stats(**measured: Any) -> dict[str, Any]:
     return {
         "size": "7b",
         "variant": "int4",
@@ -66,7 +66,7 @@ def test_bounds_say_what_is_met_and_what_is_not() -> None:
     served = {"cases": [_case(1, 1500, 140.0, fast=100.0), _case(8, 1500, 420.0, fast=240.0)], "begun": []}
     alone = [_case(1, 100, 100.0), _case(1, 2999, 130.0)]
     found = bounds(
-        _figures(
+        _stats(
             served=served, alone=alone, build={"peak_bytes": 4_100_000_000}, memory={"memory": {"pss": 6_900_000_000}}
         )
     )
@@ -88,13 +88,13 @@ def test_bounds_say_what_is_met_and_what_is_not() -> None:
 
 
 def test_nothing_is_said_of_fast_memory_where_it_never_was() -> None:
-    found = bounds(_figures(served={"cases": [_case(1, 1500, 140.0), _case(8, 1500, 420.0)], "begun": []}, alone=[]))
+    found = bounds(_stats(served={"cases": [_case(1, 1500, 140.0), _case(8, 1500, 420.0)], "begun": []}, alone=[]))
     assert [bound.verdict for bound in found[3:5]] == ["not measured", "not measured"]
 
 
 def test_every_table_is_a_table_in_markdown() -> None:
     begun = [{"columns": 1500, "computed": 1500, "seconds": 30.0}, {"columns": 1500, "computed": 1, "seconds": 0.2}]
-    text = markdown(sheets(_figures(served={"cases": [_case(1, 1500, 140.0)], "begun": begun}, alone=[])))
+    text = markdown(tables(_stats(served={"cases": [_case(1, 1500, 140.0)], "begun": begun}, alone=[])))
     assert "| 1500 | 1500 | 1 | 30.000 | 50 |" in text
     for part in text.split("## ")[1:]:
         lines = [line for line in part.splitlines() if line.startswith("|")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench.models.process_memory import watched
+from loadtest.bench.models.process_memory import run_measured
 
 pytestmark = pytest.mark.long
 
@@ -17,7 +17,7 @@ BYTES = 150_000_000
 
 def _run(code: str, folder: Path) -> int:
     with (folder / "log").open("w") as log:
-        return watched([sys.executable, "-c", code], folder, log).peak_bytes
+        return run_measured([sys.executable, "-c", code], folder, log).peak_bytes
 
 
 def test_memory_that_was_given_back_counts(tmp_path: Path) -> None:
