@@ -1,4 +1,4 @@
-"""The page to talk to the agent, at `/`: plain files, no build step, nothing fetched from anywhere else."""
+"""The web page at `/`: static files of this package, without a build step or external resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 
-# The page's own files and its own server, and nothing else; blob: is the recording it lets its reader listen to.
+# Only the page's own files and server. blob: is the recording of the call, which the page can play.
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -39,7 +39,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    # Kept, but asked about each time: a page and a server of different versions would not understand each other.
+    # Revalidated at each load, so that page and server have the same version.
     "Cache-Control": "no-cache",
 }
 
@@ -52,7 +52,7 @@ class _File:
 
 
 def router() -> APIRouter:
-    """The page at `/`, and the files it is made of under `/page/`."""
+    """Return the routes of the page: `/` and its files below `/page/`."""
     routes = APIRouter()
     static = _read()
 
@@ -63,14 +63,14 @@ def router() -> APIRouter:
         name = request.path_params["name"]
         return _answer(static[name], request) if name in static else Response("no such file\n", 404)
 
-    # Not operations of the API, so not in its document.
+    # Not part of the REST API.
     routes.add_route("/", index, include_in_schema=False)
     routes.add_route("/page/{name}", asset, include_in_schema=False)
     return routes
 
 
 def _read() -> dict[str, _File]:
-    """Every file by its name. Only these can be asked for, so no name leads anywhere else."""
+    """Return all files by name. Requests can name these only."""
     static = {}
     for path in (files(__name__) / "static").iterdir():
         suffix = path.name[path.name.rfind(".") :]

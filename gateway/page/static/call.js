@@ -1,4 +1,4 @@
-// The view of a call: levels, ribbon, transcript, figures, and what is left when it is over.
+// The view of a call: levels, ribbon, transcript and statistics, and the downloads after its end.
 
 import { RATE } from "./line.js";
 import { AGENT, Ribbon, YOU, loudness } from "./ribbon.js";
@@ -10,7 +10,7 @@ const WARNING_SHOWN = 8000;
 const find = (id) => document.getElementById(id);
 
 export class CallView {
-  /** Called when the reader wishes another call. */
+  /** Called when the user requests another call. */
   onagain = () => {};
 
   #ribbon = new Ribbon(find("ribbon"));
@@ -25,7 +25,7 @@ export class CallView {
     find("again").addEventListener("click", () => this.onagain());
   }
 
-  /** Show `session`, which has just begun to talk. */
+  /** Show `session`, which has just started. */
   begin(session, { voice, role }) {
     this.#session = session;
     for (const url of this.#links.splice(0)) URL.revokeObjectURL(url);
@@ -54,7 +54,7 @@ export class CallView {
     find("mute").focus();
   }
 
-  /** Show what is left of the call. */
+  /** Show the downloads after the end of the call. */
   finish({ trouble }) {
     const { recording } = this.#session;
     this.#ribbon.rest();

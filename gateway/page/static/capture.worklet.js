@@ -1,4 +1,4 @@
-// The microphone's end of the audio thread: samples in, blocks of 80 ms out, each with the moment it began.
+// Audio worklet of the microphone: turns samples into blocks of 80 ms, each with its start time.
 
 const BLOCK_SECONDS = 0.08;
 
@@ -10,7 +10,7 @@ class Capture extends AudioWorkletProcessor {
   }
 
   process([input]) {
-    // A microphone that is unplugged leaves no channel behind: that is silence, and time still passes.
+    // An unplugged microphone has no channel. It counts as silence, so that time continues.
     const samples = input[0] ?? new Float32Array(128);
     for (let from = 0; from < samples.length; ) {
       const count = Math.min(samples.length - from, this.block.length - this.filled);

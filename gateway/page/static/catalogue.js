@@ -1,13 +1,13 @@
-// What the server offers: its voices, its prompts, and whether it is ready.
+// Requests of the server's voices, prompts and readiness.
 
 import { Trouble, ofResponse } from "./trouble.js";
 
-/** An address of the server's, beside this page, wherever that is mounted. */
+/** URL of a path of the server, relative to this page. */
 export function address(path) {
   return new URL(path, document.baseURI);
 }
 
-/** The same for a WebSocket. */
+/** WebSocket URL of a path of the server. */
 export function socketAddress(path) {
   const url = address(path);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
@@ -21,7 +21,7 @@ export async function catalogue(key) {
 }
 
 /**
- * The voices there are now; they may be others later.
+ * The current voices. They can change while the page is open.
  *
  * @typedef {{default: string, voices: {name: string, seconds: number, origin: "built-in" | "added"}[]}} Voices
  * @returns {Promise<Voices>} Throws Trouble.

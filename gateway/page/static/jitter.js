@@ -1,4 +1,4 @@
-// The jitter buffer: audio arrives in bursts, and leaves evenly, as late as it must be and no later.
+// The jitter buffer: audio arrives in bursts and is played evenly, with the least delay that avoids gaps.
 
 const FADE = 0.005;
 const WINDOW = 10;
@@ -6,7 +6,7 @@ const STEP = 0.04;
 const SHRINK = 0.02;
 const SPARE = 0.03;
 
-/** Seconds of audio that may pile up before the buffer skips ahead to the present. */
+/** Seconds of buffered audio above which the buffer skips ahead. */
 const MOST = 0.8;
 const CAPACITY = 10;
 
@@ -32,12 +32,12 @@ export class JitterBuffer {
     this.pulled = 0;
   }
 
-  /** Seconds that wait. */
+  /** Seconds of buffered audio. */
   get fill() {
     return (this.written - this.read) / this.rate;
   }
 
-  /** Add samples; `mark` is given back by the `pull` that plays the first of them. */
+  /** Add samples. The `pull` that plays the first of them returns `mark`. */
   push(samples, mark) {
     this.marks.push({ mark, at: this.written });
     for (let i = 0; i < samples.length; i++) {
@@ -48,7 +48,7 @@ export class JitterBuffer {
   }
 
   /**
-   * Fill `out` with what is to be heard now, silence where nothing is.
+   * Fill `out` with the next samples, or silence if there are none.
    * @returns {{mark: unknown, offset: number}[]} the marks whose first sample lies in `out`, and where
    */
   pull(out) {
@@ -76,7 +76,7 @@ export class JitterBuffer {
     return begun;
   }
 
-  /** Forget what waits. */
+  /** Discard the buffered audio. */
   clear() {
     this.read = this.written;
     this.marks = [];
@@ -96,7 +96,7 @@ export class JitterBuffer {
     return begun;
   }
 
-  /** Samples to skip now: what piled up in a stall, or what has not been needed for a while. */
+  /** Number of samples to skip: the backlog of a stall, or delay that was not needed for a while. */
   #excess(length) {
     let keep = Infinity;
     if (this.fill > this.target + MOST) {

@@ -1,33 +1,33 @@
-// The caller's end of the line: microphone and loudspeaker on one clock, each reported in blocks of 80 ms.
+// Audio input and output of the user: microphone and loudspeaker on one clock, in blocks of 80 ms.
 
 import { Trouble, ofMicrophone } from "./trouble.js";
 
-/** Hz, of what the agent says, and of the clock that `at` counts in. */
+/** Sample rate in Hz of the agent's audio and of the clock of `at`. */
 export const RATE = 24000;
 
 const CONSTRAINTS = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
 
-/** Why there can be no call on this page at all, if so. */
+/** The reason why this page cannot make calls, if there is one. */
 export function obstacle() {
   if (!window.isSecureContext) return new Trouble("insecure");
   if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) return new Trouble("unsupported");
   return null;
 }
 
-/** The microphones there are; without names until one has been allowed. */
+/** The available microphones. They have no names before the user has allowed one. */
 export async function microphones() {
   const devices = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
   return devices.filter((device) => device.kind === "audioinput" && device.deviceId);
 }
 
 export class Line {
-  /** Called with {at, pcm} of the caller: [n] float32 at `rate` Hz. `at` counts samples of 24 kHz. */
+  /** Called with the user's {at, pcm}: [n] float32 at `rate` Hz. `at` counts samples of 24 kHz. */
   onheard = () => {};
-  /** Called with {at, pcm, begun: [{index, at}], fill, gaps, skipped} of what left the loudspeaker. */
+  /** Called with {at, pcm, begun: [{index, at}], fill, gaps, skipped} of the played audio. */
   onplayed = () => {};
-  /** Called when the microphone goes away. */
+  /** Called when the microphone is disconnected. */
   onlost = () => {};
-  /** Hz, of what is heard. */
+  /** Sample rate of the microphone in Hz. */
   rate = RATE;
 
   #context;
@@ -36,13 +36,13 @@ export class Line {
   #capture;
   #playback;
 
-  /** Ask for the microphone and start the audio threads. Throws Trouble. */
+  /** Request the microphone and start the audio threads. Throws Trouble. */
   static async open(deviceId) {
     const stopped = obstacle();
     if (stopped) throw stopped;
     const line = new Line();
     try {
-      // Made before the first wait, while the click that asked for it still counts as the reader's wish for sound.
+      // Created before the first await: browsers allow audio only directly after the user's click.
       line.#context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
       const audio = deviceId ? { ...CONSTRAINTS, deviceId: { exact: deviceId } } : CONSTRAINTS;
       line.#stream = await navigator.mediaDevices.getUserMedia({ audio });
@@ -55,27 +55,27 @@ export class Line {
     }
   }
 
-  /** Seconds by the clock that `at` counts in. */
+  /** Time in seconds on the clock of `at`. */
   get now() {
     return this.#context.currentTime;
   }
 
-  /** Seconds from a sample leaving the page to its being heard. */
+  /** Output latency in seconds. */
   get outputLatency() {
     return (this.#context.baseLatency || 0) + (this.#context.outputLatency || 0);
   }
 
-  /** Let the agent's frame `index` be heard: pcm [n] float32 at 24 kHz. */
+  /** Play the agent's frame `index`: pcm [n] float32 at 24 kHz. */
   play(index, pcm) {
     this.#playback.port.postMessage({ index, pcm }, [pcm.buffer]);
   }
 
-  /** While muted, what is heard is silence. */
+  /** While muted, the microphone yields silence. */
   set muted(muted) {
     for (const track of this.#stream.getAudioTracks()) track.enabled = !muted;
   }
 
-  /** Stop the agent's voice at once. */
+  /** Stop playback at once. */
   hush() {
     this.#playback?.port.postMessage({ clear: true });
   }
@@ -109,7 +109,7 @@ export class Line {
     track.addEventListener("ended", () => this.onlost());
   }
 
-  /** The microphone as a node. Some browsers do not resample it: there it gets a context of its own rate. */
+  /** Audio node of the microphone. Some browsers do not resample it and need a context with its own rate. */
   #source() {
     try {
       this.#ears = this.#context;
@@ -125,7 +125,7 @@ async function load(context, name) {
   try {
     await context.audioWorklet.addModule(new URL(name, import.meta.url));
   } catch {
-    // The browser does not say why, but the page itself was there a moment ago.
+    // The browser gives no reason, but the page itself was loaded a moment ago.
     throw new Trouble("unreachable");
   }
 }

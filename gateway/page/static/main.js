@@ -1,4 +1,4 @@
-// The page: from the setup to a call and back.
+// Entry point: switches between the setup view and the call view.
 
 import { CallView } from "./call.js";
 import { socketAddress } from "./catalogue.js";
@@ -78,7 +78,7 @@ function announce(text) {
   find("status").textContent = text;
 }
 
-/** A phone that goes to sleep takes its microphone along. */
+/** Keep the screen on: a sleeping phone disables the microphone. */
 async function stayAwake() {
   try {
     return await navigator.wakeLock?.request("screen");

@@ -1,4 +1,4 @@
-// The speaker's end of the audio thread: the agent's frames in, through the jitter buffer, and word of what was heard.
+// Audio worklet of the loudspeaker: plays the agent's frames through the jitter buffer and reports the played audio.
 
 import { JitterBuffer } from "./jitter.js";
 

@@ -1,4 +1,4 @@
-// The call as a stereo WAV: the caller on the left, the agent on the right, as both sounded at the same moment here.
+// Stereo recording of the call as WAV: user left, agent right, aligned in time as played on this machine.
 
 import { toInt16 } from "./wire.js";
 
@@ -15,19 +15,19 @@ export class Recording {
   #blocks = [];
   #ends = [0, 0];
 
-  /** @param {number} rate Hz @param {number} origin the clock's sample at which the recording begins */
+  /** @param {number} rate Hz @param {number} origin start of the recording in samples of the clock */
   constructor(rate, origin) {
     this.#rate = rate;
     this.#origin = origin;
     this.#block = rate * BLOCK_SECONDS;
   }
 
-  /** Seconds so far. */
+  /** Length in seconds. */
   get seconds() {
     return Math.max(...this.#ends) / this.#rate;
   }
 
-  /** Put samples [n] of `rate` Hz at the clock's sample `at`; what lies before the beginning is left out. */
+  /** Add samples [n] of `rate` Hz at time `at` of the clock; samples before the start are dropped. */
   put(side, at, pcm, rate = this.#rate) {
     const samples = rate === this.#rate ? pcm : resampled(pcm, this.#rate / rate);
     const start = at - this.#origin;
@@ -40,7 +40,7 @@ export class Recording {
     this.#seal();
   }
 
-  /** The whole of it. @returns {Blob} audio/wav, 16 bit */
+  /** The whole recording. @returns {Blob} audio/wav, 16 bit */
   wav() {
     const frames = Math.max(0, ...this.#ends);
     const parts = [];
@@ -57,7 +57,7 @@ export class Recording {
     return this.#blocks[k] instanceof Blob ? null : this.#blocks[k];
   }
 
-  /** Hand blocks that both sides have passed to the browser, which may keep them on disk: an hour is 350 MB. */
+  /** Move complete blocks into a Blob, which the browser can keep on disk: an hour has 350 MB. */
   #seal() {
     const complete = Math.floor(Math.min(...this.#ends) / this.#block) - 1;
     for (let k = complete; k >= 0 && !(this.#blocks[k] instanceof Blob); k--) {
@@ -66,7 +66,7 @@ export class Recording {
   }
 }
 
-/** The same sound at `ratio` times the rate: each new sample is the mean of what it covers of the old ones. */
+/** Resample by `ratio`: each output sample is the mean of the input samples that it covers. */
 function resampled(pcm, ratio) {
   const out = new Float32Array(Math.round(pcm.length * ratio));
   for (let i = 0; i < out.length; i++) {
@@ -79,7 +79,7 @@ function resampled(pcm, ratio) {
   return out;
 }
 
-/** Little-endian, whatever the machine is. */
+/** Convert to little-endian. */
 function bytes(samples) {
   const view = new DataView(new ArrayBuffer(samples.length * 2));
   for (let i = 0; i < samples.length; i++) view.setInt16(i * 2, samples[i], true);

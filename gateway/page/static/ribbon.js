@@ -1,4 +1,4 @@
-// The two voices drawn as one ribbon: the caller above the line, the agent below, a bar for every 80 ms.
+// Level display of both voices: user above the line, agent below, one bar per 80 ms.
 
 const PITCH = 6;
 const BAR = 3;
@@ -9,7 +9,7 @@ const CEILING = -8;
 export const YOU = 0;
 export const AGENT = 1;
 
-/** How loud samples are, 0 (inaudible) to 1, on a scale of decibels. */
+/** Level of samples on a decibel scale, 0 (inaudible) to 1. */
 export function loudness(pcm) {
   let sum = 0;
   for (let i = 0; i < pcm.length; i++) sum += pcm[i] * pcm[i];
@@ -33,7 +33,7 @@ export class Ribbon {
     new ResizeObserver(() => this.#repaint()).observe(canvas);
   }
 
-  /** A block of `level` 0..1 that began at `at` seconds. */
+  /** Add a block of `level` 0..1 that starts at `at` seconds. */
   add(side, at, level) {
     this.#sides[side].push({ at, level });
   }
@@ -43,7 +43,7 @@ export class Ribbon {
     this.#repaint();
   }
 
-  /** Let it flow; `now` tells the time in seconds. */
+  /** Start the animation; `now` returns the time in seconds. */
   flow(now) {
     this.#now = now;
     const step = (time) => {
@@ -56,7 +56,7 @@ export class Ribbon {
     this.#frame = requestAnimationFrame(step);
   }
 
-  /** Stop, and show all of it at once. */
+  /** Stop the animation and show the whole call. */
   rest() {
     cancelAnimationFrame(this.#frame);
     this.#now = null;

@@ -1,19 +1,19 @@
-// One call from the microphone to the last word: the line, the wire and the recording, and the figures between them.
+// A call: connects audio, WebSocket and recording, and computes the statistics.
 
 import { Line, RATE } from "./line.js";
 import { LEFT, RIGHT, Recording } from "./recording.js";
 import { Trouble, ofClosing } from "./trouble.js";
 import { Wire } from "./wire.js";
 
-/** Milliseconds of silence from the server that are told, and after which it is given up. */
+/** Milliseconds without a message from the server until the warning, and until the call ends. */
 const STALLED = 3000;
 const LOST = 15_000;
-/** Milliseconds the server may take to say goodbye. */
+/** Timeout in milliseconds for the server's last message. */
 const GOODBYE = 2000;
 const WATCH = 500;
-/** Delays of which the median is shown: those of the last two seconds. */
+/** Number of delays in the median that is shown: those of two seconds. */
 const RECENT = 25;
-/** Closed without a word: what a browser says of a connection that broke. */
+/** Close code of browsers for a broken connection. */
 const BROKEN = 1006;
 
 /**
@@ -74,18 +74,18 @@ export class Session extends EventTarget {
     return outcome;
   }
 
-  /** Seconds by the clock that the blocks' `at` counts in. */
+  /** Time in seconds on the clock of `at`. */
   get now() {
     return this.#line.now;
   }
 
-  /** While muted, the agent hears silence. */
+  /** While muted, silence is sent. */
   mute(muted) {
     this.muted = muted;
     if (this.#line) this.#line.muted = muted;
   }
 
-  /** Hang up, at whatever point the call is. */
+  /** End the call, in any state. */
   end() {
     this.#cancelled = true;
     if (this.state === "talking") {
@@ -102,7 +102,7 @@ export class Session extends EventTarget {
     try {
       this.#wire = new Wire(url, start, key);
     } catch {
-      // What a browser says of a subprotocol with characters that a header cannot hold.
+      // Error of browsers for a subprotocol with characters that are not allowed in a header.
       throw new Trouble("unfit-key");
     }
     Object.assign(this.#wire.on, {
@@ -142,7 +142,7 @@ export class Session extends EventTarget {
     this.recording.put(LEFT, at, pcm, rate);
     if (this.#wire.send(pcm)) {
       this.#spokenAt.set(this.#sent++, at + (pcm.length * RATE) / rate);
-      // As many as can be on their way; a call may last for hours.
+      // Limited to the frames in flight: a call can last for hours.
       this.#spokenAt.delete(this.#sent - 1000);
     }
   }
@@ -158,7 +158,7 @@ export class Session extends EventTarget {
     this.#tell("figures", { ...this.#figures });
   }
 
-  /** Agent frame i answers the caller's frame i - 1, not counting those the server dropped. */
+  /** Agent frame i belongs to user frame i - 1, not counting frames that the server dropped. */
   #delay(index, heardAt) {
     const spokenAt = this.#spokenAt.get(index - 1 + this.#figures.lost);
     if (spokenAt === undefined) return;
@@ -172,7 +172,7 @@ export class Session extends EventTarget {
     this.#figures.dropped = dropped + this.#wire.unsent;
   }
 
-  /** A connection may be dead long before the browser notices: then the server answers what we say with nothing. */
+  /** Detect a dead connection earlier than the browser: the server then sends no frames. */
   #watch() {
     if (this.state !== "talking") return;
     const now = performance.now();

@@ -1,4 +1,4 @@
-// The view before a call: who shall answer, and how.
+// The setup view: voice, prompt and options of a call.
 
 import { catalogue, readiness, voicesNow } from "./catalogue.js";
 import { microphones, obstacle } from "./line.js";
@@ -16,7 +16,7 @@ const REMEMBERED = "personaplex.choices";
 const find = (id) => document.getElementById(id);
 
 export class Setup {
-  /** Called when the reader wishes to start. */
+  /** Called when the user starts a call. */
   onstart = () => {};
 
   #prompts = { default: "", system_prompts: [] };
@@ -40,7 +40,7 @@ export class Setup {
     this.#watchServer();
   }
 
-  /** Ask the server for what can be chosen; once at a time, lest the choices be made anew under the reader's hands. */
+  /** Load voices and prompts. Only one request runs at a time, so that the choices are not replaced twice. */
   load() {
     this.#loading ??= this.#load().finally(() => (this.#loading = null));
     return this.#loading;
@@ -59,7 +59,7 @@ export class Setup {
       this.complain(trouble);
     }
     this.#showMicrophones();
-    // The key was changed meanwhile.
+    // The user changed the key meanwhile.
     if (key !== this.key) await this.#load();
   }
 
@@ -71,13 +71,13 @@ export class Setup {
     return find("microphone").value;
   }
 
-  /** The voice's name, and the role's, for people. */
+  /** Display names of voice and role. */
   get chosen() {
     const role = find("role");
     return { voice: this.#voice ?? "Agent", role: role.value ? role.selectedOptions[0].textContent : "" };
   }
 
-  /** What the server is asked for; what is left to it is left out. */
+  /** The parameters of the call, without those left at the server's default. */
   get start() {
     const role = find("role").value;
     const number = (id) => (find(id).value === "" ? undefined : find(id).valueAsNumber);
@@ -95,7 +95,7 @@ export class Setup {
     return this.#loaded;
   }
 
-  /** Say what is in the way, or nothing any more. */
+  /** Show an error, or clear it. */
   complain(trouble) {
     const alert = find("alert");
     alert.hidden = !trouble;
@@ -112,7 +112,7 @@ export class Setup {
     }
   }
 
-  /** Show how far a call that is being started has come; null when none is. */
+  /** Show the progress of a start; null if no call is being started. */
   busy(text) {
     find("start-text").textContent = text ?? "Start the call";
     find("start").setAttribute("aria-disabled", String(Boolean(text)));
@@ -148,13 +148,13 @@ export class Setup {
     this.#nameVoice();
   }
 
-  /** Show voices that have come or gone since; otherwise the list stays as it is under the reader's hands. */
+  /** Update the list of voices if it has changed. */
   async #refreshVoices() {
     try {
       const voices = await voicesNow(this.key);
       if (JSON.stringify(voices.voices) !== this.#voicesShown) this.#showVoices(voices);
     } catch {
-      // What is the matter will be told when a call is tried.
+      // The error is shown when the user starts a call.
     }
   }
 
@@ -168,7 +168,7 @@ export class Setup {
     const named = prompts.system_prompts.map(({ name }) => new Option(spoken(name), name));
     role.replaceChildren(...named, new Option("In your own words", ""));
     const words = find("prompt");
-    // Nobody's words are changed, nor put where somebody is about to write.
+    // A text by the user is kept, and a focused field is not changed.
     if (this.#loaded || words.value || words === document.activeElement) {
       this.#promptWritten();
       return;
@@ -194,7 +194,7 @@ export class Setup {
     else find("prompt").focus();
   }
 
-  /** Words that are no longer a preset's are the reader's own. */
+  /** A changed preset becomes a custom text. */
   #promptWritten() {
     const text = find("prompt").value;
     find("role").value = this.#prompts.system_prompts.find((prompt) => prompt.text === text)?.name ?? "";
@@ -204,7 +204,7 @@ export class Setup {
     return this.#prompts.system_prompts.find((prompt) => prompt.name === name)?.text ?? "";
   }
 
-  /** Say whether the server would take a call. */
+  /** Show whether the server accepts calls. */
   async checkServer() {
     const state = await readiness();
     find("server").dataset.state = state;
@@ -233,7 +233,7 @@ function element(tag, properties) {
   return Object.assign(document.createElement(tag), properties);
 }
 
-/** "customer-service" as people write it. */
+/** Display form of a name such as "customer-service". */
 function spoken(name) {
   const words = name.replaceAll("-", " ");
   return words.charAt(0).toUpperCase() + words.slice(1);
@@ -251,6 +251,6 @@ function remember(choices) {
   try {
     localStorage.setItem(REMEMBERED, JSON.stringify(choices));
   } catch {
-    // Private windows may forbid it; then nothing is remembered.
+    // Private windows may forbid storage; then nothing is stored.
   }
 }

@@ -1,7 +1,7 @@
-// What the agent says, in words, as it says them: a new line after every pause.
+// The transcript of the agent's speech; a pause starts a new line.
 
 const FRAME_SECONDS = 0.08;
-/** Frames without a word. */
+/** Frames without text that count as a pause. */
 const PAUSE = 15;
 
 export class Transcript {
@@ -31,7 +31,7 @@ export class Transcript {
     if (follow) this.#list.scrollTop = this.#list.scrollHeight;
   }
 
-  /** All of it as plain text, a line each. */
+  /** The transcript as plain text, one line each. */
   text() {
     return this.#lines.map(({ at, text }) => `${clock(at)}  ${text.trim()}\n`).join("");
   }

@@ -1,4 +1,4 @@
-// What can go wrong, in words for the person at the page: what it is, and what they can do about it.
+// Error messages for the user: what happened and what to do.
 
 const WORDS = {
   insecure: [
@@ -37,10 +37,10 @@ const WORDS = {
   error: ["The server failed", "It ended the call. Try again in a moment."],
 };
 
-// Of these, the server's own words add nothing but how long to wait.
+// Errors for which the server's message adds only the waiting time.
 const PASSING = new Set(["full", "key-full", "draining"]);
 
-// What a key would mend.
+// Errors that an API key solves.
 const KEYS = new Set(["unauthorized", "wrong-key", "unfit-key"]);
 
 const CODES = {
@@ -56,7 +56,7 @@ const CODES = {
 };
 
 export class Trouble extends Error {
-  /** @param {string} kind a key of WORDS @param {string} detail what the server said, where that helps */
+  /** @param {string} kind a key of WORDS @param {string} detail the server's message, if it helps */
   constructor(kind, detail = "") {
     const [title, advice] = WORDS[kind] ?? WORDS.error;
     super(title);
@@ -67,7 +67,7 @@ export class Trouble extends Error {
   }
 }
 
-/** What a failure to get the microphone going means. */
+/** The error for a failed start of the microphone. */
 export async function ofMicrophone(error) {
   if (error instanceof Trouble) return error;
   switch (error.name) {
@@ -85,7 +85,7 @@ export async function ofMicrophone(error) {
   }
 }
 
-/** What it means that the socket closed: `error` is the server's last error message, `ended` its last word, if any. */
+/** The error for a closed WebSocket. `error`: the server's last error message; `ended`: its last message, if any. */
 export function ofClosing({ code, reason, error, ended, opened }) {
   if (error) return new Trouble(kindOf(error.code, code), error.message);
   if (ended) return ended.reason === "completed" ? null : new Trouble(kindOf(ended.reason, code));
@@ -93,7 +93,7 @@ export function ofClosing({ code, reason, error, ended, opened }) {
   return new Trouble(kindOf("", code), reason);
 }
 
-/** What an answer other than 200 of the server's HTTP side means, to a request with `key`. */
+/** The error for an HTTP status other than 200 of a request with `key`. */
 export function ofResponse(response, problem, key) {
   if (response.status === 401) return new Trouble(key ? "wrong-key" : "unauthorized");
   const kind = (problem?.type ?? "").split(":").pop().replaceAll("-", "_");
@@ -120,7 +120,7 @@ function wait(detail) {
   return seconds ? `Try again in about ${seconds} seconds.` : "Try again in a while.";
 }
 
-/** What a program said, as a sentence. */
+/** A server message as a sentence. */
 export function sentence(text) {
   const trimmed = text.trim();
   if (!trimmed) return "";

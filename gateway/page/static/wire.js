@@ -1,15 +1,15 @@
-// The conversation as the server speaks it: JSON and PCM over one WebSocket.
+// The WebSocket protocol of live sessions: JSON messages and PCM audio.
 
 const NORMAL = 1000;
-/** Bytes that may wait to be sent: about a second of speech. More means the network stalled. */
+/** Limit of unsent bytes, about a second of speech. More means that the network has stalled. */
 const MOST_WAITING = 96_000;
 
 export class Wire {
-  /** Each is called with the server's message of that type; `audio` with [1920] float32 at 24 kHz; `opened` first. */
+  /** Handlers by message type; `audio` gets [1920] float32 at 24 kHz; `opened` is called first. */
   on = { opened() {}, ready() {}, audio() {}, text() {}, stats() {}, warning() {} };
   /** Called once, with {code, reason, error, ended, opened}. */
   onclosed = () => {};
-  /** When the server was last heard, by performance.now(). */
+  /** Time of the last message from the server, by performance.now(). */
   heardAt = performance.now();
   /** Blocks that were not sent because the network stalled. */
   unsent = 0;
@@ -20,9 +20,9 @@ export class Wire {
   #ended = null;
   #over = false;
 
-  /** @param {URL} url @param {object} start what to ask for @param {string} key the API key, or "" */
+  /** @param {URL} url @param {object} start parameters of the call @param {string} key the API key, or "" */
   constructor(url, start, key) {
-    // Headers cannot be set from a page; a subprotocol can.
+    // Pages cannot set headers of a WebSocket, but they can set a subprotocol.
     this.#socket = new WebSocket(url, ["personaplex.v1", ...(key ? [`personaplex.key.${key}`] : [])]);
     this.#socket.binaryType = "arraybuffer";
     this.#socket.onopen = () => {
@@ -34,7 +34,7 @@ export class Wire {
     this.#socket.onclose = ({ code, reason }) => this.#finish(code, reason);
   }
 
-  /** Send what the caller says: [n] float32 at the rate that was told. */
+  /** Send user audio: [n] float32 at the announced rate. */
   send(pcm) {
     if (this.#socket.readyState !== WebSocket.OPEN) return false;
     if (this.#socket.bufferedAmount > MOST_WAITING) {
@@ -47,12 +47,12 @@ export class Wire {
     return true;
   }
 
-  /** There will be no more of it. */
+  /** Signal the end of the user's audio. */
   end() {
     if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify({ type: "end" }));
   }
 
-  /** Do not wait for the server any longer. */
+  /** Close without waiting for the server. */
   close(code = NORMAL) {
     this.#socket.close(NORMAL);
     this.#finish(code, "");
@@ -78,7 +78,7 @@ export class Wire {
   }
 }
 
-/** A sample of -1..1 as a 16-bit integer. */
+/** Convert a sample of -1..1 to a 16-bit integer. */
 export function toInt16(sample) {
   return Math.round(Math.max(-1, Math.min(1, sample)) * 32767);
 }
