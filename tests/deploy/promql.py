@@ -9,6 +9,7 @@ from typing import Any
 import promql_parser
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.session.events import Reason
 from gateway.telemetry.metrics import Metrics
 
 _CHILDREN = ("lhs", "rhs", "expr", "param", "vector_selector", "args")
@@ -17,7 +18,10 @@ _CHILDREN = ("lhs", "rhs", "expr", "param", "vector_selector", "args")
 def gateway_series() -> dict[str, set[str]]:
     """Return the labels of every series in the gateway's /metrics, by name."""
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(Metrics(1).text().decode()):
+    metrics = Metrics(1)
+    for reason in Reason:  # as Runtime does at its start
+        metrics.ended.labels(reason.value)
+    for family in text_string_to_metric_families(metrics.text().decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
