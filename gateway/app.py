@@ -63,6 +63,10 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        # `gateway.api.rest.openapi` serves both, without a CDN.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
     )
     app.include_router(rest.router(runtime))
     app.include_router(health.router(runtime))

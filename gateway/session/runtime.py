@@ -45,7 +45,9 @@ class Runtime:
             metrics,
             settings.release_wait,
         )
-        self.turn_sessions = TurnSessions(self.leases, self.sessions, settings.turn_session_idle_seconds)
+        self.turn_sessions = TurnSessions(
+            self.leases, self.sessions, settings.turn_session_idle_seconds, settings.max_call_seconds
+        )
         self.sessions.end_waiting = self.turn_sessions.end_waiting
         self.readiness = Readiness(backend)
         self.warmup = Warmup(

@@ -32,6 +32,7 @@ class TurnSession:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._lease: ConversationLease | None = None
+        self._began = 0.0
 
     @property
     def info(self) -> SessionInfo:
@@ -63,6 +64,7 @@ class TurnSession:
                 opened = sessions.leases.open(self.persona, self.sampling, self.key, slot)
                 self._lease = await self._resources.enter_async_context(opened)
                 self._resources.enter_context(sessions.registry.register(self, self.info))
+                self._began = asyncio.get_running_loop().time()
                 sessions.add(self)
             else:
                 self._lease.stats.finish()
@@ -92,7 +94,9 @@ class TurnSession:
     def _start_timer(self) -> None:
         sessions = self._sessions
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(sessions.idle_seconds, sessions.end_soon, self, "idle")
+        left = self._began + sessions.max_seconds - loop.time()
+        seconds, reason = min((sessions.idle_seconds, "idle"), (max(left, 0.0), "max_duration"))
+        self._timer = loop.call_later(seconds, sessions.end_soon, self, reason)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -109,11 +113,12 @@ class TurnSession:
 class TurnSessions:
     """All turn sessions by id."""
 
-    def __init__(self, leases: Leases, registry: Sessions, idle_seconds: float) -> None:
-        """`idle_seconds`: how long a session waits for its next turn."""
+    def __init__(self, leases: Leases, registry: Sessions, idle_seconds: float, max_seconds: float) -> None:
+        """`idle_seconds`: how long a session waits for its next turn. `max_seconds`: how long it lasts at most."""
         self.leases = leases
         self.registry = registry
         self.idle_seconds = idle_seconds
+        self.max_seconds = max_seconds
         self._by_id: dict[str, TurnSession] = {}
         self._ending: set[asyncio.Task[None]] = set()
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from gateway.api.access import key_holder
+from gateway.api.rest import docs
 from gateway.api.rest.answer import CONVERSATION
 from gateway.api.rest.problems import MEDIA_TYPE, Problem
 from gateway.api.rest.schemas import RespondAnswer, RespondRequest
+from gateway.errors import Unauthorized
 from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
 from gateway.session.runtime import Runtime
 
@@ -34,7 +38,8 @@ def _header(description: str, kind: str) -> dict[str, Any]:
 
 
 _UNAVAILABLE = _problem(
-    "Every slot is taken, or the models are not available", {"Retry-After": _header("seconds to wait", "integer")}
+    "Every slot is taken, too many bytes are being uploaded, or the models are not available",
+    {"Retry-After": _header("seconds to wait", "integer")},
 )
 
 RESPOND_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -53,6 +58,7 @@ RESPOND_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: _problem("An API key is needed"),
     403: _problem("The operator does not allow `voice_audio`, or pages of that origin"),
     404: _problem("There is no conversation of that id"),
+    408: _problem("The body did not arrive in time"),
     409: _problem("A turn of that conversation is still under way"),
     413: _problem("The body is too large"),
     415: _problem("The body is neither a form nor JSON"),
@@ -74,10 +80,12 @@ METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def respond_body(runtime: Runtime) -> dict[str, Any]:
-    """The request body of `POST /v1/respond`, with the defaults, names and limits of this very repository."""
-    json = _request_schema(runtime)
-    example = {"audio": _EXAMPLE_AUDIO, "voice": runtime.default_voice, "max_steps": 2, "greedy": True}
+def respond_body(runtime: Runtime, *, with_voices: bool = False) -> dict[str, Any]:
+    """The request body of `POST /v1/respond`, with the defaults, limits and, if wanted, voices of this repository."""
+    json = _request_schema(runtime, with_voices=with_voices)
+    example: dict[str, Any] = {"audio": _EXAMPLE_AUDIO, "max_steps": 2, "greedy": True}
+    if with_voices:
+        example["voice"] = runtime.default_voice
     return {
         "required": True,
         "content": {
@@ -88,9 +96,9 @@ def respond_body(runtime: Runtime) -> dict[str, Any]:
 
 
 def install(app: FastAPI, runtime: Runtime) -> None:
-    """Let the app's document hold the models that only the hand-written parts name, and the voices there are now."""
+    """Serve the document at /openapi.json and as a page at /docs. Without a key it names no voices."""
 
-    def document() -> dict[str, Any]:
+    def document(*, with_voices: bool = True) -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(
                 title=app.title, version=app.version, description=app.description, routes=app.routes, tags=None
@@ -98,13 +106,29 @@ def install(app: FastAPI, runtime: Runtime) -> None:
             _, models = models_json_schema([(model, "serialization") for model in _COMPONENTS], ref_template=_REF)
             schema.setdefault("components", {}).setdefault("schemas", {}).update(models["$defs"])
             app.openapi_schema = schema
-        app.openapi_schema["paths"][_RESPOND]["post"]["requestBody"] = respond_body(runtime)
-        return app.openapi_schema
+        paths = app.openapi_schema["paths"]
+        respond = {**paths[_RESPOND]["post"], "requestBody": respond_body(runtime, with_voices=with_voices)}
+        return {**app.openapi_schema, "paths": {**paths, _RESPOND: {**paths[_RESPOND], "post": respond}}}
+
+    def permitted(request: Request) -> dict[str, Any]:
+        try:
+            key_holder(runtime.keys, request.headers)
+        except Unauthorized:
+            return document(with_voices=False)
+        return document()
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(permitted(request))
+
+    async def documentation(request: Request) -> Response:
+        return HTMLResponse(docs.page(permitted(request)), headers=docs.HEADERS)
 
     app.openapi = document  # type: ignore[method-assign]
+    app.add_route("/openapi.json", openapi, include_in_schema=False)
+    app.add_route("/docs", documentation, include_in_schema=False)
 
 
-def _request_schema(runtime: Runtime) -> dict[str, Any]:
+def _request_schema(runtime: Runtime, *, with_voices: bool) -> dict[str, Any]:
     schema = RespondRequest.model_json_schema()
     fields = schema["properties"]
     for field in fields.values():
@@ -112,8 +136,9 @@ def _request_schema(runtime: Runtime) -> dict[str, Any]:
         field.pop("title", None)
     for name, value in runtime.manifest.sampling:
         fields[name]["default"] = value
-    fields["voice"]["default"] = runtime.default_voice
-    _value(fields["voice"])["enum"] = list(runtime.voices.available())
+    if with_voices:
+        fields["voice"]["default"] = runtime.default_voice
+        _value(fields["voice"])["enum"] = list(runtime.voices.available())
     fields["system_prompt"]["default"] = DEFAULT_SYSTEM_PROMPT
     _value(fields["system_prompt"])["enum"] = list(SYSTEM_PROMPTS)
     _value(fields["max_steps"])["maximum"] = runtime.settings.max_steps

@@ -121,3 +121,23 @@ async def test_pages_of_our_own_and_of_named_origins_may(ask, client, settings, 
 )
 def test_origins(origin, host, allowed, expected):
     assert origin_allowed(origin, host, allowed) is expected
+
+
+async def test_without_a_key_the_document_names_no_voice(client):
+    for path in ("/openapi.json", "/docs"):
+        without = await client.get(path)
+        assert without.status_code == 200
+        assert "NATF0" not in without.text
+        named = await client.get(path, headers={"x-api-key": "first-key"})
+        assert "NATF0" in named.text
+        assert "NATM1" in named.text
+
+
+async def test_the_documentation_page_needs_nothing_from_elsewhere(client):
+    page = await client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "<script" not in page.text
+    assert "//" not in page.text.replace("<!doctype html>", "")
+    for words in ("POST /v1/respond", "multipart/form-data", "max_steps", "application/problem+json"):
+        assert words in page.text

@@ -72,6 +72,18 @@ async def test_it_ends_when_no_turn_comes(ask, app):
     assert 'personaplex_ended_total{reason="idle"} 1.0' in app.state.runtime.metrics.text().decode()
 
 
+async def test_it_ends_after_its_longest_duration_however_many_turns_come(ask, app):
+    app.state.runtime.turn_sessions.max_seconds = 0.3
+    name = (await ask(keep=True)).json()["conversation_id"]
+    async with asyncio.timeout(5):
+        while (answer := await ask(conversation_id=name)).status_code == 200:
+            pass
+    assert answer.status_code == 404
+    async with asyncio.timeout(5):
+        await app.state.runtime.admission.empty.wait()
+    assert 'personaplex_ended_total{reason="max_duration"} 1.0' in app.state.runtime.metrics.text().decode()
+
+
 @pytest.mark.parametrize("how", ["deleted", "idle", "drained", "its last turn"])
 async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, engine, monkeypatch, how):
     runtime = app.state.runtime
