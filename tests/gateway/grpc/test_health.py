@@ -11,7 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gateway.api.grpc.health import MAX_RPCS
-from gateway.session.readiness import Readiness
 from tests.gateway.grpc.conftest import start
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -25,7 +24,7 @@ def health(channel):
 
 @pytest.mark.parametrize("service", ["", "personaplex.v1.PersonaPlex"])
 async def test_it_serves_when_the_models_are_ready_and_no_drain_has_begun(health, engine, runtime, service):
-    runtime.readiness = Readiness(engine, period=0)
+    runtime.readiness.period = 0
     request = health_pb2.HealthCheckRequest(service=service)
     assert (await health.Check(request)).status == SERVING
     engine.down = True
