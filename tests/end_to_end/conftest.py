@@ -93,7 +93,9 @@ def serve(models: Path, **settings: Any) -> Iterator[Service]:
     """Serve a built repository until the context ends."""
     with TritonServer(models / "triton") as triton, closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
-        configured = Settings(models=models, triton_url=triton.http_url, grpc_port=0, **settings)
+        # A machine that stalls for a moment must not lose frames of these calls.
+        options = {"input_frames": 500, "grpc_port": 0, **settings}
+        configured = Settings(models=models, triton_url=triton.http_url, **options)
         app = create_app(configured, manifest=Manifest.load(models))
         server = GatewayServer(app, configured, log_level="warning")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
