@@ -1,1 +1,1 @@
-"""Audio files in and out: thin covers over libsndfile, soxr and pyloudnorm."""
+"""Audio codecs, resampling and loudness, over libsndfile, soxr, libopus and pyloudnorm."""

@@ -1,7 +1,6 @@
-"""Any audio file people send, from memory, to the mono float32 the models hear.
+"""Decode audio files from memory to mono float32.
 
-Channel 0 is taken, as the reference does. Everything is read in blocks, so that what a small file can unpack to is
-bounded by the time limit and not by the sender.
+Channel 0 is used, as in the reference. Files are read in blocks, so that the time limit bounds the decoded size.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from gateway.errors import AudioError
 MIN_RATE = 8_000
 MAX_RATE = 192_000
 MAX_CHANNELS = 16
-# Full scale is 1; float files may go somewhat over it, but integers stored as floats are a mistake.
+# Full scale is 1. Float files may exceed it a little, but a level this high means integers stored as floats.
 MAX_LEVEL = 16.0
 _BLOCK = 65_536
 
 
 def decode(data: bytes | BinaryIO, sample_rate: int, max_seconds: float, field: str = "audio") -> Floats:
-    """The bytes of anything libsndfile reads -> [T] float32 at `sample_rate`. Takes time: call it in a thread.
+    """Decode a file that libsndfile reads to [T] float32 at `sample_rate`. Blocks: call it in a thread.
 
     Raises AudioError, naming `field`, for empty, unreadable, too long, too slow or fast sampled, or non-finite audio.
     """
@@ -67,7 +66,7 @@ def _read(sound: soundfile.SoundFile, sample_rate: int, max_seconds: float, fiel
         block = sound.read(_BLOCK, dtype="float32", always_2d=True)[:, 0]
         last = len(block) < _BLOCK
         left -= len(block)
-        if left < 0:  # the header may have promised less
+        if left < 0:  # the header may state less
             raise _too_long(max_seconds, field)
         pieces.append(np.ascontiguousarray(block) if stream is None else stream.resample_chunk(block, last=last))
     return np.concatenate(pieces)

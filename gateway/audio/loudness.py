@@ -1,4 +1,4 @@
-"""Loudness of a voice recording, brought to what the model was shown in training (ITU-R BS.1770, by pyloudnorm)."""
+"""Normalise the loudness of voice recordings to the training data's (ITU-R BS.1770, by pyloudnorm)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from gateway.audio.samples import Floats
 from gateway.errors import AudioError
 
 TARGET_LUFS = -24.0
-# One gating block: nothing shorter has an integrated loudness.
+# One gating block; integrated loudness is undefined for less.
 MIN_SECONDS = 0.4
 
 
 def normalise(pcm: Floats, sample_rate: int, field: str = "voice_audio") -> Floats:
-    """[T] float32 -> [T] float32 at -24 LUFS, not clipped. Raises AudioError if too short or silent."""
+    """Scale [T] float32 to -24 LUFS, without clipping. Raises AudioError if too short or silent."""
     if len(pcm) < MIN_SECONDS * sample_rate:
         raise AudioError(f"expected at least {MIN_SECONDS} s of voice, got {len(pcm) / sample_rate:.2f} s", field)
     exact = pcm.astype(np.float64)
     loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(exact)
     if not np.isfinite(loudness):
         raise AudioError("expected a voice, got silence", field)
-    quietened: Floats = (exact * 10.0 ** ((TARGET_LUFS - loudness) / 20.0)).astype(np.float32)
-    return quietened
+    scaled: Floats = (exact * 10.0 ** ((TARGET_LUFS - loudness) / 20.0)).astype(np.float32)
+    return scaled

@@ -1,4 +1,8 @@
-"""Ogg pages (RFC 3533) to packets and back, as the bytes come: nothing is kept back that could already be used."""
+"""Read and write Ogg pages (RFC 3533) as a stream, without holding complete packets back.
+
+Written by hand because no library does this push-based: PyAV demuxes by pulling from a file object, which takes a
+thread per client, and sphn does not report the end of a stream.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ _CONTINUED, _FIRST, _LAST = 1, 2, 4
 _SEGMENT = 255
 _MAX_SEGMENTS = 255
 
-# Ogg's checksum is the usual CRC-32 with the bits of every byte, and of the result, the other way round.
+# Ogg's checksum is the usual CRC-32 with the bits of every byte, and of the result, reversed.
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _ALL_ONES = 0xFFFFFFFF
 
@@ -31,7 +35,7 @@ class Packet:
 
 
 class OggReader:
-    """One physical stream, piece by piece. Of several logical streams, the one that began last is read."""
+    """Parse one physical stream piece by piece. Of several logical streams, the one that began last is read."""
 
     def __init__(self, max_packet_bytes: int) -> None:
         self._max_packet_bytes = max_packet_bytes
@@ -39,12 +43,12 @@ class OggReader:
         self._serial: int | None = None
         self._partial = bytearray()
         self.ended = False
-        """Whether the logical stream has said that it ends."""
+        """Whether the logical stream has ended."""
 
     def read(self, data: bytes) -> Iterator[Packet]:
-        """The packets that `data`, any piece of the stream, completes; to be used up before the next piece.
+        """Yield the packets that `data`, any piece of the stream, completes. Consume them before the next piece.
 
-        Raises AudioError for what is not Ogg, a page whose checksum is wrong, or a packet that is too long.
+        Raises AudioError for data that is not Ogg, a wrong checksum, or a packet that is too long.
         """
         self._buffer += data
         while (page := self._next_page()) is not None:
@@ -96,14 +100,14 @@ class OggReader:
 
 
 class OggWriter:
-    """One logical stream, a page per packet, so that each can leave at once."""
+    """Write one logical stream, with a page per packet, so that each can be sent at once."""
 
     def __init__(self, serial: int) -> None:
         self._serial = serial
         self._pages = 0
 
     def page(self, packet: bytes, granule: int, *, last: bool = False) -> bytes:
-        """A page with one packet of less than 65,025 bytes. `granule`: the stream's position at its end."""
+        """Make a page with one packet of less than 65,025 bytes. `granule`: the position of the stream at its end."""
         full, rest = divmod(len(packet), _SEGMENT)
         if full + 1 > _MAX_SEGMENTS:
             raise ValueError(f"a packet of {len(packet)} bytes does not fit on an Ogg page")
@@ -116,7 +120,7 @@ class OggWriter:
 
 
 def _checksum(page: bytes | bytearray) -> bytes:
-    """The four bytes a page has in its checksum field, whatever stands there now."""
+    """Compute the four bytes of the checksum field; its present content is ignored."""
     blank = page[: _CHECKSUM.start] + b"\0\0\0\0" + page[_CHECKSUM.stop :]
     mirrored = zlib.crc32(blank.translate(_MIRRORED), _ALL_ONES) ^ _ALL_ONES
     return mirrored.to_bytes(4, "little").translate(_MIRRORED)[::-1]

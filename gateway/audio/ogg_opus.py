@@ -1,7 +1,6 @@
-"""Opus in Ogg (RFC 7845) to and from 24 kHz mono float32, as the bytes come.
+"""Opus in Ogg (RFC 7845) to and from 24 kHz mono float32, as a stream.
 
-Positions in incoming streams are not looked at: the writers of this protocol's clients count them at 24 kHz and not,
-as the RFC has it, at 48 kHz.
+Positions in incoming streams are ignored: the clients of `/api/chat` count them at 24 kHz instead of the RFC's 48 kHz.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MAX_CHANNELS = 2
 
 
 class OggOpusReader:
-    """One caller's stream; also several, one after another."""
+    """Decode one client's stream, or several in succession."""
 
     def __init__(self) -> None:
         self._ogg = OggReader(MAX_PACKET_BYTES)
@@ -41,13 +40,13 @@ class OggOpusReader:
 
     @property
     def ended(self) -> bool:
-        """Whether the stream has said that it ends."""
+        """Whether the stream has ended."""
         return self._ogg.ended
 
     def read(self, data: bytes) -> Iterator[Floats]:
-        """Any piece of the stream -> what it adds, [T] float32 per packet, decoded as it is asked for.
+        """Decode any piece of the stream lazily; yield [T] float32 per packet.
 
-        A few bytes of Opus can be minutes of silence. Raises AudioError for what is not Opus in Ogg.
+        A few bytes of Opus can be minutes of silence. Raises AudioError for data that is not Opus in Ogg.
         """
         for packet in self._ogg.read(data):
             pcm = self._packet(packet)
@@ -85,7 +84,7 @@ class OggOpusReader:
 
 
 class OggOpusWriter:
-    """The agent's stream: a page per frame."""
+    """Encode the agent's stream, with a page per frame."""
 
     def __init__(self) -> None:
         self._encoder = OpusEncoder()
@@ -93,13 +92,13 @@ class OggOpusWriter:
         self._position = 0
 
     def head(self) -> bytes:
-        """The two pages a stream begins with."""
+        """Make the two pages at the beginning of a stream."""
         skip = self._encoder.lookahead * _TICKS
         head = _HEAD.pack(_HEAD_MAGIC, 1, 1, skip, SAMPLE_RATE, 0, 0)
         tags = _TAGS_MAGIC + struct.pack("<I", len(_VENDOR)) + _VENDOR + struct.pack("<I", 0)
         return self._ogg.page(head, 0) + self._ogg.page(tags, 0)
 
     def write(self, frame: Floats, *, last: bool = False) -> bytes:
-        """A frame [1920] float32 at 24 kHz, or another length an Opus packet may have -> a page."""
+        """Encode a frame [1920] float32 at 24 kHz, or another valid Opus frame length, as a page."""
         self._position += len(frame) * _TICKS
         return self._ogg.page(self._encoder.encode(frame), self._position, last=last)

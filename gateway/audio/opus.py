@@ -1,7 +1,7 @@
-"""Opus packets (RFC 6716) to and from the 24 kHz mono float32 the models hear and speak.
+"""Opus packets (RFC 6716) to and from 24 kHz mono float32.
 
-libopus works at 24 kHz itself, without a resampler and its delay, as the reference does. The wheel of PyAV brings it;
-its own interface decodes at 48 kHz only, so libopus is called as it is.
+libopus decodes to 24 kHz itself, without a resampler and its delay, as in the reference. PyAV's wheel contains it, but
+its decoder interface uses 48 kHz, so libopus is called directly.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MAX_PACKET_BYTES = 61_440
 _VOIP = 2048
 _GET_LOOKAHEAD = 4027
 _MONO = 1
-# More than a packet of any length may have is wasted: what libopus chooses for 80 ms of speech is about 250 bytes.
+# libopus chooses about 250 bytes for 80 ms of speech.
 _ENCODED_BYTES = 4096
 
 _Samples = ctypes.POINTER(ctypes.c_float)
 
 
 class OpusDecoder:
-    """One stream of packets, mono or stereo; the state of one packet carries over into the next."""
+    """Decode one stream of packets, mono or stereo. The state carries over between packets."""
 
     def __init__(self) -> None:
         self._library = _library()
@@ -42,7 +42,7 @@ class OpusDecoder:
         self._address = self._samples.ctypes.data_as(_Samples)
 
     def decode(self, packet: bytes) -> Floats:
-        """One packet -> [T] float32 at 24 kHz, 60 to 2880 samples. Raises AudioError for what is not one."""
+        """Decode one packet to [T] float32 at 24 kHz, 60 to 2880 samples. Raises AudioError for an invalid packet."""
         if not 0 < len(packet) <= MAX_PACKET_BYTES:
             raise AudioError(f"expected an Opus packet of 1 to {MAX_PACKET_BYTES} bytes, got {len(packet)}")
         made = self._library.opus_decode_float(
@@ -54,7 +54,7 @@ class OpusDecoder:
 
 
 class OpusEncoder:
-    """One stream of frames as speech, at the bit rate libopus chooses (about 25 kbit/s)."""
+    """Encode one stream of frames as speech, at the bit rate libopus chooses (about 25 kbit/s)."""
 
     def __init__(self) -> None:
         self._library = _library()
@@ -63,13 +63,13 @@ class OpusEncoder:
 
     @property
     def lookahead(self) -> int:
-        """Samples at 24 kHz by which what is decoded comes after what was encoded."""
+        """Delay of decoded audio in samples at 24 kHz."""
         samples = ctypes.c_int32()
         self._library.opus_encoder_ctl(self._state.pointer, _GET_LOOKAHEAD, ctypes.byref(samples))
         return samples.value
 
     def encode(self, frame: Floats) -> bytes:
-        """A frame [T] float32 at 24 kHz -> one packet; T is 1920, or another length an Opus packet may have."""
+        """Encode a frame [T] float32 at 24 kHz as one packet; T is 1920 or another valid Opus frame length."""
         samples = np.ascontiguousarray(frame, np.float32)
         size = self._library.opus_encode_float(
             self._state.pointer, samples.ctypes.data_as(_Samples), len(samples), self._packet, _ENCODED_BYTES
@@ -80,7 +80,7 @@ class OpusEncoder:
 
 
 class _State:
-    """What libopus allocated, given back when nobody holds it any more."""
+    """Memory allocated by libopus, freed with this object."""
 
     def __init__(self, pointer: int | None, destroy: str) -> None:
         if not pointer:
@@ -99,7 +99,7 @@ def _reason(code: int) -> str:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """libopus, loaded once, its functions declared."""
+    """Load libopus once and declare its functions."""
     path = _bundled() or ctypes.util.find_library("opus")
     if path is None:
         raise ImportError("libopus is missing: install PyAV's wheel (pip install av), or the system's libopus")
@@ -121,7 +121,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _bundled() -> str | None:
-    """The libopus in PyAV's wheel: beside the package on Linux, in its .dylibs on macOS."""
+    """Find libopus in PyAV's wheel: beside the package on Linux, in its .dylibs on macOS."""
     spec = find_spec("av")
     if spec is None or spec.origin is None:
         return None

@@ -1,4 +1,4 @@
-"""The WAV the gateway answers with: mono PCM16, whole or as a stream."""
+"""Write WAV: mono PCM16, whole or as a stream."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from gateway.audio.samples import Floats
 
-# What a header says when the length is not known yet; players then read to the end of the stream.
+# Length in the header of a stream; players read to its end.
 UNKNOWN_BYTES = 0xFFFFFFFF
 HEADER_BYTES = 44
 
 
 def header(sample_rate: int, samples: int | None) -> bytes:
-    """The 44 bytes before the samples; `samples` None when their number is not known yet."""
+    """Make the 44-byte header; `samples` is None for a stream of unknown length."""
     if samples is None:
         riff = data = UNKNOWN_BYTES
     else:
@@ -39,10 +39,10 @@ def header(sample_rate: int, samples: int | None) -> bytes:
 
 
 def pcm16(pcm: Floats) -> bytes:
-    """[T] float32 -> little-endian int16, clipped to ±1, times 32767, cut towards zero: the reference's rule."""
+    """Encode [T] float32 as little-endian int16: clipped to ±1, times 32767, truncated towards zero."""
     return (np.clip(pcm, -1.0, 1.0) * np.float32(32767)).astype("<i2").tobytes()
 
 
 def wav(pcm: Floats, sample_rate: int) -> bytes:
-    """A whole file."""
+    """Encode a whole file."""
     return header(sample_rate, len(pcm)) + pcm16(pcm)

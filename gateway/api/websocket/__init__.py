@@ -1,1 +1,1 @@
-"""The WebSocket faces of live calls."""
+"""The WebSocket APIs for live sessions."""

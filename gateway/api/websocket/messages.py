@@ -11,12 +11,12 @@ from gateway.audio.decode import MAX_RATE, MIN_RATE
 from gateway.audio.stream import PcmFormat
 from gateway.errors import InvalidRequest, MalformedBody
 
-# Of what is wrong with a message, this much is told.
+# At most this many problems of a message are reported.
 _MAX_PROBLEMS = 5
 
 
 class AudioParams(BaseModel):
-    """How the caller's binary messages are to be read; the agent's come in the same format at the model's rate."""
+    """Format of the client's binary messages. The agent's have the same format, at the model's rate."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -25,14 +25,14 @@ class AudioParams(BaseModel):
 
 
 class Start(LiveParams):
-    """The first message: who shall be on the line."""
+    """The first message: the parameters of the session."""
 
     type: Literal["start"]
     audio: AudioParams = AudioParams()
 
 
 class End(BaseModel):
-    """No more audio will come."""
+    """End of the client's audio."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,14 +40,14 @@ class End(BaseModel):
 
 
 class AudioFormat(BaseModel):
-    """How the agent's binary messages are to be read."""
+    """Format of the agent's binary messages."""
 
     format: PcmFormat
     sample_rate: int
 
 
 class Ready(BaseModel):
-    """The prompt is in the models; the agent's first frame follows."""
+    """The models hold the prompt; the agent's first frame follows."""
 
     type: Literal["ready"] = "ready"
     conversation_id: str
@@ -59,7 +59,7 @@ class Ready(BaseModel):
 
 
 class Text(BaseModel):
-    """What the agent says with frame `index`, whose audio comes next."""
+    """Text of frame `index`, whose audio comes next."""
 
     type: Literal["text"] = "text"
     index: int
@@ -67,7 +67,7 @@ class Text(BaseModel):
 
 
 class Stats(BaseModel):
-    """About once a second: how the call goes. `latency_ms`: the longest since the last stats."""
+    """Statistics, about once a second. `latency_ms`: the maximum since the last stats."""
 
     type: Literal["stats"] = "stats"
     index: int
@@ -77,7 +77,7 @@ class Stats(BaseModel):
 
 
 class Warning(BaseModel):
-    """Something to know while the call goes on."""
+    """A condition the client should know about."""
 
     type: Literal["warning"] = "warning"
     code: str
@@ -86,7 +86,7 @@ class Warning(BaseModel):
 
 
 class Error(BaseModel):
-    """Why there is no call, or none any more."""
+    """Why the session was refused or failed."""
 
     type: Literal["error"] = "error"
     code: str
@@ -94,7 +94,7 @@ class Error(BaseModel):
 
 
 class Ended(BaseModel):
-    """The last message: what the call amounted to."""
+    """The last message: reason and totals."""
 
     type: Literal["ended"] = "ended"
     reason: str
@@ -106,21 +106,21 @@ class Ended(BaseModel):
     late_frames: int
 
 
-_FROM_CALLER: TypeAdapter[Start | End] = TypeAdapter(Annotated[Start | End, Field(discriminator="type")])
+_FROM_CLIENT: TypeAdapter[Start | End] = TypeAdapter(Annotated[Start | End, Field(discriminator="type")])
 
 
 def read(text: str) -> Start | End:
-    """A caller's text message. Raises MalformedBody for what is not JSON, InvalidRequest for what it says."""
+    """Parse a client's text message. Raises MalformedBody if it is not JSON, InvalidRequest for its content."""
     try:
-        return _FROM_CALLER.validate_json(text)
+        return _FROM_CLIENT.validate_json(text)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         if problems[0]["type"] == "json_invalid":
             raise MalformedBody(f"expected a JSON message: {problems[0]['msg']}") from None
-        told = [": ".join(filter(None, [_where(item["loc"]), item["msg"]])) for item in problems[:_MAX_PROBLEMS]]
-        raise InvalidRequest("; ".join(told)) from None
+        reported = [": ".join(filter(None, [_where(item["loc"]), item["msg"]])) for item in problems[:_MAX_PROBLEMS]]
+        raise InvalidRequest("; ".join(reported)) from None
 
 
 def _where(location: tuple[int | str, ...]) -> str:
-    """The field's name, without the name of the message that holds it."""
+    """Return the name of the field, without that of its message."""
     return ".".join(str(part) for part in location[1:])

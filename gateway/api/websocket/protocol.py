@@ -1,11 +1,11 @@
-"""uvicorn's WebSocket protocol, made fit for calls: cheap whole frames, patient pings, and an end that is an end.
+"""uvicorn's WebSocket protocol for live sessions: fast binary frames, tolerant keepalive, bounded closing.
 
-What it adds to uvicorn's, whose base (the websockets library without its I/O) it keeps for all but the common case:
+It extends uvicorn's implementation, which the websockets library's Sans-I/O protocol backs:
 
-* Unfragmented binary messages in and out, a call's audio, are framed here, for half the time.
-* A caller who sends ahead of time is not read for a while, nor is their pong: no reason to hang up.
-* The system keeps little of what a caller does not read, so that it is noticed soon; and who does not read does not
-  keep a closed connection open either.
+* Unfragmented binary messages, which carry audio, are framed here.
+* A client that sends ahead of time is not read for a while, and neither is its pong: that does not end the session.
+* The send buffer of the system is small, so that a client that does not read is detected soon. Such a client cannot
+  keep a closed connection open.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ class CallProtocol(WebSocketsSansIOProtocol):
         self._requested = False
         self._library_only = bool(self.config.ws_per_message_deflate)
         self._fragmented = False
-        self._heard = False
+        self._received_data = False
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """As uvicorn does, with a small buffer in the system."""
+        """As uvicorn, with a small send buffer."""
         super().connection_made(transport)
         connected: socket.socket | None = transport.get_extra_info("socket")
         if connected is not None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
     def handle_connect(self, event: Request) -> None:
-        """As uvicorn does, and tells the app how to cut the line."""
+        """As uvicorn, and offer the app a way to abort the connection."""
         super().handle_connect(event)
         if not self.close_sent:
             cast(dict[str, Any], self.scope["extensions"])[ABORT] = self.transport.abort
 
     def data_received(self, data: bytes) -> None:
-        """Hands whole frames on; audio straight to the app, all others to the library, which so sees no part of one."""
-        self._heard = True
+        """Pass audio frames to the app and all others, whole, to the library."""
+        self._received_data = True
         if not self.handshake_complete:
             # The request; more than that before our answer is for the library to sort out, and what follows.
             self._library_only = self._library_only or self._requested
@@ -83,7 +83,7 @@ class CallProtocol(WebSocketsSansIOProtocol):
                 self._rest += data[done:]
 
     def _frames_of(self, data: bytes | bytearray) -> int:
-        """Take the whole frames at the beginning of `data`; how many bytes they have."""
+        """Process the whole frames at the beginning of `data`; return their length in bytes."""
         at, size = 0, len(data)
         while size - at >= 2:
             first, second = data[at], data[at + 1]
@@ -94,7 +94,7 @@ class CallProtocol(WebSocketsSansIOProtocol):
                     break
                 length = int.from_bytes(data[at + 2 : body], "big")
             if not second & _MASKED or length > self.config.ws_max_size:
-                # The library says why not, and reads no more.
+                # The library reports the error and reads no more.
                 self._library_only = True
                 super().data_received(bytes(data[at:]))
                 return size
@@ -113,7 +113,7 @@ class CallProtocol(WebSocketsSansIOProtocol):
         return at
 
     async def send(self, message: Any) -> None:
-        """As uvicorn does; messages of an open call without a detour."""
+        """As uvicorn, but write messages of an open connection directly."""
         if message["type"] == "websocket.send" and self._may_send():
             data, first = message.get("bytes"), _WHOLE_BINARY
             if data is None:
@@ -143,14 +143,14 @@ class CallProtocol(WebSocketsSansIOProtocol):
         )
 
     def send_keepalive_ping(self) -> None:
-        """As uvicorn does."""
-        self._heard = False
+        """As uvicorn."""
+        self._received_data = False
         super().send_keepalive_ping()
 
     def keepalive_timeout(self) -> None:
-        """No pong came in time. Anything else that came tells the same, and so does a caller we do not read."""
-        if (self._heard or self.read_paused) and self.ping_timeout is not None:
-            self._heard = False
+        """Handle a missing pong. Other data shows that the client is alive; one that is not read cannot show it."""
+        if (self._received_data or self.read_paused) and self.ping_timeout is not None:
+            self._received_data = False
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
         super().keepalive_timeout()
