@@ -1,4 +1,4 @@
-"""Our gRPC call against grpcio's server, and against servers that do not speak HTTP/2 as they should."""
+"""The gRPC call against the server of grpcio, and against servers that violate HTTP/2."""
 
 from __future__ import annotations
 

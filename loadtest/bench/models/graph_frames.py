@@ -58,9 +58,9 @@ class Frames:
         self._position[:rows] = min(context, self.window)
         speech = 0.05 * self._random.standard_normal((rows, 1920), np.float32)
         times = [time.perf_counter()]
-        heard = self._run(self.encoder, rows, lambda row: {"pcm": speech[row]})
+        codes = self._run(self.encoder, rows, lambda row: {"pcm": speech[row]})
         for row in range(rows):
-            self._columns[row, 0, 9:] = heard[row]["codes"]
+            self._columns[row, 0, 9:] = codes[row]["codes"]
         times.append(time.perf_counter())
         text = self._draw("text")
         thoughts = self._run(self.temporal, rows, lambda row: {"columns": self._columns[row], **text})
