@@ -18,7 +18,8 @@ PcmFormat = Literal["pcm_s16le", "pcm_f32le"]
 PCM_PIECE_BYTES = 65_536
 """Longer messages are decoded in pieces of this size, so that none of them occupies the event loop for long."""
 
-_FROM_INT16 = np.float32(1 / 32768)
+FROM_INT16 = np.float32(1 / 32768)
+"""Factor from 16-bit integers to floats of full scale 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class PcmReader:
             raise AudioError(f"expected whole {self._format} samples of {size} bytes, got {len(data)} bytes")
         pcm: Floats
         if size == 2:
-            pcm = np.frombuffer(data, self._dtype) * _FROM_INT16
+            pcm = np.frombuffer(data, self._dtype) * FROM_INT16
         else:
             pcm = np.frombuffer(data, self._dtype).astype(np.float32)
             # Written so that NaN, which compares false, is rejected too.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-
-import numpy as np
 
 from gateway.engine.backend import Floats, TemporalOutput, Tokens
 
@@ -43,58 +41,58 @@ class AgentFrame:
 
 @dataclass(slots=True, eq=False)
 class FrameRequest:
-    """One user frame of one conversation: pcm [1920] float32, or `codes` [8] int64 where it was encoded before.
+    """User frame u of one conversation, or its codes where it was encoded before.
 
-    `answer` gets the agent frame, or the error of this conversation. It is cancelled where nobody waits any more.
+    pcm: [1920] float32. codes: [8] int64; None if the frame is to be encoded. live: the frame is sent as it is spoken.
+    answer: gets agent frame u + 1 or an error; cancelled where nobody waits any more.
     """
 
     slot: int
-    pcm: Floats | None
-    codes: Tokens | None
     answer: asyncio.Future[AgentFrame]
+    pcm: Floats
+    codes: Tokens | None = None
+    live: bool = False
     submitted_at: float = field(default_factory=perf_counter)
 
 
+@dataclass(slots=True, eq=False)
 class FrameBatch:
-    """Frame requests that go through the models together, and what the stages behind it have made of them.
+    """Frame requests that go through the models together, and the results of the stages behind it.
 
-    A stage whose result is there is not run again, so that a batch can be split in the middle. user_codes: [B, 8]
-    int64.
+    A stage whose result is there is not run again, so a batch can be split in the middle. slots: [B]. pcm: [B, 1920].
+    user_codes: [B, 8]. agent_codes: [B, 8]. frames: [B, 17]. ended: set when the batch has left the models.
     """
 
-    def __init__(self, requests: Sequence[FrameRequest], pcm: Floats, user_codes: Tokens) -> None:
-        self.requests = requests
-        self.slots = np.array([request.slot for request in requests], np.int64)
-        self.pcm = pcm
-        self.user_codes = user_codes
-        self.encoded = False
-        self.output: TemporalOutput | None = None
-        self.agent_codes: Tokens | None = None
-        self.frames: Tokens | None = None
-        self.stages = StageSeconds()
-        self.began_at = perf_counter()
-
-    @classmethod
-    def of(cls, requests: Sequence[FrameRequest]) -> FrameBatch:
-        """A batch that no stage has seen. Requests are either all to be encoded, or all encoded before."""
-        if codes := [request.codes for request in requests if request.codes is not None]:
-            batch = cls(requests, np.empty((len(requests), 0), np.float32), np.stack(codes))
-            batch.encoded = True
-            return batch
-        pcm = [request.pcm for request in requests if request.pcm is not None]
-        return cls(requests, np.stack(pcm), np.empty((len(requests), 0), np.int64))
+    requests: Sequence[FrameRequest]
+    slots: Tokens
+    pcm: Floats
+    user_codes: Tokens | None = None
+    output: TemporalOutput | None = None
+    agent_codes: Tokens | None = None
+    frames: Tokens | None = None
+    stages: StageSeconds = field(default_factory=StageSeconds)
+    began_at: float = field(default_factory=perf_counter)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def split(self) -> list[FrameBatch]:
         """The same requests in batches of one, as far along as this one."""
-        return [self._member(index) for index in range(len(self.requests))]
+        return [self._member(slice(index, index + 1)) for index in range(len(self.requests))]
 
-    def _member(self, index: int) -> FrameBatch:
-        rows = slice(index, index + 1)
-        member = FrameBatch(self.requests[rows], self.pcm[rows], self.user_codes[rows])
-        member.encoded = self.encoded
-        if self.output is not None:
-            member.output = TemporalOutput(self.output.hidden[rows], self.output.text_tokens[rows])
-        member.agent_codes = None if self.agent_codes is None else self.agent_codes[rows]
-        member.frames = None if self.frames is None else self.frames[rows]
-        member.began_at = self.began_at
-        return member
+    def _member(self, rows: slice) -> FrameBatch:
+        output = self.output
+        return replace(
+            self,
+            requests=self.requests[rows],
+            slots=self.slots[rows],
+            pcm=self.pcm[rows],
+            user_codes=_part(self.user_codes, rows),
+            output=None if output is None else TemporalOutput(output.hidden[rows], output.text_tokens[rows]),
+            agent_codes=_part(self.agent_codes, rows),
+            frames=_part(self.frames, rows),
+            stages=replace(self.stages),
+            ended=asyncio.Event(),
+        )
+
+
+def _part(array: Tokens | None, rows: slice) -> Tokens | None:
+    return None if array is None else array[rows]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from typing import Protocol
 
 import numpy as np
 
 from gateway.engine.backend import Floats, Tokens
-from gateway.engine.batch import AgentFrame
+from gateway.engine.batch import AgentFrame, FrameRequest
 from gateway.engine.prefix import PromptPrefix
 from gateway.engine.sampling import SamplingParams
 from gateway.engine.scheduler import FrameScheduler
@@ -43,17 +44,12 @@ class Conversation:
         self.observer: Observer = _NoObserver()
         self._scheduler = scheduler
         self._params = params
-        self._slot: int | None = scheduler.open()
-        self._unanswered: Tokens | None = None
+        self.slot = scheduler.open()
+        self.closed = False
+        self._answer: asyncio.Future[AgentFrame] | None = None
+        self._unanswered: tuple[Floats, Tokens] | None = None
         self.started = False
         self.stage_seconds = array("d")
-
-    @property
-    def slot(self) -> int:
-        """The slot it holds. Raises RuntimeError once it is closed."""
-        if self._slot is None:
-            raise RuntimeError("expected a conversation that is not closed")
-        return self._slot
 
     async def start(self) -> AgentFrame:
         """Feed the prompt; returns agent frame 0, the forced silence."""
@@ -69,33 +65,42 @@ class Conversation:
         await self._scheduler.backend.open(self.slot)
         return np.stack([await self._scheduler.encode(self.slot, frame) for frame in frames])
 
-    async def step(self, pcm: Floats, *, live: bool = False) -> AgentFrame:
-        """User frame u, pcm [1920] float32 at 24 kHz -> agent frame u + 1. `live`: sent as it is spoken."""
-        frame = await self._scheduler.submit(self.slot, pcm, live=live)
+    async def step(self, pcm: Floats, *, live: bool = False, codes: Tokens | None = None) -> AgentFrame:
+        """User frame u, pcm [1920] float32 at 24 kHz -> agent frame u + 1.
+
+        `live`: sent as it is spoken. `codes`: [8], if the frame has been encoded before.
+        """
+        if self.closed:
+            raise RuntimeError("expected a conversation that is not closed")
+        self._answer = asyncio.get_running_loop().create_future()
+        self._scheduler.queue.put_nowait(FrameRequest(self.slot, self._answer, pcm, codes, live))
+        frame = await self._answer
         stages = frame.stages
         self.stage_seconds.extend((stages.encode, stages.temporal, stages.depformer, stages.decode, frame.seconds))
         if frame.index == 1:
             self.observer.first_audio()
         return frame
 
+    async def encode(self, pcm: Floats) -> Tokens:
+        """Only encode a user frame that needs no answer, or none yet (`resume`): pcm [1920] -> codes [8]."""
+        codes = await self._scheduler.encode(self.slot, pcm)
+        self._unanswered = pcm, codes
+        return codes
+
     async def resume(self) -> AgentFrame:
         """The answer to the user frame that was only encoded, when the conversation goes on after all."""
         if self._unanswered is None:
             raise RuntimeError("expected a user frame that was encoded and not answered")
-        codes, self._unanswered = self._unanswered, None
-        frame = await self._scheduler.submit(self.slot, None, codes)
-        stages = frame.stages
-        self.stage_seconds.extend((stages.encode, stages.temporal, stages.depformer, stages.decode, frame.seconds))
-        self.observer.first_audio()
+        (pcm, codes), self._unanswered = self._unanswered, None
+        frame = await self.step(pcm, codes=codes)
+        if frame.index != 1:
+            self.observer.first_audio()
         return frame
-
-    async def encode(self, pcm: Floats) -> Tokens:
-        """Only encode a user frame that needs no answer, or none yet (`resume`): pcm [1920] -> codes [8]."""
-        self._unanswered = await self._scheduler.encode(self.slot, pcm)
-        return self._unanswered
 
     async def close(self) -> None:
         """End the sequences and free the slot; a second call does nothing."""
-        if self._slot is not None:
-            slot, self._slot = self._slot, None
-            await self._scheduler.release(slot)
+        if not self.closed:
+            self.closed = True
+            if self._answer is not None:
+                self._answer.cancel()
+            await self._scheduler.release(self.slot)

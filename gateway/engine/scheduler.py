@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from gateway.errors import EngineError, EngineUnavailable
 from gateway.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MANY = 4
 """From a batch of so many on, the next one waits for more frames (`window`) while live sessions run. With fewer the
@@ -75,12 +78,12 @@ class FrameScheduler:
         self._text_pieces = text_pieces
         self._metrics = metrics
         self._window = window
-        self._waiting: list[FrameRequest] = []
-        self._rejected: list[FrameBatch] = []
-        self._running: dict[FrameBatch, asyncio.Event] = {}
+        self.queue: asyncio.Queue[FrameRequest] = asyncio.Queue()
+        """User frames that wait for a batch."""
+        self._running: set[FrameBatch] = set()
         self._collecting = asyncio.Lock()
         self._changed = asyncio.Event()
-        """Set when a frame waits, a batch is through the temporal model, or a batch has ended."""
+        """Set when a batch is through the temporal model, or has ended."""
         self._ahead: FrameBatch | None = None
         """The batch that must pass before the next one, or a chunk of a prompt, may start."""
         self._between = asyncio.Event()
@@ -94,15 +97,15 @@ class FrameScheduler:
     async def run(self) -> None:
         """One lane: one batch after the other, from collection to delivery, until cancelled."""
         backend, grid, samplers = self.backend, self._grid, self._samplers
+        rejected: list[FrameBatch] = []
         while True:
-            batch = await self._collect()
+            batch = rejected.pop() if rejected else await self._collect()
             slots, stages = batch.slots, batch.stages
             error: Exception | None = None
             try:
                 began = perf_counter()
-                if not batch.encoded:
+                if batch.user_codes is None:
                     batch.user_codes = await backend.encode(slots, batch.pcm)
-                    batch.encoded = True
                 encoded = perf_counter()
                 stages.encode += encoded - began
                 if batch.output is None:
@@ -130,12 +133,13 @@ class FrameScheduler:
                 stages.decode += ended - sampled
                 share = (ended - stepped) / (ended - batch.began_at)
                 self._overlap_share += _SMOOTHING * (share - self._overlap_share)
-                self._deliver(batch, batch.frames, pcm)
-            except BatchRejected as rejected:
+                self._deliver(batch, batch.user_codes, batch.frames, pcm)
+            except BatchRejected as rejection:
                 if len(batch.requests) > 1:
-                    self._rejected += batch.split()
+                    rejected = batch.split()[::-1]
+                    self._running.update(rejected)
                 else:
-                    error = rejected.error
+                    error = rejection.error
             except (EngineUnavailable, EngineError) as failure:
                 error = failure
             except Exception as failure:
@@ -144,41 +148,53 @@ class FrameScheduler:
             finally:
                 if error is not None:
                     self._fail(batch, error)
-                self._end(batch)
+                self._running.discard(batch)
+                batch.ended.set()
+                if self._ahead is batch:
+                    self._ahead = None
+                    self._between.set()
+                self._changed.set()
 
     async def _collect(self) -> FrameBatch:
-        """The next batch, once it may start."""
-        loop = asyncio.get_running_loop()
+        """The next batch: the frames that wait when it may start. Frames to be encoded do not mix with encoded ones."""
+        loop, queue = asyncio.get_running_loop(), self.queue
         async with self._collecting:
             while True:
-                live = loop.time() < self._live_until
-                most = LANES if live else 1
-                may_start = self._ahead is None and len(self._running) < most
-                if self._rejected and may_start:
-                    batch = self._rejected.pop(0)
+                first = await queue.get()
+                while self._ahead is not None or len(self._running) >= (
+                    LANES if first.live or loop.time() < self._live_until else 1
+                ):
+                    self._changed.clear()
+                    await self._changed.wait()
+                live = first.live or loop.time() < self._live_until
+                # Frames that are submitted in this turn of the loop are in the batch in any case.
+                await asyncio.sleep(self._window if live and self._last_size >= MANY else 0)
+                requests: list[FrameRequest] = []
+                later: list[FrameRequest] = []
+                for request in (first, *(queue.get_nowait() for _ in range(queue.qsize()))):
+                    if not request.answer.done():
+                        (requests if (request.codes is None) == (first.codes is None) else later).append(request)
+                        if request.live:
+                            self._live_until = loop.time() + LIVE_SECONDS
+                for request in later:
+                    queue.put_nowait(request)
+                if requests:
                     break
-                if self._waiting and may_start:
-                    # Frames that are submitted in this turn of the loop are in the batch in any case.
-                    await asyncio.sleep(self._window if live and self._last_size >= MANY else 0)
-                    first = next((request for request in self._waiting if not request.answer.done()), None)
-                    if first is None:
-                        self._waiting.clear()
-                        continue
-                    encode = first.pcm is not None
-                    ready = [r for r in self._waiting if not r.answer.done() and (r.pcm is not None) == encode]
-                    self._waiting = [r for r in self._waiting if (r.pcm is not None) != encode]
-                    batch = FrameBatch.of(ready)
-                    self._last_size = len(ready)
-                    self._metrics.batch_size.observe(len(ready))
-                    break
-                self._changed.clear()
-                await self._changed.wait()
+            codes = [request.codes for request in requests if request.codes is not None]
+            batch = FrameBatch(
+                requests,
+                slots=np.array([request.slot for request in requests], np.int64),
+                pcm=np.stack([request.pcm for request in requests]),
+                user_codes=np.stack(codes) if codes else None,
+            )
+            self._last_size = len(requests)
+            self._metrics.batch_size.observe(len(requests))
             self._ahead = batch
             self._between.clear()
-            self._running[batch] = asyncio.Event()
+            self._running.add(batch)
             return batch
 
-    def _deliver(self, batch: FrameBatch, frames: Tokens, pcm: Floats) -> None:
+    def _deliver(self, batch: FrameBatch, user_codes: Tokens, frames: Tokens, pcm: Floats) -> None:
         """Hand each conversation its frame; one that has ended meanwhile is skipped."""
         now = perf_counter()
         stages, metrics = batch.stages, self._metrics
@@ -196,7 +212,7 @@ class FrameScheduler:
                     text=self._text_pieces[text_tokens[row]],
                     codes=frames[row, AGENT],
                     pcm=pcm[row],
-                    user_codes=batch.user_codes[row],
+                    user_codes=user_codes[row],
                     stages=stages,
                     seconds=seconds,
                 )
@@ -212,13 +228,6 @@ class FrameScheduler:
             if not request.answer.done():
                 request.answer.set_exception(error)
 
-    def _end(self, batch: FrameBatch) -> None:
-        self._running.pop(batch).set()
-        if self._ahead is batch:
-            self._ahead = None
-            self._between.set()
-        self._changed.set()
-
     # What conversations ask for.
 
     def open(self) -> int:
@@ -230,33 +239,19 @@ class FrameScheduler:
         return self._free.pop()
 
     async def release(self, slot: int) -> None:
-        """End the slot's sequences and free it, once no batch in flight has a frame of it."""
-        for batch, ended in list(self._running.items()):
+        """End the slot's sequences and free it, once no batch in flight has a frame of it.
+
+        The conversation has cancelled the answer it waited for, so no frame of it will be in a batch.
+        """
+        for batch in list(self._running):
             if slot in batch.slots:
-                await ended.wait()
-        self._waiting = [request for request in self._waiting if request.slot != slot]
-        self._rejected = [batch for batch in self._rejected if slot not in batch.slots]
+                await batch.ended.wait()
         await self.backend.release(slot)
         self._free.append(slot)
 
-    def submit(
-        self, slot: int, pcm: Floats | None, codes: Tokens | None = None, *, live: bool = False
-    ) -> asyncio.Future[AgentFrame]:
-        """Queue user frame u, pcm [1920] or codes [8]; the result is agent frame u + 1.
-
-        `live`: the frame is sent as it is spoken, so somebody waits for the answer.
-        """
-        loop = asyncio.get_running_loop()
-        request = FrameRequest(slot, pcm, codes, loop.create_future())
-        if live:
-            self._live_until = loop.time() + LIVE_SECONDS
-        self._waiting.append(request)
-        self._changed.set()
-        return request.answer
-
     async def encode(self, slot: int, pcm: Floats) -> Tokens:
         """Encode one user frame, pcm [1920] -> codes [8], outside of any batch."""
-        codes: Tokens = (await self.backend.encode(np.array([slot]), pcm[None]))[0]
+        codes: Tokens = (await _whole(self.backend.encode(np.array([slot]), pcm[None])))[0]
         return codes
 
     async def start(self, slot: int, prefix: PromptPrefix, params: SamplingParams) -> tuple[AgentFrame, Prefilled]:
@@ -269,7 +264,7 @@ class FrameScheduler:
         self._samplers.set(slot, params, prefix.length)
         sampler, temperature = self._samplers.sampler[slot], self._samplers.temperature[slot]
         text, audio = slice(TEXT_SAMPLER, TEXT_SAMPLER + 1), slice(AUDIO, AUDIO + 1)
-        await self.backend.open(slot)
+        await _whole(self.backend.open(slot))
         prefilled = await self.backend.prefill(slot, prefix, sampler[text], temperature[text], self._between.wait)
         fed = perf_counter()
         codes = await self.backend.depformer(prefilled.output, sampler[audio], temperature[audio])
@@ -277,7 +272,7 @@ class FrameScheduler:
         slots = np.array([slot])
         frame = self._grid.emit(slots, prefilled.output.text_tokens, codes)
         sampler[:, POSITION] += 1
-        pcm = await self.backend.decode(slots, np.ascontiguousarray(frame[:, AGENT]))
+        pcm = await _whole(self.backend.decode(slots, np.ascontiguousarray(frame[:, AGENT])))
         ended = perf_counter()
         self._frames[slot] = 1
         self._metrics.frames.inc()
@@ -303,3 +298,8 @@ class FrameScheduler:
         if self._lanes:
             await asyncio.wait(self._lanes)
         await self.backend.close()
+
+
+async def _whole(call: Coroutine[Any, Any, T]) -> T:
+    """Finish a call even if its caller is cancelled: a step that is cut in two leaves the slot in an unknown state."""
+    return await asyncio.shield(asyncio.ensure_future(call))

@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 # While a client is silent no frame would show that the engine is gone: look this often. One failed look may be a hiccup
 # of the network, so that only the second one in a row ends the session.
 _ENGINE_CHECK_S = 1.0
-_ENGINE_CHECKS = 2
 # Time for the client to read what is queued when the session ends.
 _FLUSH_S = 1.0
 
@@ -197,7 +196,6 @@ class LiveSession:
         clock, limits, user_frames, metrics = self._clock, self._limits, self._input, self._runtime.metrics
         end_at = clock() + limits.duration
         warn_at = end_at - limits.warn
-        failed_checks = 0
         while True:
             now = clock()
             idle_at = user_frames.last_at + limits.idle
@@ -211,13 +209,10 @@ class LiveSession:
             if now >= idle_at and not user_frames.frames and not user_frames.closed:
                 self.stop(Reason.IDLE, f"no audio came for {limits.idle:g} s")
                 return
-            if self._on_gap == "wait" and now - user_frames.last_at >= _ENGINE_CHECK_S:
-                failed_checks = 0 if await self._runtime.readiness.ready() else failed_checks + 1
-                if failed_checks == _ENGINE_CHECKS:
-                    self.stop(Reason.ENGINE, "the models are not available")
-                    return
-            else:
-                failed_checks = 0
+            silent = now - user_frames.last_at >= _ENGINE_CHECK_S
+            if self._on_gap == "wait" and silent and not await self._runtime.readiness.ready():
+                self.stop(Reason.ENGINE, "the models are not available")
+                return
             metrics.input_queue_frames.observe(len(user_frames.frames))
             now = clock()
             pause = min(warn_at - now, end_at - now, _ENGINE_CHECK_S)

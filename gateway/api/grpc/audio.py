@@ -26,6 +26,8 @@ class PcmCodec:
         self.decode = reader.read
         self.finish = reader.finish
         self.encoding = PCM_ENCODINGS[audio_format]
+        self.plain_int16 = audio_format == "pcm_s16le" and sample_rate == model_rate
+        """Whether samples are 16-bit integers at the model's rate, which need no reader."""
         self.wire_format = pb.AUDIO_FORMAT_PCM_F32LE if audio_format == "pcm_f32le" else pb.AUDIO_FORMAT_PCM_S16LE
         self._format = audio_format
 
@@ -38,6 +40,7 @@ class OpusCodec:
     """One Opus packet per message, in both directions."""
 
     encoding = None
+    plain_int16 = False
     wire_format = pb.AUDIO_FORMAT_OPUS
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from gateway.api.grpc.audio import AudioCodec, choose_codec
 from gateway.api.grpc.params import live_params
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.status import Code, Metadata, metadata_of
-from gateway.audio.stream import PCM_PIECE_BYTES
+from gateway.audio.stream import FROM_INT16, PCM_PIECE_BYTES
 from gateway.errors import HandshakeTimeout, InvalidRequest, MalformedBody, PayloadTooLarge
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
@@ -77,6 +77,7 @@ class ConverseTransport:
     async def receive(self, audio: InputQueue) -> None:
         """Read messages until `end` or the end of the client's stream."""
         read, parse, decode = self._context.read, pb.ConverseRequest.FromString, self._codec.decode
+        plain_int16 = self._codec.plain_int16
         while (data := await read()) is not grpc.aio.EOF:
             try:
                 message = parse(data)
@@ -90,7 +91,11 @@ class ConverseTransport:
                         f"expected at most {self._max_message_bytes} bytes of audio at once, got {len(encoded)}"
                     )
                 if len(encoded) <= PCM_PIECE_BYTES:
-                    await audio.put(decode(encoded))
+                    if plain_int16 and not len(encoded) % 2:
+                        # The same as `PcmReader.read`, without a call per frame.
+                        await audio.put(np.frombuffer(encoded, np.int16) * FROM_INT16)
+                    else:
+                        await audio.put(decode(encoded))
                     continue
                 for at in range(0, len(encoded), PCM_PIECE_BYTES):
                     if audio.closed:

@@ -23,7 +23,7 @@ from gateway.engine.backend import BatchRejected, Floats, Prefilled, TemporalOut
 from gateway.engine.grid import STREAMS
 from gateway.engine.prefill import ChunkPacer, chunk_length
 from gateway.engine.prefix import PromptPrefix
-from gateway.engine.triton.http import Outputs, TritonHttp, TritonRejected, TritonUnreachable
+from gateway.engine.triton.http import Outputs, TritonHttp, TritonRejected, TritonUnreachable, get
 from gateway.engine.triton.requests import TensorSpec, request_head
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
@@ -107,17 +107,19 @@ class TritonBackend:
 
     async def step(self, slots: Tokens, steps: Tokens, sampler: Tokens, temperature: Floats) -> TemporalOutput:
         """See `Backend.step`."""
-        return _temporal_output(await self._run(TEMPORAL, slots, steps, sampler, temperature))
+        outputs = await self._run(TEMPORAL, slots, steps, sampler, temperature)
+        return TemporalOutput(outputs["hidden"][0], outputs["text_token"][0, :, 0])
 
     async def depformer(self, output: TemporalOutput, sampler: Tokens, temperature: Floats) -> Tokens:
         """See `Backend.depformer`. The model has no state, so its batch is Triton's own batch dimension."""
-        tensors = (output.hidden, output.text_tokens, sampler, temperature)
+        tensors = [tensor.tobytes() for tensor in (output.hidden, output.text_tokens, sampler, temperature)]
         head = self._batch_head(DEPFORMER, len(output.hidden), None)
         try:
-            outputs = await self._http.infer([head, *(tensor.tobytes() for tensor in tensors)], self._step_deadline)
+            outputs = await self._http.request([head, *tensors], self._step_deadline)
         except (TritonUnreachable, TritonRejected) as error:
             raise _engine_error(error, DEPFORMER) from error
-        return outputs["codes"]
+        codes: Tokens = outputs["codes"]
+        return codes
 
     async def decode(self, slots: Tokens, codes: Tokens) -> Floats:
         """See `Backend.decode`."""
@@ -160,7 +162,7 @@ class TritonBackend:
         """Whether the server and each of its models report that they are ready."""
         paths = ["/v2/health/ready", *(f"/v2/models/{name}/ready" for name in self._manifest.models)]
         try:
-            await asyncio.gather(*(self._http.get(path, _READY_TIMEOUT) for path in paths))
+            await asyncio.gather(*(self._http.request(get(path), _READY_TIMEOUT) for path in paths))
         except (TritonUnreachable, TritonRejected):
             return False
         return True
@@ -180,9 +182,8 @@ class TritonBackend:
         renewed_at[carrier] = now
         head = self._batch_head(model, len(slots), carrier)
         try:
-            return await self._http.infer(
-                [head, *(tensor.tobytes() for tensor in tensors), members.tobytes()], self._step_deadline
-            )
+            contents = [tensor.tobytes() for tensor in (*tensors, members)]
+            return await self._http.request([head, *contents], self._step_deadline)
         except TritonRejected as error:
             failure = _engine_error(error, model)
             raise BatchRejected(failure) if error.status == _NOTHING_DONE else failure from error
@@ -206,7 +207,7 @@ class TritonBackend:
         inputs = [tensor.batched(1, 1) for tensor in (*self._inputs[model], _MEMBERS)]
         head = request_head(model, inputs, _sequence_id(slot), end=True)
         try:
-            await self._http.infer([head, *(bytes(tensor.nbytes) for tensor in inputs)], self._release_deadline)
+            await self._http.request([head, *(bytes(tensor.nbytes) for tensor in inputs)], self._release_deadline)
         except (TritonUnreachable, TritonRejected) as error:
             # The slot's next conversation restarts the sequence anyway.
             logger.warning("could not end the sequence of slot %d in %s: %s", slot, model, _line(error))
@@ -217,7 +218,9 @@ class TritonBackend:
         """The output of the prompt's last step if the model has the steps before it; otherwise None."""
         last = prefix.steps[-1:]
         outputs = await self._prefix_call(slot, [("columns", last)], prefix, prefix.cacheable, draw)
-        return _temporal_output(outputs) if "hidden" in outputs else None
+        if "hidden" not in outputs:
+            return None
+        return TemporalOutput(outputs["hidden"][0], outputs["text_token"][0, :, 0])
 
     async def _feed(self, slot: int, prefix: PromptPrefix, draw: tuple[Tokens, Floats], wait: Wait) -> None:
         window, embedded = self._manifest.context - 1, len(prefix.embeddings)
@@ -272,7 +275,9 @@ class TritonBackend:
         member = np.array([row, key], np.int64).tobytes()
         try:
             deadline = self._step_deadline if start else self._prefill_deadline
-            return await self._http.infer([head, *payload, member], deadline)
+            call = asyncio.ensure_future(self._http.request([head, *payload, member], deadline))
+            # A call that is cut in two would leave the sequence in an unknown state.
+            return await asyncio.shield(call)
         except (TritonUnreachable, TritonRejected) as error:
             raise _engine_error(error, model) from error
 
@@ -287,10 +292,6 @@ class _Fill:
 
 def _sequence_id(slot: int) -> str:
     return f"slot-{slot}"
-
-
-def _temporal_output(outputs: Outputs) -> TemporalOutput:
-    return TemporalOutput(outputs["hidden"][0], outputs["text_token"][0, :, 0])
 
 
 def _engine_error(error: TritonUnreachable | TritonRejected, model: str) -> EngineUnavailable | EngineError:

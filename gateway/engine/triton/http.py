@@ -41,51 +41,12 @@ class TritonHttp:
         host, _, port = address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._calls: set[asyncio.Task[tuple[int, int, bytes]]] = set()
 
-    async def infer(self, request: Sequence[bytes], deadline: float) -> Outputs:
-        """Output tensors of a request laid out by `request_head`, each with its batch dimensions. `deadline`: seconds.
+    async def request(self, request: Sequence[bytes], deadline: float) -> Outputs:
+        """Send a request and return the tensors of the answer, each with its batch dimensions. `deadline`: seconds.
 
-        A call goes on when its caller is cancelled: a step that is cut in two would leave the sequence in an unknown
-        state. Raises TritonRejected or TritonUnreachable.
+        Raises TritonRejected for any status but 200, and TritonUnreachable.
         """
-        call = asyncio.ensure_future(self._exchange(request, deadline))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        status, header_length, body = await asyncio.shield(call)
-        if status != 200:
-            raise TritonRejected(status, _error_message(body))
-        try:
-            layout = _output_layout(body[: header_length or len(body)])
-            return {
-                name: np.frombuffer(body, dtype, size, header_length + offset).reshape(shape)
-                for name, dtype, shape, size, offset in layout
-            }
-        except (ValueError, KeyError, TypeError):
-            raise TritonUnreachable("an answer that is not Triton's") from None
-
-    async def get(self, path: str, deadline: float) -> bytes:
-        """Body of a GET. Raises TritonRejected for any status but 200, and TritonUnreachable."""
-        request = [b"GET %s HTTP/1.1\r\nHost: triton\r\n\r\n" % path.encode()]
-        status, _, body = await self._exchange(request, deadline)
-        if status != 200:
-            raise TritonRejected(status, _error_message(body))
-        return body
-
-    async def close(self) -> None:
-        """Close every connection; calls in flight fail."""
-        for call in list(self._calls):
-            call.cancel()
-        if self._calls:
-            await asyncio.wait(self._calls)
-        for _, writer in self._idle:
-            writer.transport.abort()
-        self._idle.clear()
-        # An aborted transport closes its socket in the next turn of the loop.
-        await asyncio.sleep(0)
-
-    async def _exchange(self, request: Sequence[bytes], deadline: float) -> tuple[int, int, bytes]:
-        """Status, length of the JSON before the tensors (0 if there are none), and body."""
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(deadline):
@@ -98,27 +59,44 @@ class TritonHttp:
                     reader, writer = await asyncio.open_connection(self._host, self._port, limit=MAX_HEAD_BYTES)
                 writer.writelines(request)
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                status = int(head[9:12])
-                headers = dict(line.split(b": ", 1) for line in head[:-4].split(b"\r\n")[1:])
+                headers = dict([line.split(b": ", 1) for line in head[:-4].split(b"\r\n")[1:]])
                 body = await reader.readexactly(int(headers[b"content-length"]))
-                header_length = int(headers.get(b"inference-header-content-length", 0))
+            status, json_length = int(head[9:12]), int(headers.get(b"inference-header-content-length", 0))
+            outputs: Outputs = {}
+            for name, dtype, shape, size, offset in _output_layout(body[:json_length]) if json_length else ():
+                outputs[name] = np.frombuffer(body, dtype, size, json_length + offset).reshape(shape)
         except TimeoutError:
             raise TritonUnreachable(f"no answer within {deadline:g} s") from None
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise TritonUnreachable(f"the connection was lost: {error}") from None
         except OSError as error:
             raise TritonUnreachable(error.strerror or str(error)) from None
-        except (ValueError, KeyError, asyncio.LimitOverrunError) as error:
-            raise TritonUnreachable(f"not HTTP with a content length: {error}") from None
+        except (ValueError, KeyError, TypeError, asyncio.LimitOverrunError) as error:
+            raise TritonUnreachable(f"not an answer of Triton: {error}") from None
         else:
             if headers.get(b"connection") != b"close" and not reader.at_eof():
                 self._idle.append((reader, writer))
                 writer = None
-            return status, header_length, body
         finally:
             # Not kept: what could still arrive on it belongs to no call.
             if writer is not None:
                 writer.transport.abort()
+        if status != 200:
+            raise TritonRejected(status, _error_message(body))
+        return outputs
+
+    async def close(self) -> None:
+        """Close the idle connections. A call in flight closes its own."""
+        for _, writer in self._idle:
+            writer.transport.abort()
+        self._idle.clear()
+        # An aborted transport closes its socket in the next turn of the loop.
+        await asyncio.sleep(0)
+
+
+def get(path: str) -> list[bytes]:
+    """A GET request."""
+    return [b"GET %s HTTP/1.1\r\nHost: triton\r\n\r\n" % path.encode()]
 
 
 @lru_cache(maxsize=1024)

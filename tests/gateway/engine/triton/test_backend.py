@@ -132,20 +132,20 @@ async def test_a_slot_that_was_never_opened_is_released_without_a_call(backend: 
 async def test_a_cancelled_call_reaches_the_model_whole_and_its_connection_is_kept(
     backend: TritonBackend, server: Server
 ):
-    slots = await opened(backend, server, 1)
+    await opened(backend, server, 1)
     connections = len(server.connections)
 
     async def slow() -> None:
         await asyncio.sleep(0.1)
 
     server.before = slow
-    call = asyncio.create_task(backend.encode(slots, silence()))
+    call = asyncio.create_task(backend.open(1))
     await asyncio.sleep(0.03)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
     await asyncio.sleep(0.15)
-    assert len(server.asked("mimi_encoder")) == 1
+    assert sorted(call["model"] for call in server.calls) == sorted(STATEFUL)
     assert len(server.connections) == connections
 
 

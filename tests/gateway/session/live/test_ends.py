@@ -133,7 +133,7 @@ class TestEnds:
             ended = await client.wait_ended()
         assert (ended.reason, ended.message) == (Reason.ENGINE, "the fake backend is down")
 
-    async def test_an_engine_that_is_gone_ends_a_silent_session_at_the_second_look(
+    async def test_an_engine_that_is_gone_ends_a_silent_session_at_the_next_look(
         self, connect: Connect, engine: FakeBackend
     ) -> None:
         async with connect(on_gap="wait") as client:
@@ -143,7 +143,7 @@ class TestEnds:
             began = now()
             ended = await client.wait_ended()
         assert (ended.reason, ended.message) == (Reason.ENGINE, "the models are not available")
-        assert 1 < now() - began <= 2.1
+        assert now() - began <= 1.2
 
     async def test_one_failed_look_at_the_engine_does_not_end_a_silent_session(
         self, connect: Connect, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch
