@@ -29,8 +29,7 @@ from gateway.session.session_info import SessionInfo
 
 logger = logging.getLogger(__name__)
 
-# While a client is silent no frame would show that the engine is gone: look this often. One failed look may be a hiccup
-# of the network, so that only the second one in a row ends the session.
+# While a client is silent no frame shows that the engine is gone, so check it this often.
 _ENGINE_CHECK_S = 1.0
 # Time for the client to read what is queued when the session ends.
 _FLUSH_S = 1.0
