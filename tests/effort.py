@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-VARIABLE = "PERSONAPLEX_TESTS_LONG"
+VARIABLE = "TESTS_LONG"
 LONG = os.environ.get(VARIABLE) == "1"
 
 

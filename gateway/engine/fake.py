@@ -148,7 +148,7 @@ class FakeBackend:
 
     def _record(self, stream: str, sampler: Tokens, temperature: Floats) -> list[Draw]:
         draws = [
-            Draw(seed, position, top_k, float(t))
+            Draw(seed, position, top_k, round(float(t), 6))
             for (seed, position, top_k), t in zip(sampler.tolist(), temperature[:, 0], strict=True)
         ]
         self.draws += [(stream, draw) for draw in draws]

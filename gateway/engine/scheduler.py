@@ -81,6 +81,8 @@ class FrameScheduler:
         self.queue: asyncio.Queue[FrameRequest] = asyncio.Queue()
         """User frames that wait for a batch."""
         self._running: set[FrameBatch] = set()
+        self._calls: dict[int, asyncio.Task[Any]] = {}
+        """The last call outside of a batch, by slot."""
         self._collecting = asyncio.Lock()
         self._changed = asyncio.Event()
         """Set when a batch is through the temporal model, or has ended."""
@@ -246,12 +248,20 @@ class FrameScheduler:
         for batch in list(self._running):
             if slot in batch.slots:
                 await batch.ended.wait()
+        if slot in self._calls:
+            await asyncio.wait([self._calls.pop(slot)])
         await self.backend.release(slot)
         self._free.append(slot)
 
+    async def _whole(self, slot: int, call: Coroutine[Any, Any, T]) -> T:
+        """Finish a slot's call even if its caller is cancelled: half a step leaves the slot in an unknown state."""
+        task = asyncio.ensure_future(call)
+        self._calls[slot] = task
+        return await asyncio.shield(task)
+
     async def encode(self, slot: int, pcm: Floats) -> Tokens:
         """Encode one user frame, pcm [1920] -> codes [8], outside of any batch."""
-        codes: Tokens = (await _whole(self.backend.encode(np.array([slot]), pcm[None])))[0]
+        codes: Tokens = (await self._whole(slot, self.backend.encode(np.array([slot]), pcm[None])))[0]
         return codes
 
     async def start(self, slot: int, prefix: PromptPrefix, params: SamplingParams) -> tuple[AgentFrame, Prefilled]:
@@ -264,7 +274,7 @@ class FrameScheduler:
         self._samplers.set(slot, params, prefix.length)
         sampler, temperature = self._samplers.sampler[slot], self._samplers.temperature[slot]
         text, audio = slice(TEXT_SAMPLER, TEXT_SAMPLER + 1), slice(AUDIO, AUDIO + 1)
-        await _whole(self.backend.open(slot))
+        await self._whole(slot, self.backend.open(slot))
         prefilled = await self.backend.prefill(slot, prefix, sampler[text], temperature[text], self._between.wait)
         fed = perf_counter()
         codes = await self.backend.depformer(prefilled.output, sampler[audio], temperature[audio])
@@ -272,7 +282,7 @@ class FrameScheduler:
         slots = np.array([slot])
         frame = self._grid.emit(slots, prefilled.output.text_tokens, codes)
         sampler[:, POSITION] += 1
-        pcm = await _whole(self.backend.decode(slots, np.ascontiguousarray(frame[:, AGENT])))
+        pcm = await self._whole(slot, self.backend.decode(slots, np.ascontiguousarray(frame[:, AGENT])))
         ended = perf_counter()
         self._frames[slot] = 1
         self._metrics.frames.inc()
@@ -298,8 +308,3 @@ class FrameScheduler:
         if self._lanes:
             await asyncio.wait(self._lanes)
         await self.backend.close()
-
-
-async def _whole(call: Coroutine[Any, Any, T]) -> T:
-    """Finish a call even if its caller is cancelled: a step that is cut in two leaves the slot in an unknown state."""
-    return await asyncio.shield(asyncio.ensure_future(call))

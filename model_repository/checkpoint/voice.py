@@ -63,7 +63,7 @@ class Voice:
         if columns.dtype != np.int64 or columns.ndim != 2 or len(columns) != 2:
             raise self._wrong("columns", "int64 [2, streams]", columns)
         if not np.isfinite(embeddings).all():
-            raise CheckpointError(f"voice {self.name}: its embeddings are not all finite")
+            raise CheckpointError(f"voice {self.name}: embeddings contain NaN or infinity")
 
     @property
     def frames(self) -> int:

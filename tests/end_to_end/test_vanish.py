@@ -65,7 +65,7 @@ class Held:
         self.to_triton = len(service.app.state.runtime.backend._http._idle)
         self.files = psutil.Process().num_fds() - self.to_triton
         self.releasing = len(service.app.state.runtime.leases._releasing)
-        self.registered = len(service.app.state.runtime.drain._sessions)
+        self.registered = len(service.app.state.runtime.sessions._registered)
         self.kept = len(service.app.state.runtime.turn_sessions._by_id)
 
     def no_more_than(self, before: Held) -> bool:

@@ -61,7 +61,7 @@ class Gateway:
         self.loop.call_soon_threadsafe(lambda: [one.transport.abort() for one in connections])
 
     def drain(self) -> None:
-        self.loop.call_soon_threadsafe(self.app.state.runtime.begin_drain)
+        self.loop.call_soon_threadsafe(self.app.state.runtime.sessions.begin_drain)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def test_the_service_declares_its_protocols(tls: str, protocols: list[str]):
 
 def paths_of_the_gateway(tiny_models: Any) -> set[str]:
     manifest = Manifest.load(tiny_models)
-    app = create_app(Settings(models=tiny_models), engine=FakeBackend(manifest), manifest=manifest)
+    app = create_app(Settings(models=tiny_models), backend=FakeBackend(manifest), manifest=manifest)
     return set(_paths(app.routes))
 
 

@@ -104,7 +104,7 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Mounts:
         start_new_session=True,
     )
     assert waiting.stdout is not None
-    assert waiting.stdout.readline().startswith("waiting for the job that builds")
+    assert waiting.stdout.readline().startswith("waiting for the build of")
     assert waiting.poll() is None
     os.killpg(waiting.pid, signal.SIGKILL)
     waiting.communicate()

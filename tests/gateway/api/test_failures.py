@@ -53,7 +53,7 @@ async def test_an_engine_that_goes_in_the_middle_is_a_503(ask: Ask, engine: Fake
 
 
 async def test_a_failure_of_the_models_is_a_502(ask: Ask, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch):
-    def fail() -> None:
+    async def fail(*_: object) -> None:
         raise EngineError("Triton failed (temporal): INTERNAL: out of memory")
 
     monkeypatch.setattr(engine, "open", fail)
@@ -63,7 +63,7 @@ async def test_a_failure_of_the_models_is_a_502(ask: Ask, engine: FakeBackend, m
 async def test_a_mistake_of_ours_is_a_500_without_its_traceback(
     ask: Ask, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail() -> None:
+    async def fail(*_: object) -> None:
         raise ZeroDivisionError("the secret of the house")
 
     monkeypatch.setattr(engine, "open", fail)

@@ -69,7 +69,7 @@ async def test_tokens_are_left_out_unless_asked_for(ask: Ask):
 
 async def test_the_transcript_is_the_text_of_the_tokens(ask: Ask, tokenizer: Any):
     body = (await ask(seed=1, max_steps=20, include=["tokens"])).json()
-    assert body["transcript"] == "".join(tokenizer.piece(token) for token in body["text_tokens"]).strip()
+    assert body["transcript"] == "".join(tokenizer.pieces[token] for token in body["text_tokens"]).strip()
     assert body["transcript"]
 
 

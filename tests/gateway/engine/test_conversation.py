@@ -170,3 +170,13 @@ async def test_a_frame_under_way_is_finished_before_the_slot_is_free(converse: C
     await conversation.close()
     assert [stage for stage, _ in engine.calls] == ["step", "depformer", "decode"]
     assert engine.closed == 1
+
+
+async def test_a_start_that_is_cancelled_at_once_leaves_nothing_open(converse: Converse, engine: FakeBackend):
+    conversation = converse()
+    starting = asyncio.create_task(conversation.start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    await conversation.close()
+    await asyncio.sleep(0.01)
+    assert engine.opened == engine.closed == 1

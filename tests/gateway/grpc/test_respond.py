@@ -154,7 +154,7 @@ async def test_failures_say_no_more_than_callers_may_know(stub, runtime, engine,
         await stub.Respond(pb.RespondRequest(audio=QUESTION, max_steps=3))
     assert gone.value.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(gone.value.trailing_metadata())["retry-after"] == "7"
-    monkeypatch.setattr(runtime, "open", None)
+    monkeypatch.setattr(runtime.leases, "open", None)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await stub.Respond(pb.RespondRequest(audio=QUESTION, max_steps=3))
     assert failed.value.code() is grpc.StatusCode.INTERNAL

@@ -82,7 +82,7 @@ async def test_who_sees_the_close_may_come_in_at_once(serve: Callable[..., Any])
 
 @pytest.mark.parametrize("path", FACES)
 async def test_a_draining_server_refuses(server: Server, path: str) -> None:
-    server.runtime.sessions.draining = True
+    server.runtime.admission.draining = True
     async with server.connect(path) as client:
         if "converse" in path:
             await client.send(start())

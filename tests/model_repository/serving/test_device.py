@@ -132,5 +132,5 @@ def test_a_place_is_read_from_a_models_parameters(runtime: Runtime):
     memory = Place("cuda", 1).device
     assert isinstance(memory, CudaMemory)
     assert memory.index == 1
-    with pytest.raises(ValueError, match="expected cpu or cuda, got 'tpu'"):
+    with pytest.raises(ValueError, match="expected cpu, cuda or timed, got 'tpu'"):
         _ = Place("tpu").device
