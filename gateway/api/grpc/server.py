@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -32,6 +32,8 @@ KEEPALIVE_MS = 10_000
 _RPCS_WITHOUT_SLOT = 256
 # Of one connection, which may be a proxy that carries all of a pod's RPCs.
 _STREAMS_WITHOUT_SLOT = 128
+# A refusal waits this long for a request's only message, so that a small one has arrived.
+_SMALL_MESSAGE_S = 0.05
 # What the protobuf around a recording adds.
 _ENVELOPE_BYTES = 2**20
 # What is under way when the server closes: no conversation any more, only answers on their way out.
@@ -90,21 +92,31 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
     """The three methods, each behind its caller's key, their errors told as statuses, their tasks `at_work`."""
 
     @asynccontextmanager
-    async def caller(context: grpc.aio.ServicerContext) -> AsyncIterator[KeyHolder | None]:
+    async def caller(
+        context: grpc.aio.ServicerContext, *, one_message: bool = False
+    ) -> AsyncIterator[KeyHolder | None]:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 (a handler runs in one)
         at_work.add(task)
         task.add_done_callback(at_work.discard)
         async with error_status(context, runtime.settings.retry_after):
             headers = {name: _text(value) for name, value in context.invocation_metadata() or ()}
-            yield key_holder(runtime.keys, headers)
+            try:
+                yield key_holder(runtime.keys, headers)
+            except GatewayError:
+                if one_message:
+                    # A client that gets its status while it still sends a small message may report INTERNAL instead.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_SMALL_MESSAGE_S):
+                            await context.read()
+                raise
 
     async def on_respond(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> pb.RespondResponse:
-        async with caller(context) as key:
+        async with caller(context, one_message=True) as key:
             return await respond(runtime, context, key)
 
     async def on_respond_stream(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-        async with caller(context) as key:
+        async with caller(context, one_message=True) as key:
             await send_all(respond_stream(runtime, context, key), context.write, runtime)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
