@@ -1,4 +1,4 @@
-"""The gateway's public APIs as one ASGI application, with the engine and the slots behind them."""
+"""Build the ASGI application of the gateway's public APIs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from gateway import page
+from gateway.api import problems
 from gateway.api.grpc.server import GrpcServer
-from gateway.api.rest import health, openapi, problems
+from gateway.api.rest import health, openapi
 from gateway.api.rest import routes as rest
 from gateway.api.websocket import chat, converse
 from gateway.engine.backend import Backend
@@ -21,13 +22,13 @@ from gateway.session.runtime import Runtime
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 
-_DESCRIPTION = "Speak with PersonaPlex: a recording in, the agent's spoken answer out."
+_DESCRIPTION = "Full-duplex speech-to-speech conversations: send user audio, receive the agent's audio."
 
 
 def create_app(
     settings: Settings | None = None, backend: Backend | None = None, manifest: Manifest | None = None
 ) -> FastAPI:
-    """The app for one built repository. What is not given is read from the environment and made from it.
+    """Build the app for one built repository. Arguments that are None are read or made from the environment.
 
     Raises RepositoryError if `settings.models` is not a usable built repository, and what
     `gateway.session.warmup.prefix_of` raises for `settings.warm`.

@@ -1,1 +1,1 @@
-"""The faces people talk to, one file each: parse, call, map errors."""
+"""The APIs, one package each: parse requests, call the session layer, map errors."""

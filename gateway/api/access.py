@@ -1,4 +1,4 @@
-"""Who may use the HTTP faces: API keys in headers, and origins of pages."""
+"""Access to the HTTP APIs: API keys in headers, and origins of web pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BEARER = "bearer "
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """The key of `Authorization: Bearer KEY` or `X-API-Key: KEY`. Header names match in any case."""
+    """Return the key of `Authorization: Bearer KEY` or `X-API-Key: KEY`. Header names match in any case."""
     authorization = headers.get("authorization", "")
     if authorization.lower().startswith(_BEARER):
         return authorization[len(_BEARER) :].strip()
@@ -20,14 +20,14 @@ def presented_key(headers: Mapping[str, str]) -> str | None:
 
 
 def key_holder(keys: Keys, headers: Mapping[str, str]) -> KeyHolder | None:
-    """Who calls; None where no keys are needed. Raises Unauthorized."""
+    """Return the holder of the request's key, or None if no keys are configured. Raises Unauthorized."""
     return keys.check(presented_key(headers))
 
 
 def check_origin(headers: Mapping[str, str], allowed: Iterable[str] = ()) -> None:
-    """Refuses pages that may not call; see `origin_allowed`. Raises NotAllowed.
+    """Raise NotAllowed for web pages of other origins; see `origin_allowed`.
 
-    A page need not be able to read the answer to do harm: browsers send many a request without asking first.
+    CORS alone does not prevent harm: browsers send simple requests without a preflight.
     """
     origin = headers.get("origin")
     if not origin_allowed(origin, headers.get("host"), allowed):
@@ -35,9 +35,9 @@ def check_origin(headers: Mapping[str, str], allowed: Iterable[str] = ()) -> Non
 
 
 def origin_allowed(origin: str | None, host: str | None, allowed: Iterable[str]) -> bool:
-    """Whether a page of `origin` may call: our own pages may (same host), and those the operator names; `*` is all.
+    """Return whether a page of `origin` may send requests: pages of the same host and of `allowed` may; `*` is all.
 
-    A request without an origin does not come from a page.
+    A request without an origin does not come from a web page.
     """
     if origin is None or any(name in ("*", origin) for name in allowed):
         return True

@@ -1,4 +1,4 @@
-"""An answer on its way, piece by piece, to a caller who may not read it: that holds no slot for long."""
+"""Send a response in pieces, with a time limit for clients that do not read it."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from gateway.session.runtime import Runtime
 
 T = TypeVar("T")
 
-# What is on its way when the server's drain time is over must be taken within this.
-_LAST_WORDS_S = 1.0
+# Limit in seconds for a piece that is being sent when the server's drain time is over.
+_AFTER_DRAIN_S = 1.0
 
 
 async def send_all(pieces: AsyncGenerator[T, None], send: Callable[[T], Awaitable[object]], runtime: Runtime) -> None:
-    """Every piece, as fast as `send` takes it; `pieces` is closed in any case.
+    """Send every piece as fast as `send` accepts it. `pieces` is closed in any case.
 
-    Raises SlowClient when a piece is not taken for the settings' idle time, or soon after the server's drain time.
+    Raises SlowClient if a piece is not accepted within the settings' idle time, or soon after the server's drain time.
     """
-    patience = _Patience(runtime.settings.idle_seconds)
-    with runtime.sessions.register(patience):
+    limit = _SendLimit(runtime.settings.idle_seconds)
+    with runtime.sessions.register(limit):
         async with aclosing(pieces):
             async for piece in pieces:
-                await patience.wait(send(piece))
+                await limit.wait(send(piece))
 
 
-class _Patience:
-    """How long a caller may take over a piece."""
+class _SendLimit:
+    """Time limit for sending one piece."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._limit: asyncio.Timeout | None = None
+        self._timeout: asyncio.Timeout | None = None
 
     async def wait(self, sending: Awaitable[object]) -> None:
-        """Until the piece has been taken. Raises SlowClient."""
+        """Wait until the piece has been sent. Raises SlowClient."""
         try:
-            async with asyncio.timeout(self._seconds) as self._limit:
+            async with asyncio.timeout(self._seconds) as self._timeout:
                 await sending
         except TimeoutError:
-            raise SlowClient(f"the answer was not read for {self._seconds:g} s") from None
+            raise SlowClient(f"the response was not read for {self._seconds:g} s") from None
         finally:
-            self._limit = None
+            self._timeout = None
 
     def stop_for_drain(self) -> None:
         """The server's drain time is over."""
-        self._seconds = min(self._seconds, _LAST_WORDS_S)
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
+        self._seconds = min(self._seconds, _AFTER_DRAIN_S)
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)

@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel, Field
 
-from gateway.api.rest import problems
+from gateway.api import problems
 from gateway.errors import NotAllowed, UnknownConversation
 from gateway.session.runtime import Runtime
 

@@ -1,1 +1,1 @@
-"""The gRPC face, package personaplex.v1: answers to recordings, and live conversations."""
+"""The gRPC API, package personaplex.v1: responses to recordings, and live sessions."""

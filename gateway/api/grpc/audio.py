@@ -59,7 +59,7 @@ def choose_codec(start: pb.Start, model_rate: int) -> AudioCodec:
     """Make the codec that `start` asks for. Raises InvalidRequest if there is none."""
     if start.format == pb.AUDIO_FORMAT_OPUS:
         if start.HasField("sample_rate"):
-            raise InvalidRequest("expected no sample_rate: Opus packets say theirs", "sample_rate")
+            raise InvalidRequest("expected no sample_rate: Opus packets state theirs", "sample_rate")
         return OpusCodec()
     if (pcm := _PCM.get(start.format)) is None:
         raise InvalidRequest(f"expected a value of AudioFormat, got {start.format}", "format")

@@ -18,7 +18,7 @@ from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.keys import KeyHolder
 from gateway.session.live import TransportClosed, open_live_session
-from gateway.session.request import persona, sampling
+from gateway.session.request import persona, sampling_params
 from gateway.session.runtime import Runtime
 
 # A cancelled RPC looks like the end of the client's messages for a moment, until gRPC cancels the handler.
@@ -34,8 +34,8 @@ async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, key: Key
     start = await _receive_start(context, runtime.settings.handshake_seconds)
     params = live_params(start)
     codec = choose_codec(start, runtime.manifest.sample_rate)
-    who, how = persona(params, runtime), sampling(params, runtime)
-    async with open_live_session(runtime, who, how, params.on_gap or "wait", key) as session:
+    agent, sampling = persona(params, runtime), sampling_params(params, runtime)
+    async with open_live_session(runtime, agent, sampling, params.on_gap or "wait", key) as session:
         ended = await session.run(ConverseTransport(context, codec, runtime, include_tokens=start.include_tokens))
     await _send_status(context, ended, runtime.settings.retry_after)
 

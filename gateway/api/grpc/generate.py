@@ -1,4 +1,4 @@
-"""`python -m gateway.api.grpc.generate`: the Python code of personaplex.proto, made anew; needs grpcio-tools."""
+"""`python -m gateway.api.grpc.generate`: regenerate the Python code of personaplex.proto; needs grpcio-tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 PROTO = Path("personaplex/v1/personaplex.proto")
 GENERATED = tuple(PROTO.with_name(f"personaplex_{suffix}") for suffix in ("pb2.py", "pb2.pyi", "pb2_grpc.py"))
 
-# Nobody edits or checks what a generator wrote.
+# Generated code is neither edited nor linted.
 _LEAVE_ALONE = "# ruff: noqa\n# fmt: off\n# mypy: ignore-errors\n"
 _PACKAGE = "gateway.api.grpc."
 
@@ -25,7 +25,8 @@ def generate(folder: Path = ROOT) -> None:
         raise RuntimeError(f"{PROTO} does not compile")
     for path in GENERATED:
         code = (folder / path).read_text()
-        # protoc names modules after the .proto's path, which begins at ROOT so that its package is not ours.
+        # protoc derives module names from the .proto's path, which is relative to ROOT, so that the protobuf package
+        # does not contain the Python package.
         code = code.replace("from personaplex.v1 import", f"from {_PACKAGE}personaplex.v1 import")
         (folder / path).write_text(_LEAVE_ALONE + code)
 

@@ -1,4 +1,4 @@
-"""grpc.health.v1, with the answers of /readyz.
+"""gRPC health checking and server reflection. Health is that of /readyz.
 
 Needs no API key, so everything here is bounded: RPCs at once, and the time until the request arrives.
 """
@@ -100,12 +100,12 @@ class Reflection(ReflectionServicer):  # type: ignore[misc]
     async def ServerReflectionInfo(  # noqa: N802 (named by the .proto)
         self, request_iterator: AsyncIterator[object], unused_context: grpc.aio.ServicerContext
     ) -> AsyncIterator[object]:
-        """Answer requests for at most 30 s."""
+        """Respond to requests for at most 30 s."""
         try:
             with self._rpcs.one():
                 async with asyncio.timeout(_REFLECTION_S):
-                    async for answer in super().ServerReflectionInfo(request_iterator, unused_context):
-                        yield answer
+                    async for response in super().ServerReflectionInfo(request_iterator, unused_context):
+                        yield response
         except TooManyRpcs as error:
             await unused_context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
         except TimeoutError:
@@ -113,7 +113,7 @@ class Reflection(ReflectionServicer):  # type: ignore[misc]
 
 
 async def _service(context: grpc.aio.ServicerContext) -> str:
-    """The service a request names."""
+    """Return the service that the request names."""
     try:
         async with asyncio.timeout(_REQUEST_S):
             request = await context.read()

@@ -1,4 +1,4 @@
-"""What a caller asks for in protobuf, as the checked requests all faces share."""
+"""Convert protobuf requests to the validated parameters that all APIs share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from gateway.api.rest.body import explained
-from gateway.api.rest.schemas import LiveParams, RespondRequest
 from gateway.errors import InvalidRequest, MalformedBody
 from gateway.session.limits import OnGap
+from gateway.session.params import LiveParams, RespondRequest, invalid_params
 
 AnyMessage = TypeVar("AnyMessage", pb.RespondRequest, pb.ConverseRequest)
 
@@ -24,9 +23,9 @@ _ON_GAP: dict[int, OnGap] = {
 
 
 def parser(kind: type[AnyMessage]) -> Callable[[bytes], AnyMessage | None]:
-    """A deserializer that gives None for bytes that are no such message.
+    """Return a deserializer that returns None for bytes that cannot be parsed.
 
-    One that raises would end the call as UNKNOWN, with the names of our internals.
+    An exception in a deserializer would end the RPC with UNKNOWN and expose internal names.
     """
 
     def parse(data: bytes) -> AnyMessage | None:
@@ -41,42 +40,42 @@ def parser(kind: type[AnyMessage]) -> Callable[[bytes], AnyMessage | None]:
 
 
 def require(message: AnyMessage | None, name: str) -> AnyMessage:
-    """What `parser` gave. Raises MalformedBody if it was nothing."""
+    """Return the message. Raises MalformedBody for None, the result of `parser` for bytes that cannot be parsed."""
     if message is None:
         raise MalformedBody(f"expected a personaplex.v1.{name}, got bytes that are none")
     return message
 
 
-def respond_request(asked: pb.RespondRequest) -> RespondRequest:
-    """Raises InvalidRequest, naming every field at fault."""
-    params = _persona(asked)
-    if asked.HasField("voice_audio"):
-        params["voice_audio"] = asked.voice_audio
-    if asked.HasField("max_steps"):
-        params["max_steps"] = asked.max_steps
-    if asked.include_tokens:
+def respond_request(message: pb.RespondRequest) -> RespondRequest:
+    """Convert a request. Raises InvalidRequest, which names every invalid field."""
+    params = _persona(message)
+    if message.HasField("voice_audio"):
+        params["voice_audio"] = message.voice_audio
+    if message.HasField("max_steps"):
+        params["max_steps"] = message.max_steps
+    if message.include_tokens:
         params["include"] = ["tokens"]
     try:
-        return RespondRequest.model_validate({"audio": asked.audio, **params})
+        return RespondRequest.model_validate({"audio": message.audio, **params})
     except ValidationError as error:
-        raise explained(error) from None
+        raise invalid_params(error) from None
 
 
-def live_params(asked: pb.Start) -> LiveParams:
-    """Raises InvalidRequest, naming every field at fault."""
-    on_gap = _ON_GAP.get(asked.on_gap)
+def live_params(message: pb.Start) -> LiveParams:
+    """Convert `start`. Raises InvalidRequest, which names every invalid field."""
+    on_gap = _ON_GAP.get(message.on_gap)
     if on_gap is None:
-        raise InvalidRequest(f"expected a value of OnGap, got {asked.on_gap}", "on_gap")
+        raise InvalidRequest(f"expected a value of OnGap, got {message.on_gap}", "on_gap")
     try:
-        return LiveParams(on_gap=on_gap, **_persona(asked))
+        return LiveParams(on_gap=on_gap, **_persona(message))
     except ValidationError as error:
-        raise explained(error) from None
+        raise invalid_params(error) from None
 
 
-def _persona(asked: pb.RespondRequest | pb.Start) -> dict[str, Any]:
-    """The fields that are there, by the names they have in every face."""
-    params = {field.name: value for field, value in asked.sampling.ListFields()}
+def _persona(message: pb.RespondRequest | pb.Start) -> dict[str, Any]:
+    """Return the fields that are set, by the names of the parameters."""
+    params = {field.name: value for field, value in message.sampling.ListFields()}
     for name in ("voice", "system_prompt", "text_prompt"):
-        if asked.HasField(name):
-            params[name] = getattr(asked, name)
+        if message.HasField(name):
+            params[name] = getattr(message, name)
     return params

@@ -1,54 +1,55 @@
-"""Respond and RespondStream: the operation of `POST /v1/respond` over gRPC, whole or frame by frame."""
+"""gRPC `Respond` and `RespondStream`: respond to a recording, complete or frame by frame."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import asdict
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from gateway.api.grpc.params import require, respond_request
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from gateway.api.rest import answer
 from gateway.audio.wav import pcm16
-from gateway.engine.backend import Tokens
 from gateway.errors import InvalidRequest, MalformedBody, UploadTimeout
 from gateway.session.admission import Upload
 from gateway.session.keys import KeyHolder
 from gateway.session.recorded import frame_limit
+from gateway.session.recorded_run import RecordedResult, open_recorded_run, run_recorded
 from gateway.session.request import RecordedRequest, prepare
 from gateway.session.runtime import Runtime
 from gateway.session.stats import SessionStats
 
 
 async def respond(runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None) -> pb.RespondResponse:
-    """Answer a recording as a whole. Raises GatewayError."""
+    """Respond to a recording in one message. Raises GatewayError."""
     with runtime.admission.upload(key, 0) as upload:
-        question = await _question(runtime, context, key, upload)
-        _check_answer_fits(question, runtime)
-        whole = await answer.whole(question, runtime)
-    return await asyncio.to_thread(_response, whole)
+        request = await _receive(runtime, context, key, upload)
+        _check_response_fits(request, runtime)
+        result = await run_recorded(request, runtime)
+    return await asyncio.to_thread(_response, result)
 
 
 async def respond_stream(
     runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None
 ) -> AsyncGenerator[pb.RespondChunk, None]:
-    """A header once the prompt is in the models, the frames as they are made, a summary. Raises GatewayError."""
+    """Yield a header after the prefill, the frames as they are generated, and a summary. Raises GatewayError."""
     with runtime.admission.upload(key, 0) as upload:
-        question = await _question(runtime, context, key, upload)
-        async with aclosing(_chunks(runtime, question)) as chunks:
+        request = await _receive(runtime, context, key, upload)
+        async with aclosing(_chunks(runtime, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
 
-async def _question(
+async def _receive(
     runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None, upload: Upload
 ) -> RecordedRequest:
     """Read the one message of an admitted request.
 
-    gRPC does not tell a message's length in advance: the largest one is reserved until it has arrived.
+    gRPC does not report a message's length in advance: the maximum is reserved until the message has arrived.
     """
     settings = runtime.settings
     upload.reserve(min(settings.grpc_message_bytes, settings.upload_budget_bytes))
@@ -59,30 +60,31 @@ async def _question(
         raise UploadTimeout(f"the request did not arrive within {settings.upload_seconds:g} s") from None
     if message is grpc.aio.EOF:
         raise MalformedBody("expected a personaplex.v1.RespondRequest, got the end")
-    asked = respond_request(require(message, "RespondRequest"))
+    params = respond_request(require(message, "RespondRequest"))
     upload.shrink(message.ByteSize())
     del message
-    return await prepare(asked, runtime, key, upload)
+    return await prepare(params, runtime, key, upload)
 
 
-def _check_answer_fits(question: RecordedRequest, runtime: Runtime) -> None:
-    """Raise InvalidRequest if the answer may be larger than a message: sending it would stall every session."""
+def _check_response_fits(request: RecordedRequest, runtime: Runtime) -> None:
+    """Raise InvalidRequest if the response may exceed a message: sending a larger one would stall all sessions."""
     limit = runtime.settings.grpc_message_bytes
-    frames = frame_limit(question.pcm, runtime.manifest, question.max_steps, runtime.settings.max_steps)
+    frames = frame_limit(request.pcm, runtime.manifest, request.max_steps, runtime.settings.max_steps)
     if frames * runtime.manifest.frame_size * 2 > limit:
         raise InvalidRequest(
-            f"an answer of {frames} frames may exceed {limit} bytes; use RespondStream, or fewer max_steps", "max_steps"
+            f"a response of {frames} frames may exceed {limit} bytes; use RespondStream, or fewer max_steps",
+            "max_steps",
         )
 
 
-async def _chunks(runtime: Runtime, question: RecordedRequest) -> AsyncGenerator[pb.RespondChunk, None]:
+async def _chunks(runtime: Runtime, request: RecordedRequest) -> AsyncGenerator[pb.RespondChunk, None]:
     count, texts = 0, []
-    async with answer.answering(question, runtime) as under_way:
-        async for frame in under_way.frames():
+    async with open_recorded_run(request, runtime) as run:
+        async for frame in run.frames():
             if count == 0:
-                yield pb.RespondChunk(header=_header(question, runtime))
+                yield pb.RespondChunk(header=_header(request, runtime))
             audio = pb.Audio(index=count, data=pcm16(frame.pcm), text=frame.text)
-            if question.with_tokens:
+            if request.with_tokens:
                 audio.text_token = frame.text_token
                 audio.agent_codes.extend(frame.codes.tolist())
             count += 1
@@ -92,35 +94,35 @@ async def _chunks(runtime: Runtime, question: RecordedRequest) -> AsyncGenerator
         summary=pb.RespondSummary(
             transcript="".join(texts).strip(),
             frames=count,
-            timings=_timings(under_way.stats),
-            user_codes=_flat(under_way.user_codes) if question.with_tokens else None,
+            timings=_timings(run.stats),
+            user_codes=_flat(run.user_codes) if request.with_tokens else None,
         )
     )
 
 
-def _header(question: RecordedRequest, runtime: Runtime) -> pb.RespondHeader:
+def _header(request: RecordedRequest, runtime: Runtime) -> pb.RespondHeader:
     return pb.RespondHeader(
-        voice=question.voice,
-        seed=question.sampling.seed,
+        voice=request.voice,
+        seed=request.sampling.seed,
         format=pb.AUDIO_FORMAT_PCM_S16LE,
         sample_rate=runtime.manifest.sample_rate,
         frame_size=runtime.manifest.frame_size,
     )
 
 
-def _response(whole: answer.Answer) -> pb.RespondResponse:
-    with_tokens = whole.question.with_tokens
+def _response(result: RecordedResult) -> pb.RespondResponse:
+    with_tokens = result.request.with_tokens
     return pb.RespondResponse(
-        audio=whole.wav(),
-        transcript="".join(frame.text for frame in whole.frames).strip(),
-        frames=len(whole.frames),
-        sample_rate=whole.sample_rate,
-        voice=whole.question.voice,
-        seed=whole.question.sampling.seed,
-        timings=_timings(whole.stats),
-        text_tokens=[frame.text_token for frame in whole.frames] if with_tokens else None,
-        agent_codes=_flat([frame.codes for frame in whole.frames]) if with_tokens else None,
-        user_codes=_flat(whole.user_codes) if with_tokens else None,
+        audio=result.wav(),
+        transcript=result.transcript,
+        frames=len(result.frames),
+        sample_rate=result.sample_rate,
+        voice=result.request.voice,
+        seed=result.request.sampling.seed,
+        timings=_timings(result.stats),
+        text_tokens=[frame.text_token for frame in result.frames] if with_tokens else None,
+        agent_codes=_flat([frame.codes for frame in result.frames]) if with_tokens else None,
+        user_codes=_flat(result.user_codes) if with_tokens else None,
     )
 
 
@@ -134,5 +136,5 @@ def _timings(stats: SessionStats) -> pb.Timings:
     )
 
 
-def _flat(codes: list[Tokens]) -> list[int]:
+def _flat(codes: Iterable[NDArray[np.int64]]) -> list[int]:
     return [int(code) for frame in codes for code in frame]

@@ -1,4 +1,4 @@
-"""The gRPC server: the service of the .proto, health checking and reflection, on a port of their own."""
+"""The gRPC server: the service of the .proto, health checking and reflection, on a separate port."""
 
 from __future__ import annotations
 
@@ -28,30 +28,32 @@ from gateway.settings import TlsFiles
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
 
 KEEPALIVE_MS = 10_000
-# RPCs beyond the slots: those about to be refused, and more than may need no key, so that those lock nobody out.
+# RPCs beyond the slots: RPCs about to be rejected, and more than MAX_RPCS, so that RPCs without a key cannot block the
+# others.
 _RPCS_WITHOUT_SLOT = 256
-# Of one connection, which may be a proxy that carries all of a pod's RPCs.
+# Per connection, which may be a proxy with all RPCs of a pod.
 _STREAMS_WITHOUT_SLOT = 128
-# A refusal waits this long for a request's only message, so that a small one has arrived.
+# Before an error status is sent, the handler waits so many seconds for the request message, so that a small one has
+# arrived.
 _SMALL_MESSAGE_S = 0.05
-# What the protobuf around a recording adds.
+# Allowance for the protobuf fields besides the recording.
 _ENVELOPE_BYTES = 2**20
-# What is under way when the server closes: no conversation any more, only answers on their way out.
+# For responses in flight when the server closes; conversations have ended by then.
 _GRACE_S = 1.0
 
 
 class GrpcServer:
-    """Serves `calls` over gRPC, in the event loop it is started in."""
+    """Serve the runtime over gRPC, in the event loop that `start` runs in."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.port = 0
-        """Where it listens, once started."""
+        """The TCP port, once started."""
         self._runtime = runtime
         self._server: grpc.aio.Server | None = None
         self._at_work: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> None:
-        """Listen; port 0 is a free one. Raises CannotListen."""
+        """Start listening; port 0 selects a free one. Raises CannotListen."""
         server = grpc.aio.server(
             options=_options(self._runtime),
             maximum_concurrent_rpcs=self._runtime.manifest.slots + _RPCS_WITHOUT_SLOT,
@@ -75,24 +77,24 @@ class GrpcServer:
         self._server = server
 
     async def stop(self) -> None:
-        """Take no more calls, and end those there are."""
+        """Accept no more RPCs, and end those in progress."""
         if self._server is not None:
             await self._server.stop(_GRACE_S)
             self._server = None
-        # gRPC does not wait for handlers whose callers are gone; they may still be giving back what they held.
+        # gRPC does not wait for handlers whose clients disconnected. They may still be releasing their slots.
         if self._at_work:
             await asyncio.wait(self._at_work, timeout=_GRACE_S)
 
 
 class CannotListen(GatewayError):  # noqa: N818 (as in gateway.errors)
-    """The port is taken, or the certificate cannot be read."""
+    """The port is in use, or the certificate cannot be read."""
 
 
 def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.GenericRpcHandler:
-    """The three methods, each behind its caller's key, their errors told as statuses, their tasks `at_work`."""
+    """Return the three methods. Each checks the API key, reports errors as statuses and adds its task to `at_work`."""
 
     @asynccontextmanager
-    async def caller(
+    async def authenticated(
         context: grpc.aio.ServicerContext, *, one_message: bool = False
     ) -> AsyncIterator[KeyHolder | None]:
         task = asyncio.current_task()
@@ -112,15 +114,15 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
                 raise
 
     async def on_respond(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> pb.RespondResponse:
-        async with caller(context, one_message=True) as key:
+        async with authenticated(context, one_message=True) as key:
             return await respond(runtime, context, key)
 
     async def on_respond_stream(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-        async with caller(context, one_message=True) as key:
+        async with authenticated(context, one_message=True) as key:
             await send_all(respond_stream(runtime, context, key), context.write, runtime)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-        async with caller(context) as key:
+        async with authenticated(context) as key:
             await converse(runtime, context, key)
 
     request, response = parser(pb.RespondRequest), pb.RespondResponse.SerializeToString
@@ -128,17 +130,17 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            # Unary for clients. A handler of a stream runs before the message is read, so it can refuse it unread.
+            # Unary for clients. A stream handler runs before the message is read, so it can reject it unread.
             "Respond": grpc.stream_unary_rpc_method_handler(on_respond, request, response),
             "RespondStream": grpc.stream_stream_rpc_method_handler(on_respond_stream, request, chunk),
-            # Its handler parses and serializes by itself, which saves two calls per frame.
+            # Its handler parses and serializes, which saves two function calls per frame.
             "Converse": grpc.stream_stream_rpc_method_handler(on_converse),
         },
     )
 
 
 def _health_handlers(runtime: Runtime, health: Health) -> grpc.GenericRpcHandler:
-    """Check and Watch. Both are handlers of streams, which run before the request has arrived, so they can bound it."""
+    """Return Check and Watch. Both are stream handlers, which run before the request arrives, so they can bound it."""
 
     async def on_check(_: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> health_pb2.HealthCheckResponse:
         async with error_status(context, runtime.settings.retry_after):
@@ -161,23 +163,23 @@ def _health_handlers(runtime: Runtime, health: Health) -> grpc.GenericRpcHandler
 def _options(runtime: Runtime) -> list[tuple[str, int]]:
     return [
         ("grpc.max_concurrent_streams", runtime.manifest.slots + _STREAMS_WITHOUT_SLOT),
-        # A port that is taken is an error, not to be shared.
+        # A port in use is an error. It is not shared.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", runtime.settings.grpc_message_bytes + _ENVELOPE_BYTES),
         ("grpc.max_send_message_length", -1),
-        # A caller whose machine or network went away is noticed within twice this, also while nothing is sent.
+        # A client whose machine or network failed is detected within twice this, also while nothing is sent.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
-        # By itself this is a minute, and overrules the one before where the network still takes our bytes.
+        # The default is a minute. It would replace the timeout above while the network still accepts data.
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        # Callers may look after their connections just as often.
+        # Clients may send keepalive pings this often.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        # Nor should what a caller sends ahead of time be taken in by the megabyte: some seconds of audio are enough.
+        # Buffer some seconds of audio that a client sends ahead of time, not megabytes.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 2**18),
-        # What a caller does not read should wait in the call, where it is counted.
+        # Unread audio waits in the session, which counts it.
         ("grpc.http2.write_buffer_size", 8_192),
     ]
 

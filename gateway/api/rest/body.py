@@ -1,4 +1,4 @@
-"""Read a request's body within its limits and check it: one model for JSON and for forms."""
+"""Read a request's body within its limits and validate it: one model for JSON and for forms."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from gateway.api.rest.json_body import JsonBody
-from gateway.api.rest.schemas import MAX_PROMPT_CHARACTERS, RespondRequest
 from gateway.errors import (
     FieldError,
     InvalidFields,
-    InvalidRequest,
     MalformedBody,
     PayloadTooLarge,
     UnsupportedMediaType,
     UploadTimeout,
 )
 from gateway.session.admission import Upload
+from gateway.session.params import MAX_PROMPT_CHARACTERS, RespondRequest, invalid_params
 from gateway.settings import Settings
 
 JSON = "application/json"
@@ -30,20 +29,18 @@ FORM = "multipart/form-data"
 _FILES = ("audio", "voice_audio")
 _LISTS = ("include",)
 
-# Parsed without a break: other tasks run between two pieces. The multipart parser takes 1 µs per byte of a header.
+# Parsed at once: other tasks run between two pieces. The multipart parser takes 1 µs per byte of a header.
 _PIECE_BYTES = 8 * 2**10
-# Errors that a problem names; a body of 320 KiB can hold 40,000 unknown fields.
-_MAX_FIELD_ERRORS = 64
 
 
 async def read(request: Request, upload: Upload, settings: Settings) -> RespondRequest:
     """Read and check the body of an admitted request.
 
     Raises:
-        UnsupportedMediaType, PayloadTooLarge, UploadBudgetExceeded: before the first byte is read, where the headers
-            tell.
+        UnsupportedMediaType, PayloadTooLarge, UploadBudgetExceeded: before the first byte is read, if the headers
+            are enough to decide.
         UploadTimeout: the body takes too long to arrive.
-        MalformedBody, InvalidRequest: the body is not what its content type says, or fields are at fault.
+        MalformedBody, InvalidRequest: the body does not match its content type, or fields are invalid.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in (JSON, FORM):
@@ -60,24 +57,11 @@ async def read(request: Request, upload: Upload, settings: Settings) -> RespondR
     except TimeoutError:
         raise UploadTimeout(f"the body did not arrive within {settings.upload_seconds:g} s") from None
     except ValidationError as error:
-        raise explained(error) from None
-
-
-def explained(error: ValidationError) -> InvalidRequest | MalformedBody:
-    """Translate a validation error."""
-    if error.error_count() > _MAX_FIELD_ERRORS:
-        return InvalidRequest(f"{error.error_count()} fields are at fault")
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    if any(item["type"] == "json_invalid" for item in found):
-        return MalformedBody(f"expected {JSON}: {found[0]['msg'].removeprefix('Invalid JSON: ')}")
-    return InvalidFields(
-        FieldError(field=".".join(str(part) for part in item["loc"]), message=item["msg"].removeprefix("Value error, "))
-        for item in found
-    )
+        raise invalid_params(error) from None
 
 
 async def _pieces(request: Request, limit: int, upload: Upload) -> AsyncIterator[bytes]:
-    """The body in small pieces, within the limit and the budget whatever the headers declared."""
+    """Yield the body in small pieces. The limit and the budget apply whatever the headers declare."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -109,7 +93,7 @@ async def _form(request: Request, pieces: Any, upload: Upload) -> RespondRequest
         raise MalformedBody(f"expected {FORM}: {error.message}") from None
     for _, value in form.multi_items():
         if isinstance(value, UploadFile):
-            # To close a file of 64 MiB takes 25 ms.
+            # Closing a file of 64 MiB takes 25 ms.
             upload.resources.callback(asyncio.get_running_loop().run_in_executor, None, value.file.close)
     return RespondRequest.model_validate(_fields(form))
 

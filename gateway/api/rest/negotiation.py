@@ -1,4 +1,4 @@
-"""Which of the two kinds of answer a caller wants, by the Accept header (RFC 9110 section 12.5.1)."""
+"""Content negotiation between WAV and JSON by the Accept header (RFC 9110 section 12.5.1)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _WAV = ("audio/wav", "audio/*", "*/*")
 
 
 def prefers_json(accept: Iterable[str]) -> bool:
-    """Whether JSON is asked for more strongly, or equally but more exactly, than WAV, which is the default."""
+    """Return whether JSON has a higher quality than WAV, or the same and a more specific range. Default: WAV."""
     ranges = dict(_range(part) for header in accept for part in header.split(",") if part.strip())
     json, wav = _weight(ranges, _JSON), _weight(ranges, _WAV)
     return json > wav and json[0] > 0
 
 
 def _weight(ranges: dict[str, float], names: tuple[str, ...]) -> tuple[float, int]:
-    """Quality of the most exact range that matches, and how exact it is."""
-    for exactness, name in enumerate(names):
+    """Return the quality of the most specific range that matches, and its specificity (0 is the highest)."""
+    for position, name in enumerate(names):
         if name in ranges:
-            return ranges[name], -exactness
+            return ranges[name], -position
     return 0.0, -len(names)
 
 

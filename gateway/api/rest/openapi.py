@@ -1,4 +1,4 @@
-"""The parts of the OpenAPI document FastAPI cannot know: two kinds of body, two kinds of answer, problems."""
+"""Parts of the OpenAPI document that FastAPI cannot derive: body and response media types, and problems."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from gateway.api.access import key_holder
+from gateway.api.problems import MEDIA_TYPE, Problem
 from gateway.api.rest import docs
-from gateway.api.rest.answer import CONVERSATION
-from gateway.api.rest.problems import MEDIA_TYPE, Problem
-from gateway.api.rest.schemas import RespondAnswer, RespondRequest
+from gateway.api.rest.responses import CONVERSATION
+from gateway.api.rest.schemas import RespondAnswer
 from gateway.errors import Unauthorized
+from gateway.session.params import RespondRequest
 from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
 from gateway.session.runtime import Runtime
 
 _RESPOND = "/v1/respond"
 _REF = "#/components/schemas/{model}"
-# Models named only in the hand-written parts.
+# Models that only the hand-written parts refer to.
 _COMPONENTS: tuple[type[BaseModel], ...] = (Problem, RespondAnswer)
 
-# Sixteen samples of 8-bit silence at 8 kHz: the smallest file worth showing.
+# Sixteen samples of 8-bit silence at 8 kHz: a small example.
 _EXAMPLE_AUDIO = "UklGRjQAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YRAAAACAgICAgICAgICAgICAgICA"
 
 
@@ -81,7 +82,7 @@ METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def respond_body(runtime: Runtime, *, with_voices: bool = False) -> dict[str, Any]:
-    """The request body of `POST /v1/respond`, with the defaults, limits and, if wanted, voices of this repository."""
+    """The request body of `POST /v1/respond`, with the defaults and limits and, `with_voices`, the voices."""
     json = _request_schema(runtime, with_voices=with_voices)
     example: dict[str, Any] = {"audio": _EXAMPLE_AUDIO, "max_steps": 2, "greedy": True}
     if with_voices:
@@ -143,12 +144,12 @@ def _request_schema(runtime: Runtime, *, with_voices: bool) -> dict[str, Any]:
     _value(fields["system_prompt"])["enum"] = list(SYSTEM_PROMPTS)
     _value(fields["max_steps"])["maximum"] = runtime.settings.max_steps
     if not runtime.settings.allow_voice_audio:
-        fields["voice_audio"]["description"] += "; switched off on this server"
+        fields["voice_audio"]["description"] += "; disabled on this server"
     return schema
 
 
 def _as_form(json: dict[str, Any]) -> dict[str, Any]:
-    """The same fields in a form: files are binary, and there is no null."""
+    """Return the same fields for a form: files are binary, and there is no null."""
     fields = {}
     for name, field in json["properties"].items():
         plain = {key: value for key, value in field.items() if key != "anyOf"} | _value(field)
@@ -159,6 +160,6 @@ def _as_form(json: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(field: dict[str, Any]) -> dict[str, Any]:
-    """Of "this or null", this."""
+    """Return the schema of a nullable field without null."""
     value: dict[str, Any] = field["anyOf"][0] if "anyOf" in field else field
     return value

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.api.rest.disconnect import ABORT
+from gateway.api.disconnect import ABORT
 
 # For the first byte and for the headers of a request.
 _HEADERS_S = 20.0

@@ -16,7 +16,6 @@ from time import perf_counter
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
 
-from gateway.api.rest.schemas import MAX_PROMPT_CHARACTERS, SEED_BITS, LiveParams, Temperature, TopK
 from gateway.api.websocket.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
@@ -24,6 +23,7 @@ from gateway.errors import InvalidRequest, PayloadTooLarge
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.live import TransportClosed
+from gateway.session.params import MAX_PROMPT_CHARACTERS, SEED_BITS, LiveParams, Temperature, TopK
 from gateway.session.runtime import Runtime
 
 PATH = "/api/chat"

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.access import check_origin, presented_key
-from gateway.api.rest.disconnect import abort
+from gateway.api.disconnect import abort
 from gateway.errors import PayloadTooLarge
 from gateway.session.keys import KeyHolder
 from gateway.session.live import TransportClosed

@@ -11,7 +11,6 @@ import asyncio
 
 from fastapi import APIRouter
 
-from gateway.api.rest.schemas import LiveParams
 from gateway.api.websocket import messages
 from gateway.api.websocket.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
@@ -19,6 +18,7 @@ from gateway.audio.stream import PCM_PIECE_BYTES, PcmReader, to_bytes
 from gateway.errors import HandshakeTimeout, InvalidRequest, UnsupportedMediaType
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
+from gateway.session.params import LiveParams
 from gateway.session.runtime import Runtime
 
 PATH = "/v1/converse"

@@ -7,13 +7,13 @@ from contextlib import suppress
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.rest.schemas import LiveParams
 from gateway.api.websocket.connection import Connection
 from gateway.errors import GatewayError
 from gateway.session.events import Event, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.live import TransportClosed, open_live_session
-from gateway.session.request import persona, sampling
+from gateway.session.params import LiveParams
+from gateway.session.request import persona, sampling_params
 from gateway.session.runtime import Runtime
 
 # Failures are sent as an error, with this code, before the end of the session.
@@ -69,8 +69,8 @@ class WebSocketEndpoint:
             try:
                 key = connection.authenticate(runtime)
                 params = await transport.handshake()
-                who, how = persona(params, runtime), sampling(params, runtime)
-                async with open_live_session(runtime, who, how, params.on_gap or "wait", key) as session:
+                agent, sampling = persona(params, runtime), sampling_params(params, runtime)
+                async with open_live_session(runtime, agent, sampling, params.on_gap or "wait", key) as session:
                     ended = await session.run(transport)
             except GatewayError as refusal:
                 await transport.send_error(refusal.code, refusal.message)

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from gateway.api.rest.schemas import LiveParams
 from gateway.audio.decode import MAX_RATE, MIN_RATE
 from gateway.audio.stream import PcmFormat
 from gateway.errors import InvalidRequest, MalformedBody
+from gateway.session.params import LiveParams
 
 # At most this many problems of a message are reported.
 _MAX_PROBLEMS = 5

@@ -20,7 +20,7 @@ from websockets.frames import Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from gateway.api.rest.disconnect import ABORT
+from gateway.api.disconnect import ABORT
 
 try:
     from websockets.speedups import apply_mask

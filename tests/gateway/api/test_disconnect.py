@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from gateway.api.rest.disconnect import ABORT, ClientGone, while_connected
+from gateway.api.disconnect import ABORT, ClientGone, while_connected
 from gateway.engine.fake import FakeBackend
 from gateway.errors import EngineUnavailable
 from gateway.settings import Settings
@@ -194,7 +194,7 @@ async def test_a_stream_that_breaks_off_does_not_pretend_to_be_whole(
     engine.down = True
     await asyncio.wait_for(task, 1)
     assert caller.sent[-1]["more_body"]
-    assert "a streamed answer broke off: the fake backend is down" in caplog.text
+    assert "a streamed response failed: the fake backend is down" in caplog.text
     assert ended(app, "engine") == 1
     assert free(app, engine)
 

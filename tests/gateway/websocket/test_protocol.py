@@ -17,7 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.asyncio.client import connect
 
-from gateway.api.rest.disconnect import ABORT
+from gateway.api.disconnect import ABORT
 from gateway.api.websocket.protocol import CallProtocol
 
 LIMIT = 3000

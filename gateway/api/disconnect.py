@@ -1,4 +1,4 @@
-"""Callers who hang up, whose work then ends, and callers who are hung up on."""
+"""Cancel work when the client disconnects; abort connections of clients that stop reading."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from starlette.types import Receive, Scope
 T = TypeVar("T")
 
 ABORT = "personaplex.abort"
-"""In the scope's extensions, where the server offers it: cuts the connection off without waiting for anything."""
+"""Scope extension: a function that closes the connection at once and discards unsent data. Not all servers have it."""
 
 
-class ClientGone(Exception):  # noqa: N818 (not an error of anybody's)
-    """The caller hung up; there is nobody left to answer."""
+class ClientGone(Exception):  # noqa: N818 (an event, not an error)
+    """The client disconnected before the response."""
 
 
 def abort(scope: Scope) -> None:
-    """Drop what is not sent yet, and the connection; not every server can."""
+    """Discard unsent data and close the connection, if the server supports it."""
     if (cut := scope.get("extensions", {}).get(ABORT)) is not None:
         cut()
 
 
 async def while_connected(receive: Receive, work: Coroutine[object, object, T]) -> T:
-    """The result of `work`; if the caller hangs up first, `work` is cancelled, waited for, and ClientGone raised.
+    """Return the result of `work`. If the client disconnects first, cancel `work`, wait for it and raise ClientGone.
 
-    The request's body must have been read: until then what `receive` gives is not a disconnect.
+    The request's body must have been read: until then `receive` yields parts of the body.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(receive))

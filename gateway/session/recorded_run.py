@@ -1,0 +1,125 @@
+"""Run a recorded request in a conversation: frame by frame, or to its end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+import numpy as np
+
+from gateway.audio.wav import HEADER_BYTES, header, pcm16
+from gateway.engine.backend import Tokens
+from gateway.engine.batch import AgentFrame
+from gateway.errors import Draining
+from gateway.session.leases import ConversationLease
+from gateway.session.recorded import RecordedResponse
+from gateway.session.request import RecordedRequest
+from gateway.session.runtime import Runtime
+from gateway.session.session_info import SessionInfo
+from gateway.session.stats import SessionStats
+
+# 61 kB of audio, 0.2 ms to convert and encode.
+_FRAMES_PER_PIECE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedResult:
+    """A complete response. user_codes: [8] per frame."""
+
+    request: RecordedRequest
+    frames: list[AgentFrame]
+    user_codes: list[Tokens]
+    stats: SessionStats
+    sample_rate: int
+    conversation_id: str | None
+
+    @property
+    def transcript(self) -> str:
+        """The text of all frames."""
+        return "".join(frame.text for frame in self.frames).strip()
+
+    def wav(self) -> bytes:
+        """Encode the audio as a WAV file."""
+        return b"".join(self.wav_pieces())
+
+    @property
+    def wav_bytes(self) -> int:
+        """Size of the WAV file."""
+        return HEADER_BYTES + 2 * sum(len(frame.pcm) for frame in self.frames)
+
+    def wav_pieces(self) -> Iterator[bytes]:
+        """Encode the audio as a WAV file, in pieces that each take less than 1 ms."""
+        samples = sum(len(frame.pcm) for frame in self.frames)
+        yield header(self.sample_rate, samples)
+        for at in range(0, len(self.frames), _FRAMES_PER_PIECE):
+            yield pcm16(np.concatenate([frame.pcm for frame in self.frames[at : at + _FRAMES_PER_PIECE]]))
+
+
+class RecordedRun:
+    """A recorded request in progress. Once the server's drain time is over, it ends with Draining after a frame."""
+
+    def __init__(
+        self, response: RecordedResponse, lease: ConversationLease, conversation_id: str | None, retry_after: int
+    ) -> None:
+        self.stats: SessionStats = lease.stats
+        self.conversation_id = conversation_id
+        """Of the turn session, if it continues after this request."""
+        self._response = response
+        self._retry_after = retry_after
+        self._drained = False
+
+    @property
+    def user_codes(self) -> list[Tokens]:
+        """The user's codes [8] per frame; complete when `frames` has ended."""
+        return self._response.user_codes
+
+    async def frames(self) -> AsyncIterator[AgentFrame]:
+        """Yield the agent's frames as they are generated. Raises Draining, EngineUnavailable or EngineError."""
+        async for frame in self._response.frames():
+            if self._drained:
+                raise Draining(self._retry_after)
+            yield frame
+
+    def stop_for_drain(self) -> None:
+        """The server's drain time is over."""
+        self._drained = True
+
+
+@asynccontextmanager
+async def open_recorded_run(request: RecordedRequest, runtime: Runtime) -> AsyncIterator[RecordedRun]:
+    """Run a request in a conversation of its own, or in its turn session.
+
+    Raises Draining, TooManyForKey, AtCapacity, UnknownConversation, EngineUnavailable or EngineError.
+    """
+    async with _lease(request, runtime) as (lease, conversation_id):
+        response = RecordedResponse(
+            lease.conversation, request.pcm, runtime.manifest, request.max_steps, limit=runtime.settings.max_steps
+        )
+        run = RecordedRun(response, lease, conversation_id, runtime.settings.retry_after)
+        session = request.turn_session
+        info = SessionInfo(str(uuid4()), "recorded", request.voice) if session is None else session.info
+        with runtime.sessions.register(run, info):
+            yield run
+
+
+async def run_recorded(request: RecordedRequest, runtime: Runtime) -> RecordedResult:
+    """Run a request to its end. Raises what `open_recorded_run` raises."""
+    async with open_recorded_run(request, runtime) as run:
+        frames = [frame async for frame in run.frames()]
+    return RecordedResult(request, frames, run.user_codes, run.stats, runtime.manifest.sample_rate, run.conversation_id)
+
+
+@asynccontextmanager
+async def _lease(request: RecordedRequest, runtime: Runtime) -> AsyncIterator[tuple[ConversationLease, str | None]]:
+    """A lease for this request alone, or that of its turn session and, if the session continues, its id."""
+    session = request.turn_session
+    if session is None:
+        async with runtime.leases.open(request.persona, request.sampling, request.key, request.slot) as lease:
+            yield lease, None
+        return
+    async with session.turn(request.slot) as lease:
+        yield lease, session.id if request.keep else None
+    if not request.keep:
+        await session.end()
