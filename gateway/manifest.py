@@ -21,7 +21,7 @@ class VoiceEntry(BaseModel):
 
 
 class SamplingDefaults(BaseModel):
-    """How tokens are drawn when a caller does not say."""
+    """Default sampling parameters."""
 
     audio_temperature: float
     audio_top_k: int
@@ -59,7 +59,7 @@ class Manifest(BaseModel):
     sampling: SamplingDefaults
     tokenizer: str
     memory: Memory | None = None
-    """Repositories built before this was written down do not say."""
+    """None in repositories of builds that did not record it."""
     built_in: dict[str, VoiceEntry] = Field(alias="voices")
     models: tuple[str, ...]
 
@@ -67,7 +67,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def load(cls, models_dir: Path) -> Manifest:
-        """Read MODELS/manifest.json and see that what it names is there. Raises RepositoryError, one line."""
+        """Read MODELS/manifest.json and check that the files that it names exist. Raises RepositoryError, one line."""
         path = models_dir / "manifest.json"
         try:
             manifest = cls.model_validate_json(path.read_bytes())

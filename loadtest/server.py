@@ -81,8 +81,8 @@ def started(models: Path, log: Path, tree: Path = ROOT) -> Iterator[Server]:
 def environment(tree: Path = ROOT) -> dict[str, str]:
     """This process's variables without those of another server (Triton, keys, certificate); imports from `tree`."""
     others = {f"PERSONAPLEX_{name}" for name in ("TRITON_URL", "API_KEYS", "TLS_CERTIFICATE", "TLS_KEY")}
-    kept = {name: value for name, value in os.environ.items() if name not in others}
-    return kept | {"PYTHONPATH": str(tree.resolve())}
+    inherited = {name: value for name, value in os.environ.items() if name not in others}
+    return inherited | {"PYTHONPATH": str(tree.resolve())}
 
 
 def _command(*arguments: str) -> list[str]:

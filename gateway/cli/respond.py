@@ -1,4 +1,4 @@
-"""`personaplex respond`: send a recording and write the spoken answer."""
+"""`personaplex respond`: send a recording and write the agent's response."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def respond(
         Path | None, typer.Option(help="Start a server for this built repository, and stop it afterwards.")
     ] = None,
 ) -> None:
-    """Send a recording and write the agent's spoken answer."""
+    """Send a recording and write the agent's audio response."""
     _check(output, stream, transcript, as_json, include_tokens, server, models)
     files = {"audio": _read(input)}
     if voice_audio is not None:

@@ -41,7 +41,7 @@ Wait = Callable[[], Awaitable[object]]
 class BatchRejected(Exception):  # noqa: N818 (an expected outcome of a call)
     """A model rejected a whole batch and changed no state: at least one of its members is at fault.
 
-    The members can be run again, each in a batch of its own. `error` is what the member at fault is told.
+    The members can be run again, each in a batch of its own. `error` is the error of the member at fault.
     """
 
     def __init__(self, error: Exception) -> None:

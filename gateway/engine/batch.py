@@ -43,8 +43,8 @@ class AgentFrame:
 class FrameRequest:
     """User frame u of one conversation, or its codes where it was encoded before.
 
-    pcm: [1920] float32. codes: [8] int64; None if the frame is to be encoded. live: the frame is sent as it is spoken.
-    answer: gets agent frame u + 1 or an error; cancelled where nobody waits any more.
+    pcm: [1920] float32. codes: [8] int64; None if the frame is to be encoded. live: the frame is sent in real time.
+    answer: resolves to agent frame u + 1 or an error; cancelled if the result is not needed any more.
     """
 
     slot: int

@@ -68,7 +68,7 @@ class Conversation:
     async def step(self, pcm: Floats, *, live: bool = False, codes: Tokens | None = None) -> AgentFrame:
         """User frame u, pcm [1920] float32 at 24 kHz -> agent frame u + 1.
 
-        `live`: sent as it is spoken. `codes`: [8], if the frame has been encoded before.
+        `live`: sent in real time. `codes`: [8], if the frame has been encoded before.
         """
         if self.closed:
             raise RuntimeError("expected a conversation that is not closed")

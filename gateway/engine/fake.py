@@ -34,7 +34,7 @@ class FakeBackend:
     """Stands in for Triton.
 
     down: every call fails. mute: the agent is silent. delay: seconds that each call but `open` takes. remembers: how
-    many prompts are kept. reject: slots whose frames are at fault, so that their batch is rejected. calls: stage and
+    many prompts are recorded. reject: slots whose frames are invalid, so that their batch is rejected. calls: stage and
     slots of each call.
     """
 

@@ -1,10 +1,10 @@
 """How many steps of a prompt go to the temporal model at once, and when the next chunk may follow.
 
 The temporal model runs one thing at a time, and on a CPU it uses the other models' cores. A frame that arrives while a
-chunk runs waits for its end. So while other conversations talk, a chunk takes at most a share of a frame, and all
+chunk runs waits for its end. So during other conversations a chunk takes at most a share of a frame, and all
 chunks together at most that share of the time. The chunk size adapts: it doubles or halves with the measured time of
-the last chunk. While nobody else talks a chunk may take a second: a conversation that starts meanwhile waits that long
-at most.
+the last chunk. While there is no other conversation, a chunk may take a second: a conversation that starts meanwhile
+waits at most that long.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ MAX_STEPS = 512
 """Steps of a chunk at most."""
 
 FIRST_STEPS = 128
-"""Steps of the first chunk while nobody else talks, before any chunk has been timed."""
+"""Steps of the first chunk without other conversations, before any chunk has been timed."""
 
 ALONE_SECONDS = 1.0
-"""Seconds that a chunk may take while nobody else talks."""
+"""Seconds that a chunk may take without other conversations."""
 
 MIN_STEPS = 8
 """Below this a chunk hardly gets faster: its time is that of reading the model's weights. All chunks begin at multiples

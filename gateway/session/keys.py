@@ -1,4 +1,4 @@
-"""API keys: who may call, and how many conversations each may hold at once."""
+"""API keys, and the number of conversations that each may hold at once."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from gateway.errors import TooManyForKey, Unauthorized
 
 
 class KeyHolder:
-    """One API key's conversations."""
+    """Counts the conversations of one API key."""
 
     def __init__(self, limit: int, retry_after: int) -> None:
-        """`limit`: conversations at once, 0 for any number."""
+        """`limit`: conversations at once, 0 for no limit."""
         self._limit = limit
         self._retry_after = retry_after
         self.held = 0
 
     def take(self) -> None:
-        """One more. Raises TooManyForKey."""
+        """Count a new conversation. Raises TooManyForKey."""
         if self._limit and self.held >= self._limit:
             raise TooManyForKey(self._limit, self._retry_after)
         self.held += 1
 
     def give_back(self) -> None:
-        """One less."""
+        """Count the end of a conversation."""
         self.held -= 1
 
 
 def _encodings(presented: str) -> list[bytes]:
-    """The bytes that a client may have sent.
+    """Return the bytes that a client may have sent.
 
     Header values arrive decoded as Latin-1, whatever the client's encoding: UTF-8 of most clients, Latin-1 of others.
     gRPC metadata and subprotocols have ASCII characters only.
@@ -42,16 +42,15 @@ def _encodings(presented: str) -> list[bytes]:
 
 
 class Keys:
-    """The keys the operator gave out; without any, everybody may call."""
+    """The configured keys. Without any, requests need none."""
 
     def __init__(self, keys: Sequence[str], limit: int, retry_after: int) -> None:
         self._holders = [(key.encode(), KeyHolder(limit, retry_after)) for key in keys]
 
     def check(self, presented: str | None) -> KeyHolder | None:
-        """The holder of a key; None where no keys are needed. Raises Unauthorized.
+        """Return the holder of a key, or None if no keys are configured. Raises Unauthorized.
 
-        Every key is compared, each in time that does not depend on where it differs, so that answers' times tell
-        nothing about keys.
+        All keys are compared, each in constant time, so that response times reveal nothing about keys.
         """
         if not self._holders:
             return None

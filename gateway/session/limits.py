@@ -1,4 +1,4 @@
-"""The gap policy of a live session, which the client chooses, and its limits, which the operator sets."""
+"""Gap policy and limits of live sessions. The client chooses the policy; the settings define the limits."""
 
 from __future__ import annotations
 

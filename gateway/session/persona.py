@@ -1,4 +1,4 @@
-"""Personas: a voice and a text prompt, turned into the steps that every conversation of that persona begins with.
+"""Personas: build the prompt of a conversation from a voice and a text.
 
 Prompt frames, in order: the voice's N frames, 6 of silence, one per text token, 6 of silence. The user side is a fixed
 tone throughout, and the agent side is fixed silence after the voice.
@@ -18,7 +18,7 @@ from gateway.errors import PromptTooLong, UnknownSystemPrompt
 from gateway.manifest import Manifest
 from gateway.voices.preset import VoicePreset
 
-# Fixed token constants of the published model, part of how it was trained (they are not re-encoded).
+# Token constants of the published model's training data.
 SILENCE = np.array([948, 243, 1178, 546, 1736, 1030, 1978, 2008], np.int64)
 SINE = np.array([430, 1268, 381, 1611, 1095, 1495, 56, 472], np.int64)
 SILENT_FRAMES = 6
@@ -47,20 +47,20 @@ class Persona:
 
 
 def system_prompt(name: str) -> str:
-    """A preset prompt's text. Raises UnknownSystemPrompt."""
+    """Return the text of a preset prompt. Raises UnknownSystemPrompt."""
     if name not in SYSTEM_PROMPTS:
         raise UnknownSystemPrompt(name, SYSTEM_PROMPTS)
     return SYSTEM_PROMPTS[name]
 
 
 def check_prompt(text_tokens: Sequence[int], manifest: Manifest) -> None:
-    """Raises PromptTooLong if the text alone would push itself out of the model's window."""
+    """Raise PromptTooLong if the text alone exceeds the model's context."""
     if len(text_tokens) > manifest.context:
         raise PromptTooLong(len(text_tokens), manifest.context)
 
 
 def prefix_of_preset(voice: VoicePreset, text_tokens: Sequence[int], manifest: Manifest) -> PromptPrefix:
-    """The prompt of a preset voice: its embeddings stand for the steps that it does not hold as tokens."""
+    """Build the prompt of a preset voice. Its embeddings replace the steps that it does not have as tokens."""
     after_voice = delay_frames(_prompt_frames(text_tokens, manifest), manifest.delays)
     after_voice[0] = np.where(after_voice[0] >= 0, after_voice[0], voice.columns[-1])
     steps = np.concatenate([voice.columns[:-1], after_voice[:-1]])
@@ -68,12 +68,12 @@ def prefix_of_preset(voice: VoicePreset, text_tokens: Sequence[int], manifest: M
 
 
 def prefix_of_codes(codes: Tokens, text_tokens: Sequence[int], manifest: Manifest) -> PromptPrefix:
-    """The prompt of a voice given by its codes [N, 8], as encoded from a recording."""
+    """Build the prompt of a voice given by its codes [N, 8], as encoded from a recording."""
     return prefix_of_preset(preset_of_codes(codes, manifest), text_tokens, manifest)
 
 
 def preset_of_codes(codes: Tokens, manifest: Manifest) -> VoicePreset:
-    """A voice given by its codes [N, 8] as a preset: tokens alone, no embeddings."""
+    """Make a preset of a voice given by its codes [N, 8]: tokens, no embeddings."""
     steps = delay_frames(_frames(codes, manifest), manifest.delays)
     initial = np.full(STREAMS, manifest.card, np.int64)
     initial[TEXT] = manifest.text_card
@@ -82,7 +82,7 @@ def preset_of_codes(codes: Tokens, manifest: Manifest) -> VoicePreset:
 
 
 def _prompt_frames(text_tokens: Sequence[int], manifest: Manifest) -> Tokens:
-    """[6 + L + 6, 17]: the frames after the voice, without delays."""
+    """Return the frames after the voice, without delays: [6 + L + 6, 17]."""
     text = len(text_tokens)
     frames = _frames(np.tile(SILENCE, (text + 2 * SILENT_FRAMES, 1)), manifest)
     frames[SILENT_FRAMES : SILENT_FRAMES + text, TEXT] = text_tokens
@@ -90,7 +90,7 @@ def _prompt_frames(text_tokens: Sequence[int], manifest: Manifest) -> Tokens:
 
 
 def _frames(agent_codes: Tokens, manifest: Manifest) -> Tokens:
-    """[N, 17] from agent codes [N, 8]: padding as text, and the fixed tone of the user side."""
+    """Return frames [N, 17] with agent codes [N, 8], text padding, and the fixed tone as user codes."""
     frames = np.empty((len(agent_codes), STREAMS), np.int64)
     frames[:, TEXT] = manifest.text_padding_id
     frames[:, AGENT] = agent_codes

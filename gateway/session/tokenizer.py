@@ -1,4 +1,4 @@
-"""The text side of the model: a persona's prompt into tokens, the agent's tokens into text."""
+"""Convert a persona's text prompt to tokens, and the agent's text tokens to text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EPAD = 0
 class Tokenizer:
     """SentencePiece with the model's conventions. `text_card`: number of the model's text tokens.
 
-    pieces: the text that is shown for each token; empty for the two padding tokens.
+    pieces: the text of each token; empty for the two padding tokens.
     """
 
     def __init__(self, path: Path, text_card: int, padding_id: int) -> None:
@@ -25,7 +25,7 @@ class Tokenizer:
             self.pieces[silent] = ""
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A persona's text -> tokens, between the tags that the model was trained with; blank text -> no tokens."""
+        """Encode a text prompt, between the tags of the model's training data. A blank prompt has no tokens."""
         text = text.strip()
         if not text:
             return []

@@ -1,4 +1,4 @@
-"""Turn sessions: conversations that go on from one REST request to the next, with the same state in the models."""
+"""Turn sessions: conversations that continue over several REST requests, with the same state in the models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.session.sessions import Sessions
 
 
 class TurnSession:
-    """A conversation between two of its turns, or in one. It holds a slot until it ends."""
+    """A conversation of several turns. It holds a slot from its first turn until it ends."""
 
     def __init__(
         self, sessions: TurnSessions, persona: Persona, sampling: SamplingParams, key: KeyHolder | None
@@ -36,7 +36,7 @@ class TurnSession:
 
     @property
     def info(self) -> SessionInfo:
-        """The session as an operator sees it."""
+        """Description for the operator API."""
         voice = self.persona.voice if isinstance(self.persona.voice, str) else "voice_audio"
         return SessionInfo(self.id, "turn", voice)
 
@@ -123,22 +123,22 @@ class TurnSessions:
         self._ending: set[asyncio.Task[None]] = set()
 
     def new(self, persona: Persona, sampling: SamplingParams, key: KeyHolder | None) -> TurnSession:
-        """A session that begins with its first turn."""
+        """Make a session. It begins with its first turn."""
         return TurnSession(self, persona, sampling, key)
 
     def count(self, key: KeyHolder | None) -> int:
-        """Turn sessions of a key."""
+        """Return the number of sessions of a key."""
         return sum(session.key is key for session in self._by_id.values())
 
     def find(self, conversation_id: str, key: KeyHolder | None) -> TurnSession:
-        """Raises UnknownConversation, also for the id of another key's session."""
+        """Return a session. Raises UnknownConversation, also for the id of another key's session."""
         session = self._by_id.get(conversation_id)
         if session is None or session.key is not key:
             raise UnknownConversation(f"no conversation {conversation_id[:64]!r}: it never existed, or it has ended")
         return session
 
     async def end(self, conversation_id: str, key: KeyHolder | None) -> None:
-        """Raises UnknownConversation or ConversationBusy."""
+        """End a session. Raises UnknownConversation or ConversationBusy."""
         session = self.find(conversation_id, key)
         if session.busy:
             raise ConversationBusy(session.id)

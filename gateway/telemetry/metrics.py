@@ -1,6 +1,6 @@
 """Prometheus metrics of the gateway. All times are in seconds.
 
-Metrics are prometheus_client's own objects: whoever has something to count calls `inc` or `observe` on them.
+Metrics are objects of prometheus_client. Callers use their methods `inc` and `observe`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SETUP_BUCKETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
 _RTF_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 5.0)
 _QUEUE_BUCKETS = (0, 1, 2, 3, 5, 10, 20)
 
-# The time at which a counter was created is a second series for each, and nobody uses it.
+# Without a second series per counter for its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 

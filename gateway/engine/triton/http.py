@@ -1,4 +1,4 @@
-"""Client of Triton's HTTP endpoint: one call at a time on each kept connection, tensors as raw bytes.
+"""Client of Triton's HTTP endpoint: one request at a time on each persistent connection, tensors as raw bytes.
 
 A batch makes four calls, one after the other, so a call's overhead is part of every frame's latency.
 """
@@ -78,7 +78,7 @@ class TritonHttp:
                 self._idle.append((reader, writer))
                 writer = None
         finally:
-            # Not kept: what could still arrive on it belongs to no call.
+            # Not reused: data that still arrives on it belongs to no request.
             if writer is not None:
                 writer.transport.abort()
         if status != 200:

@@ -1,9 +1,11 @@
-"""The path for GPUs on one that is there: `make bench-gpu`.
+"""Measure the models on a GPU: `make bench-gpu`.
 
-First a small model: its repositories for CPU and CUDA, step by step with the same inputs, and where ONNX Runtime's own
-profile says that each node ran. Then random weights of the published size: whole frames of 1 to 64 conversations, with
-runs replayed as CUDA graphs and without, beside the bytes per second that reading weights, keys and values comes to.
-Needs 35 GB of disk in build/gpu. Without a GPU it says so and ends with 1.
+1. A small model, built for CPU and CUDA: compares their outputs for the same inputs, and counts nodes by execution
+   provider, from ONNX Runtime's profile.
+2. Random weights of the published size: frame times of 1 to 64 conversations, with CUDA graphs and without, and the
+   memory bandwidth that reading weights, keys and values amounts to.
+
+Needs 35 GB of disk in build/gpu. Without a GPU it prints the reason and exits with status 1.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ CONTEXTS = [100, 1500, 2999]
 VARIANTS = ("fp32", "fp16", "int8", "int4", "mixed")
 NO_GPU = 1
 STEPS = 200
-"""Of the small model: past its prefill, and around a ring of 150."""
+"""Steps of the small model: more than its context of 150."""
 
 _NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(bool)": bool}
 
@@ -50,15 +52,15 @@ def graph(models: Path, name: str) -> Path:
 
 
 def placements(model: Path, device: DeviceMemory) -> Counter[str]:
-    """Nodes by the provider that ran them, from the profile of one run with one row of ones."""
+    """Count nodes by execution provider, from the profile of one run with one row of ones."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        session_options = ort.SessionOptions()
+        session_options.enable_profiling = True
+        session_options.profile_file_prefix = str(Path(folder) / "profile")
         providers = [(name, {**given, "enable_cuda_graph": "0"}) for name, given in device.providers]
         if device.kind == "cpu":
             providers = [("CPUExecutionProvider", {})]
-        session = ort.InferenceSession(str(model), options, providers=providers)
+        session = ort.InferenceSession(str(model), session_options, providers=providers)
         feeds = {node.name: np.ones((1, *node.shape[1:]), _NUMBERS[node.type]) for node in session.get_inputs()}
         session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -67,8 +69,9 @@ def placements(model: Path, device: DeviceMemory) -> Counter[str]:
 
 
 def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS) -> tuple[float, float]:
-    """Of a repository on the device and one on the CPU, fed alike: least cosine of the hidden states, share of equal
-    text tokens, greedy.
+    """Compare a repository on the device with one on the CPU, for the same inputs and greedy sampling.
+
+    Returns the minimum cosine similarity of the hidden states and the share of equal text tokens.
     """
     manifest = json.loads((ours / "manifest.json").read_text())
     sizes = (2, manifest["text_card"], manifest["card"], manifest["context"] - 1)
@@ -92,13 +95,11 @@ def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS
     return float(min(cosines)), float(np.mean(equal))
 
 
-def small(work: Path, device: DeviceMemory, console: Console) -> None:
-    """The small model in every variant: where it runs, and how far from float32 on the CPU."""
+def measure_small(work: Path, device: DeviceMemory, console: Console) -> None:
+    """Measure the small model in every variant: execution providers, and deviation from float32 on the CPU."""
     write_tiny_checkpoint(work / "tiny", force=True)
     build_repository(work / "tiny", work / "tiny-cpu", slots=2)
-    table = Table(
-        "variant", "nodes on", "least cosine", "equal tokens", title="the small model, against fp32 on the CPU"
-    )
+    table = Table("variant", "nodes", "min cosine", "equal tokens", title="small model, compared with fp32 on the CPU")
     for variant in VARIANTS:
         models = work / f"tiny-{variant}"
         build_repository(work / "tiny", models, slots=2, variant=variant, device="cuda")
@@ -109,8 +110,8 @@ def small(work: Path, device: DeviceMemory, console: Console) -> None:
     console.print(table)
 
 
-def measured(models: Path, device: DeviceMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
-    """Medians of whole frames, see `loadtest.bench.models.graph_frames.case`."""
+def measure_frames(models: Path, device: DeviceMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
+    """Measure frames; see `loadtest.bench.models.graph_frames.case`."""
     running = Frames(models, max(rows), device)
     for model in (running.encoder, running.temporal, running.decoder):
         model.warm_up()
@@ -122,59 +123,78 @@ def measured(models: Path, device: DeviceMemory, rows: list[int], contexts: list
     ]
 
 
-def full(asked: argparse.Namespace, free: int, console: Console) -> None:
-    """The model of the published size, with as many rows as fit into `free` bytes: each way of running in a process of
-    its own, which leaves no memory taken.
+def measure_full(options: argparse.Namespace, free: int, console: Console) -> None:
+    """Measure the model of the published size, with as many rows as fit into `free` bytes.
+
+    Runs with and without CUDA graphs are in separate processes, so that all memory is free before each.
     """
-    checkpoint, models = asked.work / "checkpoint", asked.work / f"models-{asked.variant}"
-    if asked.tiny:
-        checkpoint, models = asked.work / "tiny", asked.work / f"tiny-{asked.variant}"
+    checkpoint, models = options.work / "checkpoint", options.work / f"models-{options.variant}"
+    if options.tiny:
+        checkpoint, models = options.work / "tiny", options.work / f"tiny-{options.variant}"
     else:
         with Progress(console=console) as bar:
             if not is_complete(checkpoint):
                 task = bar.add_task("random weights", total=1.0)
                 write_random_checkpoint(checkpoint, {}, progress=lambda done: bar.update(task, completed=done))
             if not (models / "manifest.json").exists():
-                task = bar.add_task(f"building {asked.variant}", total=1.0)
+                task = bar.add_task(f"building {options.variant}", total=1.0)
                 build_repository(
                     checkpoint,
                     models,
-                    slots=max(asked.rows),
-                    variant=asked.variant,
+                    slots=max(options.rows),
+                    variant=options.variant,
                     device="cuda",
                     progress=lambda _, done: bar.update(task, completed=done),
                 )
-    needs = Needs.of(graph(models, "temporal"))
-    console.print(f"temporal: weights {needs.weights / 1e9:.1f} GB, each slot {needs.slot / 1e9:.2f} GB")
-    room = (free - 2 * needs.total(0)) // needs.slot
-    if room < 1:
-        console.print(f"no room for one conversation in {free / 1e9:.1f} GB")
+    estimate = Needs.of(graph(models, "temporal"))
+    console.print(f"temporal: weights {estimate.weights / 1e9:.1f} GB, each slot {estimate.slot / 1e9:.2f} GB")
+    fitting = (free - 2 * estimate.total(0)) // estimate.slot
+    if fitting < 1:
+        console.print(f"one conversation does not fit in {free / 1e9:.1f} GB")
         return
-    asked.rows = [rows for rows in asked.rows if rows <= room]
+    options.rows = [rows for rows in options.rows if rows <= fitting]
     table = Table("rows", "context", "frame ms", "encode", "temporal", "depformer", "decode", "not captured", "GB/s")
-    captured, plain = (_in_process(asked, models, capture) for capture in (True, False))
-    for mine, without in zip(captured, plain, strict=True):
-        stages = mine["stages_ms"]
-        rate = (needs.weights + mine["rows"] * needs.slot * _filled(models, mine["context"])) / stages["temporal"] / 1e6
-        times = [f"{mine['frame_ms']:.2f}", *(f"{stages[name]:.2f}" for name in stages), f"{without['frame_ms']:.2f}"]
-        table.add_row(str(mine["rows"]), str(mine["context"]), *times, f"{rate:.0f}")
+    captured, plain = (_in_process(options, models, capture) for capture in (True, False))
+    for captured_case, plain_case in zip(captured, plain, strict=True):
+        stages = captured_case["stages_ms"]
+        rate = (
+            (estimate.weights + captured_case["rows"] * estimate.slot * _filled(models, captured_case["context"]))
+            / stages["temporal"]
+            / 1e6
+        )
+        times = [
+            f"{captured_case['frame_ms']:.2f}",
+            *(f"{stages[name]:.2f}" for name in stages),
+            f"{plain_case['frame_ms']:.2f}",
+        ]
+        table.add_row(str(captured_case["rows"]), str(captured_case["context"]), *times, f"{rate:.0f}")
     console.print(table)
-    (asked.work / f"{models.name}.json").write_text(json.dumps({"captured": captured, "plain": plain}, indent=1))
+    (options.work / f"{models.name}.json").write_text(json.dumps({"captured": captured, "plain": plain}, indent=1))
     most = [case["rows"] for case in captured if case["most_ms"] < 80]
-    console.print(f"frames within 80 ms, all of them: up to {max(most, default=0)} conversations")
-    ratios = [without["frame_ms"] / mine["frame_ms"] for mine, without in zip(captured, plain, strict=True)]
-    console.print(f"a frame takes {statistics.mean(ratios):.2f} times as long where runs are not captured")
+    console.print(f"all frames within 80 ms: up to {max(most, default=0)} conversations")
+    ratios = [
+        plain_case["frame_ms"] / captured_case["frame_ms"]
+        for captured_case, plain_case in zip(captured, plain, strict=True)
+    ]
+    console.print(f"without CUDA graphs a frame takes {statistics.mean(ratios):.2f} times as long")
 
 
 def _filled(models: Path, context: int) -> float:
-    """Share of a ring that `context` columns fill."""
+    """Share of the KV cache that `context` positions fill."""
     window = int(json.loads((models / "manifest.json").read_text())["context"]) - 1
     return min(1.0, context / window)
 
 
-def _in_process(asked: argparse.Namespace, models: Path, capture: bool) -> list[Any]:
-    numbers = ["--rows", *map(str, asked.rows), "--contexts", *map(str, asked.contexts), "--frames", str(asked.frames)]
-    command = [sys.executable, "-m", "loadtest.bench.models.gpu", "--device", str(asked.device), *numbers]
+def _in_process(options: argparse.Namespace, models: Path, capture: bool) -> list[Any]:
+    numbers = [
+        "--rows",
+        *map(str, options.rows),
+        "--contexts",
+        *map(str, options.contexts),
+        "--frames",
+        str(options.frames),
+    ]
+    command = [sys.executable, "-m", "loadtest.bench.models.gpu", "--device", str(options.device), *numbers]
     command += ["--measure", str(models), *([] if capture else ["--no-capture"])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     cases: list[Any] = json.loads(done.stdout.splitlines()[-1])
@@ -190,24 +210,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--device", type=int, default=0)
     parser.add_argument(
-        "--tiny", action="store_true", help="measure the small model too, not one of the published size"
+        "--tiny", action="store_true", help="measure frames of the small model instead of the published size"
     )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--no-capture", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    console = Console(stderr=asked.measure is not None, soft_wrap=True)
+    options = parser.parse_args(arguments)
+    console = Console(stderr=options.measure is not None, soft_wrap=True)
     try:
-        device = CudaMemory(asked.device, capture=not asked.no_capture)
+        device = CudaMemory(options.device, capture=not options.no_capture)
     except DeviceError as error:
-        console.print(f"no GPU to measure on: {error}", markup=False, highlight=False)
+        console.print(f"no usable GPU: {error}", markup=False, highlight=False)
         return NO_GPU
-    if asked.measure is not None:
-        print(json.dumps(measured(asked.measure, device, asked.rows, asked.contexts, asked.frames)))
+    if options.measure is not None:
+        print(json.dumps(measure_frames(options.measure, device, options.rows, options.contexts, options.frames)))
         return 0
-    asked.work.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
     console.print(f"{device.free() / 1e9:.1f} GB of device memory are free")
-    small(asked.work, device, console)
-    full(asked, device.free(), console)
+    measure_small(options.work, device, console)
+    measure_full(options, device.free(), console)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Whole frames in one process: encode, temporal, depformer and decode, of any number of conversations at any context.
+"""Run complete frames in one process: encode, temporal, depformer and decode, at any batch size and context.
 
-Conversations need no past: their rings are filled with random keys and values, and their position says how much of
-them counts. `python -m loadtest.bench.models.graph_frames` is the process that measures; it prints JSON.
+The KV caches are filled with random keys and values; the position determines how many of them are used.
+`python -m loadtest.bench.models.graph_frames` is the process that measures. It prints JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _POOL = 1 << 20
 
 
 class Frames:
-    """The four models of `models`, with room for `slots` conversations, on the CPU or a `device`."""
+    """The four models of a repository, with `slots` slots, on the CPU or a `device`."""
 
     def __init__(self, models: Path, slots: int, device: DeviceMemory | None = None) -> None:
         manifest = json.loads((models / "manifest.json").read_text())
@@ -54,7 +54,7 @@ class Frames:
             session.restore(row, past)
 
     def frame(self, rows: int, context: int) -> dict[str, float]:
-        """Milliseconds of each stage, of a frame of the first `rows` conversations with `context` columns before it."""
+        """Run a frame of the first `rows` conversations after `context` steps; return milliseconds by stage."""
         self._position[:rows] = min(context, self.window)
         speech = 0.05 * self._random.standard_normal((rows, 1920), np.float32)
         times = [time.perf_counter()]
@@ -62,28 +62,28 @@ class Frames:
         for row in range(rows):
             self._columns[row, 0, 9:] = codes[row]["codes"]
         times.append(time.perf_counter())
-        text = self._draw("text")
-        thoughts = self._run(self.temporal, rows, lambda row: {"columns": self._columns[row], **text})
+        text = self._sampling_inputs("text")
+        temporal = self._run(self.temporal, rows, lambda row: {"columns": self._columns[row], **text})
         times.append(time.perf_counter())
-        audio = self._draw("audio")
-        said = self._run(self.depformer, rows, lambda row: {**thoughts[row], **audio})
+        audio = self._sampling_inputs("audio")
+        depformer = self._run(self.depformer, rows, lambda row: {**temporal[row], **audio})
         for row in range(rows):
-            self._columns[row, 0, :9] = [thoughts[row]["text_token"][0], *said[row]["codes"]]
+            self._columns[row, 0, :9] = [temporal[row]["text_token"][0], *depformer[row]["codes"]]
         times.append(time.perf_counter())
-        self._run(self.decoder, rows, lambda row: said[row])
+        self._run(self.decoder, rows, lambda row: depformer[row])
         times.append(time.perf_counter())
         self._frames += 1
         return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
 
-    def _filled(self, column: NDArray[Any]) -> NDArray[Any]:
-        """Random keys or values [heads, window, head_dim], like those of one column."""
-        heads, _, head_dim = column.shape
+    def _filled(self, step: NDArray[Any]) -> NDArray[Any]:
+        """Return random keys or values [heads, window, head_dim], in the layout and type of one step."""
+        heads, _, head_dim = step.shape
         pool = self._random.standard_normal(_POOL, np.float32)
-        if column.dtype == np.int8:
+        if step.dtype == np.int8:
             pool = np.rint(40 * pool).clip(-127, 127)
-        return np.resize(pool.astype(column.dtype), (heads, self.window, head_dim))
+        return np.resize(pool.astype(step.dtype), (heads, self.window, head_dim))
 
-    def _draw(self, kind: str) -> dict[str, NDArray[Any]]:
+    def _sampling_inputs(self, kind: str) -> dict[str, NDArray[Any]]:
         return {
             "sampler": np.array([1, self._frames, self._sampling[f"{kind}_top_k"]], np.int64),
             "temperature": np.array([self._sampling[f"{kind}_temperature"]], np.float32),
@@ -97,29 +97,29 @@ class Frames:
 
 
 def case(rows: int, context: int, frames: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """What is kept of the frames measured at one number of rows and context: medians in milliseconds."""
-    wholes = [sum(stages.values()) for stages in frames]
+    """Summarize the frames measured at one batch size and context: milliseconds, medians."""
+    totals = [sum(stages.values()) for stages in frames]
     return {
         "rows": rows,
         "context": context,
         "frames": len(frames),
-        "frame_ms": round(statistics.median(wholes), 3),
-        "least_ms": round(min(wholes), 3),
-        "most_ms": round(max(wholes), 3),
+        "frame_ms": round(statistics.median(totals), 3),
+        "least_ms": round(min(totals), 3),
+        "most_ms": round(max(totals), 3),
         "stages_ms": {stage: round(statistics.median(frame[stage] for frame in frames), 3) for stage in STAGES},
     }
 
 
 @dataclass(frozen=True)
 class Group:
-    """Frames measured in a row, milliseconds by stage, and GB/s that memory gave right before and right after them."""
+    """Consecutive frames: milliseconds by stage, and the memory bandwidth in GB/s right before and after them."""
 
     frames: Sequence[dict[str, float]]
     gb_per_second: tuple[float, float]
 
 
 def grouped(rows: int, context: int, groups: Sequence[Group]) -> dict[str, Any]:
-    """`case` of all frames, and how long those of each group took."""
+    """Summarize all frames, with the frame time of each group."""
     return {
         **case(rows, context, [frame for group in groups for frame in group.frames]),
         "groups": [
@@ -130,12 +130,12 @@ def grouped(rows: int, context: int, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def memory_rate(threads: int) -> float:
-    """GB/s, of one thread or of so many, now."""
+    """Measure the memory bandwidth in GB/s: the maximum of one thread and of `threads`."""
     return max(bandwidth(threads).values())
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Of a process that measures frames in groups."""
+    """Parse the arguments of a process that measures frames in groups."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[1])
@@ -147,16 +147,16 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def main() -> None:
-    asked = arguments(__doc__)
-    frames = Frames(asked.models, max(asked.rows))
+    options = arguments(__doc__)
+    frames = Frames(options.models, max(options.rows))
     cases = []
-    now = memory_rate(asked.threads)
-    for rows in asked.rows:
-        for context in asked.contexts:
+    now = memory_rate(options.threads)
+    for rows in options.rows:
+        for context in options.contexts:
             groups = []
-            for _ in range(asked.groups):
-                measured = [frames.frame(rows, context) for _ in range(WARM_UP + asked.frames)][WARM_UP:]
-                before, now = now, memory_rate(asked.threads)
+            for _ in range(options.groups):
+                measured = [frames.frame(rows, context) for _ in range(WARM_UP + options.frames)][WARM_UP:]
+                before, now = now, memory_rate(options.threads)
                 groups.append(Group(measured, (before, now)))
             cases.append(grouped(rows, context, groups))
     print(json.dumps(cases))

@@ -1,7 +1,7 @@
-"""Where a frame's time goes inside the graphs, by operator: `python -m loadtest.bench.models.operators` prints JSON.
+"""Measure a frame's time by operator: `python -m loadtest.bench.models.operators` prints JSON.
 
-ONNX Runtime's own profile of every node, for one number of conversations and one context. Profiling costs a little
-itself, most where nodes are small.
+Uses ONNX Runtime's profile of every node, for one number of conversations and one context. Profiling adds time, most to
+small nodes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KERNEL = "_kernel_time"
 
 
 def operators(models: Path, rows: int, context: int, count: int) -> dict[str, dict[str, dict[str, float]]]:
-    """By stage and operator: nodes, and milliseconds of a frame they take together (medians over `count` frames)."""
+    """Return by stage and operator: number of nodes, and their milliseconds per frame (medians over `count` frames)."""
     sessions: dict[str, ort.InferenceSession] = {}
     plain = ort.InferenceSession
     with tempfile.TemporaryDirectory() as folder:
@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--context", type=int, default=1500)
     parser.add_argument("--frames", type=int, default=15)
-    asked = parser.parse_args()
-    found = operators(asked.models, asked.rows, asked.context, asked.frames)
-    print(json.dumps({"rows": asked.rows, "context": asked.context, "stages": found}))
+    arguments = parser.parse_args()
+    found = operators(arguments.models, arguments.rows, arguments.context, arguments.frames)
+    print(json.dumps({"rows": arguments.rows, "context": arguments.context, "stages": found}))
 
 
 if __name__ == "__main__":

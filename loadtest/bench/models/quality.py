@@ -1,10 +1,8 @@
-"""What each variant costs in quality, on random weights with outlier channels: `make bench-quality`.
+"""Measure the quantization error of each variant on random weights with outlier channels: `make bench-quality`.
 
-The checkpoint is that of `model_repository.outlier_weights`. Beside the variants stands what plain rounding gives: the
-same matrices, each block of 128 weights from its least to its largest on an even grid, nothing scaled and nothing
-searched. It takes the same bytes, but is kept here as float32, and multiplied with float32: its disk, memory and time
-say nothing. That the variants round what they multiply with to 8 bits, and int4 its embedding tables, is to its
-advantage.
+The checkpoint is that of `model_repository.outlier_weights`. The baseline is round-to-nearest: each block of 128
+weights is rounded to a uniform grid from its minimum to its maximum, without smoothing or search. Its weights are stored and multiplied as float32, so its size, memory and time are not comparable. It also has an advantage: the
+variants round activations to 8 bits, and int4 rounds the embedding tables.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ VARIANTS = ("fp16", "int8", "mixed", "int4")
 
 
 def round_plainly(checkpoint: Path, out: Path, bits: int) -> None:
-    """A copy of a float32 checkpoint: temporal layers have `bits`, all other matrices but audio heads have 8."""
+    """Copy a float32 checkpoint, rounded: temporal layers to `bits`, all other matrices but the audio heads to 8."""
     shutil.copytree(checkpoint, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LM_FILE))
     tensors = load_file(checkpoint / LM_FILE)
     for name, weight in tensors.items():
@@ -44,13 +42,13 @@ def _rounded(weight: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     low, high = blocks.min(-1, keepdims=True).clip(max=0), blocks.max(-1, keepdims=True).clip(min=0)
     scales = np.maximum(high - low, 1e-20) / (2**bits - 1)
     zeros = np.rint(-low / scales)
-    codes = np.clip(np.rint(blocks / scales) + zeros, 0, 2**bits - 1)
-    rounded: NDArray[np.float32] = ((codes - zeros) * scales).reshape(rows, -1)[:, :columns].astype(np.float32)
+    quantized = np.clip(np.rint(blocks / scales) + zeros, 0, 2**bits - 1)
+    rounded: NDArray[np.float32] = ((quantized - zeros) * scales).reshape(rows, -1)[:, :columns].astype(np.float32)
     return rounded
 
 
 def build_all(folder: Path, seed: int) -> tuple[Path, list[Path]]:
-    """The reference and all that is compared with it; what is there already is kept."""
+    """Build the reference and the models to compare with it, unless they exist; return their folders."""
     checkpoint, reference = folder / "checkpoint", folder / "fp32"
     others = [folder / name for name in (*VARIANTS, "plain-int8", "plain-int4")]
     if not all((models / "manifest.json").exists() for models in (reference, *others)):
@@ -72,13 +70,20 @@ def build_all(folder: Path, seed: int) -> tuple[Path, list[Path]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/quality"), help="folder for models and JSON: 6 GB")
-    parser.add_argument("--frames", type=int, default=100, help="frames of synthetic speech to answer (default 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the speech (default 0)")
-    asked = parser.parse_args()
-    folder = asked.out / str(asked.seed)
+    parser.add_argument("--frames", type=int, default=100, help="frames of synthetic speech to process (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the speech (default 0)")
+    arguments = parser.parse_args()
+    folder = arguments.out / str(arguments.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    reference, others = build_all(folder, asked.seed)
-    options = ["--columns", str(asked.frames), "--seed", str(asked.seed), "--json", str(folder / "quality.json")]
+    reference, others = build_all(folder, arguments.seed)
+    options = [
+        "--columns",
+        str(arguments.frames),
+        "--seed",
+        str(arguments.seed),
+        "--json",
+        str(folder / "quality.json"),
+    ]
     raise SystemExit(run(["evaluate", *map(str, others), "--against", str(reference), *options]))
 
 

@@ -1,8 +1,8 @@
-"""Writes a random checkpoint of any size in the published layout, as fast as the disk takes it.
+"""Write a random checkpoint of any size in the published layout, at the speed of the disk.
 
-Real numbers of the published shapes would take minutes to draw: 8.4 billion. So a million normal ones are drawn
-once; every row of a matrix is a stretch of them from a place of its own, with a sign and a scale of its own. No two
-rows are alike, and a matrix has the deviation that `tiny_weights` gives it. Nothing larger than a block is in memory.
+Generating 8.4 billion random numbers would take minutes. Instead, a million normal numbers are generated once. Each row
+of a matrix is a slice of them with a random offset, sign and scale. All rows differ, and a matrix has the standard
+deviation of `tiny_weights`. At most one block of a matrix is in memory.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ VOICE_FRAMES = 51
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _POOL = 1 << 20
 _SCALES = (0.7, 0.9, 1.1, 1.2207)
-"""Of a matrix's rows, in equal parts; their mean square is 1."""
+"""Scales of a matrix's rows, equally frequent; their mean square is 1."""
 _BLOCK_BYTES = 16 << 20
 _SIGN = np.uint16(0x8000)
-_MOST_PIECES = 1600
-"""As many as the few sentences of the tiny tokenizer can fill; the checkpoint's vocabulary may be larger."""
+_MAX_PIECES = 1600
+"""Maximum vocabulary that the training text of the tiny tokenizer allows. The checkpoint's may be larger."""
 
 Array = npt.NDArray[Any]
 
@@ -50,22 +50,22 @@ def write_random_checkpoint(
 ) -> None:
     """Write a checkpoint of the geometry `config` states ({}: the published one) to the folder `out`.
 
-    The weight files come last and under their final names only when complete; `progress` is told the fraction done.
+    Weight files are written last, and renamed when they are complete. `progress` receives the fraction done.
     """
     geometry = Geometry.from_config(config)
     (out / VOICES_FOLDER).mkdir(parents=True, exist_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
-    (out / TOKENIZER_FILE).write_bytes(train_tiny_tokenizer(min(geometry.lm.text_card, _MOST_PIECES)))
+    (out / TOKENIZER_FILE).write_bytes(train_tiny_tokenizer(min(geometry.lm.text_card, _MAX_PIECES)))
     for index, name in enumerate(VOICES):
         voice = _voice(geometry.lm, np.random.default_rng([seed, index]))
         write_torch_tensors(out / VOICES_FOLDER / f"{name}.pt", voice)
     mimi, lm = mimi_shapes(geometry.mimi), lm_shapes(geometry.lm)
-    _save(out / MIMI_FILE, mimi, np.dtype(np.float32), _drawn(mimi, seed), lambda done: None)
-    _save(out / LM_FILE, lm, _BFLOAT16, _repeated(lm, seed), progress)
+    _save(out / MIMI_FILE, mimi, np.dtype(np.float32), _independent(mimi, seed), lambda done: None)
+    _save(out / LM_FILE, lm, _BFLOAT16, _sliced(lm, seed), progress)
 
 
 def is_complete(out: Path) -> bool:
-    """Whether `write_random_checkpoint` came to its end here."""
+    """Return whether `write_random_checkpoint` has completed in this folder."""
     return (out / LM_FILE).is_file()
 
 
@@ -76,7 +76,7 @@ def _save(
     blocks: Iterator[tuple[str, Array]],
     progress: Callable[[float], None],
 ) -> None:
-    """A safetensors file of tensors that come in blocks of rows, each tensor's one after the other."""
+    """Write a safetensors file from blocks of rows. The blocks of a tensor are in order."""
     label = {"float32": "F32", "bfloat16": "BF16"}[dtype.name]
     header: dict[str, Any] = {}
     end = 0
@@ -100,14 +100,14 @@ def _save(
     partial.rename(path)
 
 
-def _drawn(shapes: Mapping[str, Shape], seed: int) -> Iterator[tuple[str, Array]]:
-    """Every number drawn, tensor by tensor; the buffers of a codebook come together."""
+def _independent(shapes: Mapping[str, Shape], seed: int) -> Iterator[tuple[str, Array]]:
+    """Yield tensors of independent random numbers; the buffers of a codebook are generated together."""
     for name, shape in shapes.items():
         yield from random_weights({name: shape}, seed).items()
 
 
-def _repeated(shapes: Mapping[str, Shape], seed: int) -> Iterator[tuple[str, Array]]:
-    """Norms drawn, matrices made of stretches of the same numbers."""
+def _sliced(shapes: Mapping[str, Shape], seed: int) -> Iterator[tuple[str, Array]]:
+    """Yield norms of independent random numbers, and matrices of slices of the same numbers."""
     random = np.random.default_rng([seed, 1])
     normal = random.standard_normal(_POOL, np.float32)
 
@@ -120,18 +120,18 @@ def _repeated(shapes: Mapping[str, Shape], seed: int) -> Iterator[tuple[str, Arr
         if len(shape) != 2:
             yield from random_weights({name: shape}, seed).items()
             continue
-        stretches = np.lib.stride_tricks.sliding_window_view(scaled(deviation(name, shape)), shape[1])
+        slices = np.lib.stride_tricks.sliding_window_view(scaled(deviation(name, shape)), shape[1])
         rows_of_block = max(1, _BLOCK_BYTES // (2 * shape[1]))
         for first in range(0, shape[0], rows_of_block):
             rows = min(rows_of_block, shape[0] - first)
             scales = random.integers(0, len(_SCALES), rows)
-            block = stretches[scales * _POOL + random.integers(0, _POOL - shape[1], rows)]
+            block = slices[scales * _POOL + random.integers(0, _POOL - shape[1], rows)]
             block ^= random.integers(0, 2, (rows, 1), np.uint16) * _SIGN
             yield name, block.view(_BFLOAT16)
 
 
 def _voice(lm: LmGeometry, random: np.random.Generator) -> dict[str, Array]:
-    """What the reference saves after a voice: embeddings [N - 1, 1, 1, dim] and its ring of tokens [1, streams, 4]."""
+    """Return a voice in the reference's format: embeddings [N - 1, 1, 1, dim], ring of tokens [1, streams, 4]."""
     embeddings = random.standard_normal((VOICE_FRAMES - 1, 1, 1, lm.temporal.dim), np.float32).astype(_BFLOAT16)
     ring = max(lm.delays) + 3
     cache = np.full((1, lm.num_streams, ring), -2, np.int64)

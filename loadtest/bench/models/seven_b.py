@@ -118,17 +118,17 @@ class Bench:
         asked, manifest = self._asked, self.models / "manifest.json"
         if asked.models:
             return None
-        wanted = {"variant": asked.variant, "kv": asked.kv, "slots": asked.slots}
-        if manifest.is_file() and not asked.rebuild and wanted.items() <= json.loads(manifest.read_text()).items():
+        options = {"variant": asked.variant, "kv": asked.kv, "slots": asked.slots}
+        if manifest.is_file() and not asked.rebuild and options.items() <= json.loads(manifest.read_text()).items():
             return None
         shutil.rmtree(self.models, ignore_errors=True)
         command = [sys.executable, "-m", "gateway.cli", "build", str(self._checkpoint), str(self.models)]
-        for option, value in wanted.items():
+        for option, value in options.items():
             command += [f"--{option}", str(value)]
         with self._log("build") as log:
             took = run_measured(command, ROOT, log)
         seconds = round(took.seconds, 1)
-        return {"seconds": seconds, "peak_bytes": took.peak_bytes, "bytes": _bytes(self.models), **wanted}
+        return {"seconds": seconds, "peak_bytes": took.peak_bytes, "bytes": _bytes(self.models), **options}
 
     def _alone(self) -> Any:
         rows = self._asked.rows

@@ -1,7 +1,7 @@
-"""What each variant of the published size takes: `make sizes`. From shapes alone, in a second; nothing is built.
+"""Compute the size of each variant of the published model: `make sizes`. Uses shapes only; nothing is built.
 
-Weights are those of the graphs that a build would write. `loaded` is what they are in memory on a CPU, where 16-bit
-matrices are made float32; a slot is the keys and values of a full window and the codec's state.
+Weights are those of the graphs that a build would write. `loaded` is their size in memory on a CPU, where 16-bit
+matrices are converted to float32. A slot holds the keys and values of a full context and the codec's state.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model_repository.variants import VARIANTS, Variant
 
 @dataclass(frozen=True)
 class ShapesOnly:
-    """A checkpoint's tensors, as far as a graph needs them before it is written."""
+    """The shapes of a checkpoint's tensors. Building a graph, without writing it, needs no values."""
 
     shapes: Mapping[str, Shape]
 
@@ -46,7 +46,7 @@ class ShapesOnly:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a variant's weights, by model; in memory; and of one slot."""
+    """Bytes: of a variant's weights by model, of all weights in memory, and of one slot."""
 
     weights: Mapping[str, int]
     loaded: int
@@ -54,7 +54,7 @@ class Sizes:
 
 
 def sizes(variant: Variant, geometry: Geometry) -> Sizes:
-    """Of `variant` with its own precision of keys and values."""
+    """Compute the sizes of `variant`, with its precision of keys and values."""
     lm, mimi = ShapesOnly(lm_shapes(geometry.lm)), ShapesOnly(mimi_shapes(geometry.mimi))
     caches = [CacheScales(variant.cache)] * geometry.lm.temporal.num_layers
     parts: dict[str, Graph] = {
