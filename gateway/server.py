@@ -56,7 +56,7 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self.admin: AdminServer | None = None
-        """The operator API, once started; None if it is switched off or cannot listen."""
+        """The operator API, once started; None if it is disabled or cannot listen."""
         self._settings = settings
         self._runtime: Runtime = app.state.runtime
         self._hurried = False

@@ -70,9 +70,9 @@ def evaluate(
             )
     except ModelRepositoryError as error:
         raise CommandError(str(error)) from None
-    asked = {"audio": str(audio) if audio else f"synthetic speech, seed {seed}", "voice": name, "prompt": text}
+    parameters = {"audio": str(audio) if audio else f"synthetic speech, seed {seed}", "voice": name, "prompt": text}
     stats = report.as_json()
-    stats["parameters"] = {**asked, **stats["parameters"]}
+    stats["parameters"] = {**parameters, **stats["parameters"]}
     _write(json_file, json.dumps(stats, indent=1))
     if str(json_file) != "-":
         show(report)

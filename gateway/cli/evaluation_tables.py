@@ -27,9 +27,9 @@ def show(report: Report) -> None:
             console.print(table)
     for line in weights(report):
         console.print(line, highlight=False, soft_wrap=True)
-    machine, asked = report.machine, report.parameters
+    machine, parameters = report.machine, report.parameters
     console.print(
-        f"{asked['frames']} frames after a prompt of {asked['prompt_columns']} columns; memory for {asked['slots']} "
+        f"{parameters['frames']} frames after a prompt of {parameters['prompt_columns']} columns; memory for {parameters['slots']} "
         f"conversation(s). {machine['cpu']}, {machine['cores']} cores, ONNX Runtime {machine['onnxruntime']}.",
         highlight=False,
     )

@@ -230,7 +230,7 @@ class FrameScheduler:
             if not request.answer.done():
                 request.answer.set_exception(error)
 
-    # What conversations ask for.
+    # Requests of conversations.
 
     def open(self) -> int:
         """A free slot, to be given back with `release`. Raises RuntimeError if there is none: admission counts them."""

@@ -1,4 +1,4 @@
-"""Whether the models are ready: asked at most once a second, and not ready only if they fail twice in a row."""
+"""Readiness of the models: probed at most once a second; two failed probes in a row mean not ready."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECOND_LOOK_S = 0.1
 
 
 class Readiness:
-    """Shared by everything that asks. A probe that fails once may be late, not a failure of the models."""
+    """Shares one probe among all callers. A single failed probe may only be late."""
 
     def __init__(self, backend: Backend, period: float = _PERIOD_S) -> None:
         """`period`: seconds for which an answer is valid."""

@@ -56,7 +56,7 @@ AudioCodec = PcmCodec | OpusCodec
 
 
 def choose_codec(start: pb.Start, model_rate: int) -> AudioCodec:
-    """Make the codec that `start` asks for. Raises InvalidRequest if there is none."""
+    """Make the codec for the format of `start`. Raises InvalidRequest if it is not supported."""
     if start.format == pb.AUDIO_FORMAT_OPUS:
         if start.HasField("sample_rate"):
             raise InvalidRequest("expected no sample_rate: Opus packets state theirs", "sample_rate")

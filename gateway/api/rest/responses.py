@@ -102,7 +102,7 @@ def json_pieces(result: RecordedResult, head: bytes, tail: bytes) -> Iterator[by
 
 
 async def wav_stream(request: RecordedRequest, runtime: Runtime) -> AsyncGenerator[bytes, None]:
-    """Run a request and yield the bytes of a WAV, frame by frame. The caller closes the generator, also half way.
+    """Run a request; yield the bytes of a WAV, frame by frame. The caller must close the generator.
 
     Raises what `run_recorded` raises.
     """

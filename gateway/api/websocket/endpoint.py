@@ -33,7 +33,7 @@ class WebSocketTransport(ABC):
 
     @abstractmethod
     async def handshake(self) -> LiveParams:
-        """Read what the client asks for. Raises GatewayError to refuse it, TransportClosed."""
+        """Read the session's parameters. Raises GatewayError to reject them, TransportClosed."""
 
     @abstractmethod
     async def receive(self, audio: InputQueue) -> None:
@@ -76,6 +76,6 @@ class WebSocketEndpoint:
                 await transport.send_error(refusal.code, refusal.message)
                 await connection.close(refusal.close_code, refusal.message)
                 return
-            # The slot is free by now, so that a client that sees the close may reconnect at once.
+            # The slot is free before the close frame is sent, so that the client may reconnect at once.
             error = ended.error if ended.reason is Reason.CLIENT_ERROR else None
             await connection.close(error.close_code if error else ended.reason.close_code, ended.message)

@@ -1,7 +1,8 @@
 """Measure the quantization error of each variant on random weights with outlier channels: `make bench-quality`.
 
 The checkpoint is that of `model_repository.outlier_weights`. The baseline is round-to-nearest: each block of 128
-weights is rounded to a uniform grid from its minimum to its maximum, without smoothing or search. Its weights are stored and multiplied as float32, so its size, memory and time are not comparable. It also has an advantage: the
+weights is rounded to a uniform grid from its minimum to its maximum, without smoothing or search. Its weights are
+stored and multiplied as float32, so its size, memory and time are not comparable. It also has an advantage: the
 variants round activations to 8 bits, and int4 rounds the embedding tables.
 """
 

@@ -57,16 +57,16 @@ TINY = Size("tiny", TINY_CONFIG, (20, 200, 511), (200,))
 class Bench:
     """The steps, each of which writes WORK/STEP.json."""
 
-    def __init__(self, asked: argparse.Namespace) -> None:
-        self.size = TINY if asked.tiny else SEVEN_B
-        self.work: Path = asked.work.resolve()
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.size = TINY if options.tiny else SEVEN_B
+        self.work: Path = options.work.resolve()
         self.work.mkdir(parents=True, exist_ok=True)
-        self.models: Path = (asked.models or self.work / "models").resolve()
-        self.threads: int = asked.threads or processors()
-        self.contexts = asked.contexts or list(self.size.contexts)
-        self.served_contexts = asked.served_contexts or list(self.size.served_contexts)
-        self._asked = asked
-        self._checkpoint: Path = (asked.checkpoint or self.work / "checkpoint").resolve()
+        self.models: Path = (options.models or self.work / "models").resolve()
+        self.threads: int = options.threads or processors()
+        self.contexts = options.contexts or list(self.size.contexts)
+        self.served_contexts = options.served_contexts or list(self.size.served_contexts)
+        self._options = options
+        self._checkpoint: Path = (options.checkpoint or self.work / "checkpoint").resolve()
 
     @property
     def steps(self) -> Mapping[str, Callable[[], Any]]:
@@ -104,7 +104,7 @@ class Bench:
         }
 
     def _write(self) -> dict[str, Any] | None:
-        if self._asked.models or self._asked.checkpoint or is_complete(self._checkpoint):
+        if self._options.models or self._options.checkpoint or is_complete(self._checkpoint):
             return None
         began = time.perf_counter()
         with Progress() as bar:
@@ -115,30 +115,34 @@ class Bench:
         return {"seconds": round(time.perf_counter() - began, 1), "bytes": _bytes(self._checkpoint)}
 
     def _build(self) -> dict[str, Any] | None:
-        asked, manifest = self._asked, self.models / "manifest.json"
-        if asked.models:
+        options, manifest = self._options, self.models / "manifest.json"
+        if options.models:
             return None
-        options = {"variant": asked.variant, "kv": asked.kv, "slots": asked.slots}
-        if manifest.is_file() and not asked.rebuild and options.items() <= json.loads(manifest.read_text()).items():
+        build_options = {"variant": options.variant, "kv": options.kv, "slots": options.slots}
+        if (
+            manifest.is_file()
+            and not options.rebuild
+            and build_options.items() <= json.loads(manifest.read_text()).items()
+        ):
             return None
         shutil.rmtree(self.models, ignore_errors=True)
         command = [sys.executable, "-m", "gateway.cli", "build", str(self._checkpoint), str(self.models)]
-        for option, value in options.items():
+        for option, value in build_options.items():
             command += [f"--{option}", str(value)]
         with self._log("build") as log:
             took = run_measured(command, ROOT, log)
         seconds = round(took.seconds, 1)
-        return {"seconds": seconds, "peak_bytes": took.peak_bytes, "bytes": _bytes(self.models), **options}
+        return {"seconds": seconds, "peak_bytes": took.peak_bytes, "bytes": _bytes(self.models), **build_options}
 
     def _alone(self) -> Any:
-        rows = self._asked.rows
+        rows = self._options.rows
         return self._worker(
             "graph_frames", self.models, "--rows", *rows, "--contexts", *self.contexts, *self._measured(GROUPS)
         )
 
     def _served(self) -> Any:
-        rows, contexts = self._asked.served_rows, self.served_contexts
-        measured = self._measured(self._asked.served_groups)
+        rows, contexts = self._options.served_rows, self.served_contexts
+        measured = self._measured(self._options.served_groups)
         return self._worker("triton_frames", self.models, "--rows", *rows, "--contexts", *contexts, *measured)
 
     def _memory(self) -> Any:
@@ -155,14 +159,14 @@ class Bench:
         return self._worker("operators", self.models, "--context", self.served_contexts[-1])
 
     def _measured(self, groups: int) -> tuple[str, ...]:
-        return ("--groups", str(groups), "--frames", str(self._asked.frames), "--threads", str(self.threads))
+        return ("--groups", str(groups), "--frames", str(self._options.frames), "--threads", str(self.threads))
 
     def _worker(self, module: str, *arguments: object, **environment: str) -> Any:
         """Run a benchmark module as a process, which frees its memory at the end; return the JSON it prints."""
         command = [sys.executable, "-m", f"loadtest.bench.models.{module}", *map(str, arguments)]
         # The served models use huge pages; a measurement in one process uses them too.
         environment = {**os.environ, **huge_pages(os.environ), **environment}
-        if self._asked.threads:
+        if self._options.threads:
             environment["PERSONAPLEX_INTRA_OP_THREADS"] = str(self.threads)
         with self._log(module) as log:
             answer = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, stderr=log)
@@ -202,18 +206,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="steps to do (default all)")
     parser.add_argument("--rebuild", action="store_true", help="build again even if there is a repository")
     parser.add_argument("--record", action="store_true", help=f"keep the results in {RESULTS.relative_to(ROOT)} too")
-    asked = parser.parse_args()
-    bench = Bench(asked)
-    if unknown := set(asked.only or ()) - set(bench.steps):
+    options = parser.parse_args()
+    bench = Bench(options)
+    if unknown := set(options.only or ()) - set(bench.steps):
         parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(bench.steps)}")
-    for step in asked.only or bench.steps:
+    for step in options.only or bench.steps:
         bench.run(step)
     if not (bench.models / "manifest.json").is_file():
         return
     stats = bench.stats()
     made = tables(stats)
     show(made)
-    for folder in (bench.work, *((RESULTS,) if asked.record else ())):
+    for folder in (bench.work, *((RESULTS,) if options.record else ())):
         folder.mkdir(exist_ok=True)
         (folder / f"{bench.size.name}.json").write_text(json.dumps(stats, indent=1) + "\n")
         (folder / f"{bench.size.name}.md").write_text(markdown(made))
