@@ -29,8 +29,8 @@ def show(report: Report) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     machine, parameters = report.machine, report.parameters
     console.print(
-        f"{parameters['frames']} frames after a prompt of {parameters['prompt_columns']} columns; memory for {parameters['slots']} "
-        f"conversation(s). {machine['cpu']}, {machine['cores']} cores, ONNX Runtime {machine['onnxruntime']}.",
+        f"{parameters['frames']} frames after a prompt of {parameters['prompt_columns']} columns; memory for "
+        f"{parameters['slots']} conversation(s). {machine['cpu']}, {machine['cores']} cores, ONNX Runtime {machine['onnxruntime']}.",
         highlight=False,
     )
 
