@@ -30,7 +30,8 @@ def show(report: Report) -> None:
     machine, parameters = report.machine, report.parameters
     console.print(
         f"{parameters['frames']} frames after a prompt of {parameters['prompt_columns']} columns; memory for "
-        f"{parameters['slots']} conversation(s). {machine['cpu']}, {machine['cores']} cores, ONNX Runtime {machine['onnxruntime']}.",
+        f"{parameters['slots']} conversation(s). {machine['cpu']}, {machine['cores']} cores, "
+        f"ONNX Runtime {machine['onnxruntime']}.",
         highlight=False,
     )
 

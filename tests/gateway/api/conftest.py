@@ -54,7 +54,7 @@ def recording() -> Make:
 
 @pytest.fixture
 def ask(client: httpx.AsyncClient, recording: Make) -> Callable[..., Any]:
-    """Posts a question as JSON with a JSON answer; `max_steps` is 4 unless said otherwise."""
+    """Return a function that posts a recording as JSON and accepts JSON; `max_steps` defaults to 4."""
 
     async def post(accept: str = "application/json", audio: bytes | None = None, **fields: Any) -> httpx.Response:
         body = {"audio": base64.b64encode(recording() if audio is None else audio).decode(), "max_steps": 4, **fields}

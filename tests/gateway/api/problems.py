@@ -1,4 +1,4 @@
-"""What a refused request is told."""
+"""Check the problem details of a rejected request."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def settings(settings: Settings) -> Settings:
     "headers",
     [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic first-key"}, {"x-api-key": "first-keyy"}],
 )
-async def test_without_a_valid_key_nobody_is_served(ask, client, app, headers):
+async def test_requests_without_a_valid_key_are_rejected(ask, client, app, headers):
     client.headers.update(headers)
     for answer in (
         await ask(),
@@ -37,17 +37,17 @@ async def test_without_a_valid_key_nobody_is_served(ask, client, app, headers):
 
 
 @pytest.mark.parametrize("headers", [{"authorization": "bearer second-key"}, {"x-api-key": "first-key"}])
-async def test_a_valid_key_is_served(ask, client, headers):
+async def test_a_valid_key_is_accepted(ask, client, headers):
     client.headers.update(headers)
     assert (await ask()).status_code == 200
 
 
-async def test_probes_and_figures_need_no_key(client):
+async def test_probes_and_metrics_need_no_key(client):
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await client.get(path)).status_code == 200
 
 
-async def test_a_key_holds_only_so_many_conversations(ask, client, engine):
+async def test_a_key_is_limited_to_its_number_of_conversations(ask, client, engine):
     client.headers["x-api-key"] = "first-key"
     kept = (await ask(keep=True)).json()["conversation_id"]
     answer = await ask()
@@ -61,7 +61,7 @@ async def test_a_key_holds_only_so_many_conversations(ask, client, engine):
     assert (await ask()).status_code == 200
 
 
-async def test_draining_refuses_new_conversations_and_lets_the_others_end(ask, client, engine, app):
+async def test_draining_rejects_new_conversations_and_completes_others(ask, client, engine, app):
     client.headers["x-api-key"] = "first-key"
     engine.delay = 0.02
     under_way = asyncio.create_task(ask())
@@ -81,7 +81,7 @@ FOREIGN = ["https://elsewhere.example", "https://gateway.elsewhere.example", "nu
 
 
 @pytest.mark.parametrize("origin", FOREIGN)
-async def test_pages_of_other_origins_may_neither_ask_nor_end(ask, client, app, origin):
+async def test_other_origins_are_rejected(ask, client, app, origin):
     client.headers["x-api-key"] = "first-key"
     kept = (await ask(keep=True)).json()["conversation_id"]
     client.headers["origin"] = origin
@@ -96,7 +96,7 @@ async def test_pages_of_other_origins_may_neither_ask_nor_end(ask, client, app, 
 
 
 @pytest.mark.parametrize("origin", ["http://gateway", "https://named.example"])
-async def test_pages_of_our_own_and_of_named_origins_may(ask, client, settings, origin):
+async def test_own_and_allowed_origins_are_accepted(ask, client, settings, origin):
     settings.allowed_origins = ["https://named.example"]
     client.headers["x-api-key"] = "first-key"
     client.headers["origin"] = origin
@@ -123,7 +123,7 @@ def test_origins(origin, host, allowed, expected):
     assert origin_allowed(origin, host, allowed) is expected
 
 
-async def test_without_a_key_the_document_names_no_voice(client):
+async def test_without_a_key_the_document_lists_no_voices(client):
     for path in ("/openapi.json", "/docs"):
         without = await client.get(path)
         assert without.status_code == 200
@@ -133,7 +133,7 @@ async def test_without_a_key_the_document_names_no_voice(client):
         assert "NATM1" in named.text
 
 
-async def test_the_documentation_page_needs_nothing_from_elsewhere(client):
+async def test_the_documentation_page_loads_no_external_resources(client):
     page = await client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -68,14 +68,14 @@ async def test_an_undone_drain_ends_no_session_later(admin, app, ask: Ask, engin
     assert (await answer).status_code == 200
 
 
-async def test_the_drain_of_a_server_that_stops_cannot_be_undone(admin, app):
+async def test_the_drain_of_a_stopping_server_cannot_be_undone(admin, app):
     stopping = asyncio.create_task(app.state.runtime.sessions.drain())
     await asyncio.sleep(0)
     assert (await admin.post("/admin/undrain")).status_code == 403
     await stopping
 
 
-async def test_slots_are_stated(admin, ask: Ask):
+async def test_status_states_the_slots(admin, ask: Ask):
     before = (await admin.get("/admin/status")).json()
     assert (before["slots"], before["active"], before["free"]) == (2, 0, 2)
     await ask(keep=True)
@@ -124,7 +124,7 @@ async def test_a_turn_in_progress_is_ended_with_its_session(admin, app, ask: Ask
     ],
 )
 @pytest.mark.parametrize(("method", "path"), PATHS)
-async def test_web_pages_and_foreign_names_are_refused(admin, app, method, path, headers):
+async def test_web_pages_and_other_host_names_are_rejected(admin, app, method, path, headers):
     assert (await admin.request(method, path, headers=headers)).status_code == 403
     assert not app.state.runtime.sessions.draining
 
@@ -149,7 +149,7 @@ def up(models, manifest, engine):
     return serve
 
 
-async def test_the_socket_is_the_user_s_alone_and_goes_with_the_server(up, tmp_path):
+async def test_the_socket_is_private_and_removed_at_the_end(up, tmp_path):
     path = tmp_path / "admin.sock"
     async with up(admin_listen=str(path)):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -158,7 +158,7 @@ async def test_the_socket_is_the_user_s_alone_and_goes_with_the_server(up, tmp_p
     assert not path.exists()
 
 
-async def test_a_socket_that_a_killed_server_left_is_replaced(up, tmp_path):
+async def test_the_socket_of_a_killed_server_is_replaced(up, tmp_path):
     path = tmp_path / "admin.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -166,14 +166,14 @@ async def test_a_socket_that_a_killed_server_left_is_replaced(up, tmp_path):
         assert server.admin is not None
 
 
-async def test_an_address_that_is_taken_ends_the_server(up, tmp_path, caplog):
+async def test_an_address_in_use_ends_the_server(up, tmp_path, caplog):
     path = tmp_path / "admin.sock"
     async with up(admin_listen=str(path)), up(admin_listen=str(path)) as second:
         assert second.should_exit
         assert f"cannot listen on {path} for the operator API: another server listens there" in caplog.text
 
 
-async def test_the_command_line_reaches_it(up, tmp_path, capsys):
+async def test_the_admin_commands_use_it(up, tmp_path, capsys):
     async with up(admin_listen=str(tmp_path / "admin.sock")) as server:
 
         async def personaplex(*arguments: str) -> tuple[int, str]:
@@ -200,7 +200,7 @@ async def test_by_default_it_is_a_socket_in_a_private_folder_named_by_the_port(u
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-async def test_a_folder_that_others_may_write_is_not_used(up, tmp_path, monkeypatch, caplog):
+async def test_a_folder_writable_by_others_is_not_used(up, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     runtime_folder().mkdir()
     runtime_folder().chmod(0o777)
@@ -210,7 +210,7 @@ async def test_a_folder_that_others_may_write_is_not_used(up, tmp_path, monkeypa
         assert "not a folder of this user alone" in caplog.text
 
 
-async def test_it_can_be_a_port_or_nothing(up):
+async def test_the_address_can_be_a_port_or_none(up):
     async with up(admin_listen="127.0.0.1:0") as server:
         assert server.admin is not None
         async with httpx.AsyncClient() as client:
@@ -234,7 +234,7 @@ def test_addresses(listen, expected):
 
 
 @pytest.mark.parametrize("listen", ["", "9000", "host", "host:port", ":70000", "host:70000"])
-def test_what_is_no_address_is_refused(listen):
+def test_invalid_addresses_are_rejected(listen):
     with pytest.raises(ValueError, match="admin_listen"):
         admin_address(listen, 8998)
     with pytest.raises(ValueError, match="admin_listen"):

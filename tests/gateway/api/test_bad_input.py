@@ -1,4 +1,4 @@
-"""Every wrong request: a clear problem, no slot lost, and the next good one is answered."""
+"""Invalid requests: each gets a problem, frees its slot, and does not affect the next request."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def fields(body: dict[str, Any]) -> list[str]:
     return [item["field"] for item in body["errors"]]
 
 
-async def test_an_unknown_voice_is_told_those_there_are(ask: Ask):
+async def test_the_error_for_an_unknown_voice_lists_the_voices(ask: Ask):
     body = problem(await ask(voice="NATX9"), 422, "unknown-voice")
     assert body["detail"] == "no voice named 'NATX9'; there are: NATF0, NATM1"
     assert fields(body) == ["voice"]
 
 
 @pytest.mark.parametrize("name", ["../voices/NATF0", "/etc/passwd", "voices/NATF0.safetensors", "NATF0\0", "..", ""])
-async def test_a_voices_name_is_never_a_path(ask: Ask, name: str):
+async def test_a_voice_name_is_never_a_path(ask: Ask, name: str):
     problem(await ask(voice=name), 422, "unknown-voice")
 
 
-async def test_an_unknown_prompt_is_told_those_there_are(ask: Ask):
+async def test_the_error_for_an_unknown_prompt_lists_the_prompts(ask: Ask):
     body = problem(await ask(system_prompt="../boss"), 422, "unknown-system-prompt")
     assert "there are: assistant, focused, customer-service, teacher, helpful, expert, warm, direct" in body["detail"]
 
 
-async def test_both_prompts_are_refused(ask: Ask):
+async def test_both_prompts_are_rejected(ask: Ask):
     body = problem(await ask(system_prompt="warm", text_prompt="You are Ana."), 422, "invalid-request")
     assert body["detail"] == "expected system_prompt or text_prompt, got both"
 
 
-async def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(ask: Ask):
+async def test_a_prompt_longer_than_the_context_is_rejected_with_the_numbers(ask: Ask):
     body = problem(await ask(text_prompt="work " * 300), 422, "prompt-too-long")
     assert body["detail"].startswith("the text prompt has ")
     assert body["detail"].endswith("more than the model's context of 300")
@@ -60,34 +60,34 @@ async def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(ask:
         (b"RIFF\xff\xff\xff\xffWAVEfmt ", "expected an audio file libsndfile reads"),
     ],
 )
-async def test_corrupt_audio_is_refused(ask: Ask, audio: bytes, said: str):
+async def test_corrupt_audio_is_rejected(ask: Ask, audio: bytes, said: str):
     body = problem(await ask(audio=audio), 422, "unusable-audio")
     assert said in body["detail"]
     assert fields(body) == ["audio"]
 
 
-async def test_audio_without_samples_is_refused(ask: Ask, recording: Make):
+async def test_audio_without_samples_is_rejected(ask: Ask, recording: Make):
     body = problem(await ask(audio=recording(0)), 422, "unusable-audio")
     assert body["detail"] == "expected some audio, got a file without samples"
 
 
-async def test_no_bytes_of_audio_are_refused(ask: Ask, client: httpx.AsyncClient):
+async def test_empty_audio_is_rejected(ask: Ask, client: httpx.AsyncClient):
     assert fields(problem(await ask(audio=b""), 422, "invalid-request")) == ["audio"]
     empty = await client.post("/v1/respond", files={"audio": ("a.wav", b"")})
     assert fields(problem(empty, 422, "invalid-request")) == ["audio"]
 
 
-async def test_too_long_audio_is_refused(ask: Ask, recording: Make):
+async def test_too_long_audio_is_rejected(ask: Ask, recording: Make):
     body = problem(await ask(audio=recording(126)), 422, "unusable-audio")
     assert body["detail"] == "expected at most 10 s of audio, got more"
 
 
 @pytest.mark.parametrize("rate", [4_000, 200_000])
-async def test_rates_outside_8_to_192_khz_are_refused(ask: Ask, recording: Make, rate: int):
+async def test_rates_outside_8_to_192_khz_are_rejected(ask: Ask, recording: Make, rate: int):
     problem(await ask(audio=recording(5, rate)), 422, "unusable-audio")
 
 
-async def test_nan_samples_are_refused(ask: Ask):
+async def test_nan_samples_are_rejected(ask: Ask):
     buffer = io.BytesIO()
     soundfile.write(buffer, np.array([0.1, np.nan, 0.2]), 24_000, format="WAV", subtype="FLOAT")
     body = problem(await ask(audio=buffer.getvalue()), 422, "unusable-audio")
@@ -112,7 +112,7 @@ async def test_nan_samples_are_refused(ask: Ask):
         ("include", ["everything"]),
     ],
 )
-async def test_values_out_of_range_are_refused(ask: Ask, field: str, value: Any):
+async def test_values_out_of_range_are_rejected(ask: Ask, field: str, value: Any):
     named = fields(problem(await ask(**{field: value}), 422, "invalid-request"))
     assert named[0].split(".")[0] == field
 
@@ -122,7 +122,7 @@ async def raw(client: httpx.AsyncClient, body: str | bytes, kind: str = "applica
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e400"])
-async def test_numbers_that_are_none_are_refused(client: httpx.AsyncClient, literal: str):
+async def test_json_nan_and_infinity_are_rejected(client: httpx.AsyncClient, literal: str):
     body = problem(await raw(client, f'{{"audio": "AA==", "audio_temperature": {literal}}}'), 422, "invalid-request")
     assert fields(body) == ["audio_temperature"]
 
@@ -146,29 +146,29 @@ async def test_numbers_that_are_none_are_refused(client: httpx.AsyncClient, lite
         ("audio", "not base64!"),
     ],
 )
-async def test_wrong_types_are_refused(client: httpx.AsyncClient, field: str, value: Any):
+async def test_wrong_types_are_rejected(client: httpx.AsyncClient, field: str, value: Any):
     body = {"audio": "AA==", field: value}
     assert fields(problem(await raw(client, json.dumps(body)), 422, "invalid-request"))[0].split(".")[0] == field
 
 
-async def test_half_a_character_is_refused(client: httpx.AsyncClient):
+async def test_a_lone_surrogate_is_rejected(client: httpx.AsyncClient):
     answer = await raw(client, r'{"audio": "AA==", "text_prompt": "\ud800"}')
     assert answer.status_code in (400, 422)
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_unknown_fields_are_refused_in_both_kinds_of_body(client: httpx.AsyncClient, ask: Ask, recording: Make):
+async def test_unknown_fields_are_rejected_in_both_kinds_of_body(client: httpx.AsyncClient, ask: Ask, recording: Make):
     assert fields(problem(await ask(temperature=0.5), 422, "invalid-request")) == ["temperature"]
     form = await client.post("/v1/respond", files={"audio": ("a.wav", recording())}, data={"temperature": "0.5"})
     assert fields(problem(form, 422, "invalid-request")) == ["temperature"]
 
 
-async def test_every_field_at_fault_is_named(ask: Ask):
+async def test_every_invalid_field_is_listed(ask: Ask):
     body = problem(await ask(audio_top_k=-1, seed="x", nonsense=1), 422, "invalid-request")
     assert sorted(fields(body)) == ["audio_top_k", "nonsense", "seed"]
 
 
-async def test_missing_audio_is_refused(client: httpx.AsyncClient):
+async def test_missing_audio_is_rejected(client: httpx.AsyncClient):
     assert fields(problem(await raw(client, "{}"), 422, "invalid-request")) == ["audio"]
 
 
@@ -184,31 +184,31 @@ async def test_missing_audio_is_refused(client: httpx.AsyncClient):
         {"files": {"audio": ("a.wav", b"x")}, "data": {"greedy": "perhaps"}},
     ],
 )
-async def test_forms_with_the_wrong_parts_are_refused(client: httpx.AsyncClient, form: dict[str, Any]):
+async def test_forms_with_the_wrong_parts_are_rejected(client: httpx.AsyncClient, form: dict[str, Any]):
     problem(await client.post("/v1/respond", **form), 422, "invalid-request")
 
 
 @pytest.mark.parametrize("body", ["", "{", "[1,", "\xff", '{"audio": }'])
-async def test_a_body_that_is_not_json_is_refused(client: httpx.AsyncClient, body: str):
+async def test_a_body_that_is_not_json_is_rejected(client: httpx.AsyncClient, body: str):
     problem(await raw(client, body.encode("latin-1")), 400, "malformed-body")
 
 
 @pytest.mark.parametrize("body", ["[]", "5", '"audio"', "null"])
-async def test_json_that_is_no_object_is_refused(client: httpx.AsyncClient, body: str):
+async def test_json_that_is_no_object_is_rejected(client: httpx.AsyncClient, body: str):
     problem(await raw(client, body), 422, "invalid-request")
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=x"])
-async def test_a_body_that_is_not_a_form_is_refused(client: httpx.AsyncClient, kind: str):
+async def test_a_body_that_is_not_a_form_is_rejected(client: httpx.AsyncClient, kind: str):
     problem(await raw(client, b"--y\r\nno form\r\n", kind), 400, "malformed-body")
 
 
 @pytest.mark.parametrize("kind", ["audio/wav", "application/x-www-form-urlencoded", "text/plain; charset=utf-8", ""])
-async def test_other_kinds_of_body_are_refused(client: httpx.AsyncClient, recording: Make, kind: str):
+async def test_other_kinds_of_body_are_rejected(client: httpx.AsyncClient, recording: Make, kind: str):
     problem(await raw(client, recording(), kind), 415, "unsupported-media-type")
 
 
-async def test_a_body_over_the_limit_is_refused_by_its_header(client: httpx.AsyncClient, settings: Settings, ask: Ask):
+async def test_a_body_over_the_limit_is_rejected_by_its_header(client: httpx.AsyncClient, settings: Settings, ask: Ask):
     settings.max_body_bytes = 1000
     body = problem(await ask(), 413, "payload-too-large")
     assert body["detail"] == "expected a body of at most 1000 bytes"
@@ -231,11 +231,11 @@ async def test_a_body_over_the_limit_is_not_read_to_its_end(client: httpx.AsyncC
     assert sent <= 11_000
 
 
-async def test_a_json_answer_cannot_be_streamed(ask: Ask):
+async def test_a_json_response_cannot_be_streamed(ask: Ask):
     assert fields(problem(await ask(stream=True), 422, "invalid-request")) == ["stream"]
 
 
-async def test_a_voice_recording_is_refused_unless_the_operator_allows_it(ask: Ask, recording: Make):
+async def test_a_voice_recording_is_rejected_unless_the_operator_allows_it(ask: Ask, recording: Make):
     body = problem(await ask(voice_audio=base64.b64encode(recording(6)).decode()), 403, "not-allowed")
     assert "voice_audio" in body["detail"]
 
@@ -243,7 +243,7 @@ async def test_a_voice_recording_is_refused_unless_the_operator_allows_it(ask: A
 @pytest.mark.parametrize(
     ("frames", "gain", "said"), [(4, 1.0, "at least 0.4 s"), (6, 0.0, "got silence"), (70, 1.0, "at most 5 s")]
 )
-async def test_an_unusable_voice_recording_is_refused(
+async def test_an_unusable_voice_recording_is_rejected(
     ask: Ask, settings: Settings, frames: int, gain: float, said: str
 ):
     settings.allow_voice_audio = True
@@ -255,7 +255,7 @@ async def test_an_unusable_voice_recording_is_refused(
     assert fields(body) == ["voice_audio"]
 
 
-async def test_a_voice_and_a_voice_recording_are_refused(ask: Ask, settings: Settings, recording: Make):
+async def test_a_voice_and_a_voice_recording_are_rejected(ask: Ask, settings: Settings, recording: Make):
     settings.allow_voice_audio = True
     answer = await ask(voice="NATF0", voice_audio=base64.b64encode(recording(6)).decode())
     assert fields(problem(answer, 422, "invalid-request")) == ["voice_audio"]
@@ -269,7 +269,7 @@ async def test_an_unknown_path_is_a_404(client: httpx.AsyncClient, path: str):
 @pytest.mark.parametrize(
     ("method", "path", "allowed"), [("GET", "/v1/respond", "POST"), ("DELETE", "/v1/voices", "GET")]
 )
-async def test_an_unknown_method_is_a_405_that_says_which_is_known(
+async def test_an_unknown_method_is_a_405_with_an_allow_header(
     client: httpx.AsyncClient, method: str, path: str, allowed: str
 ):
     answer = await client.request(method, path)

@@ -1,4 +1,4 @@
-"""Callers who hang up, at every moment: the work stops and the slot is free."""
+"""Clients that disconnect at any time: the work is cancelled and the slot is freed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gateway.settings import Settings
 Make = Callable[..., bytes]
 
 
-class Caller:
-    """A raw ASGI caller of POST /v1/respond that can hang up and can stop reading."""
+class Client:
+    """A raw ASGI client of POST /v1/respond that can disconnect and can stop reading."""
 
     def __init__(self, body: dict[str, Any], accept: str = "audio/wav") -> None:
         headers = [(b"content-type", b"application/json"), (b"accept", accept.encode())]
@@ -46,7 +46,7 @@ class Caller:
         self._broken_off = False
 
     def break_off_after(self, half: bytes) -> None:
-        """Hang up when this much of the body has been sent."""
+        """Disconnect when this much of the body has been sent."""
         self._body = [half]
         self._broken_off = True
         self._gone.set()
@@ -83,11 +83,11 @@ def ended(app: FastAPI, reason: str) -> float:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("seconds", [0.005, 0.05, 0.2])
-async def test_a_caller_who_hangs_up_frees_the_slot(
+async def test_a_disconnect_frees_the_slot(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any], stream: bool, seconds: float
 ):
     engine.delay = 0.01
-    caller = Caller({**body, "stream": stream})
+    caller = Client({**body, "stream": stream})
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(seconds)
     caller.hang_up()
@@ -96,10 +96,10 @@ async def test_a_caller_who_hangs_up_frees_the_slot(
     assert ended(app, "completed") == 0
 
 
-async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
+async def test_a_disconnect_of_a_client_that_stopped_reading_frees_the_slot(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any]
 ):
-    caller = Caller({**body, "stream": True})
+    caller = Client({**body, "stream": True})
     caller.reads.clear()
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(0.05)
@@ -110,11 +110,11 @@ async def test_a_caller_who_stops_reading_and_hangs_up_frees_the_slot(
     assert ended(app, "disconnected") == 1
 
 
-async def test_a_caller_who_does_not_read_is_given_up(
+async def test_a_client_that_does_not_read_is_disconnected(
     app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.idle_seconds = 0.2
-    caller = Caller({**body, "stream": True})
+    caller = Client({**body, "stream": True})
     cut = asyncio.Event()
     caller.scope["extensions"] = {ABORT: cut.set}
     caller.reads.clear()
@@ -124,11 +124,11 @@ async def test_a_caller_who_does_not_read_is_given_up(
     assert ended(app, "disconnected") == 1
 
 
-async def test_a_caller_who_reads_slowly_gets_it_all(
+async def test_a_slow_reader_gets_the_complete_response(
     app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.idle_seconds = 0.4
-    caller = Caller({**body, "stream": True, "max_steps": 10})
+    caller = Client({**body, "stream": True, "max_steps": 10})
 
     async def slowly(message: dict[str, Any]) -> None:
         await asyncio.sleep(0.1)
@@ -140,11 +140,11 @@ async def test_a_caller_who_reads_slowly_gets_it_all(
     assert free(app, engine)
 
 
-async def test_a_drain_does_not_wait_for_a_caller_who_does_not_read(
+async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(
     app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.drain_seconds = 0.1
-    caller = Caller({**body, "stream": True})
+    caller = Client({**body, "stream": True})
     caller.reads.clear()
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(0.05)
@@ -161,8 +161,8 @@ async def test_a_drain_does_not_wait_for_a_caller_who_does_not_read(
         (b"multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="text_prompt"\r\n\r\nYou'),
     ],
 )
-async def test_a_caller_who_hangs_up_within_the_question_is_no_error_of_ours(app: FastAPI, kind: bytes, half: bytes):
-    caller = Caller({})
+async def test_a_disconnect_during_the_upload_is_not_logged_as_an_error(app: FastAPI, kind: bytes, half: bytes):
+    caller = Client({})
     caller.scope["headers"] = [(b"content-type", kind)]
     caller.break_off_after(half)
     await asyncio.wait_for(caller.call(app), 1)
@@ -173,7 +173,7 @@ async def test_a_stream_sends_its_first_frame_long_before_its_last(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any]
 ):
     engine.delay = 0.005
-    caller = Caller({**body, "stream": True})
+    caller = Client({**body, "stream": True})
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(0.15)
     start, first, *more = caller.sent
@@ -184,11 +184,11 @@ async def test_a_stream_sends_its_first_frame_long_before_its_last(
     await task
 
 
-async def test_a_stream_that_breaks_off_does_not_pretend_to_be_whole(
+async def test_a_failed_stream_is_recognizably_incomplete(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any], caplog: pytest.LogCaptureFixture
 ):
     engine.delay = 0.005
-    caller = Caller({**body, "stream": True})
+    caller = Client({**body, "stream": True})
     task = asyncio.create_task(caller.call(app))
     await asyncio.sleep(0.1)
     engine.down = True
@@ -202,7 +202,7 @@ async def test_a_stream_that_breaks_off_does_not_pretend_to_be_whole(
 async def test_cancelling_the_server_task_frees_the_slot(app: FastAPI, engine: FakeBackend, body: dict[str, Any]):
     engine.delay = 0.01
     for stream in (False, True):
-        task = asyncio.create_task(Caller({**body, "stream": stream}).call(app))
+        task = asyncio.create_task(Client({**body, "stream": stream}).call(app))
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -211,10 +211,10 @@ async def test_cancelling_the_server_task_frees_the_slot(app: FastAPI, engine: F
         assert free(app, engine)
 
 
-async def test_a_thousand_callers_who_hang_up_leak_nothing(app: FastAPI, engine: FakeBackend, body: dict[str, Any]):
+async def test_a_thousand_disconnects_leak_nothing(app: FastAPI, engine: FakeBackend, body: dict[str, Any]):
     engine.delay = 0.0002
     for index in range(250):
-        callers = [Caller({**body, "stream": index % 2 == 0}) for _ in range(4)]
+        callers = [Client({**body, "stream": index % 2 == 0}) for _ in range(4)]
         tasks = [asyncio.create_task(caller.call(app)) for caller in callers]
         await asyncio.sleep(0.0001 * (index % 40))
         for caller in callers:
@@ -223,7 +223,7 @@ async def test_a_thousand_callers_who_hang_up_leak_nothing(app: FastAPI, engine:
     assert free(app, engine)
 
 
-async def test_work_that_ends_gives_its_result_or_its_error():
+async def test_while_connected_returns_the_result_or_raises_the_error():
     async def never() -> dict[str, Any]:
         await asyncio.sleep(60)
         return {}
@@ -239,7 +239,7 @@ async def test_work_that_ends_gives_its_result_or_its_error():
         await while_connected(never, error())
 
 
-async def test_work_is_over_when_client_gone_is_raised():
+async def test_the_work_has_ended_when_client_gone_is_raised():
     over = asyncio.Event()
 
     async def hang_up() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Good requests that cannot be answered: a clear problem, no slot lost, and the next one is answered."""
+"""Valid requests that fail: each gets a problem, frees its slot, and does not affect the next request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_slot_is_lost")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_more_conversations_than_slots_are_refused_at_once(ask: Ask, engine: FakeBackend, stream: bool):
+async def test_conversations_beyond_the_slots_are_rejected_at_once(ask: Ask, engine: FakeBackend, stream: bool):
     engine.delay = 0.05
     wav = {"accept": "audio/wav"}
     running = [asyncio.create_task(ask(**wav)) for _ in range(2)]
@@ -34,7 +34,7 @@ async def test_more_conversations_than_slots_are_refused_at_once(ask: Ask, engin
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_engine_that_is_gone_is_a_503_and_recovers(ask: Ask, engine: FakeBackend, stream: bool):
+async def test_an_unavailable_backend_is_a_503_and_recovers(ask: Ask, engine: FakeBackend, stream: bool):
     engine.down = True
     for _ in range(5):
         answer = await ask(accept="audio/wav", stream=stream)
@@ -44,7 +44,7 @@ async def test_an_engine_that_is_gone_is_a_503_and_recovers(ask: Ask, engine: Fa
     assert (await ask(accept="audio/wav", stream=stream)).status_code == 200
 
 
-async def test_an_engine_that_goes_in_the_middle_is_a_503(ask: Ask, engine: FakeBackend):
+async def test_a_backend_that_fails_during_a_response_is_a_503(ask: Ask, engine: FakeBackend):
     engine.delay = 0.01
     task = asyncio.create_task(ask(max_steps=50))
     await asyncio.sleep(0.15)
@@ -60,7 +60,7 @@ async def test_a_failure_of_the_models_is_a_502(ask: Ask, engine: FakeBackend, m
     problem(await ask(), 502, "engine-error")
 
 
-async def test_a_mistake_of_ours_is_a_500_without_its_traceback(
+async def test_an_internal_error_is_a_500_without_traceback(
     ask: Ask, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ):
     async def fail(*_: object) -> None:

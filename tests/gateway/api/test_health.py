@@ -1,4 +1,4 @@
-"""What orchestrators and Prometheus see."""
+"""/healthz, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gateway.engine.fake import FakeBackend
 Ask = Callable[..., Any]
 
 
-async def test_alive_whatever_the_engine_does(client: httpx.AsyncClient, engine: FakeBackend):
+async def test_healthz_does_not_depend_on_the_backend(client: httpx.AsyncClient, engine: FakeBackend):
     engine.down = True
     answer = await client.get("/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_ready_only_while_the_engine_is(client: httpx.AsyncClient, engine: FakeBackend, app: FastAPI):
+async def test_readyz_follows_the_backend(client: httpx.AsyncClient, engine: FakeBackend, app: FastAPI):
     app.state.runtime.readiness.period = 0
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
@@ -45,7 +45,7 @@ async def stats(client: httpx.AsyncClient) -> dict[str, float]:
     }
 
 
-async def test_figures_count_frames_stages_and_ends(client: httpx.AsyncClient, ask: Ask, engine: FakeBackend):
+async def test_metrics_count_frames_stages_and_ends(client: httpx.AsyncClient, ask: Ask, engine: FakeBackend):
     await ask(max_steps=6)
     engine.down = True
     await ask()

@@ -1,4 +1,4 @@
-"""JSON bodies that arrive in pieces give what a JSON parser gives for the whole."""
+"""JSON bodies that arrive in pieces are parsed as by a JSON parser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.errors import PayloadTooLarge
 
 
 def parsed(document: bytes, size: int) -> dict[str, Any]:
-    """The document, fed in pieces of `size` bytes, with audio as bytes; None for audio that is not base64."""
+    """Parse the document in pieces of `size` bytes, with audio as bytes; None for audio that is not base64."""
     body = JsonBody()
     for at in range(0, len(document), size):
         body.write(document[at : at + size])
@@ -76,12 +76,12 @@ def test_large_audio(size: int, piece: int):
 @pytest.mark.parametrize(
     "text", ["A", "AA=", "A===", "AA=A", "AAAA=", "AA==AAAA", "AAA AAAA", "AAA\\n", "\\ud83d\\ude00", "A" * 2**16 + "="]
 )
-def test_what_is_not_base64_is_marked(text: str, piece: int):
+def test_invalid_base64_is_marked(text: str, piece: int):
     assert parsed(f'{{"audio": "{text}"}}'.encode(), piece) == {"audio": None}
 
 
 @pytest.mark.parametrize("text", ['{"audio": "AAAA', '{"audio": "AA\\', "{", "", '{"audio": "AAAA"', '"'])
-def test_a_document_that_breaks_off_is_no_json(text: str):
+def test_a_truncated_document_is_rejected(text: str):
     with pytest.raises(json.JSONDecodeError):
         parsed(text.encode(), 4)
 
@@ -90,11 +90,11 @@ def test_a_document_that_breaks_off_is_no_json(text: str):
     "document",
     [b"[" * (MAX_REST + 1), b'{"voice": "' + b"x" * MAX_REST + b'"}', b'{"x":{"y":' * MAX_REST, b'"\\' * MAX_REST],
 )
-def test_what_is_not_audio_is_bounded(document: bytes):
+def test_data_besides_audio_is_limited(document: bytes):
     with pytest.raises(PayloadTooLarge):
         parsed(document, 8192)
 
 
-def test_audio_may_be_larger_than_that():
+def test_audio_may_exceed_that_limit():
     data = bytes(MAX_REST * 2)
     assert parsed(json.dumps({"audio": encoded(data)}).encode(), 8192) == {"audio": data}

@@ -1,4 +1,4 @@
-"""The OpenAPI document: true of this server, and nothing it allows makes the server fail."""
+"""The OpenAPI document matches the server, and no request that it allows makes the server fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     return app.openapi()
 
 
-def test_every_reference_has_its_schema(document: dict[str, Any]):
+def test_every_reference_resolves(document: dict[str, Any]):
     def references(node: Any) -> set[str]:
         if isinstance(node, dict):
             found = {node["$ref"]} if "$ref" in node else set()
@@ -41,7 +41,7 @@ def test_both_bodies_have_the_same_fields(document: dict[str, Any]):
     assert json["properties"]["audio"]["contentEncoding"] == "base64"
 
 
-def test_names_defaults_and_limits_are_this_repositorys(document: dict[str, Any]):
+def test_names_defaults_and_limits_match_the_repository(document: dict[str, Any]):
     fields = document["paths"]["/v1/respond"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     properties = fields["properties"]
     assert properties["voice"]["enum"] == ["NATF0", "NATM1"]
@@ -55,7 +55,7 @@ def test_names_defaults_and_limits_are_this_repositorys(document: dict[str, Any]
     assert properties["audio_temperature"]["default"] == 0.8
 
 
-async def test_where_a_wav_names_what_json_has_a_field_for(client: httpx.AsyncClient, document: dict[str, Any]):
+async def test_documented_headers_of_a_wav_are_sent(client: httpx.AsyncClient, document: dict[str, Any]):
     operation = document["paths"]["/v1/respond"]["post"]
     example = operation["requestBody"]["content"]["application/json"]["example"]
     answer = await client.post("/v1/respond", json={**example, "keep": True})
@@ -66,7 +66,7 @@ async def test_where_a_wav_names_what_json_has_a_field_for(client: httpx.AsyncCl
     assert ended.status_code == 204
 
 
-async def test_the_example_is_answered(client: httpx.AsyncClient, document: dict[str, Any]):
+async def test_the_example_is_accepted(client: httpx.AsyncClient, document: dict[str, Any]):
     example = document["paths"]["/v1/respond"]["post"]["requestBody"]["content"]["application/json"]["example"]
     assert base64.b64decode(example["audio"]).startswith(b"RIFF")
     assert (await client.post("/v1/respond", json=example)).status_code == 200
@@ -82,13 +82,13 @@ def test_problems_are_documented_with_their_kind(document: dict[str, Any]):
 
 @pytest.mark.parametrize(("accept", "cases"), [("audio/wav", effort(50, 500)), ("application/json", effort(25, 200))])
 @pytest.mark.effort
-def test_the_server_keeps_to_its_document(app: FastAPI, accept: str, cases: int):
+def test_the_server_conforms_to_its_document(app: FastAPI, accept: str, cases: int):
     """Schemathesis, all phases: examples, boundary values, wrong methods, random bodies that fit and that do not."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     schema.config.headers = {"Accept": accept}
     schema.config.generation.max_examples = cases
     schema.config.generation.deterministic = True
-    # Whether bytes are audio, and whether two fields exclude each other, is beyond what a schema can say: a body may
+    # A schema cannot express whether bytes are audio, or that two fields exclude each other: a valid body may
     # fit it and still be answered with 422, or with 403 where the operator has not switched a field on.
     accepted = schema.config.checks.positive_data_acceptance
     accepted.expected_statuses = [*accepted.expected_statuses, "422"]

@@ -1,4 +1,4 @@
-"""POST /v1/respond: what goes in, what comes out."""
+"""POST /v1/respond: parameters and responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def samples(data: bytes) -> np.ndarray:
     return pcm
 
 
-async def test_a_form_is_answered_with_a_wav(client: httpx.AsyncClient, recording: Make):
+async def test_a_form_gets_a_wav(client: httpx.AsyncClient, recording: Make):
     answer = await client.post(
         "/v1/respond", files={"audio": ("user.wav", recording(), "audio/wav")}, data={"max_steps": "6", "seed": "11"}
     )
@@ -40,7 +40,7 @@ async def test_a_form_is_answered_with_a_wav(client: httpx.AsyncClient, recordin
     assert len(samples(answer.content)) == 6 * 1920
 
 
-async def test_the_json_answer_has_everything(ask: Ask):
+async def test_the_json_response_is_complete(ask: Ask):
     answer = await ask(seed=11, include=["tokens"])
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -62,12 +62,12 @@ async def test_the_json_answer_has_everything(ask: Ask):
     assert timings["stages"]["temporal"]["median_ms"] <= timings["stages"]["temporal"]["p99_ms"]
 
 
-async def test_tokens_are_left_out_unless_asked_for(ask: Ask):
+async def test_tokens_are_included_on_request_only(ask: Ask):
     body = (await ask()).json()
     assert not {"text_tokens", "agent_codes", "user_codes"} & set(body)
 
 
-async def test_the_transcript_is_the_text_of_the_tokens(ask: Ask, tokenizer: Any):
+async def test_the_transcript_equals_the_text_of_the_tokens(ask: Ask, tokenizer: Any):
     body = (await ask(seed=1, max_steps=20, include=["tokens"])).json()
     assert body["transcript"] == "".join(tokenizer.pieces[token] for token in body["text_tokens"]).strip()
     assert body["transcript"]
@@ -83,7 +83,7 @@ async def test_form_json_and_stream_give_the_same_audio(client: httpx.AsyncClien
     assert as_json == as_wav == streamed == form
 
 
-async def test_a_seed_repeats_an_answer_and_another_changes_it(ask: Ask):
+async def test_the_seed_determines_the_response(ask: Ask):
     first = (await ask(include=["tokens"])).json()
     again = (await ask(include=["tokens"], seed=first["seed"])).json()
     other = (await ask(include=["tokens"], seed=first["seed"] + 1)).json()
@@ -98,7 +98,7 @@ async def test_chosen_seeds_differ_and_are_exact_in_a_double(ask: Ask):
     assert all(int(float(seed)) == seed for seed in seeds)
 
 
-async def test_values_are_the_repositorys_unless_given(ask: Ask, engine: FakeBackend):
+async def test_absent_values_default_to_the_repositorys(ask: Ask, engine: FakeBackend):
     await ask()
     assert {(kind, draw.temperature, draw.top_k) for kind, draw in engine.draws} == {
         ("text", 0.7, 25),
@@ -117,7 +117,7 @@ async def test_greedy_overrides_the_temperatures(ask: Ask, engine: FakeBackend):
     assert {draw.temperature for _, draw in engine.draws} == {0.0}
 
 
-async def test_a_top_k_beyond_the_vocabulary_is_the_vocabulary(ask: Ask, engine: FakeBackend):
+async def test_top_k_is_limited_to_the_vocabulary(ask: Ask, engine: FakeBackend):
     await ask(audio_top_k=1_000_000, text_top_k=1_000_000)
     assert {(kind, draw.top_k) for kind, draw in engine.draws} == {("text", 400), ("audio", 2048)}
 
@@ -129,12 +129,12 @@ def prompt_tokens(engine: FakeBackend) -> list[int]:
 
 
 @pytest.mark.parametrize("name", SYSTEM_PROMPTS)
-async def test_a_system_prompt_is_its_text(ask: Ask, engine: FakeBackend, name: str, tokenizer: Any):
+async def test_a_system_prompt_is_prefilled_as_its_text(ask: Ask, engine: FakeBackend, name: str, tokenizer: Any):
     assert (await ask(system_prompt=name)).status_code == 200
     assert prompt_tokens(engine) == tokenizer.encode_prompt(SYSTEM_PROMPTS[name])
 
 
-async def test_without_a_prompt_the_agent_is_an_assistant(ask: Ask, engine: FakeBackend, tokenizer: Any):
+async def test_the_default_prompt_is_assistant(ask: Ask, engine: FakeBackend, tokenizer: Any):
     tokens = tokenizer.encode_prompt(SYSTEM_PROMPTS["assistant"])
     answer = await ask()
     assert answer.status_code == 200
@@ -149,14 +149,14 @@ async def test_an_empty_text_prompt_means_no_text(ask: Ask, engine: FakeBackend,
     assert len(columns) == 1 + 12
 
 
-async def test_the_named_voice_is_the_one_taken(ask: Ask, engine: FakeBackend, manifest: Manifest):
+async def test_the_named_voice_is_used(ask: Ask, engine: FakeBackend, manifest: Manifest):
     assert (await ask(voice="NATM1")).json()["voice"] == "NATM1"
     embeddings = engine.prefills[-1].embeddings
     assert np.array_equal(embeddings, VoiceRegistry(manifest).require("NATM1").preset.embeddings)
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (44_100, 2), (192_000, 1)])
-async def test_any_rate_and_stereo_are_heard(ask: Ask, recording: Make, rate: int, channels: int):
+async def test_any_rate_and_stereo_are_accepted(ask: Ask, recording: Make, rate: int, channels: int):
     body = (await ask(audio=recording(5, rate, channels), max_steps=5, include=["tokens"])).json()
     assert len(body["user_codes"]) == 5
 
@@ -165,14 +165,14 @@ async def test_without_max_steps_there_are_250_frames_after_the_recording(ask: A
     assert (await ask(max_steps=None)).json()["frames"] == 5 + 250
 
 
-async def test_without_max_steps_a_silent_agent_ends_it_after_two_seconds(ask: Ask, engine: FakeBackend):
+async def test_without_max_steps_two_silent_seconds_end_the_response(ask: Ask, engine: FakeBackend):
     engine.mute = True
     body = (await ask(max_steps=None)).json()
     assert body["frames"] == 5 + 25
     assert body["transcript"] == ""
 
 
-async def test_the_operators_limit_holds_without_max_steps_too(ask: Ask, settings: Settings):
+async def test_the_operators_limit_also_applies_without_max_steps(ask: Ask, settings: Settings):
     settings.max_steps = 40
     assert (await ask(max_steps=None)).json()["frames"] == 40
 
@@ -184,7 +184,7 @@ async def test_a_streamed_wav_of_unknown_length_can_be_read(ask: Ask):
     assert len(samples(answer.content)) == 255 * 1920
 
 
-async def test_a_voice_may_be_a_recording_where_it_is_allowed(
+async def test_voice_audio_is_accepted_if_it_is_enabled(
     ask: Ask, recording: Make, settings: Settings, engine: FakeBackend
 ):
     settings.allow_voice_audio = True
@@ -211,5 +211,5 @@ async def test_a_voice_may_be_a_recording_where_it_is_allowed(
         ("application/json;q=x, ;, ,", "audio/wav"),
     ],
 )
-async def test_the_accept_header_decides_the_kind_of_answer(ask: Ask, accept: str, kind: str):
+async def test_the_accept_header_selects_the_media_type(ask: Ask, accept: str, kind: str):
     assert (await ask(accept=accept)).headers["content-type"] == kind

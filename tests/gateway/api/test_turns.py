@@ -1,4 +1,4 @@
-"""Kept conversations: turns over REST that go on where the last one ended."""
+"""Turn sessions: conversations that continue over several REST requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def part(audio: bytes, first: int, count: int) -> bytes:
     return wav(pcm[first * 1920 : (first + count) * 1920], 24_000)
 
 
-async def test_two_turns_are_one_request_with_the_recordings_joined(ask, recording):
+async def test_two_turns_equal_one_request_with_both_recordings(ask, recording):
     joined = recording(frames=9)
     fields = {"include": ["tokens"], "seed": 4}
     whole = (await ask(audio=part(joined, 0, 9), max_steps=9, **fields)).json()
@@ -41,7 +41,7 @@ async def test_two_turns_are_one_request_with_the_recordings_joined(ask, recordi
     assert two["timings"]["stages"]["temporal"]["median_ms"] > 0
 
 
-async def test_a_kept_conversation_holds_its_slot_until_it_is_deleted(ask, client, app):
+async def test_a_turn_session_holds_its_slot_until_it_is_deleted(ask, client, app):
     kept = [(await ask(keep=True)).json()["conversation_id"] for _ in range(2)]
     refused = await ask()
     assert refused.status_code == 503
@@ -63,7 +63,7 @@ async def test_keep_false_ends_it_after_the_turn(ask, app):
     assert (await ask(conversation_id=name)).status_code == 404
 
 
-async def test_it_ends_when_no_turn_comes(ask, app):
+async def test_a_turn_session_ends_after_its_idle_time(ask, app):
     app.state.runtime.turn_sessions.idle_seconds = 0.05
     name = (await ask(keep=True)).json()["conversation_id"]
     await asyncio.sleep(0.2)
@@ -72,7 +72,7 @@ async def test_it_ends_when_no_turn_comes(ask, app):
     assert 'personaplex_ended_total{reason="idle"} 1.0' in app.state.runtime.metrics.text().decode()
 
 
-async def test_it_ends_after_its_longest_duration_however_many_turns_come(ask, app):
+async def test_a_turn_session_ends_after_its_maximum_duration(ask, app):
     app.state.runtime.turn_sessions.max_seconds = 0.3
     name = (await ask(keep=True)).json()["conversation_id"]
     async with asyncio.timeout(5):
@@ -85,7 +85,7 @@ async def test_it_ends_after_its_longest_duration_however_many_turns_come(ask, a
 
 
 @pytest.mark.parametrize("how", ["deleted", "idle", "drained", "its last turn"])
-async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, engine, monkeypatch, how):
+async def test_a_turn_session_may_end_while_the_next_turn_is_uploaded(ask, client, app, engine, monkeypatch, how):
     runtime = app.state.runtime
     runtime.turn_sessions.idle_seconds = 0.3 if how == "idle" else 60
     name = (await ask(keep=True)).json()["conversation_id"]
@@ -116,7 +116,7 @@ async def test_it_may_end_while_the_next_turns_audio_is_read(ask, client, app, e
     assert engine.opened == engine.closed
 
 
-async def test_no_turn_begins_once_it_is_about_to_end(app):
+async def test_no_turn_begins_while_the_session_is_ending(app):
     """As when both are due in the same pass of the event loop."""
     kept = app.state.runtime.turn_sessions.new(Persona("NATF0", ""), SAMPLING, None)
     async with kept.turn():
@@ -152,7 +152,7 @@ async def test_one_turn_at_a_time(ask, client, engine):
     assert (await first).status_code == 200
 
 
-async def test_voice_prompt_and_sampling_stay_as_they_began(ask):
+async def test_voice_prompt_and_sampling_cannot_change(ask):
     name = (await ask(keep=True)).json()["conversation_id"]
     for change in ({"voice": "NATM1"}, {"text_prompt": "You are Bob."}, {"seed": 3}, {"greedy": True}):
         answer = await ask(conversation_id=name, **change)
@@ -160,7 +160,7 @@ async def test_voice_prompt_and_sampling_stay_as_they_began(ask):
         assert "cannot change in a conversation that is under way" in answer.json()["detail"]
 
 
-async def test_a_failure_ends_it_and_frees_the_slot(ask, engine, app):
+async def test_a_failure_ends_the_session_and_frees_the_slot(ask, engine, app):
     name = (await ask(keep=True)).json()["conversation_id"]
     engine.down = True
     assert (await ask(conversation_id=name)).status_code == 503
@@ -169,14 +169,14 @@ async def test_a_failure_ends_it_and_frees_the_slot(ask, engine, app):
     assert app.state.runtime.admission.taken == 0
 
 
-async def test_a_refused_first_turn_leaves_nothing(ask, app):
+async def test_a_rejected_first_turn_leaves_no_session(ask, app):
     kept = [(await ask(keep=True)).json()["conversation_id"] for _ in range(2)]
     assert len(kept) == 2
     assert (await ask(keep=True)).status_code == 503
     assert app.state.runtime.admission.taken == 2
 
 
-async def test_a_streamed_answer_names_its_conversation(client, recording, app):
+async def test_a_streamed_response_states_its_conversation_id(client, recording, app):
     form = {"keep": "true", "stream": "true", "max_steps": "3"}
     files = {"audio": ("user.wav", recording(), "audio/wav")}
     answer = await client.post("/v1/respond", files=files, data=form)

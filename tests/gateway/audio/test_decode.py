@@ -1,4 +1,4 @@
-"""What audio is read, how it is resampled, and what is refused."""
+"""Decoding: formats, resampling and rejected files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def file(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: str 
     return buffer.getvalue()
 
 
-def test_pcm16_at_the_models_rate_is_taken_as_it_is():
+def test_pcm16_at_the_models_rate_is_unchanged():
     pcm = decode(USER_WAV.read_bytes(), RATE, 300)
     stored, _ = soundfile.read(USER_WAV, dtype="int16")
     assert pcm.dtype == np.float32
@@ -47,7 +47,7 @@ def test_compressed_files_are_read(kind: str, subtype: str | None):
     assert 0.3 < np.abs(pcm).max() < 0.7
 
 
-def test_of_several_channels_the_first_is_taken():
+def test_the_first_of_several_channels_is_used():
     stereo = np.stack([tone(RATE), np.zeros(RATE // 2, np.float32)], axis=1)
     assert np.array_equal(decode(file(stereo, subtype="FLOAT"), RATE, 300), tone(RATE))
 
@@ -60,35 +60,35 @@ def test_long_audio_is_the_same_whether_read_in_one_block_or_several():
 
 
 @pytest.mark.parametrize("rate", [7_999, 192_001])
-def test_rates_outside_8_to_192_khz_are_refused(rate: int):
+def test_rates_outside_8_to_192_khz_are_rejected(rate: int):
     with pytest.raises(AudioError, match=f"expected 8000 to 192000 samples per second, got {rate}"):
         decode(file(tone(rate), rate), RATE, 300)
 
 
-def test_nothing_is_refused():
+def test_an_empty_file_is_rejected():
     with pytest.raises(AudioError, match="got no bytes"):
         decode(b"", RATE, 300)
 
 
-def test_a_file_without_samples_is_refused():
+def test_a_file_without_samples_is_rejected():
     with pytest.raises(AudioError, match="without samples"):
         decode(file(np.zeros(0, np.float32)), RATE, 300)
 
 
 @pytest.mark.parametrize("data", [b"hello, this is no audio at all", b"RIFF\x00\x00\x00\x00WAVE", b"\x00" * 2000])
-def test_what_is_no_audio_is_refused_in_one_line(data: bytes):
+def test_other_data_is_rejected_in_one_line(data: bytes):
     with pytest.raises(AudioError, match="expected an audio file libsndfile reads") as refused:
         decode(data, RATE, 300)
     assert "\n" not in refused.value.message
     assert "0x" not in refused.value.message
 
 
-def test_the_reason_libsndfile_gives_is_told():
+def test_the_error_has_the_reason_of_libsndfile():
     with pytest.raises(AudioError, match=r"Ogg, MP3, …\): Format not recognised$"):
         decode(b"hello, this is no audio at all", RATE, 300)
 
 
-def test_a_flac_cut_in_the_middle_is_refused():
+def test_a_truncated_flac_is_rejected():
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32)
     data = bytearray(file(noise, kind="FLAC"))
     data[len(data) // 2 :] = b"\xff" * (len(data) - len(data) // 2)
@@ -96,7 +96,7 @@ def test_a_flac_cut_in_the_middle_is_refused():
         decode(bytes(data[: len(data) // 2 + 100]), RATE, 300)
 
 
-def test_too_long_audio_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch):
+def test_too_long_audio_is_rejected_before_it_is_read(monkeypatch: pytest.MonkeyPatch):
     def read(*_: object, **__: object) -> None:
         raise AssertionError("it was read")
 
@@ -105,7 +105,7 @@ def test_too_long_audio_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyP
         decode(file(tone(RATE, 2.01)), RATE, 2.0)
 
 
-def test_a_header_that_promises_less_than_the_file_holds_does_not_get_round_the_limit(monkeypatch: pytest.MonkeyPatch):
+def test_a_header_with_too_short_a_length_does_not_bypass_the_limit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(soundfile.SoundFile, "frames", property(lambda self: 10))
     monkeypatch.setattr(soundfile.SoundFile, "seekable", lambda self: False)
     with pytest.raises(AudioError, match="expected at most 2 s"):
@@ -117,19 +117,19 @@ def test_audio_of_exactly_the_limit_is_read():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers_are_refused(bad: float):
+def test_nan_samples_are_rejected(bad: float):
     samples = tone(RATE)
     samples[100] = bad
     with pytest.raises(AudioError, match="got NaN or infinity"):
         decode(file(samples, subtype="FLOAT"), RATE, 300)
 
 
-def test_integers_stored_as_floats_are_refused():
+def test_integers_stored_as_floats_are_rejected():
     with pytest.raises(AudioError, match="expected samples within ±1, got 16383"):
         decode(file(tone(RATE) * 32767, subtype="FLOAT"), RATE, 300)
 
 
-def test_the_error_names_the_field_it_is_about():
+def test_the_error_names_the_field():
     with pytest.raises(AudioError) as refused:
         decode(b"", RATE, 300, field="voice_audio")
     assert refused.value.field == "voice_audio"

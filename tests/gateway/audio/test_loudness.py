@@ -14,7 +14,7 @@ TONE = (0.5 * np.sin(2 * np.pi * 997 * np.arange(RATE) / RATE)).astype(np.float3
 
 
 @pytest.mark.parametrize("gain", [0.01, 1.0, 1.9])
-def test_any_level_comes_out_at_minus_24_lufs(gain: float):
+def test_any_level_is_normalized_to_minus_24_lufs(gain: float):
     level = pyloudnorm.Meter(RATE).integrated_loudness(normalise(TONE * np.float32(gain), RATE).astype(np.float64))
     assert level == pytest.approx(-24.0, abs=0.01)
 
@@ -25,12 +25,12 @@ def test_a_peak_is_not_clipped():
     assert np.abs(normalise(quiet_with_a_click, RATE)).max() > 1.0
 
 
-def test_less_than_a_gating_block_is_refused():
+def test_less_than_a_gating_block_is_rejected():
     with pytest.raises(AudioError, match=r"expected at least 0\.4 s of voice, got 0\.39 s") as refused:
         normalise(TONE[: int(0.39 * RATE)], RATE)
     assert refused.value.field == "voice_audio"
 
 
-def test_silence_is_refused():
+def test_silence_is_rejected():
     with pytest.raises(AudioError, match="got silence"):
         normalise(np.zeros(RATE, np.float32), RATE)

@@ -38,7 +38,7 @@ def demuxed(stream: bytes) -> list[bytes]:
         return [bytes(packet) for packet in container.demux() if packet.size]
 
 
-def test_packets_of_a_file_are_those_ffmpeg_finds(file: bytes) -> None:
+def test_packets_of_a_file_equal_those_of_ffmpeg(file: bytes) -> None:
     head, tags, *audio = packets(file)
     assert head.startswith(b"OpusHead")
     assert tags.startswith(b"OpusTags")
@@ -50,7 +50,7 @@ def test_pieces_of_any_size_give_the_same_packets(file: bytes, piece: int) -> No
     assert packets(file, piece) == packets(file)
 
 
-def test_the_end_of_a_stream_is_seen(file: bytes) -> None:
+def test_the_end_of_a_stream_is_detected(file: bytes) -> None:
     reader = OggReader(MAX)
     packets(file[:-1], reader=reader)
     assert not reader.ended
@@ -58,7 +58,7 @@ def test_the_end_of_a_stream_is_seen(file: bytes) -> None:
     assert reader.ended
 
 
-def test_a_packet_leaves_as_soon_as_its_page_is_there() -> None:
+def test_a_packet_is_returned_as_soon_as_its_page_is_complete() -> None:
     writer, reader = OggWriter(1), OggReader(MAX)
     for number in range(5):
         page = writer.page(bytes([number]) * 300, number)
@@ -68,7 +68,7 @@ def test_a_packet_leaves_as_soon_as_its_page_is_there() -> None:
 
 @given(st.lists(st.binary(max_size=2000), min_size=1, max_size=8), st.integers(1, 3000))
 @settings(max_examples=effort(50, 200), deadline=None)
-def test_what_is_written_is_read(written: list[bytes], piece: int) -> None:
+def test_written_pages_are_read(written: list[bytes], piece: int) -> None:
     writer = OggWriter(7)
     stream = b"".join(writer.page(packet, number) for number, packet in enumerate(written))
     assert packets(stream, piece) == written
@@ -79,8 +79,8 @@ def test_lengths_at_the_edges_of_segments(size: int) -> None:
     assert packets(OggWriter(7).page(b"x" * size, 0), reader=OggReader(70_000)) == [b"x" * size]
 
 
-def test_a_packet_may_go_on_on_the_next_page() -> None:
-    """By hand: a page that ends with a full segment, and one that continues."""
+def test_a_packet_may_continue_on_the_next_page() -> None:
+    """A page that ends with a full segment, and one that continues the packet."""
     long = bytes(range(256)) * 3
     whole = OggWriter(9).page(long, 0)
     first = repaged(whole, flags=2, lacing=[255, 255], body=long[:510])
@@ -88,7 +88,7 @@ def test_a_packet_may_go_on_on_the_next_page() -> None:
     assert packets(first + rest) == [long]
 
 
-def test_pages_of_another_stream_between_ours_are_passed_over() -> None:
+def test_pages_of_other_streams_are_skipped() -> None:
     ours, other = OggWriter(1), OggWriter(2)
     other.page(b"", 0)
     stream = ours.page(b"a", 0) + other.page(b"not ours", 0) + ours.page(b"b", 0)
@@ -96,7 +96,7 @@ def test_pages_of_another_stream_between_ours_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize("at", [4, 5, 6, 14, 20, 22, 26, 27, 28, 40])
-def test_a_flipped_bit_is_found(at: int) -> None:
+def test_a_flipped_bit_is_detected(at: int) -> None:
     page = bytearray(OggWriter(7).page(b"x" * 40, 0))
     page[at] ^= 1
     reader = OggReader(MAX)
@@ -106,7 +106,7 @@ def test_a_flipped_bit_is_found(at: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [b"RIFF", b"Og", b"O", b"\0"])
-def test_what_is_not_ogg_is_refused_as_soon_as_it_shows(stream: bytes) -> None:
+def test_other_data_is_rejected_at_the_first_byte_that_differs(stream: bytes) -> None:
     if b"OggS".startswith(stream):
         assert packets(stream) == []
         stream += b"x"
@@ -114,20 +114,20 @@ def test_what_is_not_ogg_is_refused_as_soon_as_it_shows(stream: bytes) -> None:
         packets(stream)
 
 
-def test_a_stream_must_be_seen_from_its_beginning() -> None:
+def test_a_stream_must_begin_with_its_first_page() -> None:
     writer = OggWriter(7)
     writer.page(b"head", 0)
     with pytest.raises(AudioError, match="beginning"):
         packets(writer.page(b"x", 0))
 
 
-def test_a_packet_must_begin_before_it_goes_on() -> None:
+def test_a_continued_packet_needs_a_beginning() -> None:
     whole = OggWriter(9).page(b"head", 0)
     with pytest.raises(AudioError, match="never began"):
         packets(whole + repaged(whole, flags=1, lacing=[3], body=b"abc"))
 
 
-def test_an_endless_packet_is_refused() -> None:
+def test_a_packet_without_end_is_rejected() -> None:
     whole = OggWriter(9).page(b"head", 0)
     endless = repaged(whole, flags=0, lacing=[255] * 255, body=bytes(255 * 255))
     with pytest.raises(AudioError, match="at most"):

@@ -1,4 +1,4 @@
-"""Opus in Ogg, judged by libsndfile and FFmpeg: they read what we write, and we read what libsndfile writes."""
+"""Opus in Ogg: libsndfile and FFmpeg read the written streams, and streams of libsndfile are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
 from gateway.errors import AudioError
 
 FRAME = 1920
-# Of a tone of 300 Hz: a shift of a third of a millisecond gives 0.8, one of 0.8 ms none at all.
+# Correlation of a tone of 300 Hz: 0.8 for a shift of a third of a millisecond, 0 for 0.8 ms.
 ALIKE = 0.9
 
 
@@ -38,20 +38,20 @@ def read(stream: bytes, piece: int = 1 << 20) -> NDArray[np.float32]:
 
 
 def likeness(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Correlation over what both have."""
+    """Return the correlation over the common length."""
     size = min(len(one), len(other))
     return float(np.corrcoef(one[:size], other[:size])[0, 1])
 
 
-def test_libsndfile_hears_what_we_write_without_delay() -> None:
+def test_libsndfile_reads_written_streams_without_delay() -> None:
     pcm = tone()
-    heard, rate = soundfile.read(io.BytesIO(written(pcm)), dtype="float32")
+    decoded, rate = soundfile.read(io.BytesIO(written(pcm)), dtype="float32")
     assert rate == 24_000
-    assert len(pcm) - FRAME < len(heard) <= len(pcm)
-    assert likeness(pcm, heard) > ALIKE
+    assert len(pcm) - FRAME < len(decoded) <= len(pcm)
+    assert likeness(pcm, decoded) > ALIKE
 
 
-def test_ffmpeg_finds_a_packet_of_80_ms_per_page_at_the_right_time() -> None:
+def test_ffmpeg_reads_a_packet_of_80_ms_per_page() -> None:
     pcm = tone()
     with av.open(io.BytesIO(written(pcm)), format="ogg") as container:
         stream = container.streams.audio[0]
@@ -71,7 +71,7 @@ def test_positions_count_samples_at_48_khz() -> None:
     assert [struct.unpack_from("<q", page, 6)[0] for page in pages] == [3840, 7680, 11520]
 
 
-def test_the_head_says_what_the_stream_is() -> None:
+def test_the_head_describes_the_stream() -> None:
     head, tags = (packet.data for packet in OggReader(1000).read(OggOpusWriter().head()))
     assert struct.unpack("<8sBBHIhB", head) == (b"OpusHead", 1, 1, 312, 24_000, 0, 0)
     (size,) = struct.unpack_from("<I", tags, 8)
@@ -81,15 +81,15 @@ def test_the_head_says_what_the_stream_is() -> None:
 @pytest.mark.parametrize("piece", [1, 100, 1 << 20])
 @pytest.mark.parametrize("rate", [8_000, 24_000, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_we_hear_what_libsndfile_writes(piece: int, rate: int, channels: int) -> None:
+def test_streams_of_libsndfile_are_read(piece: int, rate: int, channels: int) -> None:
     time = np.arange(2 * rate) / rate
     pcm = 0.4 * np.sin(2 * np.pi * 300 * time)
     buffer = io.BytesIO()
     soundfile.write(buffer, np.stack([pcm] * channels, axis=1), rate, format="OGG", subtype="OPUS")
-    heard = read(buffer.getvalue(), piece)
-    # Not cut at the end: a stream that goes on has none.
-    assert 48_000 <= len(heard) < 48_000 + 2 * FRAME
-    assert likeness(tone(2.0), heard) > ALIKE
+    decoded = read(buffer.getvalue(), piece)
+    # Not trimmed at the end: the end of a running stream is unknown.
+    assert 48_000 <= len(decoded) < 48_000 + 2 * FRAME
+    assert likeness(tone(2.0), decoded) > ALIKE
 
 
 def test_a_second_stream_may_follow() -> None:
@@ -116,7 +116,7 @@ def test_the_gain_of_the_head_is_applied() -> None:
         struct.pack("<8sBBHIhB", b"OpusHead", 1, 3, 0, 24_000, 0, 1),
     ],
 )
-def test_other_heads_are_refused(head: bytes) -> None:
+def test_other_heads_are_rejected(head: bytes) -> None:
     with pytest.raises(AudioError, match="expected"):
         read(OggWriter(1).page(head, 0))
 
@@ -128,11 +128,11 @@ def test_tags_must_follow_the_head() -> None:
         read(head + writer.page(b"\xfc", 0))
 
 
-def test_minutes_in_few_bytes_are_decoded_as_they_are_asked_for() -> None:
+def test_highly_compressed_audio_is_decoded_on_demand() -> None:
     writer = OggWriter(42)
     head = OggOpusWriter().head()
     writer.page(b"", 0)
-    # A packet of one byte is 60 ms of nothing.
+    # A packet of one byte is 60 ms of silence.
     page = writer.page(b"\x18", 0)
     pieces = OggOpusReader().read(head + page * 20_000)
     assert len(next(pieces)) > 0

@@ -9,7 +9,7 @@ import pytest
 from gateway.audio.opus import MAX_PACKET_BYTES, OpusDecoder, OpusEncoder
 from gateway.errors import AudioError
 
-# Of a tone of 300 Hz: a shift of a third of a millisecond gives 0.8, one of 0.8 ms none at all.
+# Correlation of a tone of 300 Hz: 0.8 for a shift of a third of a millisecond, 0 for 0.8 ms.
 ALIKE = 0.9
 
 
@@ -18,7 +18,7 @@ def sine(samples: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [60, 120, 240, 480, 960, 1440, 1920, 2880])
-def test_every_length_a_packet_may_have_comes_back(size: int) -> None:
+def test_packets_of_every_allowed_length_are_decoded(size: int) -> None:
     encoder, decoder = OpusEncoder(), OpusDecoder()
     frames = sine(size * 20).reshape(20, size)
     heard = np.concatenate([decoder.decode(encoder.encode(frame)) for frame in frames])
@@ -27,7 +27,7 @@ def test_every_length_a_packet_may_have_comes_back(size: int) -> None:
     assert np.corrcoef(heard[delay:], frames.reshape(-1)[: len(heard) - delay])[0, 1] > ALIKE
 
 
-def test_ffmpeg_decodes_our_packets() -> None:
+def test_ffmpeg_decodes_the_encoders_packets() -> None:
     encoder = OpusEncoder()
     pcm = sine(1920 * 20)
     decoder = av.CodecContext.create("opus", "r")
@@ -45,18 +45,18 @@ def test_ffmpeg_decodes_our_packets() -> None:
     assert np.corrcoef(heard[2 * delay :: 2], pcm[: len(pcm) - delay])[0, 1] > ALIKE
 
 
-def test_other_lengths_are_no_packet() -> None:
+def test_other_lengths_cannot_be_encoded() -> None:
     with pytest.raises(ValueError, match="1919 samples"):
         OpusEncoder().encode(np.zeros(1919, np.float32))
 
 
 @pytest.mark.parametrize("packet", [b"", bytes(MAX_PACKET_BYTES + 1), b"\xff", b"\x03\xff\xff"])
-def test_what_is_no_packet_is_refused(packet: bytes) -> None:
+def test_invalid_packets_are_rejected(packet: bytes) -> None:
     with pytest.raises(AudioError, match="expected an Opus packet"):
         OpusDecoder().decode(packet)
 
 
-def test_a_decoder_goes_on_after_a_bad_packet() -> None:
+def test_a_decoder_continues_after_an_invalid_packet() -> None:
     encoder, decoder = OpusEncoder(), OpusDecoder()
     good = encoder.encode(sine(1920))
     with pytest.raises(AudioError):
@@ -64,7 +64,7 @@ def test_a_decoder_goes_on_after_a_bad_packet() -> None:
     assert len(decoder.decode(good)) == 1920
 
 
-def test_what_is_decoded_stays_when_more_is_decoded() -> None:
+def test_later_packets_do_not_change_decoded_samples() -> None:
     encoder, decoder = OpusEncoder(), OpusDecoder()
     first = decoder.decode(encoder.encode(sine(1920)))
     before = first.copy()

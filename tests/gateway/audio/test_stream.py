@@ -1,4 +1,4 @@
-"""PCM of any format and rate, as it comes."""
+"""PCM streams of any format and rate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_integers_are_scaled_to_one() -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000, 192_000])
 @pytest.mark.parametrize("piece", [77, 4000])
-def test_resampling_in_pieces_is_resampling_at_once(rate: int, piece: int) -> None:
+def test_resampling_in_pieces_equals_resampling_at_once(rate: int, piece: int) -> None:
     reader = PcmReader("pcm_f32le", rate)
     parts = [reader.read(NOISE[at : at + piece].tobytes()) for at in range(0, len(NOISE), piece)]
     whole = np.concatenate([*parts, reader.finish()])
@@ -33,28 +33,28 @@ def test_resampling_in_pieces_is_resampling_at_once(rate: int, piece: int) -> No
 
 
 @pytest.mark.parametrize(("form", "size"), [("pcm_s16le", 1), ("pcm_s16le", 3), ("pcm_f32le", 6)])
-def test_half_a_sample_is_refused(form: str, size: int) -> None:
+def test_an_incomplete_sample_is_rejected(form: str, size: int) -> None:
     with pytest.raises(AudioError, match="whole"):
         PcmReader(form, 24_000).read(bytes(size))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 17.0, -1e30])
-def test_what_is_no_level_is_refused(value: float) -> None:
+def test_invalid_sample_values_are_rejected(value: float) -> None:
     with pytest.raises(AudioError, match="NaN"):
         PcmReader("pcm_f32le", 24_000).read(np.array([0.0, value], "<f4").tobytes())
 
 
 @pytest.mark.parametrize("rate", [7_999, 192_001])
-def test_other_rates_are_refused(rate: int) -> None:
+def test_other_rates_are_rejected(rate: int) -> None:
     with pytest.raises(AudioError, match="samples per second"):
         PcmReader("pcm_s16le", rate)
 
 
-def test_nothing_is_nothing() -> None:
+def test_no_bytes_give_no_samples() -> None:
     assert PcmReader("pcm_f32le", 16_000).read(b"").size == 0
     assert PcmReader("pcm_f32le", 24_000).finish().size == 0
 
 
-def test_to_bytes_and_back() -> None:
+def test_to_bytes_is_inverse_to_reading() -> None:
     assert np.array_equal(PcmReader("pcm_f32le", 24_000).read(to_bytes(NOISE, "pcm_f32le")), NOISE)
     assert np.abs(PcmReader("pcm_s16le", 24_000).read(to_bytes(NOISE, "pcm_s16le")) - NOISE).max() <= 2 / 32768

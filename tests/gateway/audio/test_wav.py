@@ -1,4 +1,4 @@
-"""The WAV we write, as others read it."""
+"""Written WAV files, read by other libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_file_reads_back_within_a_ten_thousandth():
     assert np.abs(pcm - NOISE).max() < 1e-4
 
 
-def test_samples_are_cut_towards_zero_and_clipped():
+def test_samples_are_truncated_towards_zero_and_clipped():
     samples = np.array([0.0, 1.0, -1.0, 2.0, -2.0, 1.9 / 32767, -1.9 / 32767], np.float32)
     assert np.frombuffer(pcm16(samples), "<i2").tolist() == [0, 32767, -32767, 32767, -32767, 1, -1]
 

@@ -1,4 +1,4 @@
-"""What the command line's tests share: running a command here or as a process, and one service to talk to."""
+"""Fixtures of the CLI tests: run a command in this process or another, and a running service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "gateway.cli"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line it complained with; fails if there is another, or any result beside it."""
+        """Return the error line. Fails if there are more lines, or output besides it."""
         assert self.code == 2
         assert self.out == ""
         assert self.err.endswith("\n")
@@ -56,7 +56,7 @@ def personaplex(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command as a process of its own, in an empty folder; those that still run at the end are killed."""
+    """Return a function that starts a command as a process in an empty folder. Running ones are killed at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:

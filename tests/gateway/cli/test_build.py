@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_checkpoint(personaplex: Run, tmp_path: Pat
     assert a != c
 
 
-def test_what_is_built_can_be_served(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_built_repository_can_be_served(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     outcome = personaplex("build", checkpoint, models, "--slots", 3)
     assert (outcome.code, outcome.out) == (0, "")
@@ -67,17 +67,17 @@ def test_a_file_the_checkpoint_lacks_is_named(personaplex: Run, checkpoint: Path
     assert not models.exists()
 
 
-def test_an_unknown_variant_is_refused(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_unknown_variant_is_rejected(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert "fp7" in personaplex("build", checkpoint, tmp_path / "models", "--variant", "fp7").error
 
 
-def test_a_place_that_cannot_be_written_is_an_error(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_read_only_output_folder_is_an_error(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert str(tmp_path / "file") in personaplex("build", checkpoint, tmp_path / "file" / "models").error
 
 
-def test_the_bar_is_for_terminals(checkpoint: Path, tmp_path: Path) -> None:
-    """On a pipe stderr has the last line alone; on a terminal a bar before it."""
+def test_the_progress_bar_is_shown_on_terminals_only(checkpoint: Path, tmp_path: Path) -> None:
+    """On a pipe stderr has the last line only; on a terminal a progress bar precedes it."""
     build = [*COMMAND, "build", str(checkpoint)]
     piped = subprocess.run([*build, str(tmp_path / "a")], capture_output=True, cwd=ROOT, check=True)
     assert piped.stderr.count(b"\n") == 1

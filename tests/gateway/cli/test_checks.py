@@ -38,7 +38,7 @@ def test_this_machine_can_serve(tiny_models: Path) -> None:
     assert "CPU" in found["ONNX Runtime"].found
 
 
-def test_whatever_is_not_right_says_how_to_mend_it() -> None:
+def test_every_failure_states_a_remedy() -> None:
     for check in checks.run_checks():
         assert (check.status is Status.OK) == (check.mend == "")
 
@@ -46,14 +46,14 @@ def test_whatever_is_not_right_says_how_to_mend_it() -> None:
 @pytest.mark.parametrize(
     ("version", "status"), [((3, 10), Status.FAIL), ((3, 11), Status.OK), ((3, 13), Status.OK), ((3, 14), Status.FAIL)]
 )
-def test_python_must_be_one_with_a_stub(
+def test_python_must_have_a_triton_stub(
     monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], status: Status
 ) -> None:
     monkeypatch.setattr(checks.sys, "version_info", (*version, 0, "final", 0))
     assert checks.python().status is status
 
 
-def test_a_missing_part_is_split_into_what_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_part_has_a_problem_and_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise TritonNotInstalledError("libpython is not there: apt-get install libpython")
 
@@ -67,14 +67,14 @@ def test_a_missing_part_is_split_into_what_and_how(monkeypatch: pytest.MonkeyPat
     assert checks.triton().status is Status.FAIL
 
 
-def test_a_server_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "MODEL", "import no_such_module")
     check = checks.triton()
     assert check.status is Status.FAIL
     assert "No module named 'no_such_module'" in check.found
 
 
-def test_a_machine_without_the_driver_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_driver_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_library(_: str) -> None:
         raise OSError
 
@@ -83,7 +83,7 @@ def test_a_machine_without_the_driver_computes_on_the_cpu(monkeypatch: pytest.Mo
 
 
 class Libraries:
-    """What `ctypes.CDLL` gives: a driver with one device, and CUDA's libraries except `missing`."""
+    """Fake of `ctypes.CDLL`: a driver with one device, and CUDA's libraries except `missing`."""
 
     def __init__(self, *missing: str) -> None:
         self._missing = missing
@@ -139,7 +139,7 @@ def test_a_machine_without_the_kernels_can_serve(monkeypatch: pytest.MonkeyPatch
     assert "ONNX Runtime's own kernels" in check.mend
 
 
-def test_two_onnx_runtimes_over_one_another_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_installed_onnx_runtimes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.metadata, "version", lambda _: "1.31.1")
     check = checks.onnx_runtime()
     assert check.status is Status.FAIL
@@ -147,7 +147,7 @@ def test_two_onnx_runtimes_over_one_another_are_told(monkeypatch: pytest.MonkeyP
     assert check.mend.startswith("pip uninstall onnxruntime onnxruntime-gpu")
 
 
-def test_a_repository_for_cuda_needs_it(cuda_models: Path) -> None:
+def test_a_repository_for_cuda_needs_cuda(cuda_models: Path) -> None:
     check = checks.repository(cuda_models)
     assert check.status is Status.FAIL
     assert "built for CUDA, which is not available" in check.found
@@ -156,13 +156,13 @@ def test_a_repository_for_cuda_needs_it(cuda_models: Path) -> None:
 @pytest.mark.parametrize(
     ("free", "status"), [(GIB // 2, Status.FAIL), (GIB + GIB // 2, Status.WARN), (4 * GIB, Status.OK)]
 )
-def test_memory_is_judged_by_what_is_free(monkeypatch: pytest.MonkeyPatch, free: int, status: Status) -> None:
+def test_memory_is_compared_with_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, status: Status) -> None:
     monkeypatch.setattr(checks, "CGROUP_LIMIT", Path("/nowhere"))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(free))
     assert checks.memory().status is status
 
 
-def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_containers_memory_limit_applies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text(f"{512 * MIB}\n")
     monkeypatch.setattr(checks, "CGROUP_LIMIT", tmp_path / "memory.max")
     assert checks.memory().status is Status.FAIL
@@ -174,12 +174,12 @@ def test_shared_memory_must_hold_the_models_regions(monkeypatch: pytest.MonkeyPa
     assert checks.shared_memory().status is status
 
 
-def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(GIB, GIB, 0))
     assert checks.disk().status is Status.FAIL
 
 
-def test_a_temporary_folder_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_temporary_folder_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.os, "access", lambda path, _: str(path) != tempfile.gettempdir())
     assert (checks.disk().status, checks.disk().mend) == (Status.FAIL, "set TMPDIR to a writable folder")
 
@@ -192,7 +192,7 @@ def test_a_port_in_use_is_a_warning() -> None:
     assert checks.gateway_port(port).status is Status.OK
 
 
-def test_a_folder_that_was_not_built_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_repository_is_reported(tmp_path: Path) -> None:
     check = checks.repository(tmp_path)
     assert check.status is Status.FAIL
     assert check.mend == f"personaplex build CHECKPOINT {tmp_path}"
@@ -215,7 +215,7 @@ def test_weights_and_full_slots_must_fit_the_memory(tiny_models: Path, monkeypat
     assert checks.repository(tiny_models).mend == "build a smaller variant, or use a machine with more memory"
 
 
-def test_a_voice_that_cannot_be_used_is_a_warning(tiny_models: Path, tmp_path: Path) -> None:
+def test_an_unusable_voice_is_a_warning(tiny_models: Path, tmp_path: Path) -> None:
     models = shutil.copytree(tiny_models, tmp_path / "models", ignore=shutil.ignore_patterns("triton"))
     assert "18 voices" in checks.repository(models).found
     (models / "voices" / "NATF0.safetensors").write_bytes(b"")

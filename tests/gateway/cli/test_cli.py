@@ -41,7 +41,7 @@ def test_wrong_usage_is_one_line(personaplex: Run, arguments: list[str], said: s
     assert said in personaplex(*arguments).error
 
 
-def test_an_interrupt_ends_without_a_word(personaplex: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_without_output(personaplex: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -49,7 +49,7 @@ def test_an_interrupt_ends_without_a_word(personaplex: Run, monkeypatch: pytest.
     assert personaplex("tiny", "out") == Outcome(130, "", "")
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     help_ = subprocess.Popen([*COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     assert help_.stdout is not None
     help_.stdout.close()

@@ -12,7 +12,7 @@ from gateway.cli.demo import STAGES
 from tests.gateway.cli.conftest import Outcome
 
 
-def test_the_demo_answers_and_shows_what_it_took(
+def test_the_demo_writes_a_response_and_prints_timings(
     spawn: Callable[..., subprocess.Popen[str]], tmp_path: Path, gone: Callable[[int], list[str]]
 ) -> None:
     soundfile.write(tmp_path / "short.wav", np.sin(np.arange(8000) / 20) * 0.3, 16000)
@@ -29,5 +29,5 @@ def test_the_demo_answers_and_shows_what_it_took(
     assert gone(process.pid) == []
 
 
-def test_a_recording_that_is_not_there_is_told(personaplex: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_missing_recording_is_reported(personaplex: Callable[..., Outcome], tmp_path: Path) -> None:
     assert "cannot read /nowhere.wav" in personaplex("demo", "-i", "/nowhere.wav", "--folder", tmp_path).error

@@ -40,7 +40,7 @@ def test_a_failure_is_exit_code_2(personaplex: Run, found: Callable[..., None]) 
     assert "to mend: make room" in outcome.out
 
 
-def test_json_holds_the_same(personaplex: Run, found: Callable[..., None]) -> None:
+def test_json_has_the_same_content(personaplex: Run, found: Callable[..., None]) -> None:
     found(GOOD, BAD)
     outcome = personaplex("doctor", "--json")
     assert outcome.code == 2

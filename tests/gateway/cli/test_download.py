@@ -1,4 +1,4 @@
-"""`personaplex download`, as a process that speaks to a Hub on this machine."""
+"""`personaplex download`, run as a process with a local Hub."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def files() -> dict[str, bytes]:
     return files | {"voices.tgz": archive_of(NATF0=(GOLDEN / "checkpoint" / "voices" / "NATF0.pt").read_bytes())}
 
 
-def test_it_says_the_licence_the_commit_and_what_comes_next(
-    spawn: Spawn, files: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_download_prints_licence_commit_and_next_step(spawn: Spawn, files: dict[str, bytes], tmp_path: Path) -> None:
     with running(FakeHub(files)) as hub:
         process = spawn("download", tmp_path / "out", HF_ENDPOINT=hub.url, HF_TOKEN="", HF_HOME=str(tmp_path / "home"))
         out, err = process.communicate(timeout=60)

@@ -21,7 +21,7 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "models"
 
 
-def test_tables_tell_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+def test_tables_have_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
     stats = tmp_path / "figures.json"
     asked = ("--columns", 3, "--layers", 2, "--json", stats)
     outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, *asked)
@@ -45,7 +45,7 @@ def test_tables_tell_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_p
     assert [set(repository) for repository in told["repositories"]] == [expected] * 2
 
 
-def test_json_on_stdout_is_all_there_is(personaplex: Run, tiny_models: Path, question: Path) -> None:
+def test_stdout_is_json_only(personaplex: Run, tiny_models: Path, question: Path) -> None:
     asked = ("--audio", question, "--voice", "VARM2", "--prompt", "", "--layers", 0, "--json", "-")
     outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--threads", 1, *asked)
     told = json.loads(outcome.out)
@@ -61,26 +61,26 @@ def test_a_recording_is_followed_by_silence(personaplex: Run, tiny_models: Path,
     assert json.loads(outcome.out)["parameters"]["frames"] == 82
 
 
-def test_another_checkpoint_is_refused(personaplex: Run, tiny_models: Path, other_models: Path) -> None:
+def test_another_checkpoint_is_rejected(personaplex: Run, tiny_models: Path, other_models: Path) -> None:
     error = personaplex("evaluate", other_models, "--against", tiny_models).error
     assert f"{other_models} was built from another checkpoint than {tiny_models}: voice" in error
 
 
-def test_what_is_no_repository_is_refused(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_repository_is_rejected(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
     assert "is not a built repository" in personaplex("evaluate", tmp_path, "--against", tiny_models).error
     assert "is not a built repository" in personaplex("evaluate", tiny_models, "--against", tmp_path).error
 
 
-def test_nothing_to_compare_is_refused(personaplex: Run, tiny_models: Path) -> None:
+def test_a_comparison_without_models_is_rejected(personaplex: Run, tiny_models: Path) -> None:
     assert "MODELS" in personaplex("evaluate", "--against", tiny_models).error
     assert "--against" in personaplex("evaluate", tiny_models).error
 
 
-def test_an_unknown_voice_is_refused(personaplex: Run, tiny_models: Path) -> None:
+def test_an_unknown_voice_is_rejected(personaplex: Run, tiny_models: Path) -> None:
     assert "NOBODY" in personaplex("evaluate", tiny_models, "--against", tiny_models, "--voice", "NOBODY").error
 
 
-def test_a_recording_that_is_none_is_refused(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+def test_a_file_without_audio_is_rejected(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.wav"
     asked = ("evaluate", tiny_models, "--against", tiny_models, "--audio")
     assert f"cannot read {missing}" in personaplex(*asked, missing).error

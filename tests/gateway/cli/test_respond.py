@@ -24,19 +24,19 @@ FRAME_BYTES = 2 * 1920
 
 @pytest.fixture
 def ask(personaplex: Run, service: Service, question: Path) -> Run:
-    """`personaplex respond` with a question, ten frames and a seed, to the running service."""
+    """Run `personaplex respond` with a recording, ten frames and a seed, against the running service."""
     common = ["--server", service.url, "--input", question, "--max-steps", 10, "--seed", 5]
     return lambda *arguments: personaplex("respond", *common, *arguments)
 
 
-def test_the_answer_goes_to_the_output_file_alone(ask: Run, tmp_path: Path) -> None:
+def test_the_response_is_written_to_the_output_file_only(ask: Run, tmp_path: Path) -> None:
     outcome = ask("--output", tmp_path / "a.wav")
     assert outcome == Outcome(0, "", "")
     info = soundfile.info(tmp_path / "a.wav")
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (24000, 1, 10 * 1920, "PCM_16")
 
 
-def test_a_streamed_answer_is_the_same_file(ask: Run, tmp_path: Path) -> None:
+def test_a_streamed_response_gives_the_same_file(ask: Run, tmp_path: Path) -> None:
     ask("--output", tmp_path / "whole.wav")
     assert ask("--output", tmp_path / "streamed.wav", "--stream") == Outcome(0, "", "")
     assert (tmp_path / "streamed.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
@@ -57,7 +57,7 @@ def test_the_recording_can_come_from_stdin(service: Service, question: Path) -> 
     assert len(done.stdout) == 44 + 3 * FRAME_BYTES
 
 
-def test_json_is_the_api_s_object(ask: Run) -> None:
+def test_json_equals_the_apis_response(ask: Run) -> None:
     answer = json.loads(ask("--json").out)
     assert (answer["frames"], answer["seed"], answer["sample_rate"]) == (10, 5, 24000)
     assert {"setup_ms", "time_to_first_audio_ms", "stages", "rtf"} <= answer["timings"].keys()
@@ -71,7 +71,7 @@ def test_json_with_an_output_file_leaves_the_audio_there(ask: Run, tmp_path: Pat
     assert soundfile.info(tmp_path / "a.wav").frames == 10 * 1920
 
 
-def test_tokens_come_when_asked_for(ask: Run) -> None:
+def test_tokens_are_included_on_request(ask: Run) -> None:
     answer = json.loads(ask("--json", "--include-tokens").out)
     assert len(answer["text_tokens"]) == 10
     assert {len(codes) for codes in answer["agent_codes"] + answer["user_codes"]} == {8}
@@ -110,7 +110,7 @@ def test_every_option_reaches_the_server(personaplex: Run, question: Path, monke
     }
 
 
-def test_options_not_given_are_left_to_the_server(ask: Run, service: Service, question: Path) -> None:
+def test_absent_options_are_not_sent(ask: Run, service: Service, question: Path) -> None:
     with Client(service.url) as client:
         direct = client.respond({"audio": question.read_bytes()}, {"max_steps": "10", "seed": "5"})
     assert json.loads(ask("--json").out)["audio"] == direct["audio"]
@@ -126,22 +126,20 @@ def test_options_not_given_are_left_to_the_server(ask: Run, service: Service, qu
         (["--seed", "-1"], "seed"),
     ],
 )
-def test_what_the_server_refuses_is_told_in_its_words(
-    ask: Run, tmp_path: Path, arguments: list[str], said: str
-) -> None:
+def test_the_servers_error_message_is_printed(ask: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
     output = tmp_path / "a.wav"
     assert said in ask(*arguments, "--output", output).error
     assert said in ask(*arguments, "--json").error
 
 
-def test_a_refused_answer_leaves_an_earlier_file_alone(ask: Run, tmp_path: Path) -> None:
+def test_a_rejected_request_does_not_change_an_existing_file(ask: Run, tmp_path: Path) -> None:
     output = tmp_path / "a.wav"
     output.write_bytes(b"earlier")
     assert ask("--voice", "NOBODY", "--output", output).code == 2
     assert output.read_bytes() == b"earlier"
 
 
-def test_a_recording_that_is_none_is_told(personaplex: Run, service: Service, tmp_path: Path) -> None:
+def test_a_file_without_audio_is_reported(personaplex: Run, service: Service, tmp_path: Path) -> None:
     (tmp_path / "x.wav").write_text("not audio")
     assert personaplex("respond", "--server", service.url, "-i", tmp_path / "x.wav", "--json").error
 
@@ -163,7 +161,9 @@ def test_a_recording_that_is_none_is_told(personaplex: Run, service: Service, tm
         (["--max-steps", "0", "--json"], "Invalid value for '--max-steps'"),
     ],
 )
-def test_what_cannot_be_is_one_line(personaplex: Run, question: Path, arguments: list[str], said: str) -> None:
+def test_invalid_options_are_reported_in_one_line(
+    personaplex: Run, question: Path, arguments: list[str], said: str
+) -> None:
     given = arguments if "-i" in arguments else ["-i", question, *arguments]
     assert said in personaplex("respond", *given).error
 
@@ -173,7 +173,7 @@ def test_audio_is_not_written_to_a_terminal(personaplex: Run, question: Path, mo
     assert "--output FILE" in personaplex("respond", "-i", question).error
 
 
-def test_an_answer_that_breaks_off_leaves_a_readable_file(
+def test_an_interrupted_response_leaves_a_readable_file(
     personaplex: Run, question: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> object:
@@ -187,7 +187,7 @@ def test_an_answer_that_breaks_off_leaves_a_readable_file(
     assert soundfile.info(output).frames == 1920
 
 
-def test_models_starts_everything_answers_and_stops(
+def test_models_starts_a_server_responds_and_stops(
     spawn: Callable[..., subprocess.Popen[str]], tiny_models: Path, question: Path, gone: Callable[[int], list[str]]
 ) -> None:
     process = spawn("respond", "--models", tiny_models, "-i", question, "--max-steps", 4, "--seed", 5, "--json")
@@ -197,7 +197,7 @@ def test_models_starts_everything_answers_and_stops(
     assert gone(process.pid) == []
 
 
-def test_models_needs_none_of_what_the_environment_asks_of_a_server(
+def test_models_ignores_server_settings_of_the_environment(
     spawn: Callable[..., subprocess.Popen[str]], tiny_models: Path, question: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

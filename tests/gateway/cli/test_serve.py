@@ -25,7 +25,7 @@ Gone = Callable[[int], list[str]]
 
 
 def url_of(process: subprocess.Popen[str]) -> str:
-    """Waits for a server's first words; the URL in them."""
+    """Wait for a server's first line; return its URL."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("PersonaPlex is ready: ")
@@ -113,7 +113,7 @@ def test_a_second_signal_does_not_wait_for_answers(spawn: Spawn, tiny_models: Pa
     assert isinstance(answer, httpx.HTTPError) or answer.status_code >= 500
 
 
-def test_a_triton_that_dies_comes_back(spawn: Spawn, tiny_models: Path, question: Path) -> None:
+def test_triton_is_restarted_after_a_crash(spawn: Spawn, tiny_models: Path, question: Path) -> None:
     process = spawn("serve", tiny_models, "--port", 0)
     url = url_of(process)
     assert post(url, question, max_steps=3).status_code == 200
@@ -152,7 +152,7 @@ def test_a_persona_is_warm_before_it_is_ready_and_after_triton_died(
     ("wish", "message"),
     [("NATX", "no voice named 'NATX'; there are: NATF0, "), ("NATF0:teachr", "no system prompt named 'teachr'; ")],
 )
-def test_a_persona_that_is_not_there_is_told_before_anything_starts(
+def test_an_unknown_persona_is_reported_before_the_start(
     personaplex: Run, tiny_models: Path, wish: str, message: str
 ) -> None:
     assert personaplex("serve", tiny_models, "--port", 0, "--warm", wish).error.startswith(f"--warm {wish}: {message}")
@@ -169,21 +169,21 @@ def test_a_triton_that_runs_elsewhere_is_used_and_left_running(spawn: Spawn, tin
         triton.stop(now=True)
 
 
-def test_a_port_in_use_is_told_before_anything_starts(personaplex: Run, tiny_models: Path) -> None:
+def test_a_port_in_use_is_reported_before_the_start(personaplex: Run, tiny_models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = personaplex("serve", tiny_models, "--port", port).error
     assert error == f"cannot listen on 127.0.0.1:{port}: Address already in use (choose another with --port)"
 
 
-def test_a_grpc_port_in_use_is_told_as_soon(personaplex: Run, tiny_models: Path) -> None:
+def test_a_grpc_port_in_use_is_reported_before_the_start(personaplex: Run, tiny_models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = personaplex("serve", tiny_models, "--port", 0, "--grpc-port", port).error
     assert error == f"cannot listen on 127.0.0.1:{port}: Address already in use (choose another with --grpc-port)"
 
 
-def test_tls_that_cannot_be_is_told(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
+def test_unusable_tls_files_are_reported(personaplex: Run, tiny_models: Path, tmp_path: Path) -> None:
     assert personaplex("serve", tiny_models, "--tls-key", "key.pem").error == (
         "expected both tls_certificate and tls_key, or neither"
     )
@@ -214,17 +214,17 @@ def test_it_serves_over_tls(
     assert process.wait(30) == 0
 
 
-def test_a_folder_that_was_not_built_is_told(personaplex: Run, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_repository_is_reported(personaplex: Run, tmp_path: Path) -> None:
     assert personaplex("serve", tmp_path).error == f"{tmp_path} is not a built repository: it has no manifest.json"
 
 
-def test_a_repository_for_cuda_without_a_gpu_is_told(personaplex: Run, cuda_models: Path) -> None:
+def test_a_repository_for_cuda_without_a_gpu_is_reported(personaplex: Run, cuda_models: Path) -> None:
     error = personaplex("serve", cuda_models, "--port", 0).error
     assert f"{cuda_models} was built for CUDA: " in error
     assert error.endswith("build with --device cpu")
 
 
-def test_a_triton_that_is_not_there_is_told(spawn: Spawn, tiny_models: Path) -> None:
+def test_an_unreachable_triton_is_reported(spawn: Spawn, tiny_models: Path) -> None:
     process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 1, "--log-level", "error")
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (2, "")
@@ -232,7 +232,7 @@ def test_a_triton_that_is_not_there_is_told(spawn: Spawn, tiny_models: Path) -> 
     assert "Traceback" not in err
 
 
-def test_variables_that_nothing_reads_are_told(spawn: Spawn, tiny_models: Path) -> None:
+def test_unknown_environment_variables_are_reported(spawn: Spawn, tiny_models: Path) -> None:
     names = {"PERSONAPLEX_API_KEY": "k", "PERSONAPLEX_ALOWED_ORIGINS": "[]", "PERSONAPLEX_CPU_KERNELS": "1"}
     process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 0, **names)
     err = process.communicate(timeout=30)[1]
@@ -254,7 +254,7 @@ def test_the_help_names_tritons_port(personaplex: Run) -> None:
     assert "HTTP endpoint of a running Triton to use instead of the embedded one" in text
 
 
-def test_a_server_with_keys_answers_those_who_show_one(
+def test_a_server_with_keys_needs_a_key(
     spawn: Spawn, personaplex: Run, tiny_models: Path, question: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = spawn("serve", tiny_models, "--port", 0, PERSONAPLEX_API_KEYS='["a-key"]')
@@ -267,7 +267,7 @@ def test_a_server_with_keys_answers_those_who_show_one(
 
 
 @pytest.mark.parametrize("address", ["localhost", ":8001", "http://localhost:8001", "localhost:port", "localhost:0"])
-def test_an_address_that_is_none_is_told(personaplex: Run, tiny_models: Path, address: str) -> None:
+def test_an_invalid_address_is_reported(personaplex: Run, tiny_models: Path, address: str) -> None:
     assert (
         personaplex("serve", tiny_models, "--triton", address).error == f"--triton: expected HOST:PORT, got {address!r}"
     )
@@ -281,7 +281,7 @@ def test_a_wrong_environment_variable_is_named(
 
 
 @pytest.mark.parametrize(("keys", "said"), [('[""]', "PERSONAPLEX_API_KEYS.0='': "), ("a-key", "expected JSON")])
-def test_keys_that_are_none_are_told(
+def test_invalid_keys_are_reported(
     personaplex: Run, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, keys: str, said: str
 ) -> None:
     monkeypatch.setenv("PERSONAPLEX_API_KEYS", keys)
@@ -290,7 +290,7 @@ def test_keys_that_are_none_are_told(
     assert "api_keys" in error.lower()
 
 
-def test_a_model_that_does_not_load_is_told(spawn: Spawn, tiny_models: Path, tmp_path: Path, gone: Gone) -> None:
+def test_a_model_that_does_not_load_is_reported(spawn: Spawn, tiny_models: Path, tmp_path: Path, gone: Gone) -> None:
     broken = tmp_path / "broken"
     for path in tiny_models.rglob("*"):
         if path.is_file() and path.name != "model.onnx":

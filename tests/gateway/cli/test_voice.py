@@ -28,7 +28,7 @@ PUBLISHED = ROOT / "tests" / "golden" / "checkpoint" / "voices" / "NATF0.pt"
 
 @pytest.fixture
 def models(golden_models: Path, tmp_path: Path) -> Path:
-    """A repository with one voice, NATF0, and a folder for voices of its own."""
+    """A repository with one voice, NATF0, and a separate folder of voices."""
     own = tmp_path / "models"
     (own / "voices").mkdir(parents=True)
     for name in ("manifest.json", "tokenizer.model", "triton"):
@@ -45,12 +45,12 @@ def same(one: VoicePreset, other: VoicePreset) -> bool:
     return np.array_equal(one.embeddings, other.embeddings) and np.array_equal(one.columns, other.columns)
 
 
-def test_a_clip_becomes_a_voice_of_tokens(personaplex: Run, models: Path):
+def test_a_recording_becomes_a_voice_of_tokens(personaplex: Run, models: Path):
     outcome = personaplex("voice", "add", models, "ANA", QUESTION)
     assert outcome == Outcome(0, "", f"ANA: 6.4 s of voice from a recording, added to {models}\n")
     voice = preset(models, "ANA")
     assert voice.embeddings.shape == (0, 32)
-    # 6.34 s are 80 frames, the last one not full.
+    # 6.34 s are 80 frames; the last one is incomplete.
     assert voice.columns.shape == (81, 17)
 
 
@@ -62,7 +62,7 @@ def test_a_voice_taken_from_another_repository_is_the_same(personaplex: Run, mod
 
 
 def in_published_form(form: str, folder: Path) -> Path:
-    """The golden checkpoint's voice, in one of the forms in which voices are published."""
+    """The golden checkpoint's voice, in a published format."""
     tensors = read_torch_tensors(PUBLISHED, "voice")
     embeddings, cache = tensors["embeddings"].astype("<f4"), tensors["cache"].astype("<i8")
     rows, dim = embeddings.reshape(len(embeddings), -1).shape
@@ -86,13 +86,13 @@ def in_published_form(form: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", [".pt", ".safetensors", ".bin", ".embeddings.bin", ".cache.json"])
-def test_a_published_voice_is_what_building_makes_of_it(personaplex: Run, models: Path, tmp_path: Path, form: str):
+def test_an_added_published_voice_equals_the_built_one(personaplex: Run, models: Path, tmp_path: Path, form: str):
     outcome = personaplex("voice", "add", models, "ANA", in_published_form(form, tmp_path))
     assert (outcome.code, "s of voice from a voice file" in outcome.err) == (0, True)
     assert same(preset(models, "ANA"), preset(models, "NATF0"))
 
 
-def test_the_name_says_which_voice_of_an_archive(personaplex: Run, models: Path, tmp_path: Path):
+def test_the_name_selects_a_voice_of_an_archive(personaplex: Run, models: Path, tmp_path: Path):
     archive = in_published_form(".tgz", tmp_path)
     assert "it has NATF0, NATM0" in personaplex("voice", "add", models, "ANA", archive).error
     assert personaplex("voice", "add", models, "NATM0", archive).code == 0
@@ -117,7 +117,7 @@ NOISE = np.random.default_rng(5).normal(0, 0.05, 31 * 24000)
     ],
     ids=["short", "long", "silent", "clipped"],
 )
-def test_a_clip_that_will_not_do_is_refused_with_the_reason(
+def test_an_unusable_recording_is_rejected_with_the_reason(
     personaplex: Run, models: Path, tmp_path: Path, pcm: np.ndarray, said: str
 ):
     error = personaplex("voice", "add", models, "ANA", wav(tmp_path, pcm)).error
@@ -125,7 +125,7 @@ def test_a_clip_that_will_not_do_is_refused_with_the_reason(
     assert [file.name for file in (models / "voices").iterdir()] == ["NATF0.safetensors"]
 
 
-def test_what_is_no_audio_is_refused(personaplex: Run, models: Path, tmp_path: Path):
+def test_a_file_without_audio_is_rejected(personaplex: Run, models: Path, tmp_path: Path):
     text = tmp_path / "recording.wav"
     text.write_text("not a sound")
     assert "expected an audio file libsndfile reads" in personaplex("voice", "add", models, "ANA", text).error
@@ -135,7 +135,7 @@ def test_what_is_no_audio_is_refused(personaplex: Run, models: Path, tmp_path: P
     assert "no such file" in personaplex("voice", "add", models, "ANA", tmp_path).error
 
 
-def test_a_voice_file_of_another_model_is_refused(personaplex: Run, models: Path, tmp_path: Path):
+def test_a_voice_file_of_another_model_is_rejected(personaplex: Run, models: Path, tmp_path: Path):
     file = tmp_path / "wide.safetensors"
     save_file({"embeddings": np.zeros((12, 1, 1, 64), np.float32), "cache": np.zeros((1, 17, 4), np.int64)}, file)
     error = personaplex("voice", "add", models, "ANA", file).error
@@ -151,7 +151,7 @@ def test_a_voice_file_of_another_model_is_refused(personaplex: Run, models: Path
         ("recording", "voice name 'recording' is reserved for the voice of a recording in a request"),
     ],
 )
-def test_a_name_is_refused_before_anything_is_read(personaplex: Run, models: Path, name: str, said: str):
+def test_an_invalid_name_is_rejected_before_the_file_is_read(personaplex: Run, models: Path, name: str, said: str):
     assert personaplex("voice", "add", models, name, "no-such-file.wav").error.startswith(said)
 
 
@@ -160,7 +160,7 @@ def test_force_replaces_a_voice(personaplex: Run, models: Path):
     assert preset(models, "NATF0").frames == 80
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(personaplex: Run, models: Path):
+def test_a_read_only_folder_is_an_error(personaplex: Run, models: Path):
     (models / "voices" / "NATF0.safetensors").rename(models / "NATF0.safetensors")
     (models / "voices").rmdir()
     (models / "voices").write_text("a file where the folder was")
@@ -168,13 +168,13 @@ def test_a_folder_that_cannot_be_written_is_an_error(personaplex: Run, models: P
 
 
 @pytest.mark.parametrize("command", [("add", "ANA", QUESTION), ("list",), ("remove", "ANA")])
-def test_models_that_are_none_are_refused(personaplex: Run, tmp_path: Path, command: tuple[Any, ...]):
+def test_a_folder_that_is_no_repository_is_rejected(personaplex: Run, tmp_path: Path, command: tuple[Any, ...]):
     name, *rest = command
     assert "is not a built repository" in personaplex("voice", name, tmp_path, *rest).error
 
 
 @pytest.mark.parametrize("content", [None, b"not a graph"])
-def test_models_whose_encoder_is_missing_or_broken_are_refused(personaplex: Run, models: Path, content: bytes | None):
+def test_models_whose_encoder_is_missing_or_broken_are_rejected(personaplex: Run, models: Path, content: bytes | None):
     (models / "triton").unlink()
     if content is not None:
         (models / "triton" / "mimi_encoder" / "1").mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_models_whose_encoder_is_missing_or_broken_are_refused(personaplex: Run,
     assert "mimi_encoder/1/model.onnx" in error
 
 
-def test_the_list_says_how_long_and_from_where(personaplex: Run, models: Path):
+def test_the_list_shows_duration_and_origin(personaplex: Run, models: Path):
     personaplex("voice", "add", models, "ANA-MARIA", QUESTION)
     personaplex("voice", "add", models, "B", PUBLISHED)
     (models / "voices" / "C.safetensors").write_bytes(b"")
@@ -202,7 +202,7 @@ def test_the_list_says_how_long_and_from_where(personaplex: Run, models: Path):
     assert [voice["name"] for voice in listed["broken"]] == ["C"]
 
 
-def test_what_was_added_is_removed_and_what_was_built_in_is_not(personaplex: Run, models: Path):
+def test_added_voices_are_removed_and_built_in_ones_are_not(personaplex: Run, models: Path):
     personaplex("voice", "add", models, "ANA", QUESTION)
     assert "--force" in personaplex("voice", "remove", models, "NATF0").error
     assert personaplex("voice", "remove", models, "ANA") == Outcome(0, "", f"ANA: removed from {models}\n")
@@ -210,7 +210,7 @@ def test_what_was_added_is_removed_and_what_was_built_in_is_not(personaplex: Run
     assert "NATF0 is the only voice" in personaplex("voice", "remove", models, "NATF0", "--force").error
 
 
-def test_processes_that_add_at_once_lose_nothing(spawn: Callable[..., subprocess.Popen[str]], models: Path):
+def test_concurrent_adds_all_succeed(spawn: Callable[..., subprocess.Popen[str]], models: Path):
     names = ["ANA", "BEA", "ANA"]
     running = [spawn("voice", "add", models, name, PUBLISHED) for name in names]
     codes = [process.wait() for process in running]

@@ -1,4 +1,4 @@
-"""The gRPC face on the fake engine, at a loopback port, and a real client."""
+"""The gRPC API on a fake backend at a loopback port, and a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live calls over gRPC: what is heard, in which order, and that it is what an offline run gives."""
+"""gRPC live sessions: messages, their order, and equality with an offline run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIXED = {"text_prompt": "You are Ana.", "voice": "NATF0", "include_tokens": True
 
 
 async def offline(converse, pcm):
-    """The tokens [frames, 9] and samples of a conversation without any face, for the fixtures' persona and seed 1."""
+    """Return tokens [frames, 9] and samples of a conversation without an API, for the fixtures' persona and seed 1."""
     conversation = converse()
     frames = [await conversation.start()]
     for user in split(pcm, FRAME):
@@ -51,7 +51,7 @@ async def talk_open(stub) -> AsyncIterator[Callable[..., grpc.aio.StreamStreamCa
         call.cancel()
 
 
-async def test_tokens_and_samples_are_those_of_an_offline_run(talk, converse):
+async def test_tokens_and_samples_equal_an_offline_run(talk, converse):
     pcm = noise(7.4)
     said = await talk([start(**FIXED, format=pb.AUDIO_FORMAT_PCM_F32LE), *pieces(pcm.tobytes(), 4000), END])
     tokens, samples = await offline(converse, pcm)
@@ -61,7 +61,7 @@ async def test_tokens_and_samples_are_those_of_an_offline_run(talk, converse):
     assert [frame.index for frame in said.audio] == list(range(9))
 
 
-async def test_the_order_of_what_is_told(talk):
+async def test_the_order_of_the_messages(talk):
     said = await talk([start(**FIXED), *pieces(to_bytes(noise(14), "pcm_s16le"), 3840), END])
     assert said.kinds[:4] == ["ready", "audio", "audio", "stats"]
     assert said.kinds[-1] == "ended"
@@ -85,7 +85,7 @@ async def test_the_order_of_what_is_told(talk):
 @pytest.mark.parametrize(
     ("chosen", "encoded"), [(pb.AUDIO_FORMAT_PCM_S16LE, "pcm_s16le"), (pb.AUDIO_FORMAT_PCM_F32LE, "pcm_f32le")]
 )
-async def test_any_format_and_rate_is_heard_as_resampled_at_once(talk, converse, rate, chosen, encoded):
+async def test_any_format_and_rate_equals_resampling_at_once(talk, converse, rate, chosen, encoded):
     sent = to_bytes(noise(4.3, rate), encoded)
     samples = np.frombuffer(sent, "<i2") / np.float32(32768) if encoded == "pcm_s16le" else np.frombuffer(sent, "<f4")
     said = await talk([start(**FIXED, format=chosen, sample_rate=rate), *pieces(sent, 1000), END])
@@ -96,7 +96,7 @@ async def test_any_format_and_rate_is_heard_as_resampled_at_once(talk, converse,
     assert said.ready.sample_rate == 24_000
 
 
-async def test_opus_both_ways(talk, converse):
+async def test_opus_in_both_directions(talk, converse):
     encoder, decoder = OpusEncoder(), OpusDecoder()
     packets = [encoder.encode(frame) for frame in split(noise(6), FRAME)]
     said = await talk([start(**FIXED, format=pb.AUDIO_FORMAT_OPUS), *map(audio, packets), END])
@@ -107,13 +107,13 @@ async def test_opus_both_ways(talk, converse):
     assert [len(back.decode(frame.data)) for frame in said.audio] == [FRAME] * 7
 
 
-async def test_closing_the_sending_side_is_an_end_too(talk):
+async def test_closing_the_sending_side_ends_the_session(talk):
     said = await talk([start(**FIXED), audio(to_bytes(noise(2.5), "pcm_s16le"))])
     assert said.code is grpc.StatusCode.OK
     assert said.ended.frames == 4, "the last half of a frame is answered too"
 
 
-async def test_a_caller_who_says_nothing_hears_the_forced_silence(talk):
+async def test_without_user_audio_there_is_only_the_forced_silence(talk):
     said = await talk([start(**FIXED), END])
     assert [frame.index for frame in said.audio] == [0]
     assert said.code is grpc.StatusCode.OK
@@ -124,7 +124,7 @@ async def test_without_include_tokens_there_are_none(talk):
     assert not any(frame.HasField("text_token") or frame.agent_codes for frame in said.audio)
 
 
-async def test_it_answers_one_step_ahead(stub):
+async def test_agent_frames_arrive_one_step_ahead(stub):
     """The frame for user frame u leaves before anything of user frame u + 1 has come."""
     call = stub.Converse()
     await call.write(start())
@@ -139,7 +139,7 @@ async def test_it_answers_one_step_ahead(stub):
     call.cancel()
 
 
-async def test_silence_fills_gaps_where_that_was_chosen(talk_open, runtime):
+async def test_silence_fills_gaps_with_on_gap_silence(talk_open, runtime):
     call = await talk_open(start(on_gap=pb.ON_GAP_SILENCE))
     indexes = []
     while len(indexes) < 4:
@@ -151,7 +151,7 @@ async def test_silence_fills_gaps_where_that_was_chosen(talk_open, runtime):
 
 
 class TestLimits:
-    """What ends a call that its caller does not end."""
+    """Ends of a session that the client does not end."""
 
     @pytest.fixture
     def settings(self, models) -> Settings:
@@ -209,7 +209,7 @@ class TestLimits:
 
     async def test_a_caller_who_does_not_read_is_cut_off(self, server, runtime):
         runtime.settings.max_message_bytes = 2**20
-        # A client whose transport takes no more than its window, as one that is stuck would.
+        # A client whose transport is blocked accepts no more than its window.
         options = [("grpc.http2.bdp_probe", 0)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
             call = PersonaPlexStub(channel).Converse()
@@ -223,8 +223,8 @@ class TestLimits:
             assert said.trailing["personaplex-reason"] == "slow_client"
 
 
-async def test_a_caller_who_sends_ahead_is_held_back(stub, engine, runtime):
-    """Back-pressure: what is not heard yet stays with the caller, and nothing is dropped."""
+async def test_flow_control_limits_a_client_that_sends_ahead(stub, engine, runtime):
+    """Back-pressure: unprocessed audio stays with the client, and nothing is dropped."""
     runtime.settings.live_speed = 1.0
     call = stub.Converse()
     await call.write(start())
@@ -234,13 +234,13 @@ async def test_a_caller_who_sends_ahead_is_held_back(stub, engine, runtime):
             while True:
                 await call.write(audio(bytes(38_400)))
                 sent += 10
-    # What fits the inbox and the transport's buffers, and what was heard meanwhile.
+    # The capacity of the input queue and the transport's buffers, and the frames processed meanwhile.
     assert sent < 250
     assert runtime.metrics.registry.get_sample_value("personaplex_dropped_frames_total") == 0
     call.cancel()
 
 
-async def test_a_caller_who_hangs_up_frees_the_slot(talk_open, runtime):
+async def test_a_cancelled_rpc_frees_the_slot(talk_open, runtime):
     call = await talk_open(start(), audio(bytes(3840)))
     assert runtime.admission.taken == 1
     call.cancel()
@@ -249,7 +249,7 @@ async def test_a_caller_who_hangs_up_frees_the_slot(talk_open, runtime):
     assert 'personaplex_ended_total{reason="disconnected"} 1.0' in runtime.metrics.text().decode()
 
 
-async def test_a_connection_that_is_lost_frees_the_slot(server, runtime):
+async def test_a_lost_connection_frees_the_slot(server, runtime):
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
     call = PersonaPlexStub(channel).Converse()
     await call.write(start())
@@ -260,7 +260,7 @@ async def test_a_connection_that_is_lost_frees_the_slot(server, runtime):
 
 
 class TestHalfOpen:
-    """A network that swallows everything, both ways, and tells nobody."""
+    """A network that drops all packets in both directions."""
 
     @pytest.fixture
     def settings(self, models, monkeypatch) -> Settings:
@@ -294,7 +294,7 @@ class TestHalfOpen:
         proxy.close()
 
 
-async def test_an_engine_that_goes_away_ends_the_call(talk_open, engine):
+async def test_a_failing_backend_ends_the_session(talk_open, engine):
     call = await talk_open(start())
     engine.down = True
     await call.write(audio(bytes(3840)))
@@ -304,14 +304,14 @@ async def test_an_engine_that_goes_away_ends_the_call(talk_open, engine):
     assert said.trailing["retry-after"] == "7"
 
 
-async def test_stats_tell_the_longest_delay_since_the_last_ones(talk_open, engine):
+async def test_stats_have_the_maximum_latency_since_the_last_ones(talk_open, engine):
     call = await talk_open(start(**FIXED))
     stats = []
     for u in range(13):
         # Each of a frame's four stages.
         engine.delay = 0.05 if u == 6 else 0.0
         await call.write(audio(to_bytes(noise(1), "pcm_s16le")))
-        # Frame 0 comes by itself; others are answers.
+        # Frame 0 needs no user frame; others do.
         while (message := await call.read()).audio.index != u + 1:
             stats += [message.stats] if message.HasField("stats") else []
         await asyncio.sleep(0.08)

@@ -1,4 +1,4 @@
-"""The generated code in the repository is what the generator makes of the .proto."""
+"""The generated code in the repository matches the .proto."""
 
 from __future__ import annotations
 

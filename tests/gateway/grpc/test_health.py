@@ -1,4 +1,4 @@
-"""grpc.health.v1 and reflection, asked by their own clients."""
+"""gRPC health checking and reflection, with the clients of grpcio."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_it_serves_when_the_models_are_ready_and_no_drain_has_begun(health
     assert (await health.Check(request)).status == NOT_SERVING
 
 
-async def test_a_service_there_is_not(health):
+async def test_an_unknown_service_is_reported(health):
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
         await health.Check(health_pb2.HealthCheckRequest(service="personaplex.v2"))
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
@@ -44,7 +44,7 @@ async def test_a_service_there_is_not(health):
     watch.cancel()
 
 
-async def test_watchers_are_told_of_every_change(health, engine, runtime):
+async def test_watch_sends_every_change(health, engine, runtime):
     watch = health.Watch(health_pb2.HealthCheckRequest())
     async with asyncio.timeout(10):
         assert (await watch.read()).status == SERVING
@@ -57,7 +57,7 @@ async def test_watchers_are_told_of_every_change(health, engine, runtime):
     watch.cancel()
 
 
-async def test_reflection_tells_the_services_and_their_messages(channel):
+async def test_reflection_lists_services_and_messages(channel):
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     requests = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
@@ -76,7 +76,7 @@ async def test_reflection_tells_the_services_and_their_messages(channel):
     assert set(methods) == {"Respond", "RespondStream", "Converse"}
 
 
-async def test_watchers_beyond_the_limit_are_refused_and_calls_are_not(channel, health, stub):
+async def test_watches_beyond_the_limit_are_rejected_but_rpcs_are_not(channel, health, stub):
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_RPCS)]
     for watch in watches:
         assert (await watch.read()).status == SERVING

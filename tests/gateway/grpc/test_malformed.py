@@ -1,4 +1,4 @@
-"""Anything a caller may send: every call ends soon, with a status that names the fault, and leaves nothing behind."""
+"""Invalid messages: every RPC ends soon, with a status that states the fault, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NAN = struct.pack("<f", float("nan")) * 1920
         (start(sampling=pb.Sampling(seed=-1)), "seed"),
     ],
 )
-async def test_a_bad_beginning_is_refused_before_anything_is_taken(talk, runtime, engine, first, field):
+async def test_an_invalid_start_is_rejected_before_a_slot_is_taken(talk, runtime, engine, first, field):
     said = await talk([] if first is None else [first], done=first is None)
     assert (said.code, said.kinds) == (Code.INVALID_ARGUMENT, [])
     assert said.trailing["personaplex-field"] == field
@@ -73,7 +73,7 @@ async def test_a_bad_beginning_is_refused_before_anything_is_taken(talk, runtime
         ({}, audio(bytes(2**20 + 2)), "payload-too-large"),
     ],
 )
-async def test_what_cannot_be_heard_ends_the_call(talk, fields, then, problem):
+async def test_invalid_audio_ends_the_session(talk, fields, then, problem):
     said = await talk([start(**fields), then], done=False)
     assert said.code is Code.INVALID_ARGUMENT
     assert said.ended.reason == pb.END_REASON_CLIENT_ERROR
@@ -81,7 +81,7 @@ async def test_what_cannot_be_heard_ends_the_call(talk, fields, then, problem):
     assert said.trailing["personaplex-problem"] == problem
 
 
-async def test_bytes_that_are_no_message(channel, runtime):
+async def test_bytes_that_cannot_be_parsed_are_rejected(channel, runtime):
     raw = channel.stream_stream(f"/{SERVICE}/Converse", response_deserializer=pb.ConverseResponse.FromString)
     first = raw()
     await first.write(b"\xff\xff\xff")
@@ -97,7 +97,7 @@ async def test_bytes_that_are_no_message(channel, runtime):
     assert refused.value.details() == "expected a personaplex.v1.RespondRequest, got bytes that are none"
 
 
-async def test_a_message_beyond_the_limit_is_not_even_read(server, runtime):
+async def test_a_message_beyond_the_limit_is_not_read(server, runtime):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await channel.unary_unary(f"/{SERVICE}/Respond")(bytes(66 * 2**20))
@@ -105,7 +105,7 @@ async def test_a_message_beyond_the_limit_is_not_even_read(server, runtime):
     assert runtime.admission.taken == 0
 
 
-async def test_a_method_there_is_not(channel):
+async def test_an_unknown_method_is_rejected(channel):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await channel.unary_unary(f"/{SERVICE}/Sing")(b"")
     assert refused.value.code() is Code.UNIMPLEMENTED
@@ -159,7 +159,7 @@ CLIENTS_OWN_ERROR = "Internal error from Core"
 
 
 class WebSocketSession:
-    """One server and one client for all cases, in a loop of their own."""
+    """One server and one client for all cases, in a separate event loop."""
 
     def __init__(self, models: Path) -> None:
         self.runner = asyncio.Runner()
@@ -232,7 +232,7 @@ def line(models) -> Iterator[WebSocketSession]:
 @pytest.mark.effort
 @settings(max_examples=effort(100, 1000), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=SEQUENCE, goodbye=GOODBYE)
-def test_no_sequence_of_messages_does_harm(line, messages, goodbye):
+def test_any_sequence_of_messages_ends_cleanly(line, messages, goodbye):
     """No crash, no hang, no slot, session or task left."""
 
     async def bounded() -> None:

@@ -1,4 +1,4 @@
-"""Who does not get in over gRPC: full, without a key, while the server drains; and how soon they know."""
+"""Rejected RPCs: no free slot, no valid key, draining server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def on_the_line(stub, **options):
 
 async def refused_everywhere(stub, **options):
     """The status of each method, all of which must refuse: code, trailing metadata."""
-    # Not with `write`, which fails in a way of its own when the status is there before it.
+    # Not with `write`, which fails differently if the status arrives first.
     said = await heard(stub.Converse(iter([start()]), **options))
     assert said.kinds == []
     answers = [(said.code, said.trailing)]
@@ -40,7 +40,7 @@ async def refused_everywhere(stub, **options):
     return answers
 
 
-async def test_one_too_many_is_refused_at_once_and_admitted_after_one_ends(stub, talk):
+async def test_a_session_beyond_the_slots_is_rejected_until_one_ends(stub, talk):
     first, second = await on_the_line(stub), await on_the_line(stub)
     took = []
     for _ in range(3):
@@ -88,9 +88,9 @@ class TestKeys:
 
 
 class TestDraining:
-    """Once the server is told to stop."""
+    """After a drain has begun."""
 
-    async def test_new_conversations_are_refused_and_those_there_are_go_on(self, stub, runtime):
+    async def test_new_conversations_are_rejected_and_those_there_are_go_on(self, stub, runtime):
         call = await on_the_line(stub)
         drain = runtime.sessions.begin_drain()
         for code, trailing in await refused_everywhere(stub):

@@ -1,4 +1,4 @@
-"""Respond and RespondStream: the operation of POST /v1/respond, with the same answers."""
+"""Respond and RespondStream give the same responses as POST /v1/respond."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIXED = {"voice": "NATM1", "text_prompt": "You are Ana.", "sampling": pb.Samplin
 
 @pytest.fixture
 async def over_rest(settings, manifest, engine):
-    """The same question, asked over REST."""
+    """Send the same request over REST."""
     app = create_app(settings, engine, manifest)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
         form = {"voice": "NATM1", "text_prompt": "You are Ana.", "seed": "4", "max_steps": "6", "include": "tokens"}
@@ -32,7 +32,7 @@ async def over_rest(settings, manifest, engine):
         return answer.json()
 
 
-async def test_the_answer_is_that_of_rest(stub, over_rest):
+async def test_the_response_equals_that_of_rest(stub, over_rest):
     answer = await stub.Respond(pb.RespondRequest(audio=QUESTION, include_tokens=True, **FIXED))
     for name in ("text_tokens", "transcript", "frames", "sample_rate", "voice", "seed"):
         assert getattr(answer, name) == over_rest[name], name
@@ -61,7 +61,7 @@ async def test_a_stream_is_a_header_frames_and_a_summary(stub, over_rest):
     assert b"".join(frame.data for frame in frames) == whole.audio[44:]
 
 
-async def test_tokens_only_where_they_are_asked_for(stub):
+async def test_tokens_are_sent_only_with_include_tokens(stub):
     answer = await stub.Respond(pb.RespondRequest(audio=QUESTION, **FIXED))
     assert not answer.text_tokens
     assert not answer.agent_codes
@@ -84,7 +84,7 @@ async def test_tokens_only_where_they_are_asked_for(stub):
     ],
 )
 @pytest.mark.parametrize("method", ["Respond", "RespondStream"])
-async def test_what_is_wrong_is_named(stub, method, fields, field):
+async def test_the_status_names_the_invalid_field(stub, method, fields, field):
     request = pb.RespondRequest(**{"audio": QUESTION, **fields})
     with pytest.raises(grpc.aio.AioRpcError) as refused:  # noqa: PT012
         call = getattr(stub, method)(request)
@@ -93,7 +93,7 @@ async def test_what_is_wrong_is_named(stub, method, fields, field):
     assert dict(refused.value.trailing_metadata())["personaplex-field"] == field
 
 
-async def test_a_voice_from_a_recording_is_the_operators_to_allow(stub, runtime):
+async def test_voice_audio_needs_the_operators_setting(stub, runtime):
     request = pb.RespondRequest(audio=QUESTION, voice_audio=wav(noise(10), 24_000), max_steps=3)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.Respond(request)
@@ -103,7 +103,7 @@ async def test_a_voice_from_a_recording_is_the_operators_to_allow(stub, runtime)
 
 
 @pytest.mark.parametrize("method", ["Respond", "RespondStream"])
-async def test_a_caller_who_hangs_up_frees_the_slot(stub, engine, runtime, method):
+async def test_a_cancelled_rpc_frees_the_slot(stub, engine, runtime, method):
     engine.delay = 0.01
     call = getattr(stub, method)(pb.RespondRequest(audio=QUESTION, max_steps=400))
     await asyncio.sleep(0.2)
@@ -113,7 +113,7 @@ async def test_a_caller_who_hangs_up_frees_the_slot(stub, engine, runtime, metho
         await runtime.admission.empty.wait()
 
 
-async def test_an_answer_nobody_reads_is_given_up(server, runtime):
+async def test_an_unread_response_is_abandoned(server, runtime):
     runtime.settings.idle_seconds = 0.2
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.http2.bdp_probe", 0)]) as channel:
         method = channel.unary_stream(
@@ -132,7 +132,7 @@ async def test_an_answer_nobody_reads_is_given_up(server, runtime):
         assert dict(ended.value.trailing_metadata())["personaplex-problem"] == "slow-client"
 
 
-async def test_a_drain_does_not_wait_for_one_who_does_not_read(server, runtime):
+async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(server, runtime):
     runtime.settings.drain_seconds = 0.1
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.http2.bdp_probe", 0)]) as channel:
         method = channel.unary_stream(
@@ -148,7 +148,7 @@ async def test_a_drain_does_not_wait_for_one_who_does_not_read(server, runtime):
         assert runtime.admission.taken == 0
 
 
-async def test_failures_say_no_more_than_callers_may_know(stub, runtime, engine, monkeypatch):
+async def test_failures_expose_no_internals(stub, runtime, engine, monkeypatch):
     engine.down = True
     with pytest.raises(grpc.aio.AioRpcError) as gone:
         await stub.Respond(pb.RespondRequest(audio=QUESTION, max_steps=3))

@@ -1,4 +1,4 @@
-"""Files of voices: both forms come back as they were written, and what is none is refused in one line."""
+"""Voice files: both formats are read back, and other files are rejected in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def file(models: Path) -> Path:
     return models / "voices" / "NATF0.safetensors"
 
 
-def test_a_voice_of_embeddings_has_them_and_its_last_columns(file: Path, manifest: Manifest):
+def test_a_voice_of_embeddings_has_embeddings_and_last_columns(file: Path, manifest: Manifest):
     voice, source = read(file, manifest)
     assert (voice.embeddings.shape, voice.embeddings.dtype) == ((4, 32), np.float32)
     assert (voice.columns.shape, voice.columns.dtype) == ((2, 17), np.int64)
@@ -43,28 +43,28 @@ def test_a_voice_of_tokens_has_all_its_columns(make_preset: Make, manifest: Mani
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 20])
-def test_a_file_that_ends_too_early_is_refused(file: Path, manifest: Manifest, keep: int):
+def test_a_truncated_file_is_rejected(file: Path, manifest: Manifest, keep: int):
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(RepositoryError, match=r"^voices/NATF0\.safetensors cannot be read: ") as told:
         read(file, manifest)
     assert "\n" not in str(told.value)
 
 
-def test_a_file_that_is_none_is_refused(file: Path, manifest: Manifest):
+def test_other_data_is_rejected(file: Path, manifest: Manifest):
     for content in (b"not tensors", b"\xff" * 100, (8).to_bytes(8, "little") + b'{"a": 1}'):
         file.write_bytes(content)
         with pytest.raises(RepositoryError, match=r"^voices/NATF0\.safetensors cannot be read: "):
             read(file, manifest)
 
 
-def test_a_file_of_another_kind_of_numbers_is_refused(file: Path, manifest: Manifest):
+def test_another_data_type_is_rejected(file: Path, manifest: Manifest):
     header = json.dumps({"embeddings": {"dtype": "BF16", "shape": [4, 32], "data_offsets": [0, 256]}}).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(256))
     with pytest.raises(RepositoryError, match=r"^voices/NATF0\.safetensors"):
         read(file, manifest)
 
 
-def test_a_folder_or_a_huge_file_is_refused(file: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_or_a_huge_file_is_rejected(file: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preset, "MAX_FILE_BYTES", 100)
     with pytest.raises(RepositoryError, match="bytes exceed the limit of"):
         read(file, manifest)
@@ -76,7 +76,7 @@ def test_a_folder_or_a_huge_file_is_refused(file: Path, manifest: Manifest, monk
 
 
 def columns(**changed: Any) -> np.ndarray:
-    """Fit for a voice, but for what is changed."""
+    """Return the tensors of a valid voice, with changes."""
     fit = np.full((changed.pop("count", 2), 17), 7)
     fit[-1, [0, 1, 9]] = -1
     for where, value in changed.items():
@@ -113,7 +113,7 @@ OUTSIDE = "columns contain tokens outside the vocabularies"
         (np.zeros((0, 32), np.float32), columns(at_1_9=5), OUTSIDE),
     ],
 )
-def test_presets_that_the_models_cannot_use_are_refused(
+def test_presets_that_do_not_fit_the_models_are_rejected(
     file: Path, manifest: Manifest, embeddings: np.ndarray | None, tokens: np.ndarray | None, said: str
 ):
     given = {"embeddings": embeddings, "columns": tokens}
@@ -122,7 +122,7 @@ def test_presets_that_the_models_cannot_use_are_refused(
         read(file, manifest)
 
 
-def test_the_largest_tokens_are_those_that_begin_a_sequence(file: Path, manifest: Manifest):
+def test_initial_tokens_are_the_largest_allowed(file: Path, manifest: Manifest):
     tokens = columns(count=3, at_0_0=400, at_0_1=2048)
     save_file({"embeddings": np.zeros((0, 32), np.float32), "columns": tokens}, file)
     assert read(file, manifest)[0].frames == 2

@@ -1,4 +1,4 @@
-"""Which recordings are good enough for a voice that stays, and that those are heard as a request's recording is."""
+"""Requirements for recordings of voices. Accepted ones are decoded like the recordings of requests."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ def spoken() -> tuple[np.ndarray, int]:
     return pcm, rate
 
 
-def test_a_clip_is_heard_as_a_request_s_recording_is():
+def test_a_voice_recording_is_decoded_like_a_request():
     data = QUESTION.read_bytes()
     assert np.array_equal(preset_recording(data, RATE), recorded_voice(data, RATE, 30, "voice_audio"))
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 44_100, 48_000])
 @pytest.mark.parametrize("seconds", [3, 30])
-def test_three_to_thirty_seconds_are_taken(seconds: int, rate: int):
+def test_three_to_thirty_seconds_are_accepted(seconds: int, rate: int):
     pcm = preset_recording(file(noise(seconds, rate), rate), RATE)
     assert len(pcm) == pytest.approx(seconds * RATE, abs=1)
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(2.98, "got 2.98 s"), (0.1, "got 0.1 s"), (30.01, "at most 30 s")])
-def test_less_and_more_are_refused(seconds: float, said: str):
+def test_shorter_and_longer_recordings_are_rejected(seconds: float, said: str):
     with pytest.raises(AudioError, match=said):
         preset_recording(file(noise(seconds)), RATE)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
-def test_silence_is_refused(subtype: str):
+def test_silence_is_rejected(subtype: str):
     for level in (0, 0.0003):
         with pytest.raises(AudioError, match=r"got silence: 0\.0 s are louder than -60 dBFS, at least 1 s are needed"):
             preset_recording(file(noise(5, level=level), subtype=subtype), RATE)
 
 
-def test_a_word_in_long_silence_is_too_little():
+def test_too_little_speech_is_rejected():
     pcm = np.zeros(10 * RATE)
     pcm[RATE : RATE + RATE // 2] = noise(0.5)
     with pytest.raises(AudioError, match=r"got silence: 0\.[56] s are louder"):
@@ -65,7 +65,7 @@ def test_a_word_in_long_silence_is_too_little():
     assert len(preset_recording(file(pcm), RATE)) == 10 * RATE
 
 
-def test_quiet_speech_is_a_voice():
+def test_quiet_speech_is_accepted():
     pcm, rate = spoken()
     assert len(preset_recording(file(pcm * 0.02 / np.abs(pcm).max(), rate), RATE))
 
@@ -100,7 +100,7 @@ def test_a_float_file_over_full_scale_is_loud_but_not_clipped():
     preset_recording(file(pcm * 3 / np.abs(pcm).max(), rate, subtype="FLOAT"), RATE)
 
 
-def test_the_share_counts_runs_of_three_and_more():
+def test_the_clipped_share_counts_runs_of_three_and_more():
     samples = np.zeros(1000, np.float32)
     samples[10:12] = 1
     assert clipped_share(samples) == 0
@@ -109,13 +109,13 @@ def test_the_share_counts_runs_of_three_and_more():
     assert clipped_share(samples) == 8 / 1000
 
 
-def test_a_channel_that_is_not_heard_may_be_clipped():
+def test_an_unused_channel_may_be_clipped():
     good, bad = noise(4), np.clip(noise(4, level=2), -1, 1)
     preset_recording(file(np.stack([good, bad], axis=1)), RATE)
     with pytest.raises(AudioError, match="clipped"):
         preset_recording(file(np.stack([bad, good], axis=1)), RATE)
 
 
-def test_what_is_no_audio_is_refused_as_everywhere():
+def test_other_data_is_rejected_like_in_requests():
     with pytest.raises(AudioError, match="expected an audio file libsndfile reads"):
         preset_recording(b"RIFF but nothing else", RATE)

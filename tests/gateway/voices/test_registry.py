@@ -1,4 +1,4 @@
-"""What a folder offers follows its files, at once."""
+"""The registry follows changes of the folder at once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_new_file_is_a_new_voice(voices: VoiceRegistry, put: Callable[..., Pat
     assert {voice.origin for name, voice in voices.available().items() if name != "ANA"} == {"built-in"}
 
 
-def test_a_removed_file_is_no_voice_any_more_but_what_was_read_stays(voices: VoiceRegistry):
+def test_a_removed_file_is_no_voice_but_read_voices_stay(voices: VoiceRegistry):
     before = voices.require("NATF0").preset
     embeddings = before.embeddings.copy()
     (voices.folder / "NATF0.safetensors").unlink()
@@ -55,7 +55,7 @@ def test_a_removed_file_is_no_voice_any_more_but_what_was_read_stays(voices: Voi
     assert (before.embeddings == embeddings).all()
 
 
-def test_a_replaced_file_is_read_anew(voices: VoiceRegistry, put: Callable[..., Path]):
+def test_a_replaced_file_is_read_again(voices: VoiceRegistry, put: Callable[..., Path]):
     put("ANA", seed=1)
     first = voices.require("ANA")
     # Same size, and the same time of change: the file is another all the same.
@@ -67,7 +67,7 @@ def test_a_replaced_file_is_read_anew(voices: VoiceRegistry, put: Callable[..., 
     assert list(voices.available()) == ["NATF0", "NATM1", "ANA"]
 
 
-def test_a_file_without_a_source_is_added_unless_the_build_knows_it(voices: VoiceRegistry):
+def test_a_file_without_origin_is_added_unless_it_is_in_the_manifest(voices: VoiceRegistry):
     shutil.copy(voices.folder / "NATF0.safetensors", voices.folder / "COPY.safetensors")
     assert voices.require("COPY").origin == "added"
 
@@ -84,7 +84,7 @@ def test_files_with_other_names_are_ignored(voices: VoiceRegistry, put: Callable
     assert voices.broken() == []
 
 
-def test_files_of_other_kinds_are_passed_over(voices: VoiceRegistry):
+def test_other_files_are_ignored(voices: VoiceRegistry):
     (voices.folder / "README").write_text("ours")
     (voices.folder / "NATF0.pt").write_bytes(b"")
     assert list(voices.available()) == ["NATF0", "NATM1"]
@@ -97,7 +97,7 @@ def test_only_names_of_files_in_the_folder_are_voices(voices: VoiceRegistry, nam
         voices.require(name)
 
 
-def test_a_broken_file_is_told_once_and_leaves_the_others_alone(
+def test_a_broken_file_is_logged_once_and_does_not_affect_others(
     voices: VoiceRegistry, put: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ):
     (voices.folder / "NATF0.safetensors").write_bytes(b"nothing")
@@ -120,7 +120,7 @@ def test_without_a_folder_there_are_no_voices(voices: VoiceRegistry):
         voices.require("NATF0")
 
 
-def test_a_folder_that_cannot_be_looked_at_for_now_offers_what_it_did(
+def test_a_temporarily_unreadable_folder_keeps_its_voices(
     voices: VoiceRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     voices.available()

@@ -1,4 +1,4 @@
-"""Voice files are added and removed atomically, by one process or by many."""
+"""Voice files are added and removed atomically, also by concurrent processes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_other_users_can_read_an_added_file(voices: VoiceRegistry, store: VoiceS
     assert stat.S_IMODE((voices.folder / "ANA.safetensors").stat().st_mode) == 0o644
 
 
-def test_an_existing_name_is_refused_without_force(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
+def test_an_existing_name_is_rejected_without_force(voices: VoiceRegistry, store: VoiceStore, make_preset: Make):
     store.add("ANA", make_preset(seed=1), "recording")
     with pytest.raises(NameTaken, match="there is a voice named ANA already; --force replaces it"):
         store.add("ANA", make_preset(seed=2), "recording")
@@ -92,7 +92,7 @@ def test_allowed_names_are_those_of_checkpoint_voices(
 
 
 @pytest.mark.parametrize("name", ["voice_audio", "recording"])
-def test_reserved_names_are_refused(store: VoiceStore, make_preset: Make, name: str):
+def test_reserved_names_are_rejected(store: VoiceStore, make_preset: Make, name: str):
     with pytest.raises(NameNotAllowed, match="is reserved for the voice of a recording in a request"):
         store.add(name, make_preset(), "recording")
 

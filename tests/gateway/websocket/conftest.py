@@ -48,7 +48,7 @@ class Server:
         return connect(self.url + path, compression=None, proxy=None, **{"max_size": None, **options})
 
     async def offline(self, pcm: NDArray[np.float32], frames: int, **fields: Any) -> dict[str, Any]:
-        """`POST /v1/respond` to the same samples: the JSON answer, its audio as int16 samples."""
+        """Send the same samples to `POST /v1/respond`; return the JSON response with its audio as int16 samples."""
         buffer = io.BytesIO()
         soundfile.write(buffer, pcm, 24_000, format="WAV", subtype="FLOAT")
         body = {"audio": base64.b64encode(buffer.getvalue()).decode(), "max_steps": frames, **fields}
@@ -68,7 +68,7 @@ class Server:
 
 @dataclass
 class Heard:
-    """What came back on `/v1/converse`."""
+    """Messages received on `/v1/converse`."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     audio: list[bytes] = field(default_factory=list)
@@ -150,7 +150,7 @@ async def server(serve: Callable[..., Any]) -> AsyncIterator[Server]:
 
 @pytest.fixture
 def noise() -> Callable[..., NDArray[np.float32]]:
-    """Makes samples: noise of so many frames."""
+    """Return a function that makes noise of a number of frames."""
 
     def make(frames: float = 5, seed: int = 2) -> NDArray[np.float32]:
         samples = np.random.default_rng(seed).uniform(-0.3, 0.3, round(frames * FRAME))

@@ -24,7 +24,7 @@ Callback = Callable[[NDArray[np.float32], int, Any, Any], None]
 
 
 def client_module() -> Any:
-    """`moshi.client`, without the package's own start, which wants torch; fails where it is not installed.
+    """Import `moshi.client` without the package's `__init__`, which needs torch. Fails if it is not installed.
 
     `pip install --no-deps moshi==0.2.13 sphn aiohttp` is all it needs.
     """
@@ -40,7 +40,7 @@ def client_module() -> Any:
 
 
 class Stream:
-    """A sound device: a thread that calls back, as the real one does."""
+    """A sound device: a thread that calls the callback."""
 
     def __init__(self, work: Callable[[Callback], bool], callback: Callback) -> None:
         self._work = work
@@ -62,11 +62,11 @@ class Stream:
 
 
 class SoundDevice:
-    """What the client asks of `sounddevice`."""
+    """The part of `sounddevice` that the client uses."""
 
-    def __init__(self, spoken: NDArray[np.float32]) -> None:
-        """`spoken` [T]: what the microphone hears."""
-        self._frames: Iterator[NDArray[np.float32]] = iter(spoken.reshape(-1, FRAME, 1))
+    def __init__(self, recording: NDArray[np.float32]) -> None:
+        """`recording` [T]: samples of the microphone."""
+        self._frames: Iterator[NDArray[np.float32]] = iter(recording.reshape(-1, FRAME, 1))
         self.played: list[NDArray[np.float32]] = []
 
     def InputStream(self, *, samplerate: int, channels: int, blocksize: int, callback: Callback) -> Stream:  # noqa: N802
@@ -93,7 +93,7 @@ class SoundDevice:
 
 
 class Printer:
-    """What the client shows."""
+    """Captures the output of the client."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -112,11 +112,11 @@ class Printer:
 
 
 class Conversation:
-    """What the client showed and played."""
+    """Output and audio of the client."""
 
-    def __init__(self, spoken: NDArray[np.float32]) -> None:
+    def __init__(self, recording: NDArray[np.float32]) -> None:
         self.printer = Printer()
-        self.device = SoundDevice(spoken)
+        self.device = SoundDevice(recording)
 
     @contextmanager
     def running(self, url: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Who may open a WebSocket: API keys in headers and subprotocols, and origins of pages; on both faces."""
+"""Access to both WebSocket APIs: API keys in headers and subprotocols, and origins of pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "s3cret-key"
         {"subprotocols": ["personaplex.v1", f"personaplex.key.{KEY}"]},
     ],
 )
-async def test_a_key_opens(serve: Callable[..., Any], path: str, shown: dict[str, Any]) -> None:
+async def test_a_valid_key_is_accepted(serve: Callable[..., Any], path: str, shown: dict[str, Any]) -> None:
     async with serve(api_keys=["other", KEY]) as server:
         async with server.connect(path, **shown) as client:
             await begin(client)
@@ -42,7 +42,7 @@ async def test_a_key_opens(serve: Callable[..., Any], path: str, shown: dict[str
         {"subprotocols": [KEY]},
     ],
 )
-async def test_nothing_else_does(serve: Callable[..., Any], path: str, shown: dict[str, Any]) -> None:
+async def test_other_keys_are_rejected(serve: Callable[..., Any], path: str, shown: dict[str, Any]) -> None:
     async with serve(api_keys=[KEY]) as server, server.connect(path, **shown) as client:
         error, code = await last_words(client)
         assert error is not None
@@ -51,13 +51,13 @@ async def test_nothing_else_does(serve: Callable[..., Any], path: str, shown: di
         assert server.engine.opened == 0
 
 
-async def test_the_key_is_not_sent_back_where_there_is_another_protocol(serve: Callable[..., Any]) -> None:
+async def test_the_key_is_not_returned_beside_another_subprotocol(serve: Callable[..., Any]) -> None:
     offered = ["personaplex.v1", f"personaplex.key.{KEY}"]
     async with serve(api_keys=[KEY]) as server, server.connect(subprotocols=offered) as client:
         assert client.subprotocol == "personaplex.v1"
 
 
-async def test_a_key_holds_no_more_calls_than_it_may(serve: Callable[..., Any]) -> None:
+async def test_a_key_is_limited_to_its_number_of_sessions(serve: Callable[..., Any]) -> None:
     shown = {"additional_headers": {"X-API-Key": KEY}}
     async with serve(slots=4, api_keys=[KEY], key_conversations=1) as server:
         async with server.connect(**shown) as first:
@@ -86,7 +86,7 @@ async def test_a_key_holds_no_more_calls_than_it_may(serve: Callable[..., Any]) 
         (["*"], "https://elsewhere.example", True),
     ],
 )
-async def test_pages_of_our_own_and_of_named_origins_may_call(
+async def test_own_and_allowed_origins_are_accepted(
     serve: Callable[..., Any], path: str, allowed: list[str], origin: str | None, may: bool
 ) -> None:
     async with serve(allowed_origins=allowed) as server:

@@ -1,4 +1,4 @@
-"""Messages made to occupy the event loop: what a live session on the same server feels."""
+"""Messages that occupy the event loop do not delay other live sessions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ATTACKS: dict[str, tuple[str, list[str | bytes]]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_a_neighbour_feels_nothing(models: Path, name: str) -> None:
+async def test_other_sessions_are_not_delayed(models: Path, name: str) -> None:
     path, messages = ATTACKS[name]
     async with serve_measured(models) as server, server.neighbour() as felt:
         await attack(server.websocket_url + path, messages)
@@ -89,7 +89,7 @@ async def test_a_neighbour_feels_nothing(models: Path, name: str) -> None:
     assert felt.frames > 5
 
 
-async def test_an_ogg_message_beyond_its_limit_ends_the_call(serve: Callable[..., Any]) -> None:
+async def test_an_ogg_message_beyond_its_limit_ends_the_session(serve: Callable[..., Any]) -> None:
     async with serve() as server, server.connect("/api/chat") as client:
         await client.send(b"\x01" * 65_537)
         with suppress(ConnectionClosed):

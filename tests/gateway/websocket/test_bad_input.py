@@ -1,4 +1,4 @@
-"""Anything at all, sent to both faces: no error of ours, no hang, no slot kept; 1000 callers each, on one server."""
+"""Random messages to both WebSocket APIs: no internal error, no hang, no slot lost; 1000 sessions each, one server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ anything = tuned(
     max_examples=CASES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    # A failure is told as it is: to make it smaller takes hundreds of calls more.
+    # No shrinking: it would take hundreds of sessions more.
     phases=tuned.default.phases[:3],
 )
 
@@ -74,7 +74,7 @@ def host(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> Iterato
 
 
 async def call(server: Server, path: str, messages: list[Message], patient: bool) -> tuple[list[Message], int | None]:
-    """Say everything, then wait for the server's close or vanish; what was heard, and its close code if it closed."""
+    """Send all messages, then wait for the close or disconnect; return the received messages and the close code."""
     heard: list[Message] = []
     code = None
     async with asyncio.timeout(10):
@@ -224,7 +224,7 @@ def test_chat(
     end = OggWriter(42).page(b"", 0, last=True)
     messages = [*before, *stream, *after, b"\x01" + end]
     path = "/api/chat?" + urlencode(query, errors="replace")
-    # An end that comes on top of half a page is none: the idle limit would have to end the call.
+    # An end within an incomplete page is not recognized: the idle limit would end the session.
     waits = patient and len(stream) == 7
     heard, code = host.run(call(host.server, path, messages, waits))
     assert code != INTERNAL_ERROR

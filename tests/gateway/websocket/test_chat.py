@@ -1,4 +1,4 @@
-"""`/api/chat`: what a client of the reference server sends and sees."""
+"""`/api/chat`: messages of a client of the reference server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def of(messages: list[bytes], kind: int) -> list[bytes]:
     return [message[1:] for message in messages if message[0] == kind]
 
 
-async def test_a_call_from_handshake_to_the_end_of_the_stream(server: Server, noise: Callable[..., Any]) -> None:
+async def test_a_session_from_handshake_to_the_end_of_the_stream(server: Server, noise: Callable[..., Any]) -> None:
     stream = opus_file(noise(5))
     async with server.connect("/api/chat?voice_prompt=NATM1.pt&text_prompt=You+are+Ana.&seed=1") as client:
         for at in range(0, len(stream), 500):

@@ -1,4 +1,4 @@
-"""`/v1/converse`: what a well-behaved client sends and sees."""
+"""`/v1/converse`: messages of a correct client and of the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-async def test_a_call_from_start_to_end(server: Server, noise: Callable[..., Any]) -> None:
+async def test_a_session_from_start_to_end(server: Server, noise: Callable[..., Any]) -> None:
     heard = await talk(server, start(seed=1, voice="NATM1"), (noise(5) * 32767).astype("<i2").tobytes())
     assert heard.code == 1000
     assert heard.order[:2] == ["ready", "audio"]
@@ -47,7 +47,7 @@ async def test_a_call_from_start_to_end(server: Server, noise: Callable[..., Any
     assert ended["transcript"] == "".join(text["text"] for text in heard.of("text")).strip() != ""
 
 
-async def test_a_frames_text_comes_before_its_audio(server: Server, noise: Callable[..., Any]) -> None:
+async def test_the_text_of_a_frame_precedes_its_audio(server: Server, noise: Callable[..., Any]) -> None:
     heard = await talk(server, start(seed=1, audio={"format": "pcm_f32le"}), noise(20).tobytes())
     told = iter(text["index"] for text in heard.of("text"))
     frame = 0
@@ -59,7 +59,7 @@ async def test_a_frames_text_comes_before_its_audio(server: Server, noise: Calla
 
 
 @pytest.mark.parametrize("size", [2, 1000, 3840, 100_000])
-async def test_messages_of_any_size_are_answered_as_the_recording_is(
+async def test_messages_of_any_size_give_the_response_to_the_recording(
     server: Server, noise: Callable[..., Any], size: int
 ) -> None:
     pcm = (noise(0.1 if size == 2 else 12.3) * 32767).astype("<i2")
@@ -86,24 +86,24 @@ async def test_other_rates_are_resampled(server: Server, noise: Callable[..., An
     assert np.array_equal((np.clip(heard.pcm, -1, 1) * 32767).astype(np.int16), answer["audio"])
 
 
-async def test_the_same_seed_says_the_same_and_another_another(server: Server, noise: Callable[..., Any]) -> None:
+async def test_the_seed_determines_the_response(server: Server, noise: Callable[..., Any]) -> None:
     one, same, other = [await talk(server, start(seed=seed), bytes(FRAME * 20)) for seed in (3, 3, 4)]
     assert one.audio == same.audio != other.audio
 
 
-async def test_greedy_takes_no_seed_into_account(server: Server) -> None:
+async def test_greedy_ignores_the_seed(server: Server) -> None:
     one, other = [await talk(server, start(seed=seed, greedy=True), bytes(FRAME * 20)) for seed in (3, 4)]
     assert one.audio == other.audio
 
 
-async def test_without_wishes_there_are_defaults(server: Server) -> None:
+async def test_absent_params_have_defaults(server: Server) -> None:
     heard = await talk(server, start(voice=None, seed=None), bytes(2 * FRAME))
     ready = heard.one("ready")
     assert ready["voice"] == "NATF0"
     assert 0 <= ready["seed"] < 2**53
 
 
-async def test_stats_come_about_once_a_second(server: Server) -> None:
+async def test_stats_are_sent_about_once_a_second(server: Server) -> None:
     heard = await talk(server, start(), bytes(2 * FRAME * 50))
     stats = heard.of("stats")
     assert [item["index"] for item in stats] == [12, 24, 37, 49]
@@ -113,7 +113,7 @@ async def test_stats_come_about_once_a_second(server: Server) -> None:
     assert all(item["latency_ms"] == 0 for item in stats[1:])
 
 
-async def test_a_call_without_any_audio_is_frame_0_alone(server: Server) -> None:
+async def test_a_session_without_audio_is_frame_0_only(server: Server) -> None:
     heard = await talk(server, start())
     assert heard.one("ended")["frames"] == len(heard.audio) == 1
     assert heard.code == 1000
@@ -121,7 +121,7 @@ async def test_a_call_without_any_audio_is_frame_0_alone(server: Server) -> None
 
 @pytest.mark.parametrize("late", [bytes(2 * FRAME), bytes(3)], ids=["a frame", "half a sample"])
 @pytest.mark.parametrize("rate", [24_000, 8_000])
-async def test_what_comes_after_the_end_is_not_heard(server: Server, rate: int, late: bytes) -> None:
+async def test_audio_after_the_end_is_ignored(server: Server, rate: int, late: bytes) -> None:
     async with server.connect() as client:
         await client.send(start(audio={"sample_rate": rate}))
         await client.send(bytes(2 * FRAME * 20 * rate // 24_000))
@@ -133,7 +133,7 @@ async def test_what_comes_after_the_end_is_not_heard(server: Server, rate: int, 
     assert heard.one("ended")["frames"] == len(heard.audio) == 21
 
 
-async def test_audio_is_answered_while_the_caller_still_speaks(server: Server) -> None:
+async def test_agent_audio_arrives_while_user_audio_is_sent(server: Server) -> None:
     """Frame u + 1 comes after user frame u and before user frame u + 1."""
     async with server.connect() as client:
         await client.send(start())
@@ -144,7 +144,7 @@ async def test_audio_is_answered_while_the_caller_still_speaks(server: Server) -
             await client.send(bytes(2 * FRAME))
 
 
-async def test_silence_in_place_of_missing_audio(serve: Callable[..., Any]) -> None:
+async def test_silence_replaces_missing_audio(serve: Callable[..., Any]) -> None:
     async with serve(live_speed=1) as server, server.connect() as client:
         await client.send(start(on_gap="silence"))
         frames = 0

@@ -1,4 +1,4 @@
-"""How calls are refused and how they end, on both faces: what is told, the close code, and the slot."""
+"""Rejections and ends of sessions of both WebSocket APIs: messages, close codes and slots."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.gateway.websocket.conftest import END, FRAME, Server, hear, start
 FACES = ["/v1/converse", "/api/chat"]
 
 
-async def last_words(client: ClientConnection) -> tuple[str | None, int | None]:
-    """The error told before the close, and the close code."""
+async def error_and_close_code(client: ClientConnection) -> tuple[str | None, int | None]:
+    """Return the error sent before the close, and the close code."""
     error = None
     try:
         async with asyncio.timeout(15):
@@ -48,7 +48,7 @@ async def begin(client: ClientConnection) -> None:
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_one_too_many_is_told_so_at_once_and_may_come_back(serve: Callable[..., Any], path: str) -> None:
+async def test_a_session_beyond_the_slots_is_rejected_and_may_retry(serve: Callable[..., Any], path: str) -> None:
     async with serve(slots=1) as server:
         async with server.connect(path) as first:
             await begin(first)
@@ -56,7 +56,7 @@ async def test_one_too_many_is_told_so_at_once_and_may_come_back(serve: Callable
             async with server.connect(path) as second:
                 if "converse" in path:
                     await second.send(start())
-                error, code = await last_words(second)
+                error, code = await error_and_close_code(second)
             took = perf_counter() - began
             assert error is not None
             assert "all 1 conversations are taken" in error
@@ -68,8 +68,8 @@ async def test_one_too_many_is_told_so_at_once_and_may_come_back(serve: Callable
         await server.until_free()
 
 
-async def test_who_sees_the_close_may_come_in_at_once(serve: Callable[..., Any]) -> None:
-    """Also where it takes a while to release the models' rows."""
+async def test_the_slot_is_free_when_the_client_sees_the_close(serve: Callable[..., Any]) -> None:
+    """Also if the release of the models' rows takes a while."""
     async with serve(slots=1, delay=0.02) as server:
         for _ in range(5):
             async with server.connect() as client:
@@ -81,25 +81,25 @@ async def test_who_sees_the_close_may_come_in_at_once(serve: Callable[..., Any])
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_a_draining_server_refuses(server: Server, path: str) -> None:
+async def test_a_draining_server_rejects_sessions(server: Server, path: str) -> None:
     server.runtime.admission.draining = True
     async with server.connect(path) as client:
         if "converse" in path:
             await client.send(start())
-        error, code = await last_words(client)
+        error, code = await error_and_close_code(client)
     assert error is not None
     assert "shutting down" in error
     assert code == 1012
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_calls_under_way_are_told_when_the_drain_time_is_over(serve: Callable[..., Any], path: str) -> None:
+async def test_sessions_end_with_drained_after_the_drain_time(serve: Callable[..., Any], path: str) -> None:
     async with serve(drain_seconds=0.2) as server, server.connect(path) as client:
         await begin(client)
         draining = asyncio.create_task(server.runtime.sessions.drain())
         await client.send(bytes(2 * FRAME))
         if "chat" in path:
-            assert await last_words(client) == ("the server is shutting down", 1012)
+            assert await error_and_close_code(client) == ("the server is shutting down", 1012)
         else:
             heard = await hear(client)
             assert heard.one("ended")["reason"] == "drained"
@@ -108,7 +108,7 @@ async def test_calls_under_way_are_told_when_the_drain_time_is_over(serve: Calla
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_an_engine_that_fails_is_told(serve: Callable[..., Any], path: str) -> None:
+async def test_a_failing_backend_ends_the_session(serve: Callable[..., Any], path: str) -> None:
     async with serve() as server, server.connect(path) as client:
         await begin(client)
         server.engine.down = True
@@ -117,7 +117,7 @@ async def test_an_engine_that_fails_is_told(serve: Callable[..., Any], path: str
         else:
             for message in chat_audio():
                 await client.send(message)
-        error, code = await last_words(client)
+        error, code = await error_and_close_code(client)
         assert error is not None
         assert "the fake backend is down" in error
         assert code == 1011
@@ -126,24 +126,24 @@ async def test_an_engine_that_fails_is_told(serve: Callable[..., Any], path: str
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_an_engine_that_is_not_there_is_told(serve: Callable[..., Any], path: str) -> None:
+async def test_an_unavailable_backend_is_reported(serve: Callable[..., Any], path: str) -> None:
     async with serve() as server:
         server.engine.down = True
         async with server.connect(path) as client:
             if "converse" in path:
                 await client.send(start())
-            error, code = await last_words(client)
+            error, code = await error_and_close_code(client)
         assert error == "the fake backend is down"
         assert code == 1011
         await server.until_free()
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_no_audio_for_the_idle_time_ends_the_call(serve: Callable[..., Any], path: str) -> None:
+async def test_no_audio_for_the_idle_time_ends_the_session(serve: Callable[..., Any], path: str) -> None:
     async with serve(idle_seconds=0.2) as server, server.connect(path) as client:
         await begin(client)
         if "chat" in path:
-            assert await last_words(client) == ("no audio came for 0.2 s", 1001)
+            assert await error_and_close_code(client) == ("no audio came for 0.2 s", 1001)
         else:
             heard = await hear(client)
             assert heard.one("ended")["reason"] == "idle"
@@ -151,7 +151,7 @@ async def test_no_audio_for_the_idle_time_ends_the_call(serve: Callable[..., Any
         await server.until_free()
 
 
-async def test_a_warning_comes_before_the_longest_call_ends(serve: Callable[..., Any]) -> None:
+async def test_a_warning_precedes_the_end_by_max_duration(serve: Callable[..., Any]) -> None:
     async with serve(max_call_seconds=1.0, warn_seconds=0.7) as server, server.connect() as client:
         await client.send(start(on_gap="silence"))
         heard = await hear(client)
@@ -162,7 +162,7 @@ async def test_a_warning_comes_before_the_longest_call_ends(serve: Callable[...,
     assert heard.code == 1001
 
 
-async def test_who_never_starts_is_sent_away(serve: Callable[..., Any]) -> None:
+async def test_a_client_that_never_starts_is_disconnected(serve: Callable[..., Any]) -> None:
     async with serve(handshake_seconds=0.2) as server, server.connect() as client:
         heard = await hear(client)
     assert heard.one("error")["code"] == "handshake-timeout"
@@ -170,8 +170,10 @@ async def test_who_never_starts_is_sent_away(serve: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_who_does_not_read_is_cut_off_and_gives_the_slot_back(serve: Callable[..., Any], path: str) -> None:
-    """A raw socket that says everything a client says, and then never reads."""
+async def test_a_client_that_does_not_read_is_disconnected_and_frees_the_slot(
+    serve: Callable[..., Any], path: str
+) -> None:
+    """A raw socket that sends all messages of a client, and then never reads."""
     async with serve(output_frames=10, max_call_seconds=3600) as server:
         sent = asyncio.create_task(asyncio.to_thread(never_read, server, path))
         async with asyncio.timeout(30):
@@ -200,7 +202,7 @@ def never_read(server: Server, path: str) -> None:
             for number in count():
                 raw.sendall(framed(messages[min(number, len(messages) - 1)], 0x82))
                 assert monotonic() < deadline, "was never cut off"
-                # What the system keeps for us both is full long before.
+                # The socket buffers of both sides are full long before.
                 if number > 2000:
                     sleep(0.01)
 
@@ -213,7 +215,7 @@ def framed(payload: bytes, first: int) -> bytes:
 
 
 def chat_audio(frames: int = 3) -> list[bytes]:
-    """Kind 1 messages: head and frames. The last one may be sent again and again."""
+    """Messages of kind 1: head and frames. The last one may be repeated."""
     import numpy as np
 
     from gateway.audio.ogg_opus import OggOpusWriter
@@ -225,7 +227,7 @@ def chat_audio(frames: int = 3) -> list[bytes]:
 
 @pytest.mark.parametrize("path", FACES)
 @pytest.mark.parametrize("when", ["connected", "begun", "talking"])
-async def test_who_vanishes_leaves_nothing_behind(serve: Callable[..., Any], path: str, when: str) -> None:
+async def test_a_client_that_disconnects_leaves_nothing_behind(serve: Callable[..., Any], path: str, when: str) -> None:
     async with serve() as server:
         for _ in range(5):
             client = await server.connect(path)
@@ -244,16 +246,16 @@ async def test_who_vanishes_leaves_nothing_behind(serve: Callable[..., Any], pat
 
 
 @pytest.mark.parametrize("path", FACES)
-async def test_a_message_beyond_the_limit_ends_the_call(serve: Callable[..., Any], path: str) -> None:
+async def test_a_message_beyond_the_limit_ends_the_session(serve: Callable[..., Any], path: str) -> None:
     async with serve(max_message_bytes=10_000) as server, server.connect(path) as client:
         await begin(client)
         await client.send(b"\x01" * 10_001)
-        _, code = await last_words(client)
+        _, code = await error_and_close_code(client)
         assert code == 1009
         await server.until_free()
 
 
-async def test_bad_endings_log_nothing(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+async def test_abrupt_disconnects_log_nothing(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     """A client can cause no error on our side."""
     with caplog.at_level(logging.WARNING):
         async with serve() as server:

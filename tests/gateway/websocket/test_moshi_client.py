@@ -1,4 +1,4 @@
-"""The client from PyPI holds a conversation, and gets the answer to a recording of its Opus stream."""
+"""The client from PyPI gets the same response as a recording of its Opus stream."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_a_conversation(server: Server, monkeypatch: pytest.MonkeyPatch, n
     client = conversation.running(server.url.replace("ws", "http", 1))
     await asyncio.to_thread(client.__enter__)
     async with asyncio.timeout(30):
-        # The client's pre-skip is one frame; our answer begins with one frame of silence.
+        # The client's pre-skip is one frame; the response begins with one frame of silence.
         while len(recording.agent) < frames or len(conversation.printer.said) < len(recording.texts):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await asyncio.to_thread(client.__exit__, None, None, None)
@@ -72,8 +72,8 @@ async def test_a_conversation(server: Server, monkeypatch: pytest.MonkeyPatch, n
     assert np.isfinite(conversation.device.played).all()
 
 
-def test_both_sides_decode_each_other_alike(noise: Callable[..., Any]) -> None:
-    """The client's own decoder reads our pages, and hears of its own what we hear."""
+def test_both_decoders_agree(noise: Callable[..., Any]) -> None:
+    """Both sides decode each other's pages to the same samples."""
     client_module()
     import sphn
 

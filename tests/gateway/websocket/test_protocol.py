@@ -59,7 +59,7 @@ async def serving(protocol: Any, app: Any, **options: Any) -> AsyncIterator[int]
     )
     config.load()
     state = ServerState()
-    # uvicorn hands a WebSocket over with its request: it may as well come here at once.
+    # uvicorn passes a WebSocket on with its request; the test sends it directly.
     server = await asyncio.get_running_loop().create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
@@ -83,7 +83,7 @@ def frame(opcode: int, payload: bytes, *, final: bool = True, mask: bytes = b"\x
 
 
 async def exchange(protocol: Any, pieces: list[bytes], right: bool) -> tuple[list[dict[str, Any]], bytes]:
-    """What the app got, and what came back after the handshake."""
+    """Messages that the app received, and bytes returned after the handshake."""
     app = App()
     async with serving(protocol, app) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -94,11 +94,11 @@ async def exchange(protocol: Any, pieces: list[bytes], right: bool) -> tuple[lis
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
-                # So that pieces arrive as they were cut.
+                # So that pieces arrive separately.
                 await asyncio.sleep(0)
             writer.write(frame(PING, b"the end"))
             writer.write(frame(CLOSE, struct.pack("!H", 1000)))
-            # What is wrong may look like the beginning of something that never comes.
+            # Invalid data may look like the beginning of an incomplete frame.
             async with asyncio.timeout(5 if right else 0.2):
                 while part := await reader.read(65536):
                     back += part
@@ -139,7 +139,7 @@ wrong = st.one_of(
     st.one_of(st.none(), wrong),
     st.sampled_from([1, 3, 1000, 1 << 20]),
 )
-def test_the_same_bytes_mean_the_same(frames: list[bytes], last: bytes | None, size: int) -> None:
+def test_the_split_of_the_bytes_does_not_matter(frames: list[bytes], last: bytes | None, size: int) -> None:
     stream = b"".join(frames) + (last or b"")
     size = max(size, len(stream) // 300)
     pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
@@ -152,11 +152,11 @@ def test_the_same_bytes_mean_the_same(frames: list[bytes], last: bytes | None, s
         assert mine == his
         assert sorted(ours[1]) == sorted(theirs[1])
     else:
-        # The library forgets what came in one piece with what is wrong.
+        # The library discards valid data that arrived together with invalid data.
         assert mine[: len(his)] == his
 
 
-async def test_a_large_message_goes_out_in_one_frame() -> None:
+async def test_a_large_message_is_sent_in_one_frame() -> None:
     class Large(App):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             await receive()
@@ -178,7 +178,7 @@ async def handshaken(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     return reader, writer
 
 
-async def test_a_side_that_says_nothing_at_all_is_given_up() -> None:
+async def test_a_silent_peer_is_disconnected() -> None:
     app = App()
     async with serving(CallProtocol, app, ws_ping_interval=0.05, ws_ping_timeout=0.1) as port:
         _, writer = await handshaken(port)
@@ -187,7 +187,7 @@ async def test_a_side_that_says_nothing_at_all_is_given_up() -> None:
         writer.close()
 
 
-async def test_a_side_that_speaks_but_sends_no_pong_is_not() -> None:
+async def test_a_peer_that_sends_data_but_no_pong_stays_connected() -> None:
     app = App()
     async with serving(CallProtocol, app, ws_ping_interval=0.05, ws_ping_timeout=0.1) as port:
         _, writer = await handshaken(port)
@@ -200,7 +200,7 @@ async def test_a_side_that_speaks_but_sends_no_pong_is_not() -> None:
             await app.ended.wait()
 
 
-async def test_a_side_we_do_not_read_is_not_given_up_for_its_unread_pong() -> None:
+async def test_an_unread_pong_does_not_disconnect_the_peer() -> None:
     app = App()
     async with serving(CallProtocol, app, ws_ping_interval=0.05, ws_ping_timeout=0.1) as port:
         _, writer = await handshaken(port)
@@ -216,7 +216,7 @@ async def test_a_side_we_do_not_read_is_not_given_up_for_its_unread_pong() -> No
         writer.close()
 
 
-async def test_who_does_not_answer_a_close_does_not_keep_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unanswered_close_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.api.websocket.protocol._CLOSE_S", 0.1)
 
     async def close(scope: Any, receive: Any, send: Any) -> None:
@@ -233,7 +233,7 @@ async def test_who_does_not_answer_a_close_does_not_keep_the_connection(monkeypa
         writer.close()
 
 
-async def test_an_app_can_cut_a_line_that_is_stuck() -> None:
+async def test_the_app_can_abort_a_blocked_connection() -> None:
     cut = asyncio.Event()
 
     async def stuck(scope: Any, receive: Any, send: Any) -> None:

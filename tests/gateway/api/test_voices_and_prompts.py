@@ -18,7 +18,7 @@ from gateway.voices.store import VoiceStore
 Ask = Callable[..., Any]
 
 
-async def test_the_voices_are_the_repositorys(client: httpx.AsyncClient, settings: Settings):
+async def test_voices_are_those_of_the_repository(client: httpx.AsyncClient, settings: Settings):
     body = (await client.get("/v1/voices")).json()
     assert body == {
         "default": "NATF0",
@@ -32,10 +32,10 @@ async def test_the_voices_are_the_repositorys(client: httpx.AsyncClient, setting
     assert (await client.get("/v1/voices")).json()["voice_audio"] is True
 
 
-async def test_a_voice_that_is_added_replaced_or_removed_is_so_at_once(
+async def test_added_replaced_and_removed_voices_are_visible_at_once(
     client: httpx.AsyncClient, ask: Ask, manifest: Manifest, engine: FakeBackend
 ):
-    """In the list, in the document, and in answers; the next caller of a name gets what lies under it now."""
+    """In the list, in the OpenAPI document and in responses."""
     assert (await ask(voice="ANA")).json()["type"] == "urn:personaplex:unknown-voice"
     for seed, frames in ((1, 50), (2, 75)):
         made = preset_of_codes(np.random.default_rng(seed).integers(0, 2048, (frames, 8)), manifest)
@@ -61,7 +61,7 @@ async def names_in_the_document(client: httpx.AsyncClient) -> list[str]:
     return names
 
 
-async def test_a_broken_voice_fails_its_own_callers_alone(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
+async def test_a_broken_voice_fails_only_its_own_requests(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
     (manifest.voices_folder / "NATF0.safetensors").write_bytes(b"oops")
     listed = (await client.get("/v1/voices")).json()
     assert [voice["name"] for voice in listed["voices"]] == ["NATM1"]
@@ -72,7 +72,7 @@ async def test_a_broken_voice_fails_its_own_callers_alone(client: httpx.AsyncCli
     assert (await ask(voice="NATM1")).status_code == 200
 
 
-async def test_a_server_whose_voices_are_all_gone_says_so(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
+async def test_without_any_voice_the_error_states_it(client: httpx.AsyncClient, ask: Ask, manifest: Manifest):
     for file in manifest.voices_folder.iterdir():
         file.unlink()
     assert (await client.get("/v1/voices")).json()["voices"] == []
@@ -80,12 +80,12 @@ async def test_a_server_whose_voices_are_all_gone_says_so(client: httpx.AsyncCli
     assert (answer.status_code, answer.json()["detail"]) == (422, "no voice named 'NATF0'; there are: none")
 
 
-async def test_a_default_voice_that_is_not_there_gives_way_to_the_first(client: httpx.AsyncClient, settings: Settings):
+async def test_a_missing_default_voice_is_replaced_by_the_first(client: httpx.AsyncClient, settings: Settings):
     settings.default_voice = "NATF9"
     assert (await client.get("/v1/voices")).json()["default"] == "NATF0"
 
 
-async def test_the_prompts_come_with_their_texts(client: httpx.AsyncClient):
+async def test_prompts_are_listed_with_their_texts(client: httpx.AsyncClient):
     body = (await client.get("/v1/system-prompts")).json()
     assert body["default"] == "assistant"
     assert len(body["system_prompts"]) == 8
