@@ -90,7 +90,7 @@ def test_the_moshi_client_holds_a_conversation(
 
     async def all_answered() -> None:
         async with asyncio.timeout(60):
-            while len(recording.agent) < 25 or len(conversation.printer.said) < len(recording.texts):  # noqa: ASYNC110
+            while len(recording.agent) < 25 or len(conversation.printer.tokens) < len(recording.texts):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     with conversation.running(tiny_service.url):
@@ -101,7 +101,7 @@ def test_the_moshi_client_holds_a_conversation(
     spoken = [event.frame for event in recording.agent]
     assert np.array_equal([frame.text_token for frame in spoken], answer.text_tokens)
     assert np.array_equal([frame.codes for frame in spoken], answer.agent_codes)
-    assert conversation.printer.said == recording.texts
+    assert conversation.printer.tokens == recording.texts
     assert np.isfinite(conversation.device.played).all()
     assert np.any(conversation.device.played)
     tiny_service.wait_until_free()

@@ -72,8 +72,8 @@ class MeasuredServer:
             felt.loop_lag_ms, felt.peak_mib = measured["loop_lag_ms"], measured["peak_mib"]
             assert call.stdin is not None
             call.stdin.close()
-            heard = await _read(call)
-            felt.frame_gap_ms, felt.frames = heard["frame_gap_ms"], heard["frames"]
+            stats = await _read(call)
+            felt.frame_gap_ms, felt.frames = stats["frame_gap_ms"], stats["frames"]
         finally:
             await _end(call)
 

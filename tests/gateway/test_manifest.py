@@ -30,9 +30,9 @@ def test_a_folder_without_a_manifest_is_not_a_repository(tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "one"}', "\x00"])
 def test_a_manifest_that_cannot_be_read_says_so_in_one_line(models: Path, text: str):
     (models / "manifest.json").write_text(text)
-    with pytest.raises(RepositoryError, match=r"manifest\.json cannot be read: ") as told:
+    with pytest.raises(RepositoryError, match=r"manifest\.json cannot be read: ") as raised:
         Manifest.load(models)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_key_is_named(write_repository: Write, manifest_json: dict[str, Any]):

@@ -54,15 +54,15 @@ async def test_a_prompt_longer_than_the_context_is_rejected_with_the_numbers(ask
 
 
 @pytest.mark.parametrize(
-    ("audio", "said"),
+    ("audio", "error_text"),
     [
         (b"no audio at all", "expected an audio file libsndfile reads"),
         (b"RIFF\xff\xff\xff\xffWAVEfmt ", "expected an audio file libsndfile reads"),
     ],
 )
-async def test_corrupt_audio_is_rejected(ask: Ask, audio: bytes, said: str):
+async def test_corrupt_audio_is_rejected(ask: Ask, audio: bytes, error_text: str):
     body = problem(await ask(audio=audio), 422, "unusable-audio")
-    assert said in body["detail"]
+    assert error_text in body["detail"]
     assert fields(body) == ["audio"]
 
 
@@ -241,17 +241,17 @@ async def test_a_voice_recording_is_rejected_unless_the_operator_allows_it(ask: 
 
 
 @pytest.mark.parametrize(
-    ("frames", "gain", "said"), [(4, 1.0, "at least 0.4 s"), (6, 0.0, "got silence"), (70, 1.0, "at most 5 s")]
+    ("frames", "gain", "error_text"), [(4, 1.0, "at least 0.4 s"), (6, 0.0, "got silence"), (70, 1.0, "at most 5 s")]
 )
 async def test_an_unusable_voice_recording_is_rejected(
-    ask: Ask, settings: Settings, frames: int, gain: float, said: str
+    ask: Ask, settings: Settings, frames: int, gain: float, error_text: str
 ):
     settings.allow_voice_audio = True
     buffer = io.BytesIO()
     noise = gain * np.random.default_rng(0).uniform(-0.5, 0.5, frames * 1920)
     soundfile.write(buffer, noise, 24_000, format="WAV")
     body = problem(await ask(voice_audio=base64.b64encode(buffer.getvalue()).decode()), 422, "unusable-audio")
-    assert said in body["detail"]
+    assert error_text in body["detail"]
     assert fields(body) == ["voice_audio"]
 
 

@@ -21,10 +21,10 @@ def sine(samples: int) -> np.ndarray:
 def test_packets_of_every_allowed_length_are_decoded(size: int) -> None:
     encoder, decoder = OpusEncoder(), OpusDecoder()
     frames = sine(size * 20).reshape(20, size)
-    heard = np.concatenate([decoder.decode(encoder.encode(frame)) for frame in frames])
-    assert len(heard) == frames.size
+    decoded = np.concatenate([decoder.decode(encoder.encode(frame)) for frame in frames])
+    assert len(decoded) == frames.size
     delay = encoder.lookahead
-    assert np.corrcoef(heard[delay:], frames.reshape(-1)[: len(heard) - delay])[0, 1] > ALIKE
+    assert np.corrcoef(decoded[delay:], frames.reshape(-1)[: len(decoded) - delay])[0, 1] > ALIKE
 
 
 def test_ffmpeg_decodes_the_encoders_packets() -> None:
@@ -33,16 +33,16 @@ def test_ffmpeg_decodes_the_encoders_packets() -> None:
     decoder = av.CodecContext.create("opus", "r")
     decoder.sample_rate = 48_000
     decoder.layout = "mono"
-    heard = np.concatenate(
+    decoded = np.concatenate(
         [
             frame.to_ndarray().reshape(-1)
             for part in pcm.reshape(20, 1920)
             for frame in decoder.decode(av.Packet(encoder.encode(part)))
         ]
     )
-    assert len(heard) == 2 * len(pcm)
+    assert len(decoded) == 2 * len(pcm)
     delay = encoder.lookahead
-    assert np.corrcoef(heard[2 * delay :: 2], pcm[: len(pcm) - delay])[0, 1] > ALIKE
+    assert np.corrcoef(decoded[2 * delay :: 2], pcm[: len(pcm) - delay])[0, 1] > ALIKE
 
 
 def test_other_lengths_cannot_be_encoded() -> None:

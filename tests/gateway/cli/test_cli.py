@@ -27,7 +27,7 @@ def test_help_is_a_result(personaplex: Run, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error_text"),
     [
         (["sing"], "No such command 'sing'."),
         (["serve"], "Missing argument 'models'."),
@@ -37,8 +37,8 @@ def test_help_is_a_result(personaplex: Run, arguments: list[str]) -> None:
         (["build", "a", "b", "--slots", "many"], "Invalid value for '--slots'"),
     ],
 )
-def test_wrong_usage_is_one_line(personaplex: Run, arguments: list[str], said: str) -> None:
-    assert said in personaplex(*arguments).error
+def test_wrong_usage_is_one_line(personaplex: Run, arguments: list[str], error_text: str) -> None:
+    assert error_text in personaplex(*arguments).error
 
 
 def test_an_interrupt_ends_without_output(personaplex: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,25 +34,25 @@ def test_tables_have_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_p
     assert ["0", "0.0000"] in lines
     assert "3 frames after a prompt of" in outcome.out
 
-    told = json.loads(stats.read_text())
-    assert told["parameters"]["audio"] == "synthetic speech, seed 0"
-    assert told["parameters"]["voice"] == "NATF0"
-    assert told["parameters"]["frames"] == 3
+    report = json.loads(stats.read_text())
+    assert report["parameters"]["audio"] == "synthetic speech, seed 0"
+    assert report["parameters"]["voice"] == "NATF0"
+    assert report["parameters"]["frames"] == 3
     expected = {
         *("models", "variant", "kv", "disk_bytes", "host_bytes", "slot_bytes", "device_bytes", "frame_ms"),
         *("frame_ms_p95", "stages_ms", "rtf", "diverges_at", "quality", "weights"),
     }
-    assert [set(repository) for repository in told["repositories"]] == [expected] * 2
+    assert [set(repository) for repository in report["repositories"]] == [expected] * 2
 
 
 def test_stdout_is_json_only(personaplex: Run, tiny_models: Path, question: Path) -> None:
     asked = ("--audio", question, "--voice", "VARM2", "--prompt", "", "--layers", 0, "--json", "-")
     outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--threads", 1, *asked)
-    told = json.loads(outcome.out)
-    assert told["parameters"]["audio"] == str(question)
-    assert (told["parameters"]["voice"], told["parameters"]["prompt"]) == ("VARM2", "")
-    assert told["parameters"]["threads"] == 1
-    assert told["parameters"]["frames"] == 80
+    report = json.loads(outcome.out)
+    assert report["parameters"]["audio"] == str(question)
+    assert (report["parameters"]["voice"], report["parameters"]["prompt"]) == ("VARM2", "")
+    assert report["parameters"]["threads"] == 1
+    assert report["parameters"]["frames"] == 80
 
 
 def test_a_recording_is_followed_by_silence(personaplex: Run, tiny_models: Path, question: Path) -> None:

@@ -78,8 +78,8 @@ def test_tokens_are_included_on_request(ask: Run) -> None:
 
 
 def test_transcript_prints_the_transcript(ask: Run, tmp_path: Path) -> None:
-    said = json.loads(ask("--json").out)["transcript"]
-    assert ask("--transcript", "--output", tmp_path / "a.wav").out == f"{said}\n"
+    transcript = json.loads(ask("--json").out)["transcript"]
+    assert ask("--transcript", "--output", tmp_path / "a.wav").out == f"{transcript}\n"
     assert soundfile.info(tmp_path / "a.wav").frames == 10 * 1920
 
 
@@ -117,7 +117,7 @@ def test_absent_options_are_not_sent(ask: Run, service: Service, question: Path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error_text"),
     [
         (["--voice", "NOBODY"], "no voice named 'NOBODY'; there are: NATF0,"),
         (["--system-prompt", "villain"], "villain"),
@@ -126,10 +126,10 @@ def test_absent_options_are_not_sent(ask: Run, service: Service, question: Path)
         (["--seed", "-1"], "seed"),
     ],
 )
-def test_the_servers_error_message_is_printed(ask: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_the_servers_error_message_is_printed(ask: Run, tmp_path: Path, arguments: list[str], error_text: str) -> None:
     output = tmp_path / "a.wav"
-    assert said in ask(*arguments, "--output", output).error
-    assert said in ask(*arguments, "--json").error
+    assert error_text in ask(*arguments, "--output", output).error
+    assert error_text in ask(*arguments, "--json").error
 
 
 def test_a_rejected_request_does_not_change_an_existing_file(ask: Run, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_file_without_audio_is_reported(personaplex: Run, service: Service, tm
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error_text"),
     [
         (["-i", "/nowhere/x.wav", "--json"], "cannot read /nowhere/x.wav: No such file or directory"),
         (["--server", "http://127.0.0.1:1", "--json"], "cannot reach http://127.0.0.1:1: Connection refused"),
@@ -162,10 +162,10 @@ def test_a_file_without_audio_is_reported(personaplex: Run, service: Service, tm
     ],
 )
 def test_invalid_options_are_reported_in_one_line(
-    personaplex: Run, question: Path, arguments: list[str], said: str
+    personaplex: Run, question: Path, arguments: list[str], error_text: str
 ) -> None:
     given = arguments if "-i" in arguments else ["-i", question, *arguments]
-    assert said in personaplex("respond", *given).error
+    assert error_text in personaplex("respond", *given).error
 
 
 def test_audio_is_not_written_to_a_terminal(personaplex: Run, question: Path, monkeypatch: pytest.MonkeyPatch) -> None:

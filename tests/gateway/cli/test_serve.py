@@ -280,13 +280,13 @@ def test_a_wrong_environment_variable_is_named(
     assert personaplex("serve", tiny_models).error.startswith("PERSONAPLEX_MAX_STEPS='plenty': ")
 
 
-@pytest.mark.parametrize(("keys", "said"), [('[""]', "PERSONAPLEX_API_KEYS.0='': "), ("a-key", "expected JSON")])
+@pytest.mark.parametrize(("keys", "error_text"), [('[""]', "PERSONAPLEX_API_KEYS.0='': "), ("a-key", "expected JSON")])
 def test_invalid_keys_are_reported(
-    personaplex: Run, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, keys: str, said: str
+    personaplex: Run, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, keys: str, error_text: str
 ) -> None:
     monkeypatch.setenv("PERSONAPLEX_API_KEYS", keys)
     error = personaplex("serve", tiny_models).error
-    assert said in error
+    assert error_text in error
     assert "api_keys" in error.lower()
 
 

@@ -108,7 +108,7 @@ NOISE = np.random.default_rng(5).normal(0, 0.05, 31 * 24000)
 
 
 @pytest.mark.parametrize(
-    ("pcm", "said"),
+    ("pcm", "error_text"),
     [
         (NOISE[: 2 * 24000], "expected 3 to 30 s of voice, got 2 s"),
         (NOISE, "expected at most 30 s of audio, got more"),
@@ -118,10 +118,10 @@ NOISE = np.random.default_rng(5).normal(0, 0.05, 31 * 24000)
     ids=["short", "long", "silent", "clipped"],
 )
 def test_an_unusable_recording_is_rejected_with_the_reason(
-    personaplex: Run, models: Path, tmp_path: Path, pcm: np.ndarray, said: str
+    personaplex: Run, models: Path, tmp_path: Path, pcm: np.ndarray, error_text: str
 ):
     error = personaplex("voice", "add", models, "ANA", wav(tmp_path, pcm)).error
-    assert error.startswith(f"{tmp_path}/recording.wav: {said}")
+    assert error.startswith(f"{tmp_path}/recording.wav: {error_text}")
     assert [file.name for file in (models / "voices").iterdir()] == ["NATF0.safetensors"]
 
 
@@ -144,15 +144,17 @@ def test_a_voice_file_of_another_model_is_rejected(personaplex: Run, models: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "error_text"),
     [
         ("NATF0", "there is a voice named NATF0 already; --force replaces it"),
         ("../NATF0", "voice name '../NATF0' must be 1 to 64 letters"),
         ("recording", "voice name 'recording' is reserved for the voice of a recording in a request"),
     ],
 )
-def test_an_invalid_name_is_rejected_before_the_file_is_read(personaplex: Run, models: Path, name: str, said: str):
-    assert personaplex("voice", "add", models, name, "no-such-file.wav").error.startswith(said)
+def test_an_invalid_name_is_rejected_before_the_file_is_read(
+    personaplex: Run, models: Path, name: str, error_text: str
+):
+    assert personaplex("voice", "add", models, name, "no-such-file.wav").error.startswith(error_text)
 
 
 def test_force_replaces_a_voice(personaplex: Run, models: Path):

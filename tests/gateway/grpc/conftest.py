@@ -99,7 +99,7 @@ class Conversation:
         return [getattr(message, kind) for message in self.messages if message.WhichOneof("message") == kind]
 
 
-async def heard(call: grpc.aio.StreamStreamCall) -> Conversation:
+async def receive_all(call: grpc.aio.StreamStreamCall) -> Conversation:
     """Reads a call to its end."""
     conversation = Conversation()
     try:
@@ -131,9 +131,9 @@ def talk(stub: personaplex_pb2_grpc.PersonaPlexStub) -> Talk:
                     await call.done_writing()
 
         speaking = asyncio.create_task(speak())
-        said = await heard(call)
+        received = await receive_all(call)
         await speaking
-        return said
+        return received
 
     return send
 

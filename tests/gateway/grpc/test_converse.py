@@ -17,7 +17,7 @@ from gateway.audio.opus import OpusDecoder, OpusEncoder
 from gateway.audio.stream import to_bytes
 from gateway.session.recorded import split
 from gateway.settings import Settings
-from tests.gateway.grpc.conftest import END, FRAME, audio, heard, noise, pieces, start
+from tests.gateway.grpc.conftest import END, FRAME, audio, noise, pieces, receive_all, start
 
 FIXED = {"text_prompt": "You are Ana.", "voice": "NATF0", "include_tokens": True, "sampling": pb.Sampling(seed=1)}
 
@@ -53,32 +53,32 @@ async def talk_open(stub) -> AsyncIterator[Callable[..., grpc.aio.StreamStreamCa
 
 async def test_tokens_and_samples_equal_an_offline_run(talk, converse):
     pcm = noise(7.4)
-    said = await talk([start(**FIXED, format=pb.AUDIO_FORMAT_PCM_F32LE), *pieces(pcm.tobytes(), 4000), END])
+    received = await talk([start(**FIXED, format=pb.AUDIO_FORMAT_PCM_F32LE), *pieces(pcm.tobytes(), 4000), END])
     tokens, samples = await offline(converse, pcm)
-    assert said.code is grpc.StatusCode.OK
-    np.testing.assert_array_equal(said.tokens, tokens)
-    np.testing.assert_array_equal(said.pcm("<f4"), samples)
-    assert [frame.index for frame in said.audio] == list(range(9))
+    assert received.code is grpc.StatusCode.OK
+    np.testing.assert_array_equal(received.tokens, tokens)
+    np.testing.assert_array_equal(received.pcm("<f4"), samples)
+    assert [frame.index for frame in received.audio] == list(range(9))
 
 
 async def test_the_order_of_the_messages(talk):
-    said = await talk([start(**FIXED), *pieces(to_bytes(noise(14), "pcm_s16le"), 3840), END])
-    assert said.kinds[:4] == ["ready", "audio", "audio", "stats"]
-    assert said.kinds[-1] == "ended"
-    assert said.kinds.count("audio") == 15
-    assert said.kinds.count("stats") == 2
-    assert said.ready.conversation_id
-    assert (said.ready.voice, said.ready.seed, said.ready.sample_rate, said.ready.frame_size) == (
+    received = await talk([start(**FIXED), *pieces(to_bytes(noise(14), "pcm_s16le"), 3840), END])
+    assert received.kinds[:4] == ["ready", "audio", "audio", "stats"]
+    assert received.kinds[-1] == "ended"
+    assert received.kinds.count("audio") == 15
+    assert received.kinds.count("stats") == 2
+    assert received.ready.conversation_id
+    assert (received.ready.voice, received.ready.seed, received.ready.sample_rate, received.ready.frame_size) == (
         "NATF0", 1, 24_000, 1920,
     )  # fmt: skip
-    assert said.ready.format == pb.AUDIO_FORMAT_PCM_S16LE
-    assert said.ready.setup_ms > 0
-    ended = said.ended
+    assert received.ready.format == pb.AUDIO_FORMAT_PCM_S16LE
+    assert received.ready.setup_ms > 0
+    ended = received.ended
     assert ended.reason == pb.END_REASON_COMPLETED
     assert (ended.frames, ended.dropped_frames) == (15, 0)
     assert ended.seconds == pytest.approx(1.2)
-    assert ended.transcript == "".join(frame.text for frame in said.audio).strip() != ""
-    assert {len(frame.data) for frame in said.audio} == {3840}
+    assert ended.transcript == "".join(frame.text for frame in received.audio).strip() != ""
+    assert {len(frame.data) for frame in received.audio} == {3840}
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000, 192_000])
@@ -88,40 +88,40 @@ async def test_the_order_of_the_messages(talk):
 async def test_any_format_and_rate_equals_resampling_at_once(talk, converse, rate, chosen, encoded):
     sent = to_bytes(noise(4.3, rate), encoded)
     samples = np.frombuffer(sent, "<i2") / np.float32(32768) if encoded == "pcm_s16le" else np.frombuffer(sent, "<f4")
-    said = await talk([start(**FIXED, format=chosen, sample_rate=rate), *pieces(sent, 1000), END])
-    assert said.code is grpc.StatusCode.OK
+    received = await talk([start(**FIXED, format=chosen, sample_rate=rate), *pieces(sent, 1000), END])
+    assert received.code is grpc.StatusCode.OK
     tokens, _ = await offline(converse, soxr.resample(samples, rate, 24_000, quality="HQ"))
     # The fake codec depends on each sample's last bit, the resampler's on how the stream is cut; so does its length.
-    assert abs(len(said.audio) - len(tokens)) <= 1
-    assert said.ready.sample_rate == 24_000
+    assert abs(len(received.audio) - len(tokens)) <= 1
+    assert received.ready.sample_rate == 24_000
 
 
 async def test_opus_in_both_directions(talk, converse):
     encoder, decoder = OpusEncoder(), OpusDecoder()
     packets = [encoder.encode(frame) for frame in split(noise(6), FRAME)]
-    said = await talk([start(**FIXED, format=pb.AUDIO_FORMAT_OPUS), *map(audio, packets), END])
-    assert said.ready.format == pb.AUDIO_FORMAT_OPUS
+    received = await talk([start(**FIXED, format=pb.AUDIO_FORMAT_OPUS), *map(audio, packets), END])
+    assert received.ready.format == pb.AUDIO_FORMAT_OPUS
     tokens, _ = await offline(converse, np.concatenate([decoder.decode(packet) for packet in packets]))
-    np.testing.assert_array_equal(said.tokens, tokens)
+    np.testing.assert_array_equal(received.tokens, tokens)
     back = OpusDecoder()
-    assert [len(back.decode(frame.data)) for frame in said.audio] == [FRAME] * 7
+    assert [len(back.decode(frame.data)) for frame in received.audio] == [FRAME] * 7
 
 
 async def test_closing_the_sending_side_ends_the_session(talk):
-    said = await talk([start(**FIXED), audio(to_bytes(noise(2.5), "pcm_s16le"))])
-    assert said.code is grpc.StatusCode.OK
-    assert said.ended.frames == 4, "the last half of a frame is answered too"
+    received = await talk([start(**FIXED), audio(to_bytes(noise(2.5), "pcm_s16le"))])
+    assert received.code is grpc.StatusCode.OK
+    assert received.ended.frames == 4, "the last half of a frame is answered too"
 
 
 async def test_without_user_audio_there_is_only_the_forced_silence(talk):
-    said = await talk([start(**FIXED), END])
-    assert [frame.index for frame in said.audio] == [0]
-    assert said.code is grpc.StatusCode.OK
+    received = await talk([start(**FIXED), END])
+    assert [frame.index for frame in received.audio] == [0]
+    assert received.code is grpc.StatusCode.OK
 
 
 async def test_without_include_tokens_there_are_none(talk):
-    said = await talk([start(), audio(bytes(3840)), END])
-    assert not any(frame.HasField("text_token") or frame.agent_codes for frame in said.audio)
+    received = await talk([start(), audio(bytes(3840)), END])
+    assert not any(frame.HasField("text_token") or frame.agent_codes for frame in received.audio)
 
 
 async def test_agent_frames_arrive_one_step_ahead(stub):
@@ -169,11 +169,11 @@ class TestLimits:
     async def test_idle(self, stub):
         call = stub.Converse()
         await call.write(start())
-        said = await heard(call)
-        assert said.kinds[-1] == "ended"
-        assert said.ended.reason == pb.END_REASON_IDLE
-        assert (said.code, said.trailing["personaplex-reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "idle")
-        assert said.details == said.ended.message == "no audio came for 0.3 s"
+        received = await receive_all(call)
+        assert received.kinds[-1] == "ended"
+        assert received.ended.reason == pb.END_REASON_IDLE
+        assert (received.code, received.trailing["personaplex-reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "idle")
+        assert received.details == received.ended.message == "no audio came for 0.3 s"
 
     async def test_the_longest_duration_after_a_warning(self, stub):
         call = stub.Converse()
@@ -185,27 +185,27 @@ class TestLimits:
                 await asyncio.sleep(0.05)
 
         speaking = asyncio.create_task(speak())
-        said = await heard(call)
+        received = await receive_all(call)
         speaking.cancel()
-        (warning,) = [message.warning for message in said.messages if message.WhichOneof("message") == "warning"]
+        (warning,) = [message.warning for message in received.messages if message.WhichOneof("message") == "warning"]
         assert warning.code == "max_duration"
         assert 0 < warning.seconds_left <= 0.6
-        assert said.ended.reason == pb.END_REASON_MAX_DURATION
-        assert said.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert received.ended.reason == pb.END_REASON_MAX_DURATION
+        assert received.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
     async def test_no_first_message(self, stub, runtime):
         call = stub.Converse()
-        said = await heard(call)
-        assert said.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert said.trailing["personaplex-problem"] == "handshake-timeout"
-        assert said.kinds == []
+        received = await receive_all(call)
+        assert received.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert received.trailing["personaplex-problem"] == "handshake-timeout"
+        assert received.kinds == []
         assert runtime.admission.taken == 0
 
     async def test_a_message_that_is_too_long(self, talk):
-        said = await talk([start(), audio(bytes(10_002))], done=False)
-        assert said.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert said.trailing["personaplex-problem"] == "payload-too-large"
-        assert said.ended.reason == pb.END_REASON_CLIENT_ERROR
+        received = await talk([start(), audio(bytes(10_002))], done=False)
+        assert received.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert received.trailing["personaplex-problem"] == "payload-too-large"
+        assert received.ended.reason == pb.END_REASON_CLIENT_ERROR
 
     async def test_a_caller_who_does_not_read_is_cut_off(self, server, runtime):
         runtime.settings.max_message_bytes = 2**20
@@ -218,9 +218,9 @@ class TestLimits:
             async with asyncio.timeout(5):
                 await runtime.admission.empty.wait()
             assert 'personaplex_ended_total{reason="slow_client"} 1.0' in runtime.metrics.text().decode()
-            said = await heard(call)
-            assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert said.trailing["personaplex-reason"] == "slow_client"
+            received = await receive_all(call)
+            assert received.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert received.trailing["personaplex-reason"] == "slow_client"
 
 
 async def test_flow_control_limits_a_client_that_sends_ahead(stub, engine, runtime):
@@ -298,10 +298,10 @@ async def test_a_failing_backend_ends_the_session(talk_open, engine):
     call = await talk_open(start())
     engine.down = True
     await call.write(audio(bytes(3840)))
-    said = await heard(call)
-    assert said.ended.reason == pb.END_REASON_ENGINE
-    assert said.code is grpc.StatusCode.UNAVAILABLE
-    assert said.trailing["retry-after"] == "7"
+    received = await receive_all(call)
+    assert received.ended.reason == pb.END_REASON_ENGINE
+    assert received.code is grpc.StatusCode.UNAVAILABLE
+    assert received.trailing["retry-after"] == "7"
 
 
 async def test_stats_have_the_maximum_latency_since_the_last_ones(talk_open, engine):

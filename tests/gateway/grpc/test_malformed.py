@@ -23,7 +23,7 @@ from gateway.session.runtime import Runtime
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.effort import effort
-from tests.gateway.grpc.conftest import END, audio, heard, start
+from tests.gateway.grpc.conftest import END, audio, receive_all, start
 
 Code = grpc.StatusCode
 NAN = struct.pack("<f", float("nan")) * 1920
@@ -52,9 +52,9 @@ NAN = struct.pack("<f", float("nan")) * 1920
     ],
 )
 async def test_an_invalid_start_is_rejected_before_a_slot_is_taken(talk, runtime, engine, first, field):
-    said = await talk([] if first is None else [first], done=first is None)
-    assert (said.code, said.kinds) == (Code.INVALID_ARGUMENT, [])
-    assert said.trailing["personaplex-field"] == field
+    received = await talk([] if first is None else [first], done=first is None)
+    assert (received.code, received.kinds) == (Code.INVALID_ARGUMENT, [])
+    assert received.trailing["personaplex-field"] == field
     assert engine.opened == 0
 
 
@@ -74,22 +74,22 @@ async def test_an_invalid_start_is_rejected_before_a_slot_is_taken(talk, runtime
     ],
 )
 async def test_invalid_audio_ends_the_session(talk, fields, then, problem):
-    said = await talk([start(**fields), then], done=False)
-    assert said.code is Code.INVALID_ARGUMENT
-    assert said.ended.reason == pb.END_REASON_CLIENT_ERROR
-    assert said.ended.message == said.details
-    assert said.trailing["personaplex-problem"] == problem
+    received = await talk([start(**fields), then], done=False)
+    assert received.code is Code.INVALID_ARGUMENT
+    assert received.ended.reason == pb.END_REASON_CLIENT_ERROR
+    assert received.ended.message == received.details
+    assert received.trailing["personaplex-problem"] == problem
 
 
 async def test_bytes_that_cannot_be_parsed_are_rejected(channel, runtime):
     raw = channel.stream_stream(f"/{SERVICE}/Converse", response_deserializer=pb.ConverseResponse.FromString)
     first = raw()
     await first.write(b"\xff\xff\xff")
-    assert (await heard(first)).code is Code.INVALID_ARGUMENT
+    assert (await receive_all(first)).code is Code.INVALID_ARGUMENT
     later = raw()
     await later.write(start().SerializeToString())
     await later.write(b"\xff\xff\xff")
-    assert (await heard(later)).code is Code.INVALID_ARGUMENT
+    assert (await receive_all(later)).code is Code.INVALID_ARGUMENT
     unary = channel.unary_unary(f"/{SERVICE}/Respond")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await unary(b"\xff\xff\xff")
@@ -207,18 +207,18 @@ class WebSocketSession:
         if goodbye == "cancel":
             await speaking
             call.cancel()
-            said = None
+            received = None
         else:
-            said = await heard(call)
+            received = await receive_all(call)
             await speaking
         if await call.details() == CLIENTS_OWN_ERROR:
             await self.channel.close()
             await self._connect()
-        elif said is not None:
-            assert said.code in ENDS, said.details
-            assert (said.kinds[-1:] == ["ended"]) == bool(said.kinds)
-            assert said.code is not Code.OK or said.ended.reason == pb.END_REASON_COMPLETED
-            assert [frame.index for frame in said.audio] == list(range(len(said.audio)))
+        elif received is not None:
+            assert received.code in ENDS, received.details
+            assert (received.kinds[-1:] == ["ended"]) == bool(received.kinds)
+            assert received.code is not Code.OK or received.ended.reason == pb.END_REASON_COMPLETED
+            assert [frame.index for frame in received.audio] == list(range(len(received.audio)))
 
 
 @pytest.fixture

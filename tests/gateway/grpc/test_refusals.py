@@ -11,7 +11,7 @@ import pytest
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.audio.wav import wav
 from gateway.settings import Settings
-from tests.gateway.grpc.conftest import END, audio, heard, noise, start
+from tests.gateway.grpc.conftest import END, audio, noise, receive_all, start
 
 QUESTION = pb.RespondRequest(audio=wav(noise(5), 24_000), max_steps=3)
 
@@ -27,9 +27,9 @@ async def on_the_line(stub, **options):
 async def refused_everywhere(stub, **options):
     """The status of each method, all of which must refuse: code, trailing metadata."""
     # Not with `write`, which fails differently if the status arrives first.
-    said = await heard(stub.Converse(iter([start()]), **options))
-    assert said.kinds == []
-    answers = [(said.code, said.trailing)]
+    received = await receive_all(stub.Converse(iter([start()]), **options))
+    assert received.kinds == []
+    answers = [(received.code, received.trailing)]
     for begin in (
         lambda: stub.Respond(QUESTION, **options),
         lambda: stub.RespondStream(QUESTION, **options).read(),
@@ -45,17 +45,17 @@ async def test_a_session_beyond_the_slots_is_rejected_until_one_ends(stub, talk)
     took = []
     for _ in range(3):
         began = monotonic()
-        said = await talk([start()], done=False)
+        received = await talk([start()], done=False)
         took.append(monotonic() - began)
     # The machine's own pauses are not the gateway's.
     assert min(took) < 0.1
-    assert said.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert said.details == "all 2 conversations are taken; try again in 7 s"
+    assert received.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert received.details == "all 2 conversations are taken; try again in 7 s"
     for code, trailing in await refused_everywhere(stub):
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (trailing["personaplex-problem"], trailing["retry-after"]) == ("at-capacity", "7")
     await first.write(END)
-    assert (await heard(first)).code is grpc.StatusCode.OK
+    assert (await receive_all(first)).code is grpc.StatusCode.OK
     assert (await talk([start(), END])).code is grpc.StatusCode.OK
     second.cancel()
 
@@ -98,8 +98,8 @@ class TestDraining:
             assert (trailing["personaplex-problem"], trailing["retry-after"]) == ("draining", "7")
         await call.write(audio(bytes(3840)))
         await call.write(END)
-        said = await heard(call)
-        assert (said.code, said.ended.frames) == (grpc.StatusCode.OK, 2)
+        received = await receive_all(call)
+        assert (received.code, received.ended.frames) == (grpc.StatusCode.OK, 2)
         async with asyncio.timeout(1):
             await drain
 
@@ -111,10 +111,10 @@ class TestDraining:
         runtime.settings.drain_seconds = 0.2
         began = monotonic()
         runtime.sessions.begin_drain()
-        said = await heard(call)
+        received = await receive_all(call)
         assert 0.2 <= monotonic() - began < 1
-        assert said.ended.reason == pb.END_REASON_DRAINED
-        assert (said.code, said.trailing["personaplex-reason"]) == (grpc.StatusCode.UNAVAILABLE, "drained")
+        assert received.ended.reason == pb.END_REASON_DRAINED
+        assert (received.code, received.trailing["personaplex-reason"]) == (grpc.StatusCode.UNAVAILABLE, "drained")
         with pytest.raises(grpc.aio.AioRpcError) as cut:
             await answer
         assert cut.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -45,9 +45,9 @@ def test_a_voice_of_tokens_has_all_its_columns(make_preset: Make, manifest: Mani
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 20])
 def test_a_truncated_file_is_rejected(file: Path, manifest: Manifest, keep: int):
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(RepositoryError, match=r"^voices/NATF0\.safetensors cannot be read: ") as told:
+    with pytest.raises(RepositoryError, match=r"^voices/NATF0\.safetensors cannot be read: ") as raised:
         read(file, manifest)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_other_data_is_rejected(file: Path, manifest: Manifest):
@@ -89,7 +89,7 @@ OUTSIDE = "columns contain tokens outside the vocabularies"
 
 
 @pytest.mark.parametrize(
-    ("embeddings", "tokens", "said"),
+    ("embeddings", "tokens", "error_text"),
     [
         (
             np.zeros((4, 64), np.float32),
@@ -114,11 +114,11 @@ OUTSIDE = "columns contain tokens outside the vocabularies"
     ],
 )
 def test_presets_that_do_not_fit_the_models_are_rejected(
-    file: Path, manifest: Manifest, embeddings: np.ndarray | None, tokens: np.ndarray | None, said: str
+    file: Path, manifest: Manifest, embeddings: np.ndarray | None, tokens: np.ndarray | None, error_text: str
 ):
     given = {"embeddings": embeddings, "columns": tokens}
     save_file({name: np.ascontiguousarray(array) for name, array in given.items() if array is not None}, file)
-    with pytest.raises(RepositoryError, match=said):
+    with pytest.raises(RepositoryError, match=error_text):
         read(file, manifest)
 
 

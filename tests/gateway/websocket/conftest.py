@@ -67,7 +67,7 @@ class Server:
 
 
 @dataclass
-class Heard:
+class Received:
     """Messages received on `/v1/converse`."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -96,22 +96,22 @@ def start(**fields: Any) -> str:
 END = json.dumps({"type": "end"})
 
 
-async def hear(client: ClientConnection) -> Heard:
+async def receive_all(client: ClientConnection) -> Received:
     """Everything until the close."""
-    heard = Heard()
+    received = Received()
     try:
         async with asyncio.timeout(20):
             while True:
                 message = await client.recv()
                 if isinstance(message, bytes):
-                    heard.audio.append(message)
-                    heard.order.append("audio")
+                    received.audio.append(message)
+                    received.order.append("audio")
                 else:
-                    heard.messages.append(json.loads(message))
-                    heard.order.append(heard.messages[-1]["type"])
+                    received.messages.append(json.loads(message))
+                    received.order.append(received.messages[-1]["type"])
     except ConnectionClosed:
-        heard.code = client.close_code
-    return heard
+        received.code = client.close_code
+    return received
 
 
 @pytest.fixture

@@ -72,13 +72,13 @@ class SoundDevice:
     def InputStream(self, *, samplerate: int, channels: int, blocksize: int, callback: Callback) -> Stream:  # noqa: N802
         assert (samplerate, channels, blocksize) == (24_000, 1, FRAME)
 
-        def hear(told: Callback) -> bool:
+        def capture(target: Callback) -> bool:
             frame = next(self._frames, None)
             if frame is not None:
-                told(frame, FRAME, None, None)
+                target(frame, FRAME, None, None)
             return frame is not None
 
-        return Stream(hear, callback)
+        return Stream(capture, callback)
 
     def OutputStream(self, *, samplerate: int, channels: int, blocksize: int, callback: Callback) -> Stream:  # noqa: N802
         assert (samplerate, channels, blocksize) == (24_000, 1, FRAME)
@@ -96,10 +96,10 @@ class Printer:
     """Captures the output of the client."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.tokens: list[str] = []
 
     def print_token(self, token: str, color: str | None = None) -> None:
-        self.said.append(token)
+        self.tokens.append(token)
 
     def log(self, level: str, message: str) -> None:
         assert level != "error", message

@@ -75,7 +75,7 @@ def host(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> Iterato
 
 async def call(server: Server, path: str, messages: list[Message], patient: bool) -> tuple[list[Message], int | None]:
     """Send all messages, then wait for the close or disconnect; return the received messages and the close code."""
-    heard: list[Message] = []
+    received: list[Message] = []
     code = None
     async with asyncio.timeout(10):
         client: ClientConnection = await server.connect(path, close_timeout=1, ping_interval=None)
@@ -84,14 +84,14 @@ async def call(server: Server, path: str, messages: list[Message], patient: bool
                 await client.send(message)
         try:
             while patient:
-                heard.append(await client.recv())
+                received.append(await client.recv())
         except ConnectionClosed:
             code = client.close_code
         client.transport.abort()
         while server.runtime.admission.taken:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert server.engine.opened == server.engine.closed
-    return heard, code
+    return received, code
 
 
 def json_like() -> st.SearchStrategy[Any]:
@@ -131,18 +131,18 @@ pcm = st.one_of(
 @given(st.one_of(starts, texts, pcm), st.lists(st.one_of(pcm, pcm, texts), max_size=5), st.booleans(), st.booleans())
 def test_converse(host: Host, first: Message, then: list[Message], ends: bool, patient: bool) -> None:
     messages = [first, *then, *([END] if ends else [])]
-    heard, code = host.run(call(host.server, "/v1/converse", messages, patient and ends))
+    received, code = host.run(call(host.server, "/v1/converse", messages, patient and ends))
     if not (patient and ends) or code is None:
         return
     assert code in {1000, 1001, 1003, 1007, 1008, 1009}
-    told = [json.loads(message) for message in heard if isinstance(message, str)]
-    kinds = [message["type"] for message in told]
+    messages_of_json = [json.loads(message) for message in received if isinstance(message, str)]
+    kinds = [message["type"] for message in messages_of_json]
     if code == 1000:
         assert kinds[0] == "ready"
         assert kinds[-1] == "ended"
     elif code in {1003, 1007}:
         assert "error" in kinds
-        (error,) = [message for message in told if message["type"] == "error"]
+        (error,) = [message for message in messages_of_json if message["type"] == "error"]
         assert error["code"] not in {"internal-error", "engine-error"}
         assert error["message"]
 
@@ -226,10 +226,10 @@ def test_chat(
     path = "/api/chat?" + urlencode(query, errors="replace")
     # An end within an incomplete page is not recognized: the idle limit would end the session.
     waits = patient and len(stream) == 7
-    heard, code = host.run(call(host.server, path, messages, waits))
+    received, code = host.run(call(host.server, path, messages, waits))
     assert code != INTERNAL_ERROR
     if code == 1000:
-        assert heard[0] == b"\x00"
+        assert received[0] == b"\x00"
     elif code in {1003, 1007} and waits:
-        (error,) = [message for message in heard if message[:1] == b"\x05"]
+        (error,) = [message for message in received if message[:1] == b"\x05"]
         assert len(error) > 1

@@ -16,7 +16,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tests.gateway.websocket.conftest import END, FRAME, Server, hear, start
+from tests.gateway.websocket.conftest import END, FRAME, Server, receive_all, start
 
 FACES = ["/v1/converse", "/api/chat"]
 
@@ -29,8 +29,8 @@ async def error_and_close_code(client: ClientConnection) -> tuple[str | None, in
             while True:
                 message = await client.recv()
                 if isinstance(message, str):
-                    told = json.loads(message)
-                    error = told["message"] if told["type"] == "error" else error
+                    parsed = json.loads(message)
+                    error = parsed["message"] if parsed["type"] == "error" else error
                 elif message[:1] == b"\x05" and client.request is not None and "chat" in client.request.path:
                     error = message[1:].decode()
     except ConnectionClosed:
@@ -75,9 +75,9 @@ async def test_the_slot_is_free_when_the_client_sees_the_close(serve: Callable[.
             async with server.connect() as client:
                 await client.send(start())
                 await client.send(END)
-                heard = await hear(client)
-            assert heard.code == 1000
-            assert not heard.of("error")
+                received = await receive_all(client)
+            assert received.code == 1000
+            assert not received.of("error")
 
 
 @pytest.mark.parametrize("path", FACES)
@@ -101,9 +101,9 @@ async def test_sessions_end_with_drained_after_the_drain_time(serve: Callable[..
         if "chat" in path:
             assert await error_and_close_code(client) == ("the server is shutting down", 1012)
         else:
-            heard = await hear(client)
-            assert heard.one("ended")["reason"] == "drained"
-            assert heard.code == 1012
+            received = await receive_all(client)
+            assert received.one("ended")["reason"] == "drained"
+            assert received.code == 1012
         await draining
 
 
@@ -145,28 +145,28 @@ async def test_no_audio_for_the_idle_time_ends_the_session(serve: Callable[..., 
         if "chat" in path:
             assert await error_and_close_code(client) == ("no audio came for 0.2 s", 1001)
         else:
-            heard = await hear(client)
-            assert heard.one("ended")["reason"] == "idle"
-            assert heard.code == 1001
+            received = await receive_all(client)
+            assert received.one("ended")["reason"] == "idle"
+            assert received.code == 1001
         await server.until_free()
 
 
 async def test_a_warning_precedes_the_end_by_max_duration(serve: Callable[..., Any]) -> None:
     async with serve(max_call_seconds=1.0, warn_seconds=0.7) as server, server.connect() as client:
         await client.send(start(on_gap="silence"))
-        heard = await hear(client)
-    warning = heard.one("warning")
+        received = await receive_all(client)
+    warning = received.one("warning")
     assert warning["code"] == "max_duration"
     assert 0 < warning["seconds_left"] <= 0.7
-    assert heard.one("ended")["reason"] == "max_duration"
-    assert heard.code == 1001
+    assert received.one("ended")["reason"] == "max_duration"
+    assert received.code == 1001
 
 
 async def test_a_client_that_never_starts_is_disconnected(serve: Callable[..., Any]) -> None:
     async with serve(handshake_seconds=0.2) as server, server.connect() as client:
-        heard = await hear(client)
-    assert heard.one("error")["code"] == "handshake-timeout"
-    assert heard.code == 1008
+        received = await receive_all(client)
+    assert received.one("error")["code"] == "handshake-timeout"
+    assert received.code == 1008
 
 
 @pytest.mark.parametrize("path", FACES)

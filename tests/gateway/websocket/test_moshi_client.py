@@ -58,17 +58,17 @@ async def test_a_conversation(server: Server, monkeypatch: pytest.MonkeyPatch, n
     await asyncio.to_thread(client.__enter__)
     async with asyncio.timeout(30):
         # The client's pre-skip is one frame; the response begins with one frame of silence.
-        while len(recording.agent) < frames or len(conversation.printer.said) < len(recording.texts):  # noqa: ASYNC110
+        while len(recording.agent) < frames or len(conversation.printer.tokens) < len(recording.texts):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await asyncio.to_thread(client.__exit__, None, None, None)
     spoken = [event.frame for event in recording.agent]
 
-    heard = np.concatenate(list(OggOpusReader().read(b"".join(recording.stream))))
-    assert len(heard) == (frames - 1) * FRAME
-    answer = await server.offline(heard, frames, seed=SEED, include=["tokens"])
+    received = np.concatenate(list(OggOpusReader().read(b"".join(recording.stream))))
+    assert len(received) == (frames - 1) * FRAME
+    answer = await server.offline(received, frames, seed=SEED, include=["tokens"])
     assert [frame.text_token for frame in spoken] == answer["text_tokens"]
     assert [frame.codes.tolist() for frame in spoken] == answer["agent_codes"]
-    assert conversation.printer.said == recording.texts
+    assert conversation.printer.tokens == recording.texts
     assert np.isfinite(conversation.device.played).all()
 
 
