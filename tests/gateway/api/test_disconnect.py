@@ -35,7 +35,7 @@ class Client:
             "query_string": b"",
             "root_path": "",
             "headers": headers,
-            "client": ("caller", 1),
+            "client": ("client", 1),
             "server": ("gateway", 80),
         }
         self._body: list[bytes] = [json.dumps(body).encode()]
@@ -45,13 +45,13 @@ class Client:
         self.sent: list[dict[str, Any]] = []
         self._broken_off = False
 
-    def break_off_after(self, half: bytes) -> None:
+    def disconnect_after(self, half: bytes) -> None:
         """Disconnect when this much of the body has been sent."""
         self._body = [half]
         self._broken_off = True
         self._gone.set()
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         self._gone.set()
 
     async def receive(self) -> dict[str, Any]:
@@ -87,10 +87,10 @@ async def test_a_disconnect_frees_the_slot(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any], stream: bool, seconds: float
 ):
     engine.delay = 0.01
-    caller = Client({**body, "stream": stream})
-    task = asyncio.create_task(caller.call(app))
+    client = Client({**body, "stream": stream})
+    task = asyncio.create_task(client.call(app))
     await asyncio.sleep(seconds)
-    caller.hang_up()
+    client.disconnect()
     await asyncio.wait_for(task, 1)
     assert free(app, engine)
     assert ended(app, "completed") == 0
@@ -99,12 +99,12 @@ async def test_a_disconnect_frees_the_slot(
 async def test_a_disconnect_of_a_client_that_stopped_reading_frees_the_slot(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any]
 ):
-    caller = Client({**body, "stream": True})
-    caller.reads.clear()
-    task = asyncio.create_task(caller.call(app))
+    client = Client({**body, "stream": True})
+    client.reads.clear()
+    task = asyncio.create_task(client.call(app))
     await asyncio.sleep(0.05)
     assert app.state.runtime.admission.taken == 1
-    caller.hang_up()
+    client.disconnect()
     await asyncio.wait_for(task, 1)
     assert free(app, engine)
     assert ended(app, "disconnected") == 1
@@ -114,11 +114,11 @@ async def test_a_client_that_does_not_read_is_disconnected(
     app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.idle_seconds = 0.2
-    caller = Client({**body, "stream": True})
+    client = Client({**body, "stream": True})
     cut = asyncio.Event()
-    caller.scope["extensions"] = {ABORT: cut.set}
-    caller.reads.clear()
-    await asyncio.wait_for(caller.call(app), 2)
+    client.scope["extensions"] = {ABORT: cut.set}
+    client.reads.clear()
+    await asyncio.wait_for(client.call(app), 2)
     assert cut.is_set()
     assert free(app, engine)
     assert ended(app, "disconnected") == 1
@@ -128,15 +128,15 @@ async def test_a_slow_reader_gets_the_complete_response(
     app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.idle_seconds = 0.4
-    caller = Client({**body, "stream": True, "max_steps": 10})
+    client = Client({**body, "stream": True, "max_steps": 10})
 
     async def slowly(message: dict[str, Any]) -> None:
         await asyncio.sleep(0.1)
-        caller.sent.append(message)
+        client.sent.append(message)
 
-    await asyncio.wait_for(app(caller.scope, caller.receive, slowly), 5)
-    assert sum(len(message.get("body", b"")) for message in caller.sent) == 44 + 10 * 3840
-    assert not caller.sent[-1]["more_body"]
+    await asyncio.wait_for(app(client.scope, client.receive, slowly), 5)
+    assert sum(len(message.get("body", b"")) for message in client.sent) == 44 + 10 * 3840
+    assert not client.sent[-1]["more_body"]
     assert free(app, engine)
 
 
@@ -144,9 +144,9 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(
     app: FastAPI, engine: FakeBackend, settings: Settings, body: dict[str, Any]
 ):
     settings.drain_seconds = 0.1
-    caller = Client({**body, "stream": True})
-    caller.reads.clear()
-    task = asyncio.create_task(caller.call(app))
+    client = Client({**body, "stream": True})
+    client.reads.clear()
+    task = asyncio.create_task(client.call(app))
     await asyncio.sleep(0.05)
     assert app.state.runtime.admission.taken == 1
     await app.state.runtime.sessions.drain()
@@ -162,25 +162,25 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(
     ],
 )
 async def test_a_disconnect_during_the_upload_is_not_logged_as_an_error(app: FastAPI, kind: bytes, half: bytes):
-    caller = Client({})
-    caller.scope["headers"] = [(b"content-type", kind)]
-    caller.break_off_after(half)
-    await asyncio.wait_for(caller.call(app), 1)
-    assert caller.sent[0]["status"] == 499
+    client = Client({})
+    client.scope["headers"] = [(b"content-type", kind)]
+    client.disconnect_after(half)
+    await asyncio.wait_for(client.call(app), 1)
+    assert client.sent[0]["status"] == 499
 
 
 async def test_a_stream_sends_its_first_frame_long_before_its_last(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any]
 ):
     engine.delay = 0.005
-    caller = Client({**body, "stream": True})
-    task = asyncio.create_task(caller.call(app))
+    client = Client({**body, "stream": True})
+    task = asyncio.create_task(client.call(app))
     await asyncio.sleep(0.15)
-    start, first, *more = caller.sent
+    start, first, *more = client.sent
     assert (start["status"], len(first["body"])) == (200, 44 + 3840)
     assert 0 < len(more) < 20
     assert {len(message["body"]) for message in more} == {3840}
-    caller.hang_up()
+    client.disconnect()
     await task
 
 
@@ -188,12 +188,12 @@ async def test_a_failed_stream_is_recognizably_incomplete(
     app: FastAPI, engine: FakeBackend, body: dict[str, Any], caplog: pytest.LogCaptureFixture
 ):
     engine.delay = 0.005
-    caller = Client({**body, "stream": True})
-    task = asyncio.create_task(caller.call(app))
+    client = Client({**body, "stream": True})
+    task = asyncio.create_task(client.call(app))
     await asyncio.sleep(0.1)
     engine.down = True
     await asyncio.wait_for(task, 1)
-    assert caller.sent[-1]["more_body"]
+    assert client.sent[-1]["more_body"]
     assert "a streamed response failed: the fake backend is down" in caplog.text
     assert ended(app, "engine") == 1
     assert free(app, engine)
@@ -214,11 +214,11 @@ async def test_cancelling_the_server_task_frees_the_slot(app: FastAPI, engine: F
 async def test_a_thousand_disconnects_leak_nothing(app: FastAPI, engine: FakeBackend, body: dict[str, Any]):
     engine.delay = 0.0002
     for index in range(250):
-        callers = [Client({**body, "stream": index % 2 == 0}) for _ in range(4)]
-        tasks = [asyncio.create_task(caller.call(app)) for caller in callers]
+        clients = [Client({**body, "stream": index % 2 == 0}) for _ in range(4)]
+        tasks = [asyncio.create_task(client.call(app)) for client in clients]
         await asyncio.sleep(0.0001 * (index % 40))
-        for caller in callers:
-            caller.hang_up()
+        for client in clients:
+            client.disconnect()
         await asyncio.gather(*tasks)
     assert free(app, engine)
 
@@ -242,7 +242,7 @@ async def test_while_connected_returns_the_result_or_raises_the_error():
 async def test_the_work_has_ended_when_client_gone_is_raised():
     over = asyncio.Event()
 
-    async def hang_up() -> dict[str, Any]:
+    async def disconnect() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
     async def work() -> None:

@@ -175,7 +175,7 @@ class TestLimits:
         assert (received.code, received.trailing["personaplex-reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "idle")
         assert received.details == received.ended.message == "no audio came for 0.3 s"
 
-    async def test_the_longest_duration_after_a_warning(self, stub):
+    async def test_the_maximum_duration_after_a_warning(self, stub):
         call = stub.Converse()
         await call.write(start())
 
@@ -207,7 +207,7 @@ class TestLimits:
         assert received.trailing["personaplex-problem"] == "payload-too-large"
         assert received.ended.reason == pb.END_REASON_CLIENT_ERROR
 
-    async def test_a_caller_who_does_not_read_is_cut_off(self, server, runtime):
+    async def test_a_client_that_does_not_read(self, server, runtime):
         runtime.settings.max_message_bytes = 2**20
         # A client whose transport is blocked accepts no more than its window.
         options = [("grpc.http2.bdp_probe", 0)]
@@ -267,7 +267,7 @@ class TestHalfOpen:
         monkeypatch.setattr("gateway.api.grpc.server.KEEPALIVE_MS", 500)
         return Settings(models=models)
 
-    async def test_it_is_noticed_and_the_slot_freed(self, server, runtime):
+    async def test_the_session_ends_and_the_slot_is_freed(self, server, runtime):
         swallow = asyncio.Event()
 
         async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -68,17 +68,17 @@ class TestKeys:
         return Settings(models=models, live_speed=0, api_keys=["first-key", "second-key"], key_conversations=1)
 
     @pytest.mark.parametrize("metadata", [None, (("x-api-key", "third-key"),), (("authorization", "Basic first-key"),)])
-    async def test_nobody_gets_in_without_one(self, stub, runtime, metadata):
+    async def test_rpcs_without_a_valid_key_are_rejected(self, stub, runtime, metadata):
         for code, _ in await refused_everywhere(stub, metadata=metadata):
             assert code is grpc.StatusCode.UNAUTHENTICATED
         assert runtime.admission.taken == 0
 
     @pytest.mark.parametrize("metadata", [("x-api-key", "first-key"), ("authorization", "Bearer first-key")])
-    async def test_with_one_they_do(self, stub, talk, metadata):
+    async def test_rpcs_with_a_valid_key_are_accepted(self, stub, talk, metadata):
         assert (await talk([start(), END], metadata=(metadata,))).code is grpc.StatusCode.OK
         assert (await stub.Respond(QUESTION, metadata=(metadata,))).frames == 3
 
-    async def test_each_has_its_own_number_of_conversations(self, stub, talk):
+    async def test_each_key_has_its_own_limit(self, stub, talk):
         first = await on_the_line(stub, metadata=(("x-api-key", "first-key"),))
         for code, trailing in await refused_everywhere(stub, metadata=(("x-api-key", "first-key"),)):
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -90,7 +90,7 @@ class TestKeys:
 class TestDraining:
     """After a drain has begun."""
 
-    async def test_new_conversations_are_rejected_and_those_there_are_go_on(self, stub, runtime):
+    async def test_new_conversations_are_rejected_and_others_continue(self, stub, runtime):
         call = await on_the_line(stub)
         drain = runtime.sessions.begin_drain()
         for code, trailing in await refused_everywhere(stub):
@@ -103,7 +103,7 @@ class TestDraining:
         async with asyncio.timeout(1):
             await drain
 
-    async def test_after_the_drain_time_they_are_ended_with_the_reason(self, stub, runtime, engine):
+    async def test_sessions_end_with_drained_after_the_drain_time(self, stub, runtime, engine):
         engine.delay = 0.005
         call = await on_the_line(stub)
         answer = asyncio.ensure_future(stub.Respond(pb.RespondRequest(audio=QUESTION.audio, max_steps=400)))
