@@ -253,5 +253,5 @@ async def test_the_work_has_ended_when_client_gone_is_raised():
             over.set()
 
     with pytest.raises(ClientGone):
-        await while_connected(hang_up, work())
+        await while_connected(disconnect, work())
     assert over.is_set()
