@@ -146,7 +146,7 @@ class InputQueue:
                 if self._room is not None and not self._room.done():
                     self._room.set_result(None)
                 if self._missed:
-                    # Silence took the place of an earlier frame. Drop this frame if the call would get ahead of real
+                    # Silence took the place of an earlier frame. Drop this frame if the session would get ahead of real
                     # time. One frame of tolerance, because audio that is only a little late is better used.
                     passed = self._released + self._overflowed + 1 + len(frames)
                     if self._output_from + passed * frame_seconds - clock() > frame_seconds:
