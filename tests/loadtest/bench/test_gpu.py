@@ -1,4 +1,4 @@
-"""The benchmark of the GPU path where there is none: it says so, and what it measures with works."""
+"""The GPU benchmark on a machine without one: it reports that, and its measuring functions work on the CPU."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tests.model_repository.serving.host_memory import HostMemory
 pytestmark = pytest.mark.long
 
 
-def test_a_machine_without_a_gpu_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_gpu_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert gpu.main(["--work", str(tmp_path)]) == gpu.NO_GPU
-    assert capsys.readouterr().out.startswith("no GPU to measure on: expected onnxruntime with CUDA, found one with")
+    assert capsys.readouterr().out.startswith("no usable GPU: expected onnxruntime with CUDA, found one with")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_profile_tells_where_nodes_ran(cuda_models: Path):
+def test_placements_count_nodes_by_provider(cuda_models: Path):
     ran = gpu.placements(gpu.graph(cuda_models, "temporal"), HostMemory())
     assert set(ran) == {"CPU"}
     assert ran["CPU"] > 50
 
 
-def test_agreement_is_near_one_and_not_for_another_model(cuda_models: Path, golden_models: Path, tiny_models: Path):
+def test_agreement_is_near_one_for_the_same_model(cuda_models: Path, golden_models: Path, tiny_models: Path):
     cosine, equal = gpu.agreement(cuda_models, golden_models, HostMemory(), steps=70)
     assert cosine > 0.9999
     assert equal > 0.9
 
 
 def test_frames_are_measured_for_every_number_of_rows(cuda_models: Path):
-    cases = gpu.measured(cuda_models, HostMemory(), [1, 3], [20, 55], frames=2)
+    cases = gpu.measure_frames(cuda_models, HostMemory(), [1, 3], [20, 55], frames=2)
     assert [(case["rows"], case["context"]) for case in cases] == [(1, 20), (1, 55), (3, 20), (3, 55)]
     assert all(list(case["stages_ms"]) == ["encode", "temporal", "depformer", "decode"] for case in cases)
