@@ -79,8 +79,8 @@ class RecordedResponse:
             frame = await conversation.step(self._user_frame(frame.index - first))
             if frame.user_codes is not None:
                 self.user_codes.append(frame.user_codes)
-        # The last agent frame needs nothing of the user frame beside it. Its codes are reported all the same, and a
-        # next turn begins with them.
+        # The last agent frame does not need the codes of its user frame. They are reported nevertheless, and the next
+        # turn begins with them.
         self.user_codes.append(await conversation.encode(self._user_frame(frame.index - first)))
 
     def _user_frame(self, index: int) -> Floats:
