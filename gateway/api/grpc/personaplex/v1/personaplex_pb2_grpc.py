@@ -58,25 +58,25 @@ class PersonaPlexServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Respond(self, request, context):
-        """Answers a recording, whole. Request and answer have at most 4 MiB, unless the operator allows more; longer
-        recordings go over REST, longer answers over RespondStream.
+        """Responds to a recording in one message. Request and response have at most 4 MiB, unless the operator allows more.
+        Use REST for longer recordings, and RespondStream for longer responses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RespondStream(self, request, context):
-        """Answers a recording frame by frame, as the frames are made: a header, the frames, a summary.
+        """Responds to a recording frame by frame: a header, the frames as they are generated, a summary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Converse(self, request_iterator, context):
-        """A live conversation. The first message is `start`; audio may follow at once. Of audio that arrives before `ready`,
-        the server keeps at least the latest 0.8 s (by default). Frames that it drops are counted in `dropped_frames`.
-        `end`, or closing the sending side, means that no more audio will come: what was sent is answered, then the call
-        ends. The last message is `ended`; the status is OK when the conversation was completed, else it says why not.
+        """A live session. The first message is `start`; audio may follow at once. Of audio that arrives before `ready`, the
+        server processes at least the latest 0.8 s (by default). `dropped_frames` counts the frames that it drops.
+        `end`, or closing the sending side, ends the user's audio: the session ends after the response to all frames.
+        The last message is `ended`. The status is OK if the session was completed; otherwise it states the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
