@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.websocket.conftest import start
-from tests.gateway.websocket.test_ends import FACES, begin, last_words
+from tests.gateway.websocket.test_ends import FACES, begin, error_and_close_code
 
 KEY = "s3cret-key"
 
@@ -44,7 +44,7 @@ async def test_a_valid_key_is_accepted(serve: Callable[..., Any], path: str, sho
 )
 async def test_other_keys_are_rejected(serve: Callable[..., Any], path: str, shown: dict[str, Any]) -> None:
     async with serve(api_keys=[KEY]) as server, server.connect(path, **shown) as client:
-        error, code = await last_words(client)
+        error, code = await error_and_close_code(client)
         assert error is not None
         assert "API key" in error
         assert code == 1008
@@ -64,7 +64,7 @@ async def test_a_key_is_limited_to_its_number_of_sessions(serve: Callable[..., A
             await begin(first)
             async with server.connect(**shown) as second:
                 await second.send(start())
-                error, code = await last_words(second)
+                error, code = await error_and_close_code(second)
             assert error is not None
             assert "this API key may hold 1" in error
             assert code == 1013
@@ -96,7 +96,7 @@ async def test_own_and_allowed_origins_are_accepted(
             if may:
                 await begin(client)
             else:
-                error, code = await last_words(client)
+                error, code = await error_and_close_code(client)
                 assert error is not None
                 assert "may not call here" in error
                 assert code == 1008
