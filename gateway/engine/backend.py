@@ -75,7 +75,7 @@ class Backend(Protocol):
     async def prefill(
         self, slot: int, prefix: PromptPrefix, sampler: Tokens, temperature: Floats, wait: Wait
     ) -> Prefilled:
-        """Feed a prompt to an open slot. A long one goes in chunks, each of them after a `wait`.
+        """Feed a prompt to an open slot. A long one goes in chunks, each of them after a `wait`. No BatchRejected.
 
         sampler [1, 3] and temperature [1, 1] are those of the step after the prompt.
         """

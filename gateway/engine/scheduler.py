@@ -245,9 +245,8 @@ class FrameScheduler:
 
         The conversation has cancelled the answer it waited for, so no frame of it will be in a batch.
         """
-        for batch in list(self._running):
-            if slot in batch.slots:
-                await batch.ended.wait()
+        while batch := next((batch for batch in self._running if slot in batch.slots), None):
+            await batch.ended.wait()
         if slot in self._calls:
             await asyncio.wait([self._calls.pop(slot)])
         await self.backend.release(slot)
@@ -257,7 +256,10 @@ class FrameScheduler:
         """Finish a slot's call even if its caller is cancelled: half a step leaves the slot in an unknown state."""
         task = asyncio.ensure_future(call)
         self._calls[slot] = task
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except BatchRejected as rejection:
+            raise rejection.error from rejection
 
     async def encode(self, slot: int, pcm: Floats) -> Tokens:
         """Encode one user frame, pcm [1920] -> codes [8], outside of any batch."""

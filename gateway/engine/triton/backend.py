@@ -149,7 +149,11 @@ class TritonBackend:
                         fill.attempts += 1
                     break
         self._talking.add(slot)
-        return Prefilled(await self.step(np.array([slot]), prefix.steps[-1:], sampler, temperature), cached=0)
+        try:
+            output = await self.step(np.array([slot]), prefix.steps[-1:], sampler, temperature)
+        except BatchRejected as rejection:
+            raise rejection.error from rejection
+        return Prefilled(output, cached=0)
 
     async def release(self, slot: int) -> None:
         """See `Backend.release`. Triton ends a sequence after the requests before."""

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from gateway.engine.backend import Floats, Tokens
 from gateway.engine.conversation import Conversation
 from gateway.engine.fake import FakeBackend
-from gateway.errors import EngineUnavailable
+from gateway.errors import EngineError, EngineUnavailable
 from gateway.manifest import Manifest
 from gateway.session.persona import SILENCE
 from gateway.voices.registry import VoiceRegistry
@@ -180,3 +181,18 @@ async def test_a_start_that_is_cancelled_at_once_leaves_nothing_open(converse: C
     await conversation.close()
     await asyncio.sleep(0.01)
     assert engine.opened == engine.closed == 1
+
+
+async def test_a_start_whose_first_frame_is_rejected_fails_with_the_reason(
+    converse: Converse, engine: FakeBackend, monkeypatch: pytest.MonkeyPatch
+):
+    conversation = converse()
+    decode = engine.decode
+
+    async def rejecting(slots: Tokens, codes: Tokens) -> Floats:
+        engine.reject = {conversation.slot}
+        return await decode(slots, codes)
+
+    monkeypatch.setattr(engine, "decode", rejecting)
+    with pytest.raises(EngineError, match="rejected"):
+        await conversation.start()

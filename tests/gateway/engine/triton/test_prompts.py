@@ -14,6 +14,7 @@ from gateway.engine.backend import Prefilled, Wait
 from gateway.engine.prefill import ChunkPacer
 from gateway.engine.prefix import PromptPrefix
 from gateway.engine.triton.backend import TritonBackend
+from gateway.errors import EngineError
 from tests.gateway.engine.triton.stand_in import Refusal, Server
 
 SAMPLER, TEMPERATURE = np.array([[2**62 + 1, 40, 25]]), np.array([[0.7]], np.float32)
@@ -189,3 +190,19 @@ async def test_a_conversation_that_ends_while_it_feeds_leaves_the_rest_to_the_ne
     await asyncio.sleep(0.02)
     first.cancel()
     assert (await second).cached == 0
+
+
+async def test_a_last_step_that_the_model_rejects_is_an_engine_error(
+    backend: TritonBackend, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    infer = server.infer
+
+    async def rejecting(model: str, header: dict[str, Any], tensors: bytes) -> tuple[str, bytes]:
+        names = {tensor["name"] for tensor in header["inputs"]}
+        if model == "temporal" and not header["parameters"]["sequence_start"] and "prefix" not in names:
+            raise Refusal(400, "columns: values must be in 0..16")
+        return await infer(model, header, tensors)
+
+    monkeypatch.setattr(server, "infer", rejecting)
+    with pytest.raises(EngineError):
+        await prefill(backend, 0, prompt())
