@@ -35,18 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("long" if long else "short")
 
 
-# First: pytest-xdist's own hook reads the groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select the short or the long form of the tests. One worker runs a whole file, so that fixtures are made once."""
+    """Select the short or the long form of the tests."""
     long = config.getoption("--long")
     wanted, others = [], []
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         chosen = bool(marks & {"long", "effort", "hypothesis"}) if long else "long" not in marks
         (wanted if chosen else others).append(item)
-        if "xdist_group" not in marks:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = wanted
