@@ -94,9 +94,7 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
     """Return the three methods. Each checks the API key, reports errors as statuses and adds its task to `at_work`."""
 
     @asynccontextmanager
-    async def authenticated(
-        context: grpc.aio.ServicerContext, *, one_message: bool = False
-    ) -> AsyncIterator[KeyHolder | None]:
+    async def authenticated(context: grpc.aio.ServicerContext) -> AsyncIterator[KeyHolder | None]:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 (a handler runs in one)
         at_work.add(task)
@@ -106,19 +104,18 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
             try:
                 yield key_holder(runtime.keys, headers)
             except GatewayError:
-                if one_message:
-                    # A client that gets its status while it still sends a small message may report INTERNAL instead.
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_SMALL_MESSAGE_S):
-                            await context.read()
+                # A client that gets its status while it still sends a small message may report INTERNAL instead.
+                with suppress(TimeoutError, grpc.aio.BaseError, grpc.aio.UsageError):
+                    async with asyncio.timeout(_SMALL_MESSAGE_S):
+                        await context.read()
                 raise
 
     async def on_respond(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> pb.RespondResponse:
-        async with authenticated(context, one_message=True) as key:
+        async with authenticated(context) as key:
             return await respond(runtime, context, key)
 
     async def on_respond_stream(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-        async with authenticated(context, one_message=True) as key:
+        async with authenticated(context) as key:
             await send_all(respond_stream(runtime, context, key), context.write, runtime)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
