@@ -16,7 +16,7 @@ from time import perf_counter
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
 
-from gateway.api.websocket.connection import Connection
+from gateway.api.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
 from gateway.errors import InvalidRequest, PayloadTooLarge

@@ -11,8 +11,8 @@ import asyncio
 
 from fastapi import APIRouter
 
+from gateway.api.connection import Connection
 from gateway.api.websocket import messages
-from gateway.api.websocket.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.stream import PCM_PIECE_BYTES, PcmReader, to_bytes
 from gateway.errors import HandshakeTimeout, InvalidRequest, UnsupportedMediaType

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.websocket.connection import Connection
+from gateway.api.connection import Connection
 from gateway.errors import GatewayError
 from gateway.session.events import Event, Reason
 from gateway.session.input_queue import InputQueue

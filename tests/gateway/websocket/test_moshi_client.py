@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.api.connection import Connection
 from gateway.api.websocket.chat import ChatTransport
-from gateway.api.websocket.connection import Connection
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
 from gateway.session import request
 from gateway.session.events import AgentAudio, Event
