@@ -53,6 +53,8 @@ class Ready:
     """The name of the preset, or "recording" for a voice taken from audio."""
     seed: int
     setup_seconds: float
+    prompt_steps: int
+    """Steps of the prompt."""
 
 
 @dataclass(slots=True, eq=False)

@@ -42,6 +42,8 @@ class InputQueue:
         self._capacity = limits.input_frames
         # Seconds between two frames at the speed limit; 0 without a limit.
         self._spacing = frame_seconds / limits.speed if limits.speed else 0.0
+        self._lead = limits.lead_frames
+        self._early = limits.early_frames
         self._fill_gaps = on_gap == "silence"
         self._clock = clock
         self._silence = np.zeros(frame_size, np.float32)
@@ -66,7 +68,7 @@ class InputQueue:
         self.due_at = -inf
         """The time from which the latency of the frame taken last counts."""
         self.dropped = 0
-        """User frames that the engine does not get: the queue was full, or silence took their place."""
+        """User frames that the engine does not get: the queue was full, or they were too early or too late."""
         self.gaps = 0
         """Frames of silence inserted for missing audio."""
 
@@ -119,7 +121,18 @@ class InputQueue:
             self._room.set_result(None)
 
     def start(self) -> None:
-        """Begin the timeline now: the models hold the prompt. Audio that arrived before counts as a head start."""
+        """Begin the timeline now: the models hold the prompt. Audio that arrived before counts as a head start.
+
+        Audio older than the limit `early_frames` is dropped, as if the client had begun to send later.
+        """
+        late = max(len(self.frames) - self._early, 0)
+        for _ in range(late):
+            self.frames.popleft()
+        self.dropped += late
+        self._received -= late
+        self._input_from += late * self._frame_seconds
+        if late and self._room is not None and not self._room.done():
+            self._room.set_result(None)
         self._started_at = self.last_at = self._clock()
         self._output_from = self._started_at - self.head_start()
 
@@ -136,7 +149,7 @@ class InputQueue:
         """
         clock, frames, frame_seconds = self._clock, self.frames, self._frame_seconds
         if self._spacing:
-            early = self._output_from + (self._released + 1 - self._capacity) * self._spacing - clock()
+            early = self._output_from + (self._released + 1 - self._lead) * self._spacing - clock()
             if early > 0:
                 await asyncio.sleep(early)
         free_at = clock()

@@ -29,7 +29,11 @@ class LiveLimits:
     output_frames: int = 50
     """Agent frames of 80 ms that the client may leave unread."""
     speed: float = 1.0
-    """Multiple of real time at which user frames are used, after a burst of `input_frames`; 0 for no limit."""
+    """Multiple of real time at which user frames are used, after a burst of `lead_frames`; 0 for no limit."""
+    lead_frames: int = 10
+    """User frames that may be used ahead of their time."""
+    early_frames: int = 10
+    """Of the user frames that arrive before Ready, so many of the latest are used; the others are dropped."""
 
     @classmethod
     def of(cls, settings: Settings) -> LiveLimits:
@@ -41,4 +45,6 @@ class LiveLimits:
             input_frames=settings.input_frames,
             output_frames=settings.output_frames,
             speed=settings.live_speed,
+            lead_frames=settings.input_frames,
+            early_frames=settings.input_frames,
         )

@@ -149,7 +149,8 @@ class LiveSession:
         metrics, limits, frame_seconds = self._runtime.metrics, self._limits, self._frame_seconds
         began = clock()
         frame = await conversation.start()
-        self._post(Ready(self.id, self._voice, self._seed, clock() - began))
+        prefix = conversation.prefix
+        self._post(Ready(self.id, self._voice, self._seed, clock() - began, prefix.length if prefix else 0))
         user_frames.start()
         self._ready.set()
         latency = 0.0
@@ -248,10 +249,15 @@ async def open_live_session(
     sampling: SamplingParams,
     on_gap: OnGap = "wait",
     key: KeyHolder | None = None,
+    limits: LiveLimits | None = None,
 ) -> AsyncIterator[LiveSession]:
-    """Reserve a slot for a live session; release it on exit. Raises what `Runtime.open` raises."""
+    """Reserve a slot for a live session; release it on exit. Raises what `Leases.open` raises.
+
+    `limits`: None for those of the settings.
+    """
     async with runtime.leases.open(persona, sampling, key) as lease:
-        session = LiveSession(lease, runtime, persona, sampling, on_gap, LiveLimits.of(runtime.settings))
+        limits = limits or LiveLimits.of(runtime.settings)
+        session = LiveSession(lease, runtime, persona, sampling, on_gap, limits)
         with runtime.sessions.register(session, session.info):
             yield session
 

@@ -77,6 +77,7 @@ class TestContent:
         assert isinstance(spoken, AgentAudio)
         assert (ready.conversation_id, ready.voice, ready.seed) == (client.session.id, "NATF0", 1)
         assert ready.setup_seconds == pytest.approx(3.0)
+        assert ready.prompt_steps == engine.prefills[0].length
         assert (spoken.frame.index, spoken.latency) == (0, 0.0)
 
     async def test_audio_from_before_ready_is_used(
@@ -117,6 +118,17 @@ class TestPace:
             await client.wait_ended()
             assert now() - began < 1
         assert len(client.answers) == 751
+
+    async def test_no_more_frames_than_the_lead_are_used_ahead_of_their_time(self, connect: Connect) -> None:
+        async with connect(lead_frames=2) as client:
+            await client.wait_ready()
+            began = now()
+            sending = asyncio.create_task(client.put(noise(50)))
+            for seconds in (0.01, 1.01, 2.01):
+                await asyncio.sleep(began + seconds - now())
+                # Frame 0 answers no user frame.
+                assert len(client.answers) - 1 == int(seconds / FRAME_S) + 2
+            sending.cancel()
 
     @pytest.mark.parametrize("speed", [1, 2, 4])
     async def test_the_speed_is_a_multiple_of_real_time(self, connect: Connect, speed: int) -> None:
@@ -193,6 +205,21 @@ class TestBeforeReady:
             ended = await client.wait_ended()
         assert ended.summary.frames == 1 + 10
         assert ended.summary.dropped_frames == metric(runtime, "dropped_frames_total") == 20
+
+    async def test_only_the_latest_early_audio_is_used(
+        self, connect: Connect, runtime: Runtime, engine: FakeBackend
+    ) -> None:
+        engine.delay = 0.2
+        pcm = noise(12)
+        async with connect(early_frames=2, speed=0) as client:
+            await client.stream(pcm[: 7 * FRAME])
+            await client.wait_ready()
+            engine.delay = 0.0
+            await client.stream(pcm[7 * FRAME :])
+            await client.end_audio()
+            ended = await client.wait_ended()
+        assert ended.summary.dropped_frames == metric(runtime, "dropped_frames_total") == 5
+        assert client.tokens == await offline(runtime, pcm[5 * FRAME :], 8)
 
     async def test_a_burst_keeps_its_latest_frames_and_counts_the_others(
         self, connect: Connect, engine: FakeBackend

@@ -17,5 +17,6 @@ def test_each_limit_has_its_setting() -> None:
         idle_seconds=1, max_call_seconds=2, warn_seconds=3, input_frames=4, output_frames=5, live_speed=6
     )
     assert asdict(LiveLimits.of(settings)) == {
-        "idle": 1, "duration": 2, "warn": 3, "input_frames": 4, "output_frames": 5, "speed": 6
+        "idle": 1, "duration": 2, "warn": 3, "input_frames": 4, "output_frames": 5, "speed": 6,
+        "lead_frames": 4, "early_frames": 4,
     }  # fmt: skip
