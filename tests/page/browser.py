@@ -1,4 +1,4 @@
-"""Debian's Chromium, driven by Playwright, and the page as a person at it sees and uses it."""
+"""Chromium, driven by Playwright, and operations of a user of the page."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome"
 SPEECH = Path(__file__).parents[1] / "data" / "question.wav"
 
 ALLOWED = ("--use-fake-ui-for-media-stream",)
-"""Whoever sits at the page says yes to the microphone."""
+"""The permission prompt for the microphone is accepted."""
 DENIED = ("--deny-permission-prompts",)
 FAKE_MICROPHONE = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={SPEECH}")
 
-# Machines that run tests are slow at times; nothing here is about speed.
+# Generous: the tests do not measure speed.
 PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
 def executable(playwright: Playwright) -> str:
-    """The browser's path; fails the test where there is none, for a page that no browser has seen is not tested."""
+    """Return the path of the browser. Fails the test if there is none."""
     found = next(filter(None, map(shutil.which, NAMES)), playwright.chromium.executable_path)
     if not Path(found).exists():
         pytest.fail(f"no browser: none of {', '.join(NAMES)} is on the PATH (.ci/chromium installs one)")
@@ -40,7 +40,7 @@ def executable(playwright: Playwright) -> str:
 
 @contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """A browser with `flags`; when the context ends, so have all its processes."""
+    """Start a browser with `flags`. All its processes have ended when the context exits."""
     before = set(psutil.Process().children(recursive=True))
     arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", *flags]
     with sync_playwright() as playwright:
@@ -55,36 +55,36 @@ def chromium(*flags: str) -> Iterator[Browser]:
 
 
 class Visit:
-    """Someone at the page."""
+    """A user with the page open."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         page.set_default_timeout(PATIENCE_MS)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._console)
         page.goto(url)
 
     def _console(self, message: ConsoleMessage) -> None:
-        # A refused request is the server's answer, not the page's mistake.
+        # A rejected request is a response of the server, not an error of the page.
         if message.type == "error" and "Failed to load resource" not in message.text:
-            self.complaints.append(message.text)
+            self.errors.append(message.text)
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).inner_text()
 
     def in_state(self, state: str) -> None:
-        """Wait until the page is: idle, talking, over."""
+        """Wait for a state: idle, talking, over."""
         expect(self.page.locator("body")).to_have_attribute("data-state", state)
 
     def start(self) -> None:
-        """Start a call, and wait until it is one."""
+        """Start a call and wait until it is established."""
         expect(self.page.locator(".chip").first).to_be_visible()
         self.page.click("#start")
         self.in_state("talking")
 
-    def refused(self) -> str:
-        """Try to start a call; what the page says instead."""
+    def error(self) -> str:
+        """Try to start a call; return the error message."""
         expect(self.page.locator(".chip").first).to_be_visible()
         self.page.click("#start")
         expect(self.page.locator("#alert")).to_be_visible()
@@ -92,24 +92,24 @@ class Visit:
         return self.text("#alert")
 
     def transcript_grows(self) -> None:
-        """Wait until it is longer than it is now."""
+        """Wait until the transcript is longer than now."""
         now = len(self.text("#lines"))
         self.wait_until(lambda: len(self.text("#lines")) > now)
 
-    def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Playwright's own way of waiting evaluates text in the page, which the page's policy forbids."""
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Poll: Playwright's `wait_for_function` evaluates text in the page, which the page's policy forbids."""
         deadline = time.monotonic() + PATIENCE_MS / 1000
-        while not holds():
-            assert time.monotonic() < deadline, "it never came to hold"
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not become true"
             self.page.wait_for_timeout(50)
 
     def end(self) -> None:
-        """Hang up, and wait for what is left of the call."""
+        """End the call and wait for the downloads."""
         self.page.click("#end")
         expect(self.page.locator("#after")).to_be_visible()
 
     def recording(self) -> NDArray[np.float32]:
-        """Download it: [frames, 2] at 24 kHz."""
+        """Download the recording: [frames, 2] at 24 kHz."""
         with self.page.expect_download() as download:
             self.page.click("#download")
         assert download.value.suggested_filename.endswith(".wav")
@@ -123,11 +123,11 @@ class Visit:
 def visiting(
     browser: Browser, url: str, permissions: Sequence[str] = ("microphone",), **options: Any
 ) -> Iterator[Visit]:
-    """Open the page in a window of its own; it must not have complained by the end."""
+    """Open the page in a separate window. Fails if the page logged an error."""
     context = browser.new_context(permissions=list(permissions), **options)
     try:
         visit = Visit(context.new_page(), url)
         yield visit
-        assert visit.complaints == []
+        assert visit.errors == []
     finally:
         context.close()

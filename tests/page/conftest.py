@@ -1,4 +1,4 @@
-"""The real gateway on a real port, on an engine without models, and a browser to look at its page with."""
+"""A gateway on a TCP port with a fake backend, and a browser that opens its page."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from tests.page.browser import ALLOWED, FAKE_MICROPHONE, Visit, chromium, visiti
 
 
 class EchoBackend(FakeBackend):
-    """The agent's audio is the user's last frame. `heard`: every user frame, in order."""
+    """The agent's audio is the user's last frame. `user_frames`: all of them, in order."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
-        self.heard: list[Floats] = []
+        self.user_frames: list[Floats] = []
         self._last: dict[int, Floats] = {}
 
     async def encode(self, slots: Tokens, pcm: Floats) -> Tokens:
         for slot, frame in zip(slots.tolist(), pcm, strict=True):
             self._last[slot] = frame
-            self.heard.append(frame)
+            self.user_frames.append(frame)
         return await super().encode(slots, pcm)
 
     async def decode(self, slots: Tokens, codes: Tokens) -> Floats:
@@ -47,7 +47,7 @@ class EchoBackend(FakeBackend):
 
 @dataclass(frozen=True)
 class Gateway:
-    """One that runs, and how to disturb it."""
+    """A running gateway, and faults to inject."""
 
     url: str
     engine: EchoBackend
@@ -56,7 +56,7 @@ class Gateway:
     loop: Any
 
     def cut_connections(self) -> None:
-        """As a cable that is pulled."""
+        """Abort all TCP connections."""
         connections = list(self.server.server_state.connections)
         self.loop.call_soon_threadsafe(lambda: [one.transport.abort() for one in connections])
 
@@ -67,7 +67,7 @@ class Gateway:
 @contextmanager
 def running(models: Path, slots: int = 8, **settings: Any) -> Iterator[Gateway]:
     manifest = Manifest.load(models).model_copy(update={"slots": slots})
-    # A machine that stalls for a moment must not lose frames of these calls.
+    # Large, so that a stall of the machine drops no frames.
     configured = Settings(models=models, **{"input_frames": 500, "grpc_port": -1, **settings})
     engine = EchoBackend(manifest)
     app = create_app(configured, engine, manifest)
@@ -97,7 +97,7 @@ def running(models: Path, slots: int = 8, **settings: Any) -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway_with(tiny_models: Path) -> Iterator[Callable[..., Gateway]]:
-    """Makes a gateway with `slots` and settings."""
+    """Return a function that starts a gateway with `slots` and settings."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(tiny_models, **options))
 
@@ -107,10 +107,10 @@ def gateway(gateway_with: Callable[..., Gateway]) -> Gateway:
     return gateway_with()
 
 
-# Not for the whole session: Playwright's own loop would be in the way of other packages' tests.
+# Module scope: Playwright's event loop would interfere with tests of other packages.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One whose microphone hears a recorded question over and over, and may be used."""
+    """A browser whose microphone repeats a recording, with permission to use it."""
     with chromium(*ALLOWED, *FAKE_MICROPHONE) as browser:
         yield browser
 
@@ -123,7 +123,7 @@ def visit(browser: Browser, gateway: Gateway) -> Iterator[Visit]:
 
 @pytest.fixture
 def visit_to(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    """Opens another window at an address."""
+    """Return a function that opens another window at a URL."""
     with ExitStack() as stack:
 
         def enter(url: str, **options: Any) -> Visit:

@@ -1,4 +1,4 @@
-"""The page without a mouse, without colours, and on a narrow screen."""
+"""Accessibility: names, contrast, narrow screens, keyboard and screen reader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.page.conftest import Gateway, running
 
 CONTROLS = {"button", "link", "radio", "combobox", "textbox", "spinbutton", "meter", "log", "DisclosureTriangle"}
 
-# WCAG 2.2, 1.4.3: text against what lies behind it, as far as that is one colour.
+# WCAG 2.2, 1.4.3: contrast of text with its background, where that is one colour.
 CONTRASTS = """() => {
   const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgba = (colour) => {
@@ -47,7 +47,7 @@ CONTRASTS = """() => {
 
 
 def tree(page: Page) -> list[dict[str, Any]]:
-    """The page as a screen reader gets it."""
+    """Return the accessibility tree."""
     nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     return [node for node in nodes if not node["ignored"]]
 
@@ -62,7 +62,7 @@ def name(node: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module", params=["idle", "talking", "over"])
 def opened(request: pytest.FixtureRequest, browser: Browser, tiny_models: Path) -> Iterator[Visit]:
-    """The page in each of its states, everything unfolded. One visit serves all tests of a state."""
+    """The page in each state, with all options shown. All tests of a state share it."""
     with running(tiny_models) as gateway, visiting(browser, gateway.url) as visit:
         expect(visit.page.locator(".chip").first).to_be_visible()
         visit.page.get_by_text("More options").click()
@@ -75,8 +75,8 @@ def opened(request: pytest.FixtureRequest, browser: Browser, tiny_models: Path) 
 
 
 @pytest.fixture
-def somewhere(opened: Visit) -> Iterator[Visit]:
-    """`opened`, with the window and the colours that a test may change as they are at first."""
+def restored(opened: Visit) -> Iterator[Visit]:
+    """`opened`; window size and colours are restored after each test."""
     size = opened.page.viewport_size
     assert size is not None
     state = opened.page.locator("body").get_attribute("data-state")
@@ -86,21 +86,21 @@ def somewhere(opened: Visit) -> Iterator[Visit]:
     opened.page.emulate_media(color_scheme="null", reduced_motion="null")
 
 
-def test_every_control_has_a_name(somewhere: Visit) -> None:
-    controls = [node for node in tree(somewhere.page) if role(node) in CONTROLS]
+def test_every_control_has_a_name(restored: Visit) -> None:
+    controls = [node for node in tree(restored.page) if role(node) in CONTROLS]
     assert len(controls) > 3
     assert [node for node in controls if not name(node)] == []
 
 
-def test_there_is_one_main_heading_or_region_and_a_language(somewhere: Visit) -> None:
-    nodes = tree(somewhere.page)
+def test_the_page_has_one_main_region_one_main_heading_and_a_language(restored: Visit) -> None:
+    nodes = tree(restored.page)
     assert [role(node) for node in nodes].count("main") == 1
     assert any(role(node) == "heading" for node in nodes)
-    assert somewhere.page.evaluate("document.documentElement.lang") == "en"
+    assert restored.page.evaluate("document.documentElement.lang") == "en"
 
 
-def test_ids_are_unique_and_references_lead_somewhere(somewhere: Visit) -> None:
-    broken = somewhere.page.evaluate(
+def test_ids_are_unique_and_references_resolve(restored: Visit) -> None:
+    broken = restored.page.evaluate(
         """() => {
           const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
           const names = ["for", "aria-labelledby", "aria-describedby"];
@@ -113,24 +113,24 @@ def test_ids_are_unique_and_references_lead_somewhere(somewhere: Visit) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(somewhere: Visit, scheme: Any) -> None:
-    somewhere.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-    somewhere.page.mouse.move(0, 0)
-    contrasts = somewhere.page.evaluate(CONTRASTS)
+def test_text_has_enough_contrast(restored: Visit, scheme: Any) -> None:
+    restored.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    restored.page.mouse.move(0, 0)
+    contrasts = restored.page.evaluate(CONTRASTS)
     assert len(contrasts) > 10
     assert [(ratio, html) for ratio, html in contrasts if ratio < 4.5] == []
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
-def test_nothing_sticks_out_sideways(somewhere: Visit, width: int) -> None:
-    somewhere.page.set_viewport_size({"width": width, "height": 740})
-    assert somewhere.page.evaluate("document.documentElement.scrollWidth") <= width
+def test_the_page_does_not_scroll_horizontally(restored: Visit, width: int) -> None:
+    restored.page.set_viewport_size({"width": width, "height": 740})
+    assert restored.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_targets_are_large_enough_to_touch(somewhere: Visit) -> None:
+def test_touch_targets_are_large_enough(restored: Visit) -> None:
     """WCAG 2.2, 2.5.8: 24 by 24 pixels."""
-    somewhere.page.set_viewport_size({"width": 360, "height": 740})
-    small = somewhere.page.evaluate(
+    restored.page.set_viewport_size({"width": 360, "height": 740})
+    small = restored.page.evaluate(
         """[...document.querySelectorAll("button, a, .chip, select, textarea, input:not([type=radio]), summary")]
           .filter((e) => e.checkVisibility()).map((e) => [e.getBoundingClientRect(), e.outerHTML.slice(0, 80)])
           .filter(([box]) => box.width < 24 || box.height < 24).map(([, html]) => html)"""
@@ -138,7 +138,7 @@ def test_targets_are_large_enough_to_touch(somewhere: Visit) -> None:
     assert small == []
 
 
-def test_a_whole_call_by_keyboard(visit: Visit, gateway: Gateway) -> None:
+def test_a_call_can_be_made_with_the_keyboard(visit: Visit, gateway: Gateway) -> None:
     page, key = visit.page, visit.page.keyboard
     expect(page.locator(".chip").first).to_be_visible()
 
@@ -175,22 +175,22 @@ def test_a_whole_call_by_keyboard(visit: Visit, gateway: Gateway) -> None:
     expect(page.locator("#start")).to_be_focused()
 
 
-def test_what_happens_is_said_to_those_who_do_not_see_it(
+def test_state_changes_are_announced_to_screen_readers(
     gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
 ) -> None:
     gateway = gateway_with(slots=1)
     visit, other = visit_to(gateway.url), visit_to(gateway.url)
     visit.start()
-    expect(visit.page.get_by_role("status").first).to_have_text("You are on the line. Speak whenever you like.")
-    other.refused()
-    expect(other.page.get_by_role("alert")).to_contain_text("Every line is taken")
-    # The agent's words are audible: they are there to be read, not to be read out over its voice.
+    expect(visit.page.get_by_role("status").first).to_have_text("The call has started. You can talk at any time.")
+    other.error()
+    expect(other.page.get_by_role("alert")).to_contain_text("All calls are taken")
+    # A screen reader does not read the transcript aloud, since the agent's voice is audible.
     expect(visit.page.get_by_role("log", name="Transcript")).to_have_attribute("aria-live", "off")
     visit.end()
     expect(visit.page.get_by_role("status").first).to_have_text("The call is over.")
 
 
-def test_nothing_moves_for_those_who_wish_so(visit: Visit) -> None:
+def test_reduced_motion_stops_animations(visit: Visit) -> None:
     visit.page.emulate_media(reduced_motion="reduce")
     visit.start()
     visit.transcript_grows()

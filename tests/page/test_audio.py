@@ -1,4 +1,4 @@
-"""The page's jitter buffer and recording, by themselves, in the browser that runs them."""
+"""Unit tests of the page's jitter buffer and recording, run in the browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RATE = 24000
 PLAY = """async ({ arrivals, quanta }) => {
   const { JitterBuffer } = await import("./page/jitter.js");
   const buffer = new JitterBuffer(24000);
-  const heard = [], marks = [];
+  const output = [], marks = [];
   let index = 0;
   for (let q = 0; q < quanta; q++) {
     for (let n = arrivals[q] ?? 0; n > 0; n--) {
@@ -29,57 +29,57 @@ PLAY = """async ({ arrivals, quanta }) => {
     }
     const out = new Float32Array(128);
     for (const { mark, offset } of buffer.pull(out)) marks.push([mark, q * 128 + offset]);
-    heard.push(...out);
+    output.push(...out);
   }
-  return { heard, marks, gaps: buffer.gaps, skipped: buffer.skipped, fill: buffer.fill, target: buffer.target };
+  return { output, marks, gaps: buffer.gaps, skipped: buffer.skipped, fill: buffer.fill, target: buffer.target };
 }"""
 
 
 def play(visit: Visit, arrivals: dict[int, int], quanta: int) -> dict[str, Any]:
     """`arrivals`: how many frames arrive just before which quantum."""
     result: dict[str, Any] = visit.page.evaluate(PLAY, {"arrivals": arrivals, "quanta": quanta})
-    result["heard"] = np.array(result["heard"])
+    result["output"] = np.array(result["output"])
     return result
 
 
-def test_frames_that_come_on_time_are_played_without_a_gap(visit: Visit) -> None:
+def test_punctual_frames_are_played_without_a_gap(visit: Visit) -> None:
     played = play(visit, {15 * k: 1 for k in range(40)}, 600)
-    heard = played["heard"]
-    first = int(np.argmax(heard > 0.4))
+    output = played["output"]
+    first = int(np.argmax(output > 0.4))
     # It starts when the second frame is there, fades in for 5 ms, and from then on every sample follows the last.
     assert 15 * QUANTUM <= first <= 15 * QUANTUM + 120
-    assert np.allclose(np.diff(heard[15 * QUANTUM + 121 :]), 1e-5, atol=1e-6)
+    assert np.allclose(np.diff(output[15 * QUANTUM + 121 :]), 1e-5, atol=1e-6)
     assert (played["gaps"], played["skipped"]) == (0, 0)
     assert played["marks"] == [[k, (k + 1) * FRAME] for k in range(39)]
 
 
 @pytest.mark.parametrize("late", [7, 14])
-def test_one_late_frame_is_not_heard(visit: Visit, late: int) -> None:
+def test_one_late_frame_causes_no_gap(visit: Visit, late: int) -> None:
     arrivals = {15 * k: 1 for k in range(20)}
     del arrivals[150]
     arrivals[150 + late] = 1
     assert play(visit, arrivals, 300)["gaps"] == 0
 
 
-def test_a_gap_is_counted_fades_and_makes_the_buffer_more_careful(visit: Visit) -> None:
+def test_a_gap_is_counted_and_faded_and_increases_the_delay(visit: Visit) -> None:
     arrivals = {15 * k: 1 for k in range(10)} | {210: 5} | {15 * k: 1 for k in range(15, 30)}
     played = play(visit, arrivals, 450)
-    heard = played["heard"]
+    output = played["output"]
     assert played["gaps"] == 1
     assert played["target"] > 0.12
-    # Nothing clicks: no jump from one sample to the next is as large as the sound itself.
-    assert np.abs(np.diff(heard)).max() < 0.05
+    # No click: differences of adjacent samples are small.
+    assert np.abs(np.diff(output)).max() < 0.05
     assert [mark for mark, _ in played["marks"]] == list(range(len(played["marks"])))
 
 
-def test_a_burst_after_a_stall_is_skipped_to_the_present(visit: Visit) -> None:
+def test_a_burst_after_a_stall_is_skipped(visit: Visit) -> None:
     played = play(visit, {0: 2, 60: 25} | {15 * k: 1 for k in range(5, 20)}, 300)
     assert played["skipped"] > 0.5 * RATE
     assert played["fill"] < 0.4
-    assert np.abs(np.diff(played["heard"])).max() < 0.05
+    assert np.abs(np.diff(played["output"])).max() < 0.05
 
 
-def test_delay_that_is_not_needed_is_given_up_after_a_while(visit: Visit) -> None:
+def test_unneeded_delay_is_removed(visit: Visit) -> None:
     played = play(visit, {0: 6} | {15 * k: 1 for k in range(1, 300)}, 4500)
     assert played["gaps"] == 0
     assert played["skipped"] > 0.2 * RATE
@@ -106,7 +106,7 @@ def record(visit: Visit, blocks: list[tuple[int, int, float, int]], rate: int = 
     return pcm, seconds
 
 
-def test_each_side_lies_where_its_clock_says(visit: Visit) -> None:
+def test_blocks_are_placed_by_their_time(visit: Visit) -> None:
     pcm, seconds = record(visit, [(0, 900, 0.5, 200), (1, 1150, -0.25, 100), (0, 1300, 2.0, 50)])
     expected = np.zeros((350, 2))
     expected[:100, 0] = 0.5
@@ -116,8 +116,8 @@ def test_each_side_lies_where_its_clock_says(visit: Visit) -> None:
     assert seconds == 350 / RATE
 
 
-def test_a_long_recording_is_whole(visit: Visit) -> None:
-    """Blocks that both sides have passed are put away; nothing may be lost at their edges."""
+def test_a_long_recording_is_complete(visit: Visit) -> None:
+    """Complete parts are stored as blobs. No samples are lost at their edges."""
     length = RATE * 7
     blocks = [(side, 1000 + k * length, 0.1 * (k + 1) * (1 - 2 * side), length) for k in range(6) for side in (0, 1)]
     pcm, _ = record(visit, blocks)
@@ -125,12 +125,12 @@ def test_a_long_recording_is_whole(visit: Visit) -> None:
     assert np.allclose(pcm, np.stack([levels, -levels], axis=1), atol=1e-4)
 
 
-def test_a_caller_at_another_rate_is_brought_to_the_recordings(visit: Visit) -> None:
+def test_user_audio_at_another_rate_is_resampled(visit: Visit) -> None:
     pcm, _ = record(visit, [(0, 1000 + k * FRAME, 0.3, 3840) for k in range(5)], rate=48_000)
     assert pcm.shape == (5 * FRAME, 2)
     assert np.allclose(pcm[:, 0], 0.3, atol=1e-4)
 
 
-def test_a_recording_of_nothing_is_a_file_without_samples(visit: Visit) -> None:
+def test_an_empty_recording_has_no_samples(visit: Visit) -> None:
     pcm, seconds = record(visit, [])
     assert (len(pcm), seconds) == (0, 0)

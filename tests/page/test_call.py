@@ -17,13 +17,13 @@ RATE = 24000
 
 
 def lag(left: NDArray[np.float32], right: NDArray[np.float32]) -> int:
-    """Samples by which `right` comes after `left`, by where they are most alike."""
+    """Return the delay of `right` after `left` in samples: the maximum of the cross-correlation."""
     size = 2 * len(left)
-    alike = np.fft.irfft(np.fft.rfft(right, size) * np.conj(np.fft.rfft(left, size)), size)
-    return int(np.argmax(alike[: len(left)]))
+    correlation = np.fft.irfft(np.fft.rfft(right, size) * np.conj(np.fft.rfft(left, size)), size)
+    return int(np.argmax(correlation[: len(left)]))
 
 
-def test_a_conversation_is_heard_written_and_measured(visit: Visit) -> None:
+def test_a_call_shows_levels_text_and_statistics(visit: Visit) -> None:
     visit.start()
     visit.transcript_grows()
     visit.transcript_grows()
@@ -39,7 +39,7 @@ def test_a_conversation_is_heard_written_and_measured(visit: Visit) -> None:
     assert visit.text("#call-title") == "The call is over"
 
 
-def test_the_server_is_asked_for_what_was_chosen(visit: Visit, gateway: Gateway) -> None:
+def test_the_chosen_parameters_are_sent_to_the_server(visit: Visit, gateway: Gateway) -> None:
     page = visit.page
     page.get_by_role("radio", name="Varied, male 2").check()
     assert visit.text("#voice-name") == "VARM2"
@@ -58,7 +58,7 @@ def test_the_server_is_asked_for_what_was_chosen(visit: Visit, gateway: Gateway)
     assert np.array_equal(embeddings, runtime.voices.require("VARM2").preset.embeddings)
 
 
-def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) -> None:
+def test_an_edited_preset_becomes_a_custom_prompt(visit: Visit, gateway: Gateway) -> None:
     visit.page.locator("#prompt").fill("You are a lighthouse.")
     assert visit.page.locator("#role").input_value() == ""
     visit.start()
@@ -67,8 +67,8 @@ def test_changed_words_are_no_longer_a_preset(visit: Visit, gateway: Gateway) ->
     assert tokens == [token for token in gateway.engine.prefills[0].steps[:, 0] if token != 3]
 
 
-def test_no_words_appear_where_somebody_is_about_to_write(visit: Visit) -> None:
-    """What can be chosen may come late."""
+def test_a_focused_prompt_is_not_overwritten(visit: Visit) -> None:
+    """Voices and prompts may arrive late."""
     page = visit.page
     held: list[Route] = []
     page.route("**/v1/system-prompts", lambda route: held.append(route))
@@ -83,52 +83,52 @@ def test_no_words_appear_where_somebody_is_about_to_write(visit: Visit) -> None:
     assert page.locator("#role").input_value() == ""
 
 
-def test_the_recording_has_the_caller_left_and_the_agent_right_as_they_sounded(visit: Visit, gateway: Gateway) -> None:
+def test_the_recording_has_the_user_left_and_the_agent_right(visit: Visit, gateway: Gateway) -> None:
     visit.start()
-    visit.wait_until(lambda: len(gateway.engine.heard) >= 75)
+    visit.wait_until(lambda: len(gateway.engine.user_frames) >= 75)
     delay = visit.page.evaluate("+document.getElementById('delay').innerText") / 1000
     visit.end()
     left, right = visit.recording().T
-    heard = np.concatenate(gateway.engine.heard)
+    user_audio = np.concatenate(gateway.engine.user_frames)
     # Each side ends with the last whole block before the end; the first may have begun before the call did.
-    assert abs(len(left) - len(heard)) <= 2 * FRAME
+    assert abs(len(left) - len(user_audio)) <= 2 * FRAME
     for side in (left, right):
         assert np.sqrt(np.mean(side**2)) > 0.005
-    # What was recorded is what the server heard ...
-    start = lag(heard, np.pad(left, (FRAME, 0)))
+    # The left channel equals the audio that the server received.
+    start = lag(user_audio, np.pad(left, (FRAME, 0)))
     begin = max(0, FRAME - start)
-    assert np.allclose(left[: 20 * FRAME], heard[begin : begin + 20 * FRAME], atol=2 / 32768)
-    # ... and the echo comes as long after it as the page says of the last two seconds, counted from a frame's end.
+    assert np.allclose(left[: 20 * FRAME], user_audio[begin : begin + 20 * FRAME], atol=2 / 32768)
+    # The delay of the echo equals the displayed delay of the last two seconds, measured from the end of a frame.
     assert abs((lag(left[-2 * RATE :], right[-2 * RATE :]) - FRAME) / RATE - delay) < 0.2
 
 
-def test_a_muted_caller_is_not_heard(visit: Visit, gateway: Gateway) -> None:
-    heard = gateway.engine.heard
+def test_muting_sends_silence(visit: Visit, gateway: Gateway) -> None:
+    user_audio = gateway.engine.user_frames
     visit.start()
-    visit.wait_until(lambda: any(frame.any() for frame in heard))
+    visit.wait_until(lambda: any(frame.any() for frame in user_audio))
     visit.page.click("#mute")
     expect(visit.page.get_by_role("button", name="Muted")).to_have_attribute("aria-pressed", "true")
-    visit.wait_until(lambda: len(heard) > 20 and not np.any(heard[-20:]))
+    visit.wait_until(lambda: len(user_audio) > 20 and not np.any(user_audio[-20:]))
     visit.page.click("#mute")
     expect(visit.page.get_by_role("button", name="Mute", exact=True)).to_have_attribute("aria-pressed", "false")
-    now = len(heard)
-    visit.wait_until(lambda: bool(np.any(heard[now:])))
+    now = len(user_audio)
+    visit.wait_until(lambda: bool(np.any(user_audio[now:])))
     visit.end()
 
 
-def test_the_transcript_can_be_kept(visit: Visit) -> None:
+def test_the_transcript_can_be_downloaded(visit: Visit) -> None:
     visit.start()
     visit.transcript_grows()
     visit.end()
     with visit.page.expect_download() as download:
         visit.page.click("#download-text")
-    kept = download.value.path().read_text()
+    saved = download.value.path().read_text()
     shown = visit.page.locator("#lines li p").all_inner_texts()
-    assert kept.startswith("0:00  ")
-    assert all(line.strip() in kept for line in shown)
+    assert saved.startswith("0:00  ")
+    assert all(line.strip() in saved for line in shown)
 
 
-def test_after_a_call_comes_another(visit: Visit, gateway: Gateway) -> None:
+def test_a_second_call_can_follow(visit: Visit, gateway: Gateway) -> None:
     visit.start()
     visit.transcript_grows()
     visit.end()
@@ -142,7 +142,7 @@ def test_after_a_call_comes_another(visit: Visit, gateway: Gateway) -> None:
     visit.wait_until(lambda: gateway.engine.closed == 2)
 
 
-def test_a_call_can_be_given_up_while_it_is_being_set_up(visit: Visit, gateway: Gateway) -> None:
+def test_a_call_can_be_cancelled_during_setup(visit: Visit, gateway: Gateway) -> None:
     gateway.engine.delay = 3600
     expect(visit.page.locator(".chip").first).to_be_visible()
     visit.page.click("#start")
@@ -161,9 +161,7 @@ def test_closing_the_page_ends_the_call(visit: Visit, gateway: Gateway, visit_to
     visit.wait_until(lambda: gateway.engine.closed == 1)
 
 
-def test_a_browser_that_does_not_resample_the_microphone_leaves_it_to_the_server(
-    visit: Visit, gateway: Gateway
-) -> None:
+def test_the_server_resamples_if_the_browser_does_not(visit: Visit, gateway: Gateway) -> None:
     visit.page.add_init_script(
         """const source = AudioContext.prototype.createMediaStreamSource;
         AudioContext.prototype.createMediaStreamSource = function (stream) {
@@ -178,18 +176,18 @@ def test_a_browser_that_does_not_resample_the_microphone_leaves_it_to_the_server
     )
     visit.page.reload()
     visit.start()
-    visit.wait_until(lambda: len(gateway.engine.heard) >= 50)
+    visit.wait_until(lambda: len(gateway.engine.user_frames) >= 50)
     assert visit.page.evaluate("sent[0].audio.sample_rate") in (44100, 48000)
     visit.end()
     left, right = visit.recording().T
-    heard = np.concatenate(gateway.engine.heard)
-    assert abs(len(left) - len(heard)) <= 4 * FRAME
+    user_audio = np.concatenate(gateway.engine.user_frames)
+    assert abs(len(left) - len(user_audio)) <= 4 * FRAME
     assert 0 < lag(left, right) < RATE
-    quiet = np.sqrt(np.mean(heard**2))
+    quiet = np.sqrt(np.mean(user_audio**2))
     assert np.isclose(np.sqrt(np.mean(left**2)), quiet, rtol=0.2)
 
 
-def test_agent_lines_begin_anew_after_a_pause(visit: Visit) -> None:
+def test_the_transcript_begins_a_new_line_after_a_pause(visit: Visit) -> None:
     lines = visit.page.evaluate(
         """async () => {
           const { Transcript } = await import("./page/transcript.js");

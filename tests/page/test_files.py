@@ -1,4 +1,4 @@
-"""The files of the page: how they are served, and that they need nothing from anywhere else."""
+"""Serving of the page's files, which load no external resources."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ async def test_the_page_is_at_the_root(client: httpx.AsyncClient) -> None:
     assert (await client.head("/")).status_code == 200
 
 
-async def test_the_page_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(client: httpx.AsyncClient) -> None:
+async def test_the_page_loads_no_external_resources_and_cannot_be_framed(client: httpx.AsyncClient) -> None:
     policy = dict(part.split(" ", 1) for part in (await client.get("/")).headers["content-security-policy"].split("; "))
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
 
 
-async def test_a_file_the_browser_has_is_not_sent_again(client: httpx.AsyncClient) -> None:
+async def test_an_unchanged_file_is_not_sent_again(client: httpx.AsyncClient) -> None:
     first = await client.get("/page/main.js")
     assert first.headers["cache-control"] == "no-cache"
     again = await client.get("/page/main.js", headers={"If-None-Match": first.headers["etag"]})
@@ -50,12 +50,12 @@ async def test_a_file_the_browser_has_is_not_sent_again(client: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("name", ["missing.js", "..%2f__init__.py", "__init__.py", "%00", ""])
-async def test_nothing_else_is_served(client: httpx.AsyncClient, name: str) -> None:
+async def test_other_paths_are_not_served(client: httpx.AsyncClient, name: str) -> None:
     assert (await client.get(f"/page/{name}")).status_code == 404
 
 
 @pytest.mark.parametrize("name", FILES)
-async def test_every_reference_is_to_another_of_the_files(client: httpx.AsyncClient, name: str) -> None:
+async def test_every_reference_resolves(client: httpx.AsyncClient, name: str) -> None:
     served = await client.get(f"/page/{name}")
     assert served.status_code == 200
     assert served.headers["x-content-type-options"] == "nosniff"
@@ -65,7 +65,7 @@ async def test_every_reference_is_to_another_of_the_files(client: httpx.AsyncCli
         assert reference.removeprefix("page/").removeprefix("./") in FILES
 
 
-def test_every_file_is_part_of_the_package() -> None:
+def test_every_file_is_packaged() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["gateway"]
     for name in FILES:
         assert any(fnmatch(f"page/static/{name}", pattern) for pattern in patterns)

@@ -17,13 +17,13 @@ from gateway.voices.store import VoiceStore
 from tests.page.browser import Visit
 from tests.page.conftest import Gateway, running
 
-# The page asks every 15 s.
+# The page requests the voices every 15 s.
 SOON_MS = 45_000
 
 
 @pytest.fixture
 def gateway(tiny_models: Path, tmp_path: Path) -> Iterator[Gateway]:
-    """One whose voices are ours to change."""
+    """A gateway with a copy of the models, whose voices the tests may change."""
     models = shutil.copytree(tiny_models, tmp_path / "models", ignore=shutil.ignore_patterns("triton"))
     with running(models) as gateway:
         yield gateway
@@ -40,7 +40,7 @@ def add(gateway: Gateway) -> Callable[[str], None]:
     return put
 
 
-def test_an_added_voice_comes_and_goes_without_a_reload(
+def test_added_and_removed_voices_appear_without_a_reload(
     visit: Visit, gateway: Gateway, add: Callable[[str], None]
 ) -> None:
     page = visit.page
@@ -66,7 +66,7 @@ def test_a_voice_with_a_long_name_fits(visit_to: Callable[..., Visit], gateway: 
     add("x" * 64)
     visit = visit_to(gateway.url, viewport={"width": 360, "height": 740})
     expect(visit.page.get_by_role("radio", name="Added")).to_be_visible()
-    # The page's policy forbids evaluating text; boxes can be asked for.
+    # The page's policy forbids evaluating text in the page; bounding boxes are available.
     chip = visit.page.locator(".chip", has_text="xxx").bounding_box()
     assert chip is not None
     assert chip["x"] >= 0

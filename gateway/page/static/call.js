@@ -1,9 +1,9 @@
 // The view of a call: levels, ribbon, transcript and statistics, and the downloads after its end.
 
-import { RATE } from "./line.js";
+import { RATE } from "./audio.js";
 import { AGENT, Ribbon, YOU, loudness } from "./ribbon.js";
 import { Transcript, clock } from "./transcript.js";
-import { sentence } from "./trouble.js";
+import { sentence } from "./problems.js";
 
 const WARNING_SHOWN = 8000;
 
@@ -40,14 +40,14 @@ export class CallView {
     find("controls").hidden = false;
     find("after").hidden = true;
     find("nothing").hidden = false;
-    find("nothing").textContent = "What the agent says appears here.";
+    find("nothing").textContent = "The agent's text appears here.";
     this.#mute(false);
     this.#transcript = new Transcript(find("lines"));
     this.#ribbon.clear();
     this.#ribbon.flow(() => session.now);
-    session.addEventListener("heard", ({ detail }) => this.#sound(YOU, "level-you", detail));
+    session.addEventListener("captured", ({ detail }) => this.#sound(YOU, "level-you", detail));
     session.addEventListener("played", ({ detail }) => this.#sound(AGENT, "level-agent", detail));
-    session.addEventListener("text", ({ detail }) => this.#said(detail));
+    session.addEventListener("text", ({ detail }) => this.#addText(detail));
     session.addEventListener("figures", ({ detail }) => this.#measured(detail));
     session.addEventListener("warning", ({ detail }) => this.#warn(detail.message));
     find("call").hidden = false;
@@ -55,17 +55,17 @@ export class CallView {
   }
 
   /** Show the downloads after the end of the call. */
-  finish({ trouble }) {
+  finish({ problem }) {
     const { recording } = this.#session;
     this.#ribbon.rest();
     for (const id of ["level-you", "level-agent"]) level(find(id), 0);
-    find("call-title").textContent = trouble ? trouble.title : "The call is over";
-    find("call-title").dataset.tone = trouble ? "bad" : "";
-    find("call-note").textContent = trouble ? trouble.advice : "You ended it.";
+    find("call-title").textContent = problem ? problem.title : "The call is over";
+    find("call-title").dataset.tone = problem ? "bad" : "";
+    find("call-note").textContent = problem ? problem.advice : "You ended it.";
     find("warning").hidden = true;
     find("controls").hidden = true;
     find("after").hidden = false;
-    if (this.#transcript.empty) find("nothing").textContent = "The agent said nothing in words.";
+    if (this.#transcript.empty) find("nothing").textContent = "The agent produced no text.";
     const stamp = new Date().toISOString().slice(0, 16).replaceAll(":", "-");
     const wav = recording.wav();
     this.#offer("download", wav, `personaplex-${stamp}.wav`);
@@ -95,7 +95,7 @@ export class CallView {
     level(find(id), loud);
   }
 
-  #said(piece) {
+  #addText(piece) {
     find("nothing").hidden = true;
     this.#transcript.add(piece);
   }

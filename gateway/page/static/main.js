@@ -1,7 +1,7 @@
 // Entry point: switches between the setup view and the call view.
 
 import { CallView } from "./call.js";
-import { socketAddress } from "./catalogue.js";
+import { socketAddress } from "./voices.js";
 import { Session } from "./session.js";
 import { Setup } from "./setup.js";
 
@@ -20,12 +20,12 @@ setup.onstart = async () => {
   if (session) return;
   if (!setup.loaded) await setup.load();
   if (!setup.loaded || session) return;
-  setup.complain(null);
+  setup.showProblem(null);
   session = new Session();
   session.addEventListener("state", ({ detail }) => enter(detail));
-  const wish = { url: socketAddress("v1/converse"), start: setup.start, key: setup.key, deviceId: setup.deviceId };
+  const options = { url: socketAddress("v1/converse"), start: setup.start, key: setup.key, deviceId: setup.deviceId };
   const awake = stayAwake();
-  const outcome = await session.run(wish);
+  const outcome = await session.run(options);
   awake.then((lock) => lock?.release());
   leave(outcome);
 };
@@ -50,7 +50,7 @@ function enter(state) {
     setup.busy(null);
     find("setup").hidden = true;
     view.begin(session, setup.chosen);
-    announce("You are on the line. Speak whenever you like.");
+    announce("The call has started. You can talk at any time.");
   }
 }
 
@@ -59,12 +59,12 @@ function leave(outcome) {
   setup.busy(null);
   if (talked) {
     view.finish(outcome);
-    announce(outcome.trouble ? `${outcome.trouble.title}. ${outcome.trouble.advice}` : "The call is over.");
+    announce(outcome.problem ? `${outcome.problem.title}. ${outcome.problem.advice}` : "The call is over.");
   } else {
     show("idle");
     announce("");
-    setup.complain(outcome.trouble);
-    if (!outcome.trouble?.asksForKey) find("start").focus();
+    setup.showProblem(outcome.problem);
+    if (!outcome.problem?.asksForKey) find("start").focus();
   }
   session = null;
   setup.checkServer();

@@ -1,7 +1,7 @@
 // The setup view: voice, prompt and options of a call.
 
-import { catalogue, readiness, voicesNow } from "./catalogue.js";
-import { microphones, obstacle } from "./line.js";
+import { choices, readiness, voicesNow } from "./voices.js";
+import { microphones, obstacle } from "./audio.js";
 
 const FAMILIES = { NATF: "Natural, female", NATM: "Natural, male", VARF: "Varied, female", VARM: "Varied, male" };
 const READINESS = {
@@ -34,8 +34,8 @@ export class Setup {
     find("prompt").addEventListener("input", () => this.#promptWritten());
     find("key").addEventListener("change", () => this.load());
     find("voices").addEventListener("change", () => this.#nameVoice());
-    const stopped = obstacle();
-    if (stopped) this.complain(stopped);
+    const problem = obstacle();
+    if (problem) this.showProblem(problem);
     this.load();
     this.#watchServer();
   }
@@ -49,14 +49,14 @@ export class Setup {
   async #load() {
     const { key } = this;
     try {
-      const { voices, prompts } = await catalogue(key);
+      const { voices, prompts } = await choices(key);
       this.#showVoices(voices);
       this.#showPrompts(prompts);
-      if (!this.#loaded && !obstacle()) this.complain(null);
+      if (!this.#loaded && !obstacle()) this.showProblem(null);
       this.#loaded = true;
-    } catch (trouble) {
+    } catch (problem) {
       if (!this.#loaded) find("voices").firstElementChild.textContent = "Not known yet.";
-      this.complain(trouble);
+      this.showProblem(problem);
     }
     this.#showMicrophones();
     // The user changed the key meanwhile.
@@ -96,17 +96,17 @@ export class Setup {
   }
 
   /** Show an error, or clear it. */
-  complain(trouble) {
+  showProblem(problem) {
     const alert = find("alert");
-    alert.hidden = !trouble;
-    if (!trouble) return;
+    alert.hidden = !problem;
+    if (!problem) return;
     const title = document.createElement("strong");
-    title.textContent = trouble.title;
+    title.textContent = problem.title;
     const advice = document.createElement("span");
-    advice.textContent = trouble.advice;
+    advice.textContent = problem.advice;
     alert.replaceChildren(title, advice);
     alert.scrollIntoView({ block: "nearest" });
-    if (trouble.asksForKey) {
+    if (problem.asksForKey) {
       find("key-field").hidden = false;
       find("key").focus();
     }
@@ -123,12 +123,12 @@ export class Setup {
     return document.querySelector("#voices input:checked")?.value;
   }
 
-  #showVoices({ default: usual, voices }) {
+  #showVoices({ default: fallback, voices }) {
     this.#voicesShown = JSON.stringify(voices);
     const focused = find("voices").contains(document.activeElement);
-    const wanted = this.#voice ?? this.#remembered.voice;
+    const preferred = this.#voice ?? this.#remembered.voice;
     const names = voices.map(({ name }) => name);
-    const chosen = names.includes(wanted) ? wanted : usual;
+    const chosen = names.includes(preferred) ? preferred : fallback;
     const families = new Map();
     for (const { name, origin } of voices) {
       const published = origin === "built-in" && name.match(/^(NATF|NATM|VARF|VARM)(\d+)$/);
@@ -165,17 +165,17 @@ export class Setup {
   #showPrompts(prompts) {
     this.#prompts = prompts;
     const role = find("role");
-    const named = prompts.system_prompts.map(({ name }) => new Option(spoken(name), name));
+    const named = prompts.system_prompts.map(({ name }) => new Option(displayName(name), name));
     role.replaceChildren(...named, new Option("In your own words", ""));
     const words = find("prompt");
-    // A text by the user is kept, and a focused field is not changed.
+    // A text by the user is not replaced, and a focused field is not changed.
     if (this.#loaded || words.value || words === document.activeElement) {
       this.#promptWritten();
       return;
     }
-    const { role: wanted, prompt } = this.#remembered;
-    role.value = prompts.system_prompts.some(({ name }) => name === wanted) ? wanted : prompts.default;
-    if (wanted === "" && prompt) role.value = "";
+    const { role: preferred, prompt } = this.#remembered;
+    role.value = prompts.system_prompts.some(({ name }) => name === preferred) ? preferred : prompts.default;
+    if (preferred === "" && prompt) role.value = "";
     words.value = role.value ? this.#textOf(role.value) : prompt;
   }
 
@@ -234,7 +234,7 @@ function element(tag, properties) {
 }
 
 /** Display form of a name such as "customer-service". */
-function spoken(name) {
+function displayName(name) {
   const words = name.replaceAll("-", " ");
   return words.charAt(0).toUpperCase() + words.slice(1);
 }

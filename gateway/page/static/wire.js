@@ -10,7 +10,7 @@ export class Wire {
   /** Called once, with {code, reason, error, ended, opened}. */
   onclosed = () => {};
   /** Time of the last message from the server, by performance.now(). */
-  heardAt = performance.now();
+  receivedAt = performance.now();
   /** Blocks that were not sent because the network stalled. */
   unsent = 0;
 
@@ -59,7 +59,7 @@ export class Wire {
   }
 
   #received(data) {
-    this.heardAt = performance.now();
+    this.receivedAt = performance.now();
     if (this.#over) return;
     if (data instanceof ArrayBuffer) {
       this.on.audio(fromInt16(data));

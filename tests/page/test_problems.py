@@ -1,4 +1,4 @@
-"""What the page says when there can be no call, or none any more."""
+"""Error messages of the page when a call cannot start, or ends early."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from tests.page.browser import ALLOWED, DENIED, FAKE_MICROPHONE, Visit, chromium
 from tests.page.conftest import Gateway
 
 
-def over(visit: Visit) -> str:
-    """Wait until the call is over; what the page says about it."""
+def final_message(visit: Visit) -> str:
+    """Wait until the call is over; return the title and the note."""
     expect(visit.page.locator("#after")).to_be_visible()
     return f"{visit.text('#call-title')}. {visit.text('#call-note')}"
 
 
-def test_a_microphone_that_is_denied(gateway: Gateway) -> None:
+def test_error_if_the_microphone_is_denied(gateway: Gateway) -> None:
     with chromium(*DENIED, *FAKE_MICROPHONE) as browser, visiting(browser, gateway.url, permissions=()) as visit:
-        assert "The microphone is blocked" in visit.refused()
+        assert "The microphone is blocked" in visit.error()
         assert gateway.engine.opened == 0
 
 
-def test_a_machine_without_a_microphone(gateway: Gateway) -> None:
+def test_error_without_a_microphone(gateway: Gateway) -> None:
     with chromium(*ALLOWED) as browser, visiting(browser, gateway.url) as visit:
-        # Debian's Chromium sees the machine's own devices here; a machine that has one must not decide.
+        # Chromium uses the devices of the machine here. The test does not depend on them.
         visit.page.add_init_script(
             "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotFoundError'); };"
         )
         visit.page.reload()
-        assert "There is no microphone" in visit.refused()
+        assert "There is no microphone" in visit.error()
 
 
-def test_a_page_that_did_not_come_over_https(gateway: Gateway) -> None:
+def test_error_if_the_page_is_not_secure(gateway: Gateway) -> None:
     host = "talk.example"
     port = gateway.url.rsplit(":", 1)[1]
     with (
@@ -41,22 +41,24 @@ def test_a_page_that_did_not_come_over_https(gateway: Gateway) -> None:
         visiting(browser, f"http://{host}:{port}") as visit,
     ):
         expect(visit.page.locator("#alert")).to_contain_text("This page is not secure")
-        assert "https://" in visit.refused()
+        assert "https://" in visit.error()
 
 
-def test_a_server_that_is_full(gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]) -> None:
+def test_error_if_all_slots_are_taken(gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]) -> None:
     gateway = gateway_with(slots=1, retry_after=7)
     first, second = visit_to(gateway.url), visit_to(gateway.url)
     first.start()
-    said = second.refused()
-    assert "Every line is taken" in said
-    assert "about 7 seconds" in said
+    message = second.error()
+    assert "All calls are taken" in message
+    assert "about 7 seconds" in message
     first.end()
     second.start()
     second.end()
 
 
-def test_a_key_whose_calls_are_all_taken(gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]) -> None:
+def test_error_if_all_calls_of_the_key_are_taken(
+    gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
+) -> None:
     gateway = gateway_with(api_keys=["sesame"], key_conversations=1)
     first, second = visit_to(gateway.url), visit_to(gateway.url)
     for visit in (first, second):
@@ -68,7 +70,7 @@ def test_a_key_whose_calls_are_all_taken(gateway_with: Callable[..., Gateway], v
     first.end()
 
 
-def test_a_key_is_asked_for_only_where_one_is_needed(
+def test_the_key_field_appears_only_if_the_server_needs_a_key(
     visit: Visit, gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
 ) -> None:
     expect(visit.page.locator(".chip").first).to_be_visible()
@@ -81,7 +83,7 @@ def test_a_key_is_asked_for_only_where_one_is_needed(
     key.fill("wrong")
     other.page.click("#start")
     expect(other.page.locator("#alert")).to_contain_text("This API key is not known")
-    # The server may know a key that a page cannot put into a WebSocket.
+    # A valid key may have characters that a page cannot send in a WebSocket handshake.
     key.fill("open sesame")
     other.page.click("#start")
     expect(other.page.locator("#alert")).to_contain_text("cannot be used here")
@@ -91,75 +93,75 @@ def test_a_key_is_asked_for_only_where_one_is_needed(
     other.end()
 
 
-def test_a_server_that_shuts_down_during_the_call(
+def test_error_if_the_server_shuts_down_during_the_call(
     gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
 ) -> None:
     gateway = gateway_with(drain_seconds=0.5)
     visit = visit_to(gateway.url)
     visit.start()
     gateway.drain()
-    assert "The server shut down" in over(visit)
+    assert "The server shut down" in final_message(visit)
     expect(visit.page.locator("#server")).to_have_text("Server shutting down")
     visit.page.click("#again")
-    assert "The server is shutting down" in visit.refused()
+    assert "The server is shutting down" in visit.error()
 
 
-def test_a_connection_that_breaks(visit: Visit, gateway: Gateway) -> None:
+def test_error_if_the_connection_is_lost(visit: Visit, gateway: Gateway) -> None:
     visit.start()
     visit.transcript_grows()
     gateway.cut_connections()
-    assert "The connection was lost" in over(visit)
-    assert "cannot be taken up again" in over(visit)
+    assert "The connection was lost" in final_message(visit)
+    assert "cannot be continued" in final_message(visit)
     assert len(visit.recording()) > 0
 
 
-def test_a_connection_that_goes_quiet_is_given_up(visit: Visit, gateway: Gateway) -> None:
-    """A half-open connection never closes by itself."""
-    deaf = False
+def test_a_connection_without_messages_is_closed(visit: Visit, gateway: Gateway) -> None:
+    """A half-open connection does not close on its own."""
+    blocked = False
 
     def relay(ws: WebSocketRoute) -> None:
         server = ws.connect_to_server()
-        server.on_message(lambda message: None if deaf else ws.send(message))
+        server.on_message(lambda message: None if blocked else ws.send(message))
 
     visit.page.route_web_socket("**/v1/converse", relay)
     visit.page.reload()
     visit.start()
-    deaf = True
+    blocked = True
     expect(visit.page.locator("#warning")).to_have_text("The server has gone quiet.")
-    assert "The connection was lost" in over(visit)
+    assert "The connection was lost" in final_message(visit)
 
 
-def test_a_server_that_cannot_be_reached(visit: Visit, gateway: Gateway) -> None:
+def test_error_if_the_server_is_unreachable(visit: Visit, gateway: Gateway) -> None:
     expect(visit.page.locator(".chip").first).to_be_visible()
     gateway.server.should_exit = True
     _until_gone(visit.page, gateway)
-    assert "The server cannot be reached" in visit.refused()
+    assert "The server cannot be reached" in visit.error()
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_models_that_fail(visit: Visit, gateway: Gateway, when: str) -> None:
+def test_error_if_the_models_fail(visit: Visit, gateway: Gateway, when: str) -> None:
     if when == "during":
         visit.start()
     gateway.engine.down = True
-    said = over(visit) if when == "during" else visit.refused()
-    assert "The models failed" in said
+    message = final_message(visit) if when == "during" else visit.error()
+    assert "The models failed" in message
 
 
-def test_a_call_that_reaches_its_longest_duration(
+def test_the_call_ends_at_its_maximum_duration(
     gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
 ) -> None:
     visit = visit_to(gateway_with(max_call_seconds=4, warn_seconds=3).url)
     visit.start()
     expect(visit.page.locator("#warning")).to_contain_text("The call will end in")
-    assert "longest duration" in over(visit)
+    assert "longest duration" in final_message(visit)
 
 
-def test_a_prompt_that_is_too_long(visit: Visit) -> None:
+def test_error_if_the_prompt_is_too_long(visit: Visit) -> None:
     expect(visit.page.locator(".chip").first).to_be_visible()
     visit.page.locator("#prompt").fill("word " * 3900)
-    said = visit.refused()
-    assert "The server refused the call" in said
-    assert "more than the model's context" in said
+    message = visit.error()
+    assert "The server refused the call" in message
+    assert "more than the model's context" in message
 
 
 def _until_gone(page: Page, gateway: Gateway) -> None:

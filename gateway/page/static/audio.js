@@ -1,6 +1,6 @@
 // Audio input and output of the user: microphone and loudspeaker on one clock, in blocks of 80 ms.
 
-import { Trouble, ofMicrophone } from "./trouble.js";
+import { Problem, ofMicrophone } from "./problems.js";
 
 /** Sample rate in Hz of the agent's audio and of the clock of `at`. */
 export const RATE = 24000;
@@ -9,8 +9,8 @@ const CONSTRAINTS = { echoCancellation: true, noiseSuppression: true, autoGainCo
 
 /** The reason why this page cannot make calls, if there is one. */
 export function obstacle() {
-  if (!window.isSecureContext) return new Trouble("insecure");
-  if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) return new Trouble("unsupported");
+  if (!window.isSecureContext) return new Problem("insecure");
+  if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) return new Problem("unsupported");
   return null;
 }
 
@@ -20,9 +20,9 @@ export async function microphones() {
   return devices.filter((device) => device.kind === "audioinput" && device.deviceId);
 }
 
-export class Line {
+export class AudioIO {
   /** Called with the user's {at, pcm}: [n] float32 at `rate` Hz. `at` counts samples of 24 kHz. */
-  onheard = () => {};
+  oncaptured = () => {};
   /** Called with {at, pcm, begun: [{index, at}], fill, gaps, skipped} of the played audio. */
   onplayed = () => {};
   /** Called when the microphone is disconnected. */
@@ -32,25 +32,25 @@ export class Line {
 
   #context;
   #stream;
-  #ears;
+  #captureContext;
   #capture;
   #playback;
 
-  /** Request the microphone and start the audio threads. Throws Trouble. */
+  /** Request the microphone and start the audio threads. Throws Problem. */
   static async open(deviceId) {
-    const stopped = obstacle();
-    if (stopped) throw stopped;
-    const line = new Line();
+    const problem = obstacle();
+    if (problem) throw problem;
+    const audio = new AudioIO();
     try {
       // Created before the first await: browsers allow audio only directly after the user's click.
-      line.#context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
-      const audio = deviceId ? { ...CONSTRAINTS, deviceId: { exact: deviceId } } : CONSTRAINTS;
-      line.#stream = await navigator.mediaDevices.getUserMedia({ audio });
-      await line.#play();
-      await line.#listen();
-      return line;
+      audio.#context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
+      const constraints = deviceId ? { ...CONSTRAINTS, deviceId: { exact: deviceId } } : CONSTRAINTS;
+      audio.#stream = await navigator.mediaDevices.getUserMedia({ audio: constraints });
+      await audio.#startPlayback();
+      await audio.#startCapture();
+      return audio;
     } catch (error) {
-      line.close();
+      audio.close();
       throw await ofMicrophone(error);
     }
   }
@@ -76,18 +76,18 @@ export class Line {
   }
 
   /** Stop playback at once. */
-  hush() {
+  stopPlayback() {
     this.#playback?.port.postMessage({ clear: true });
   }
 
   close() {
     for (const track of this.#stream?.getTracks() ?? []) track.stop();
-    for (const context of new Set([this.#context, this.#ears])) {
+    for (const context of new Set([this.#context, this.#captureContext])) {
       if (context && context.state !== "closed") context.close();
     }
   }
 
-  async #play() {
+  async #startPlayback() {
     await load(this.#context, "playback.worklet.js");
     this.#playback = new AudioWorkletNode(this.#context, "playback", { numberOfInputs: 0, outputChannelCount: [1] });
     this.#playback.port.onmessage = ({ data }) => this.onplayed(data);
@@ -95,14 +95,14 @@ export class Line {
     await this.#context.resume();
   }
 
-  async #listen() {
+  async #startCapture() {
     const source = this.#source();
-    await load(this.#ears, "capture.worklet.js");
-    this.#capture = new AudioWorkletNode(this.#ears, "capture", { numberOfOutputs: 0, channelCount: 1 });
-    this.rate = this.#ears.sampleRate;
-    const offset = this.#context.currentTime - this.#ears.currentTime;
+    await load(this.#captureContext, "capture.worklet.js");
+    this.#capture = new AudioWorkletNode(this.#captureContext, "capture", { numberOfOutputs: 0, channelCount: 1 });
+    this.rate = this.#captureContext.sampleRate;
+    const offset = this.#context.currentTime - this.#captureContext.currentTime;
     this.#capture.port.onmessage = ({ data: { at, pcm } }) => {
-      this.onheard({ at: this.#ears === this.#context ? at : Math.round((at / this.rate + offset) * RATE), pcm });
+      this.oncaptured({ at: this.#captureContext === this.#context ? at : Math.round((at / this.rate + offset) * RATE), pcm });
     };
     source.connect(this.#capture);
     const [track] = this.#stream.getAudioTracks();
@@ -112,11 +112,11 @@ export class Line {
   /** Audio node of the microphone. Some browsers do not resample it and need a context with its own rate. */
   #source() {
     try {
-      this.#ears = this.#context;
-      return this.#ears.createMediaStreamSource(this.#stream);
+      this.#captureContext = this.#context;
+      return this.#captureContext.createMediaStreamSource(this.#stream);
     } catch {
-      this.#ears = new AudioContext({ latencyHint: "interactive" });
-      return this.#ears.createMediaStreamSource(this.#stream);
+      this.#captureContext = new AudioContext({ latencyHint: "interactive" });
+      return this.#captureContext.createMediaStreamSource(this.#stream);
     }
   }
 }
@@ -126,6 +126,6 @@ async function load(context, name) {
     await context.audioWorklet.addModule(new URL(name, import.meta.url));
   } catch {
     // The browser gives no reason, but the page itself was loaded a moment ago.
-    throw new Trouble("unreachable");
+    throw new Problem("unreachable");
   }
 }

@@ -1,6 +1,6 @@
 // Requests of the server's voices, prompts and readiness.
 
-import { Trouble, ofResponse } from "./trouble.js";
+import { Problem, ofResponse } from "./problems.js";
 
 /** URL of a path of the server, relative to this page. */
 export function address(path) {
@@ -14,8 +14,8 @@ export function socketAddress(path) {
   return url;
 }
 
-/** @returns {Promise<{voices: Voices, prompts: object}>} Throws Trouble. */
-export async function catalogue(key) {
+/** @returns {Promise<{voices: Voices, prompts: object}>} Throws Problem. */
+export async function choices(key) {
   const [voices, prompts] = await Promise.all([voicesNow(key), get("v1/system-prompts", key)]);
   return { voices, prompts };
 }
@@ -24,7 +24,7 @@ export async function catalogue(key) {
  * The current voices. They can change while the page is open.
  *
  * @typedef {{default: string, voices: {name: string, seconds: number, origin: "built-in" | "added"}[]}} Voices
- * @returns {Promise<Voices>} Throws Trouble.
+ * @returns {Promise<Voices>} Throws Problem.
  */
 export function voicesNow(key) {
   return get("v1/voices", key);
@@ -35,8 +35,8 @@ export async function readiness() {
   try {
     await get("readyz", "");
     return "ready";
-  } catch (trouble) {
-    return ["draining", "models", "unreachable"].includes(trouble.kind) ? trouble.kind : "models";
+  } catch (problem) {
+    return ["draining", "models", "unreachable"].includes(problem.kind) ? problem.kind : "models";
   }
 }
 
@@ -45,7 +45,7 @@ async function get(path, key) {
   try {
     response = await fetch(address(path), { headers: key ? { "X-API-Key": key } : {}, cache: "no-store" });
   } catch {
-    throw new Trouble("unreachable");
+    throw new Problem("unreachable");
   }
   const body = await response.json().catch(() => null);
   if (!response.ok || body === null) throw ofResponse(response, body, key);

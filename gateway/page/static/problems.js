@@ -16,7 +16,7 @@ const WORDS = {
   busy: ["The microphone cannot be used", "Another program may be using it. Close that one, then start again."],
   sound: ["The sound could not be started", "Check this machine's sound output, then start again."],
   unreachable: ["The server cannot be reached", "Check your connection, then try again."],
-  full: ["Every line is taken", "The server holds as many calls as it can."],
+  full: ["All calls are taken", "The server holds as many calls as it can."],
   "key-full": ["Your calls are all taken", "Your API key holds as many calls as it may. End one, or wait."],
   draining: ["The server is shutting down", "It takes no new calls."],
   models: ["The models are not ready", "The server is up, but cannot answer yet. Try again in a moment."],
@@ -26,10 +26,10 @@ const WORDS = {
   refused: ["The server refused the call", ""],
   lost: [
     "The connection was lost",
-    "The call is over and cannot be taken up again, but what was said until then is still here.",
+    "The call is over and cannot be continued. Its recording and transcript are still here.",
   ],
   drained: ["The server shut down", "It waited as long as it could, then ended the call."],
-  idle: ["Nothing was heard for too long", "The server ended the call."],
+  idle: ["No audio arrived for too long", "The server ended the call."],
   max_duration: ["The call reached its longest duration", "You can start another one."],
   slow_client: ["Your connection is too slow", "The agent's voice piled up on the server, which ended the call."],
   engine: ["The models failed", "The server ended the call. Try again in a moment."],
@@ -55,7 +55,7 @@ const CODES = {
   internal_error: "error",
 };
 
-export class Trouble extends Error {
+export class Problem extends Error {
   /** @param {string} kind a key of WORDS @param {string} detail the server's message, if it helps */
   constructor(kind, detail = "") {
     const [title, advice] = WORDS[kind] ?? WORDS.error;
@@ -69,35 +69,35 @@ export class Trouble extends Error {
 
 /** The error for a failed start of the microphone. */
 export async function ofMicrophone(error) {
-  if (error instanceof Trouble) return error;
+  if (error instanceof Problem) return error;
   switch (error.name) {
     case "NotAllowedError":
     case "SecurityError":
-      return new Trouble((await remembered()) === "denied" ? "denied" : "dismissed");
+      return new Problem((await remembered()) === "denied" ? "denied" : "dismissed");
     case "NotFoundError":
     case "OverconstrainedError":
-      return new Trouble("missing");
+      return new Problem("missing");
     case "NotReadableError":
     case "AbortError":
-      return new Trouble("busy");
+      return new Problem("busy");
     default:
-      return new Trouble("sound", error.message);
+      return new Problem("sound", error.message);
   }
 }
 
 /** The error for a closed WebSocket. `error`: the server's last error message; `ended`: its last message, if any. */
 export function ofClosing({ code, reason, error, ended, opened }) {
-  if (error) return new Trouble(kindOf(error.code, code), error.message);
-  if (ended) return ended.reason === "completed" ? null : new Trouble(kindOf(ended.reason, code));
-  if (code === 1006 || code === 1005) return new Trouble(opened ? "lost" : "unreachable");
-  return new Trouble(kindOf("", code), reason);
+  if (error) return new Problem(kindOf(error.code, code), error.message);
+  if (ended) return ended.reason === "completed" ? null : new Problem(kindOf(ended.reason, code));
+  if (code === 1006 || code === 1005) return new Problem(opened ? "lost" : "unreachable");
+  return new Problem(kindOf("", code), reason);
 }
 
 /** The error for an HTTP status other than 200 of a request with `key`. */
-export function ofResponse(response, problem, key) {
-  if (response.status === 401) return new Trouble(key ? "wrong-key" : "unauthorized");
-  const kind = (problem?.type ?? "").split(":").pop().replaceAll("-", "_");
-  return new Trouble(CODES[kind] ?? "refused", problem?.detail ?? `The answer was ${response.status}.`);
+export function ofResponse(response, details, key) {
+  if (response.status === 401) return new Problem(key ? "wrong-key" : "unauthorized");
+  const kind = (details?.type ?? "").split(":").pop().replaceAll("-", "_");
+  return new Problem(CODES[kind] ?? "refused", details?.detail ?? `The answer was ${response.status}.`);
 }
 
 function kindOf(named, code) {
