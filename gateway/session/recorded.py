@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
+from gateway.audio.squelch import SILENT_RMS
 from gateway.engine.backend import Floats, Tokens
 from gateway.engine.batch import AgentFrame
 from gateway.engine.conversation import Conversation
@@ -17,9 +18,6 @@ MAX_FRAMES_AFTER_USER = 250
 
 SILENCE_SECONDS = 2.0
 """A response ends when the agent has been silent for so long after the recording's end."""
-
-SILENT_RMS = 10 ** (-50 / 20)
-"""A frame is silent if its text token is padding and its level is below -50 dB of full scale."""
 
 
 def split(pcm: Floats, frame_size: int) -> Floats:
