@@ -103,6 +103,16 @@ class Settings(BaseSettings):
     handshake_seconds: float = Field(
         default=10.0, gt=0, description="seconds a live client has to send its start message"
     )
+    openai_models: list[str] = Field(
+        default_factory=lambda: ["gpt-live-1*"],
+        description="further names of the model that the OpenAI APIs accept, as patterns; clients send OpenAI's names",
+    )
+    openai_start_seconds: float = Field(
+        default=300.0, gt=0, description="seconds a client of the OpenAI Live API has to send session.start"
+    )
+    openai_accept_tools: bool = Field(
+        default=False, description="accept OpenAI Live sessions with tools, which the model never calls"
+    )
     max_message_bytes: int = Field(default=2**20, ge=4096, description="size limit of a live client's message")
     input_frames: int = Field(
         default=10, ge=1, description="user frames of 80 ms that are queued for a live session; older ones are dropped"

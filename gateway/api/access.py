@@ -12,11 +12,14 @@ _BEARER = "bearer "
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """Return the key of `Authorization: Bearer KEY` or `X-API-Key: KEY`. Header names match in any case."""
+    """Return the key of `Authorization: Bearer KEY`, `X-API-Key: KEY`, or `api-key: KEY` of clients made for Azure.
+
+    Header names match in any case.
+    """
     authorization = headers.get("authorization", "")
     if authorization.lower().startswith(_BEARER):
         return authorization[len(_BEARER) :].strip()
-    return headers.get("x-api-key")
+    return headers.get("x-api-key") or headers.get("api-key")
 
 
 def key_holder(keys: Keys, headers: Mapping[str, str]) -> KeyHolder | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.datastructures import Headers, QueryParams
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.access import check_origin, presented_key
@@ -36,12 +37,18 @@ class Connection:
 
     async def accept(self) -> None:
         """Complete the opening handshake, so that errors can be sent as messages. Raises TransportClosed."""
-        if (await self._receive())["type"] != "websocket.connect":
-            raise TransportClosed
+        await self._opened()
         chosen = SUBPROTOCOL if SUBPROTOCOL in self._offered else None
         # A browser that offered subprotocols fails the connection if none is chosen.
         chosen = chosen or next((name for name in self._offered if name.startswith(KEY_SUBPROTOCOL)), None)
         await self._put({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
+
+    async def deny(self, response: Response) -> None:
+        """Answer the opening handshake with an HTTP response instead. Raises TransportClosed."""
+        await self._opened()
+        prefix, headers = "websocket.http.response", response.raw_headers
+        await self._put({"type": f"{prefix}.start", "status": response.status_code, "headers": headers})
+        await self._put({"type": f"{prefix}.body", "body": response.body})
 
     def authenticate(self, runtime: Runtime) -> KeyHolder | None:
         """Check the page's origin and the API key; return the key's holder, or None where no keys are needed.
@@ -79,6 +86,10 @@ class Connection:
     def abort(self) -> None:
         """Discard unsent data and close the connection, if the server supports that."""
         abort(self._scope)
+
+    async def _opened(self) -> None:
+        if (await self._receive())["type"] != "websocket.connect":
+            raise TransportClosed
 
     async def _put(self, message: dict[str, Any] | Message) -> None:
         try:

@@ -22,19 +22,22 @@ _INT16 = 2**16
 
 def decode(data: bytes, law: Law) -> bytes:
     """Decode bytes to PCM, 16-bit little-endian."""
-    return _decoding(law)[np.frombuffer(data, np.uint8)].tobytes()
+    samples: bytes = _decoding(law)[np.frombuffer(data, np.uint8)].tobytes()
+    return samples
 
 
 def encode(pcm16: bytes, law: Law) -> bytes:
     """Encode PCM, 16-bit little-endian."""
-    return _encoding(law)[np.frombuffer(pcm16, "<u2")].tobytes()
+    encoded: bytes = _encoding(law)[np.frombuffer(pcm16, "<u2")].tobytes()
+    return encoded
 
 
 @cache
 def _decoding(law: Law) -> npt.NDArray[np.int16]:
     """Table [256]: the sample of each byte."""
     (frame,) = _codec(law, "r").decode(av.Packet(bytes(range(256))))
-    return frame.to_ndarray()[0].astype("<i2")
+    table: npt.NDArray[np.int16] = frame.to_ndarray()[0].astype("<i2")
+    return table
 
 
 @cache

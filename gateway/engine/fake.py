@@ -33,9 +33,9 @@ class Draw(NamedTuple):
 class FakeBackend:
     """Stands in for Triton.
 
-    down: every call fails. mute: the agent is silent. delay: seconds that each call but `open` takes. remembers: how
-    many prompts are recorded. reject: slots whose frames are invalid, so that their batch is rejected. calls: stage and
-    slots of each call.
+    down: every call fails. mute: the agent is silent. floor: level of the noise in its audio. delay: seconds that each
+    call but `open` takes. remembers: how many prompts are recorded. reject: slots whose frames are invalid, so that
+    their batch is rejected. calls: stage and slots of each call.
     """
 
     def __init__(self, manifest: Manifest, delay: float = 0.0) -> None:
@@ -43,6 +43,7 @@ class FakeBackend:
         self.delay = delay
         self.down = False
         self.mute = False
+        self.floor = 0.0
         self.opened = 0
         self.closed = 0
         self.reject: set[int] = set()
@@ -90,6 +91,8 @@ class FakeBackend:
         for state, frame, samples in zip(states, codes, pcm, strict=True):
             state.decoder = _mix(state.decoder, float(frame @ np.arange(1, frame.size + 1)))
             samples[:] = 0.0 if self.mute else 0.1 + (state.decoder % 1000) / 2000
+            if self.floor:
+                samples += self.floor * np.random.default_rng(state.decoder).standard_normal(samples.size)
         return pcm
 
     async def prefill(

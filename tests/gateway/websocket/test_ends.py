@@ -184,6 +184,15 @@ async def test_a_client_that_does_not_read_is_disconnected_and_frees_the_slot(
 
 
 def never_read(server: Server, path: str) -> None:
+    if "converse" in path:
+        messages = [framed(start().encode(), 0x81), framed(bytes(2 * FRAME), 0x82)]
+    else:
+        messages = [framed(message, 0x82) for message in chat_audio(frames=10)]
+    never_read_from(server, path, messages)
+
+
+def never_read_from(server: Server, path: str, frames: list[bytes]) -> None:
+    """Send frames, and the last one again and again, until the server closes the connection."""
     host, port = server.url.removeprefix("ws://").split(":")
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -194,13 +203,10 @@ def never_read(server: Server, path: str) -> None:
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         assert raw.recv(4096).startswith(b"HTTP/1.1 101")
-        if "converse" in path:
-            raw.sendall(framed(start().encode(), 0x81))
-        messages = [bytes(2 * FRAME)] if "converse" in path else chat_audio(frames=10)
         deadline = monotonic() + 20
         with suppress(OSError):
             for number in count():
-                raw.sendall(framed(messages[min(number, len(messages) - 1)], 0x82))
+                raw.sendall(frames[min(number, len(frames) - 1)])
                 assert monotonic() < deadline, "was never cut off"
                 # The socket buffers of both sides are full long before.
                 if number > 2000:

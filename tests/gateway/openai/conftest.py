@@ -1,0 +1,110 @@
+"""Clients of the Live API on the fake engine. Every event that they receive is checked with openai-python's types."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from tests.gateway.openai.types import check
+from tests.gateway.websocket.conftest import FRAME, Server, noise, serve, server
+
+__all__ = ["noise", "serve", "server"]
+
+PATH = "/v1/live/sessions"
+DELTA = "session.output_audio.delta"
+TEXT = "session.output_transcript.delta"
+
+
+class Caller:
+    """One connection: sends events, and keeps all that it receives."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.events: list[dict[str, Any]] = []
+        self.code: int | None = None
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.socket.send(json.dumps({"type": kind, **fields}))
+
+    async def append(self, pcm: NDArray[np.float32] | bytes) -> None:
+        data = pcm if isinstance(pcm, bytes) else (pcm * 32767).astype("<i2").tobytes()
+        await self.send("session.input_audio.append", audio=base64.b64encode(data).decode())
+
+    async def receive(self) -> dict[str, Any]:
+        async with asyncio.timeout(20):
+            event: dict[str, Any] = json.loads(await self.socket.recv())
+        check(event)
+        self.events.append(event)
+        return event
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        """The next event of that type."""
+        while (event := await self.receive())["type"] != kind:
+            pass
+        return event
+
+    async def start(self, event_id: str = "start-1", **session: Any) -> dict[str, Any]:
+        """Start a session; return the configuration as resolved."""
+        await self.send("session.start", event_id=event_id, session={"model": "gpt-live-1", **session})
+        started = await self.until("session.started")
+        assert started["client_event_id"] == event_id
+        resolved: dict[str, Any] = started["session"]
+        return resolved
+
+    async def until_closed(self) -> list[dict[str, Any]]:
+        """All events that come until the close, whose code is `code` afterwards."""
+        before = len(self.events)
+        try:
+            while True:
+                await self.receive()
+        except ConnectionClosed:
+            self.code = self.socket.close_code
+        return self.events[before:]
+
+    async def close(self) -> list[dict[str, Any]]:
+        """Close the session; return all events that come before the socket closes."""
+        await self.send("session.close", event_id="close-1")
+        return await self.until_closed()
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == kind]
+
+    @property
+    def audio(self) -> bytes:
+        """All audio so far."""
+        return b"".join(base64.b64decode(event["delta"]) for event in self.of(DELTA))
+
+    @property
+    def frames(self) -> NDArray[np.int16]:
+        """All audio so far: [frames, 1920], for PCM at 24 kHz."""
+        return np.frombuffer(self.audio, "<i2").reshape(-1, FRAME)
+
+    @property
+    def transcript(self) -> str:
+        return "".join(event["delta"] for event in self.of(TEXT))
+
+
+@asynccontextmanager
+async def call(server: Server, **options: Any) -> AsyncIterator[Caller]:
+    """A connection to the server."""
+    async with server.connect(PATH, **options) as socket:
+        yield Caller(socket)
+
+
+@pytest.fixture
+async def caller(server: Server) -> AsyncIterator[Caller]:
+    async with call(server) as caller:
+        yield caller
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Server]]
