@@ -45,7 +45,7 @@ class GatewayServer(uvicorn.Server):
                 lifespan="on",
                 server_header=False,
                 timeout_graceful_shutdown=_LAST_ANSWERS_S,
-                http=AnswerProtocol,
+                http=AnswerProtocol.limited_to(settings.max_connections),
                 ws=CallProtocol,
                 ws_max_size=settings.max_message_bytes,
                 ws_ping_interval=_PING_S,

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     )
     allow_voice_audio: bool = Field(default=False, description="accept requests that carry a recording as the voice")
 
+    max_connections: int = Field(
+        default=1024, ge=16, description="HTTP and WebSocket connections at once; more are closed at once"
+    )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="size limit of a request body")
     upload_budget_bytes: int = Field(
         default=128 * 2**20, ge=1, description="size limit of all request bodies in flight; more are refused with 503"

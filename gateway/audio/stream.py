@@ -37,6 +37,12 @@ PCM_ENCODINGS: dict[PcmFormat, PcmEncoding] = {
 }
 
 
+def check_rate(sample_rate: int) -> None:
+    """Raise AudioError if the rate of a client's PCM is not within 8 to 192 kHz."""
+    if not MIN_RATE <= sample_rate <= MAX_RATE:
+        raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} samples per second, got {sample_rate}")
+
+
 class PcmReader:
     """Decodes one client's PCM, message by message, to [T] float32 at the model's rate.
 
@@ -44,9 +50,8 @@ class PcmReader:
     """
 
     def __init__(self, audio_format: PcmFormat, sample_rate: int, model_rate: int = 24_000) -> None:
-        """Raises AudioError if the rate is not within 8 to 192 kHz."""
-        if not MIN_RATE <= sample_rate <= MAX_RATE:
-            raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} samples per second, got {sample_rate}")
+        """Raises what `check_rate` raises."""
+        check_rate(sample_rate)
         self._format: PcmFormat = audio_format
         self._dtype = PCM_ENCODINGS[audio_format].dtype
         self._resampler = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.audio.opus import OpusDecoder, OpusEncoder
 from gateway.audio.samples import Floats
-from gateway.audio.stream import PCM_ENCODINGS, PcmFormat, PcmReader, to_bytes
+from gateway.audio.stream import PCM_ENCODINGS, PcmFormat, PcmReader, check_rate, to_bytes
 from gateway.errors import AudioError, InvalidRequest
 
 _PCM: dict[int, PcmFormat] = {
@@ -21,7 +24,6 @@ class PcmCodec:
     """PCM in both directions. The client's sample rate may differ from the model's."""
 
     def __init__(self, audio_format: PcmFormat, sample_rate: int, model_rate: int) -> None:
-        """Raises AudioError for an unsupported sample rate."""
         reader = PcmReader(audio_format, sample_rate, model_rate)
         self.decode = reader.read
         self.finish = reader.finish
@@ -55,15 +57,20 @@ class OpusCodec:
 AudioCodec = PcmCodec | OpusCodec
 
 
-def choose_codec(start: pb.Start, model_rate: int) -> AudioCodec:
-    """Make the codec for the format of `start`. Raises InvalidRequest if it is not supported."""
+def choose_codec(start: pb.Start, model_rate: int) -> Callable[[], AudioCodec]:
+    """What makes the codec for the format of `start`, once the session is admitted.
+
+    Raises InvalidRequest if the format is not supported.
+    """
     if start.format == pb.AUDIO_FORMAT_OPUS:
         if start.HasField("sample_rate"):
             raise InvalidRequest("expected no sample_rate: Opus packets state theirs", "sample_rate")
-        return OpusCodec()
+        return OpusCodec
     if (pcm := _PCM.get(start.format)) is None:
         raise InvalidRequest(f"expected a value of AudioFormat, got {start.format}", "format")
+    sample_rate = start.sample_rate if start.HasField("sample_rate") else model_rate
     try:
-        return PcmCodec(pcm, start.sample_rate if start.HasField("sample_rate") else model_rate, model_rate)
+        check_rate(sample_rate)
     except AudioError as error:
         raise InvalidRequest(error.message, "sample_rate") from None
+    return partial(PcmCodec, pcm, sample_rate, model_rate)

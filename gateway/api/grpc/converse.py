@@ -33,10 +33,10 @@ async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, key: Key
     """
     start = await _receive_start(context, runtime.settings.handshake_seconds)
     params = live_params(start)
-    codec = choose_codec(start, runtime.manifest.sample_rate)
+    new_codec = choose_codec(start, runtime.manifest.sample_rate)
     agent, sampling = persona(params, runtime), sampling_params(params, runtime)
     async with open_live_session(runtime, agent, sampling, params.on_gap or "wait", key) as session:
-        ended = await session.run(ConverseTransport(context, codec, runtime, include_tokens=start.include_tokens))
+        ended = await session.run(ConverseTransport(context, new_codec(), runtime, include_tokens=start.include_tokens))
     await _send_status(context, ended, runtime.settings.retry_after)
 
 

@@ -28,6 +28,7 @@ from gateway.settings import TlsFiles
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
 
 KEEPALIVE_MS = 10_000
+_IDLE_MS = 300_000
 # RPCs beyond the slots: RPCs about to be rejected, and more than MAX_RPCS, so that RPCs without a key cannot block the
 # others.
 _RPCS_WITHOUT_SLOT = 256
@@ -171,6 +172,8 @@ def _options(runtime: Runtime) -> list[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        # A connection without an RPC is closed.
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
         # Clients may send keepalive pings this often.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         # Buffer some seconds of audio that a client sends ahead of time, not megabytes.

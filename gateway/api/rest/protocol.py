@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with time limits for requests, and a way for answers to abort their connection."""
+"""uvicorn's HTTP protocol with limits on connections and time, and a way for answers to abort their connection."""
 
 from __future__ import annotations
 
@@ -18,13 +18,23 @@ _DISCARD_S = 10.0
 class AnswerProtocol(HttpToolsProtocol):
     """For `uvicorn.Config(http=...)`."""
 
+    max_connections = 1024
+    """Connections of the server, those of WebSockets included; one more is closed."""
     _timer: asyncio.TimerHandle | None = None
     _receiving = False
 
+    @classmethod
+    def limited_to(cls, connections: int) -> type[AnswerProtocol]:
+        """The protocol of a server with at most so many connections."""
+        return type(cls.__name__, (cls,), {"max_connections": connections})
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Extend uvicorn's: start the time limit of the headers."""
+        """Extend uvicorn's: limit the number of connections and the time of the headers."""
         super().connection_made(transport)
-        self._limit(_HEADERS_S)
+        if len(self.connections) > self.max_connections:
+            transport.abort()
+        else:
+            self._limit(_HEADERS_S)
 
     def on_message_begin(self) -> None:
         """Extend uvicorn's: let the app abort the connection."""
