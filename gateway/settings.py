@@ -91,10 +91,11 @@ class Settings(BaseSettings):
         description="seconds a client waits for the end of its conversation in Triton; the slot waits for "
         "`release_deadline`",
     )
-    batch_window: float = Field(
-        default=0.006,
+    batch_interval: float = Field(
+        default=0.036,
         ge=0,
-        description="seconds a batch waits for more conversations when many are running and at least one is live",
+        description="longest time in seconds from the start of a batch to the start of the next that a batch waits for "
+        "more frames, while many live sessions run; 0: batches start as soon as they can",
     )
     idle_seconds: float = Field(
         default=30.0, gt=0, description="seconds without user audio after which a live session ends"

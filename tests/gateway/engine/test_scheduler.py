@@ -174,10 +174,12 @@ class TestMembersThatFailOrLeave:
         assert (await stays.step(NOISE[1])).index == 2
 
 
-class TestWindow:
+class TestInterval:
     @pytest.fixture
-    def scheduler(self, scheduler: FrameScheduler) -> FrameScheduler:
-        scheduler._window = 0.03
+    def scheduler(self, scheduler: FrameScheduler, monkeypatch: pytest.MonkeyPatch) -> FrameScheduler:
+        """Its batches wait as long as `max_interval` allows."""
+        monkeypatch.setattr(scheduling, "SPACING", 1e9)
+        scheduler._max_interval = 0.03
         return scheduler
 
     async def test_after_a_large_batch_the_next_one_waits_for_more_live_frames(
@@ -193,14 +195,28 @@ class TestWindow:
 
     async def test_after_a_small_batch_none_waits(self, converse: Converse, scheduler: FrameScheduler):
         conversations = await started(converse, MANY - 1)
-        scheduler._window = 60
+        scheduler._max_interval = 60
         async with asyncio.timeout(1):
             for pcm in NOISE[:3]:
                 await asyncio.gather(*(each.step(pcm, live=True) for each in conversations))
 
+    async def test_short_batches_wait_a_short_time(
+        self, converse: Converse, engine: FakeBackend, scheduler: FrameScheduler, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(scheduling, "SPACING", 3.0)
+        monkeypatch.setattr(scheduling, "_SMOOTHING", 1.0)
+        conversations = await started(converse, MANY)
+        scheduler._max_interval = 60
+        engine.delay = 0.01
+        await asyncio.gather(*(each.step(NOISE[0], live=True) for each in conversations))
+        began = perf_counter()
+        await asyncio.gather(*(each.step(NOISE[1], live=True) for each in conversations))
+        # Four models take 40 ms or more. The next batch starts 120 ms after the first one did, and takes its own time.
+        assert 0.115 < perf_counter() - began < 5
+
     async def test_recordings_alone_do_not_wait(self, converse: Converse, scheduler: FrameScheduler):
         conversations = await started(converse, MANY)
-        scheduler._window = 60
+        scheduler._max_interval = 60
         async with asyncio.timeout(1):
             for pcm in NOISE[:3]:
                 await asyncio.gather(*(each.step(pcm) for each in conversations))
