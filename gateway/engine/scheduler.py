@@ -32,13 +32,15 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MANY = 4
-"""Batches of live frames are spaced apart (`SPACING`) from so many frames on. With fewer the wait costs more latency than
-a larger batch saves."""
+"""Batches of live frames are spaced apart (`SPACING`) from so many frames on. With fewer the wait costs more latency
+than a larger batch saves."""
 
 SPACING = 1.5
-"""Durations of a batch from the start of one to the start of the next, while many live sessions run. Batches then overlap
-less and are larger. A run costs much by itself, so this saves processor time for the rest of the machine, which needs it
-where the models run on the CPU: with 28 users on two threads 3.0 instead of 3.9 ms per frame, all processes together."""
+"""From the start of a batch to the start of the next one, in durations of a batch, while many live sessions run.
+
+Batches overlap less and are larger then. A run costs much by itself, so this saves processor time, which the rest of
+the machine needs where the models run on the CPU: 28 users on two threads took 3.0 ms per frame, all processes
+together, instead of 3.9."""
 
 LIVE_SECONDS = 1.0
 """Live sessions run while the last live frame is not older than this. Each has a frame every 80 ms."""
@@ -61,8 +63,8 @@ class FrameScheduler:
     """Runs the conversations of all slots on one backend, from one event loop.
 
     Recordings have their next frame ready as soon as the last one is answered. While no live session runs they go all
-    together, one batch at a time. Live frames arrive at any moment of 80 ms: two batches may overlap, and large ones are
-    spaced apart.
+    together, one batch at a time. Live frames arrive at any moment of 80 ms: two batches may overlap, and large ones
+    are spaced apart.
     """
 
     def __init__(
@@ -182,9 +184,8 @@ class FrameScheduler:
                     self._changed.clear()
                     await self._changed.wait()
                 live = first.live or loop.time() < self._live_until
-                interval = (
-                    min(SPACING * self._duration, self._max_interval) if live and self._last_size >= MANY else 0.0
-                )
+                spaced = live and self._last_size >= MANY
+                interval = min(SPACING * self._duration, self._max_interval) if spaced else 0.0
                 # Frames that are submitted in this turn of the loop are in the batch in any case.
                 await asyncio.sleep(max(self._last_began + interval - perf_counter(), 0.0))
                 requests: list[FrameRequest] = []
