@@ -20,7 +20,7 @@ class StageSeconds:
     decode: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class AgentFrame:
     """80 ms of the agent.
 

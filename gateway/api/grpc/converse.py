@@ -124,11 +124,13 @@ class ConverseTransport:
                 data = scaled.astype(encoding.dtype).tobytes()
             else:
                 data = self._codec.encode(frame.pcm)
-            audio = pb.Audio(index=frame.index, data=data, text=frame.text)
+            response = pb.ConverseResponse()
+            audio = response.audio
+            audio.index, audio.data, audio.text = frame.index, data, frame.text
             if self._include_tokens:
                 audio.text_token = frame.text_token
                 audio.agent_codes.extend(frame.codes.tolist())
-            await write(pb.ConverseResponse(audio=audio).SerializeToString())
+            await write(response.SerializeToString())
             if event.latency > self._max_latency:
                 self._max_latency = event.latency
             if frame.index % self._stats_every == 1:
