@@ -1,4 +1,4 @@
-"""The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, doctor, demo.
+"""The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, config, doctor, demo.
 
 Exit codes: 0 success; 2 failure, with the reason in one line on stderr; 130 interrupted.
 """
@@ -14,13 +14,13 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import admin, build, demo, doctor, download, evaluate, respond, serve, voice
+from gateway.cli import admin, build, config, demo, doctor, download, evaluate, respond, serve, voice
 from gateway.cli.console import FAILURE, print_error
 from gateway.errors import GatewayError
 
 DISTRIBUTION = "personaplex-triton"
 
-app = typer.Typer(name="personaplex", add_completion=False, rich_markup_mode=None)
+app = typer.Typer(name="personaplex", rich_markup_mode=None)
 for command in (
     download.download,
     build.tiny,
@@ -28,6 +28,7 @@ for command in (
     evaluate.evaluate,
     serve.serve,
     respond.respond,
+    config.config,
     doctor.doctor,
     demo.demo,
 ):
