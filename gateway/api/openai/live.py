@@ -135,11 +135,11 @@ class LiveApiTransport:
                 await connection.close(_NORMAL_CLOSURE)
                 return
             self._config = config = resolve(start.fields.get("session"), runtime)
-            self._codec = config.codec(self._manifest.sample_rate)
             agent, sampling = persona(config.params, runtime), sampling_params(config.params, runtime)
             self._instructions = agent.text
             limits = replace(LiveLimits.of(runtime.settings), lead_frames=_LEAD_FRAMES, early_frames=_LEAD_FRAMES)
             async with open_live_session(runtime, agent, sampling, "wait", key, limits) as session:
+                self._codec = config.codec(self._manifest.sample_rate)
                 ended = await session.run(self)
         except (OpenAIError, GatewayError) as error:
             refusal = translate(error) if isinstance(error, GatewayError) else error

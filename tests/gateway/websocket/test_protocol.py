@@ -156,6 +156,48 @@ def test_the_split_of_the_bytes_does_not_matter(frames: list[bytes], last: bytes
         assert mine[: len(his)] == his
 
 
+async def test_messages_sent_before_the_handshake_is_complete_arrive_after_it() -> None:
+    class Slow(App):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.sleep(0.1)
+            await super().__call__(scope, receive, send)
+
+    app = Slow()
+    async with serving(CallProtocol, app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        await asyncio.sleep(0.02)
+        for number in range(200):
+            writer.write(frame(BINARY, bytes([number])))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(frame(CLOSE, struct.pack("!H", 1000)))
+        async with asyncio.timeout(5):
+            await app.ended.wait()
+        writer.close()
+    assert [message["bytes"] for message in app.got[:-1]] == [bytes([number]) for number in range(200)]
+
+
+@pytest.mark.parametrize("flood", [frame(BINARY, b""), frame(BINARY, b"x"), frame(TEXT, b"{}"), frame(PING, b"")])
+async def test_a_flood_of_tiny_frames_leaves_the_event_loop_to_others(flood: bytes) -> None:
+    """Turns of the loop are counted, because time is not this process's alone."""
+    app = App()
+    async with serving(CallProtocol, app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        await reader.readuntil(b"\r\n\r\n")
+        draining = asyncio.create_task(reader.read(-1))
+        count = 2000
+        writer.write(flood * count + frame(TEXT, b"last"))
+        turns = 0
+        async with asyncio.timeout(20):
+            while not any(message.get("text") == "last" for message in app.got):
+                await asyncio.sleep(0.001)
+                turns += 1
+        writer.close()
+        await draining
+    assert turns > count // 64
+
+
 async def test_a_large_message_is_sent_in_one_frame() -> None:
     class Large(App):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
