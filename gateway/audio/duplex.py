@@ -29,7 +29,7 @@ class DuplexCodec:
             if sample_rate == model_rate
             else soxr.ResampleStream(model_rate, sample_rate, 1, dtype="float32", quality="HQ")
         )
-        self.piece_bytes = 65_536 if self._law is None else 32_768
+        self.piece_bytes = 32_768 if self._law is None else 16_384
         """Longer messages are decoded in pieces of this size, so that none of them occupies the event loop for long."""
 
     def decode(self, data: bytes) -> Floats:

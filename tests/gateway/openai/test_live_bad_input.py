@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,8 +103,8 @@ async def session(server: MeasuredServer, messages: list[Message], ends: bool) -
 
 
 async def until_only_the_neighbour_is_left(server: MeasuredServer) -> None:
-    async with httpx.AsyncClient() as client, asyncio.timeout(20):
-        while "personaplex_conversations_active 1.0" not in (await client.get(f"{server.url}/metrics")).text:
+    async with httpx.AsyncClient(base_url=server.url) as client, asyncio.timeout(20):
+        while "personaplex_conversations_active 1.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -150,12 +149,14 @@ ATTACKS: dict[str, list[Message]] = {
     "acknowledgements": [start(), *[event("session.input_audio.mute")] * 20_000],
     "PCM of 16 kHz, 0.7 MB": [start(audio={"format": FORMATS[0]}), *[append(bytes(LARGE))] * 4],
     "G.711, 0.7 MB": [start(audio={"format": FORMATS[1]}), *[append(bytes(LARGE))] * 4],
+    "lists": [start(), *["[" + "[]," * 200_000 + "0]"] * 4],
+    "values": [start(), *["[" + "[]," * 9_000 + "0]"] * 40],
     "history": [start(input=[{"role": "user", "content": [{"text": "x"}], "x": [[]] * 1000}] * 100)] * 3,
     "nested": [start(delegation={"type": "responses", "responses": {"model": "m", "x": [[[]] * 80_000]}})] * 3,
 }
 
 
-async def attack(url: str, messages: list[Message], read: Callable[[Any], Any]) -> None:
+async def attack(url: str, messages: list[Message]) -> None:
     """Send the messages and read the answers for a second, then drop the connection."""
     client = await connect(url, compression=None, proxy=None, max_size=None)
 
@@ -167,19 +168,24 @@ async def attack(url: str, messages: list[Message], read: Callable[[Any], Any]) 
     with suppress(ConnectionClosed, TimeoutError):
         async with asyncio.timeout(1):
             while True:
-                await read(client)
+                await client.recv()
     sending.cancel()
     with suppress(ConnectionClosed, asyncio.CancelledError):
         await sending
     client.transport.abort()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+SHORT = ("errors", "values")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in ATTACKS]
+)
 @best_of_three
 async def test_other_sessions_are_not_delayed(models: Path, name: str) -> None:
     async with serve_measured(models) as server, server.neighbour() as felt:
         for _ in range(2):
-            await attack(server.websocket_url + PATH, ATTACKS[name], lambda client: client.recv())
+            await attack(server.websocket_url + PATH, ATTACKS[name])
         await asyncio.sleep(0.3)
     print(f"{name}: loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
     assert felt.loop_lag_ms < LOOP_LAG_MS
