@@ -138,7 +138,7 @@ def _recorded(recording: Path, manifest: Manifest, models: Path) -> VoicePreset:
 def _encode(models: Path, frames: Floats) -> Tokens:
     """Encode frames [N, 1920] float32 to codes [N, 8] int64 with the repository's mimi_encoder."""
     from model_repository.serving.mimi import MimiModel
-    from model_repository.serving.turns import Turn
+    from model_repository.serving.turns import answer_one
 
     graph = models / "triton" / "mimi_encoder" / "1" / "model.onnx"
     if not graph.is_file():
@@ -150,8 +150,7 @@ def _encode(models: Path, frames: Floats) -> Tokens:
     codes = []
     with progress("encoding", total=len(frames)) as report:
         for index, frame in enumerate(frames):
-            outcome = encoder.run([Turn(0, index == 0, {"pcm": frame})])
-            codes.append(outcome.outputs[0]["codes"])
+            codes.append(answer_one(encoder, 0, {"pcm": frame}, start=index == 0)["codes"])
             report(None, index + 1)
     return np.stack(codes)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Array, Turn
+from model_repository.serving.turns import Array, answer_one
 
 TEXT, AGENT, USER = 0, slice(1, 9), slice(9, 17)
 UNKNOWN = -1
@@ -74,22 +73,22 @@ class Models:
         columns[0] = prompt.known
         seconds = np.zeros((count, len(STAGES)))
         begun: dict[str, Array] = {"columns": prompt.columns, "embeddings": prompt.embeddings}
-        thought = _turn(self.temporal, begun | _greedy(prompt.length), start=True)
+        thought = answer_one(self.temporal, 0, begun | _greedy(prompt.length), start=True)
         self._draw(columns[0], thought, prompt.length)
         for index, frame in enumerate(frames):
             now, following = columns[index], columns[index + 1]
             position = prompt.length + index + 1
             times = [perf_counter()]
-            heard = _turn(self.encoder, {"pcm": frame}, start=index == 0)["codes"]
+            heard = answer_one(self.encoder, 0, {"pcm": frame}, start=index == 0)["codes"]
             delayed = self._delayed[USER]
             now[USER][~delayed] = heard[~delayed]
             following[USER][delayed] = heard[delayed]
             times.append(perf_counter())
-            thought = _turn(self.temporal, {"columns": now[None]} | _greedy(position))
+            thought = answer_one(self.temporal, 0, {"columns": now[None]} | _greedy(position))
             times.append(perf_counter())
             self._draw(following, thought, position)
             times.append(perf_counter())
-            _turn(self.decoder, {"codes": np.where(self._delayed, following, now)[AGENT]}, start=index == 0)
+            answer_one(self.decoder, 0, {"codes": np.where(self._delayed, following, now)[AGENT]}, start=index == 0)
             times.append(perf_counter())
             seconds[index] = np.diff(times)
             done((index + 1) / count)
@@ -102,7 +101,7 @@ class Models:
 
     def _draw(self, column: NDArray[np.int64], thought: dict[str, Array], position: int) -> None:
         """Fill in the column at `position` what is drawn for it and not fixed before."""
-        codes = _turn(self.depformer, thought | _greedy(position))["codes"]
+        codes = answer_one(self.depformer, 0, thought | _greedy(position))["codes"]
         if column[TEXT] == UNKNOWN:
             column[TEXT] = thought["text_token"][0]
         agent = column[AGENT]
@@ -111,11 +110,3 @@ class Models:
 
 def _greedy(position: int) -> dict[str, Array]:
     return {"sampler": np.array([0, position, 1], np.int64), "temperature": np.zeros(1, np.float32)}
-
-
-def _turn(model: Any, inputs: dict[str, Array], *, start: bool = False) -> dict[str, Any]:
-    """What a served model answers the one conversation there is."""
-    outcome = model.run([Turn(0, start, inputs)])
-    for error in outcome.errors.values():
-        raise error
-    return dict(outcome.outputs[0])

@@ -10,17 +10,17 @@ import numpy as np
 from model_repository.serving.cpu import open_on_cpu
 from model_repository.serving.noise import Stream
 from model_repository.serving.place import ExecutionTarget, open_session
-from model_repository.serving.sampler import Sampler, draw
+from model_repository.serving.sampler import Samplers
 from model_repository.serving.session import warm_up_sizes
-from model_repository.serving.turns import Array, Outcome, Turn, check
+from model_repository.serving.turns import Answer, Array, Turns, check, split
 
 
 class DepformerModel:
-    """A turn's inputs: hidden [dim] float32, text_token [1] int64, sampler [3] int64 (seed, index of the column to
+    """A row's inputs: hidden [dim] float32, text_token [1] int64, sampler [3] int64 (seed, index of the column to
     sample, top_k), temperature [1] float32. Output: codes [8] int64 of that column.
     """
 
-    input_names = ("hidden", "text_token", "sampler", "temperature")
+    input_names: Sequence[str] = ("hidden", "text_token", "sampler", "temperature")
     optional: frozenset[str] = frozenset()
 
     def __init__(self, model: Path, text_card: int, card: int, slots: int = 1, device: ExecutionTarget = None) -> None:
@@ -34,37 +34,35 @@ class DepformerModel:
 
     def warm_up(self, slots: int) -> None:
         """Run once what the first callers would otherwise wait for."""
-        inputs: Mapping[str, Array] = {
-            "hidden": np.zeros(self._dim, np.float32),
-            "text_token": np.zeros(1, np.int64),
-            "sampler": np.array([0, 0, 1], np.int64),
-            "temperature": np.ones(1, np.float32),
-        }
         for size in warm_up_sizes(slots):
-            self.run([Turn(row, False, inputs) for row in range(size)])
+            inputs: Mapping[str, Array] = {
+                "hidden": np.zeros((size, self._dim), np.float32),
+                "text_token": np.zeros((size, 1), np.int64),
+                "sampler": np.tile([0, 0, 1], (size, 1)),
+                "temperature": np.ones((size, 1), np.float32),
+            }
+            self.run([Turns(np.arange(size), np.zeros(size, bool), inputs)])
 
-    def check(self, turn: Turn) -> None:
+    def check(self, turns: Turns) -> None:
         """See `Model.check`."""
-        check(turn.inputs["hidden"], "hidden", np.float32, (self._dim,))
-        check(turn.inputs["text_token"], "text_token", np.int64, (1,), self._text_card)
-        Sampler.of(turn.inputs)
+        check(turns.inputs["hidden"], "hidden", np.float32, (self._dim,))
+        check(turns.inputs["text_token"], "text_token", np.int64, (1,), self._text_card)
+        Samplers.of(turns.inputs)
 
-    def run(self, turns: Sequence[Turn]) -> Outcome:
+    def run(self, requests: Sequence[Turns]) -> list[Answer]:
         """See `Model.run`; rows are just places in the batch here."""
-        if not turns:
-            return Outcome()
-        samplers = [Sampler.of(turn.inputs) for turn in turns]
-        noise, top_k, temperature = draw(samplers, Stream.AUDIO, self._card, self._draws)
+        inputs = Turns.merged(requests, self.input_names).inputs
+        samplers = Samplers.of(inputs)
         codes = self._sampled(
             {
-                "hidden": np.stack([turn.inputs["hidden"] for turn in turns]),
-                "text_token": np.concatenate([turn.inputs["text_token"] for turn in turns]),
-                "noise": noise,
-                "top_k": top_k,
-                "temperature": temperature,
+                "hidden": inputs["hidden"],
+                "text_token": inputs["text_token"][:, 0],
+                "noise": samplers.noise(Stream.AUDIO, self._draws),
+                "top_k": samplers.ranks(self._card),
+                "temperature": samplers.temperature,
             }
         )
-        return Outcome({turn.row: {"codes": codes[index]} for index, turn in enumerate(turns)})
+        return split(requests, {"codes": codes})
 
 
 class _OnCpu:

@@ -9,7 +9,7 @@ import numpy as np
 
 from model_repository.serving.place import ExecutionTarget, open_session
 from model_repository.serving.session import spans, warm_up
-from model_repository.serving.turns import BadInputError, Outcome, Turn, check
+from model_repository.serving.turns import Answer, BadInputError, Turns, check, split
 
 _STEPS_PER_FRAME = 2
 """Latent steps that a frame advances a row's position by."""
@@ -20,7 +20,7 @@ activations into infinity and NaN, which the row's ring of keys and values keeps
 
 
 class MimiModel:
-    """Either half of the codec: a turn's only input and output are one frame, e.g. pcm [1920] -> codes [8].
+    """Either half of the codec: a row's only input and output are one frame, e.g. pcm [1920] -> codes [8].
 
     `high` bounds an integer input's values (codes), exclusively; None for samples, which must be finite and are clamped
     to -MAX_SAMPLE..MAX_SAMPLE.
@@ -40,34 +40,24 @@ class MimiModel:
         """Run once what the first callers would otherwise wait for; rows are as clean afterwards as a START needs."""
         warm_up(self._session, lambda size: self._session.run(0, size))
 
-    def check(self, turn: Turn) -> None:
+    def check(self, turns: Turns) -> None:
         """See `Model.check`."""
-        frame, expected = turn.inputs[self._input], self._session.feeds[self._input]
-        check(frame, self._input, expected.dtype.type, expected.shape[1:], self._high)
-        if expected.dtype == np.float32 and not np.isfinite(frame).all():
+        frames, expected = turns.inputs[self._input], self._session.feeds[self._input]
+        check(frames, self._input, expected.dtype.type, expected.shape[1:], self._high)
+        if expected.dtype == np.float32 and not np.isfinite(frames).all():
             raise BadInputError(f"{self._input}: samples must be finite")
 
-    def run(self, turns: Sequence[Turn]) -> Outcome:
+    def run(self, requests: Sequence[Turns]) -> list[Answer]:
         """See `Model.run`."""
-        feeds = self._session.feeds
-        frames, position, active = feeds[self._input], feeds["position"], feeds["active"]
-        outcome = Outcome()
-        active[:] = False
-        for turn in turns:
-            if turn.start:
-                self._session.reset(turn.row)
-                position[turn.row] = 0
-            frame = turn.inputs[self._input]
-            if frames.dtype == np.float32:
-                np.clip(frame, -MAX_SAMPLE, MAX_SAMPLE, out=frames[turn.row])
-            else:
-                frames[turn.row] = frame
-            active[turn.row] = True
-        rows = np.flatnonzero(active)
-        if len(rows):
-            for start, stop in spans(rows.tolist(), self._session.widest_gap):
-                self._session.run(start, stop)
-            position[rows] += _STEPS_PER_FRAME
-            results = self._session.results[self._output]
-            outcome.outputs = {int(row): {self._output: results[row].copy()} for row in rows}
-        return outcome
+        feeds, turns = self._session.feeds, Turns.merged(requests, self.input_names)
+        rows, frames = turns.rows, turns.inputs[self._input]
+        for row in rows[turns.start].tolist():
+            self._session.reset(row)
+            feeds["position"][row] = 0
+        feeds[self._input][rows] = frames.clip(-MAX_SAMPLE, MAX_SAMPLE) if frames.dtype == np.float32 else frames
+        feeds["active"][:] = False
+        feeds["active"][rows] = True
+        for start, stop in spans(sorted(rows.tolist()), self._session.widest_gap):
+            self._session.run(start, stop)
+        feeds["position"][rows] += _STEPS_PER_FRAME
+        return split(requests, {self._output: self._session.results[self._output][rows]})

@@ -6,6 +6,7 @@ the neighbours in a batch, on the slot, or on what was drawn before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -33,10 +34,17 @@ class Noise:
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
 
-    def uniform(self, seed: int, stream: Stream, column: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Draws of `shape` from the open interval (0, 1), float32; seed and column are taken modulo 2^64."""
+    def uniform(
+        self, seeds: Sequence[int], stream: Stream, columns: Sequence[int], shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """Draws [N, *shape] from the open interval (0, 1), float32; seeds and columns are taken modulo 2^64."""
+        draws = np.empty((len(seeds), *shape), np.float32)
         inner = self._state["state"]
-        inner["key"][:] = seed & _MASK, stream
-        inner["counter"][:] = 0, 0, 0, column & _MASK
-        self._bits.state = self._state
-        return self._generator.random(shape, dtype=np.float32).clip(_LEAST, _MOST)
+        key, counter = inner["key"], inner["counter"]
+        key[1] = stream
+        counter[:] = 0
+        for row, seed, column in zip(draws, seeds, columns, strict=True):
+            key[0], counter[3] = seed & _MASK, column & _MASK
+            self._bits.state = self._state
+            self._generator.random(out=row, dtype=np.float32)
+        return draws.clip(_LEAST, _MOST, out=draws)

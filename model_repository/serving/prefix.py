@@ -37,15 +37,15 @@ class Prefix:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Array]) -> Prefix | None:
-        """None for a request without one. Raises `BadInputError` where it cannot be."""
+        """None for a request without one; else that of its only row. Raises `BadInputError` where it cannot be."""
         if "prefix" not in inputs:
             return None
         given = inputs["prefix"]
         check(given, "prefix", np.int64, (6,))
-        at, columns = int(given[0]), int(given[1])
+        at, columns = given[0, :2].tolist()
         if not 0 <= at <= columns:
             raise BadInputError(f"prefix: expected a first column in 0..{columns}, got {at}")
-        return cls(at, columns, given[2:].tobytes())
+        return cls(at, columns, given[0, 2:].tobytes())
 
 
 class Prefixes:

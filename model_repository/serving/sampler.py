@@ -1,61 +1,61 @@
-"""The sampling inputs of a request, as rows of a batch."""
+"""The sampling inputs of a request, for all its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_repository.serving.noise import Noise, Stream
-from model_repository.serving.turns import BadInputError, check
+from model_repository.serving.turns import Array, BadInputError, check
 
-
-@dataclass(frozen=True)
-class Sampler:
-    """How one row's token(s) are drawn: top_k 0 means the whole vocabulary, temperature 0 the first maximum."""
-
-    seed: int
-    column: int
-    top_k: int
-    temperature: float
-
-    @classmethod
-    def of(cls, inputs: Mapping[str, NDArray[Any]]) -> Sampler:
-        """From the tensors `sampler` [3] int64 (seed, column, top_k) and `temperature` [1] float32 of a request.
-
-        Raises `BadInputError` for a wrong shape, a negative top_k or a temperature that is negative or not finite.
-        """
-        check(inputs["sampler"], "sampler", np.int64, (3,))
-        check(inputs["temperature"], "temperature", np.float32, (1,))
-        seed, column, top_k = (int(value) for value in inputs["sampler"])
-        temperature = float(inputs["temperature"][0])
-        if top_k < 0 or not 0 <= temperature < float("inf"):
-            raise BadInputError(f"top_k must be >= 0 and temperature finite and >= 0, got {top_k} and {temperature}")
-        return cls(seed, column, top_k, temperature)
-
-    def ranks(self, vocabulary: int) -> int:
-        """Candidates of this row: 1 where it takes the maximum."""
-        if self.temperature == 0:
-            return 1
-        return min(self.top_k or vocabulary, vocabulary)
-
-
-IDLE = Sampler(seed=0, column=0, top_k=1, temperature=0.0)
-"""For rows that take no part."""
+IDLE_NOISE, IDLE_TOP_K, IDLE_TEMPERATURE = 0.5, 1, 0.0
+"""What rows get that take no part in a run."""
 
 _noise = Noise()
 
 
-def draw(
-    samplers: Sequence[Sampler], stream: Stream, vocabulary: int, shape: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """noise [B, *shape], top_k [B] and temperature [B] of a batch."""
-    noise = np.full((len(samplers), *shape), 0.5, np.float32)
-    for row, sampler in enumerate(samplers):
-        if sampler.temperature != 0:
-            noise[row] = _noise.uniform(sampler.seed, stream, sampler.column, shape)
-    temperature = np.array([sampler.temperature for sampler in samplers], np.float32)
-    return noise, np.array([sampler.ranks(vocabulary) for sampler in samplers], np.int64), temperature
+@dataclass(frozen=True, eq=False)
+class Samplers:
+    """How the tokens of N rows are drawn: top_k 0 means the whole vocabulary, temperature 0 the first maximum.
+
+    values: [N, 3] int64: seed, column, top_k. temperature: [N] float32.
+    """
+
+    values: Array
+    temperature: Array
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Array]) -> Samplers:
+        """From the tensors `sampler` [N, 3] int64 and `temperature` [N, 1] float32 of a request.
+
+        Raises `BadInputError` for a wrong shape, a negative top_k or a temperature that is negative or not finite.
+        """
+        values, temperature = inputs["sampler"], inputs["temperature"]
+        check(values, "sampler", np.int64, (3,))
+        check(temperature, "temperature", np.float32, (1,))
+        temperature, top_k = temperature[:, 0], values[:, 2]
+        # NaN compares false.
+        right = (top_k >= 0) & (temperature >= 0) & (temperature < np.inf)
+        if not right.all():
+            bad = int(right.argmin())
+            raise BadInputError(
+                f"top_k must be >= 0 and temperature finite and >= 0, got {top_k[bad]} and {temperature[bad]}"
+            )
+        return cls(values, temperature)
+
+    def ranks(self, vocabulary: int) -> NDArray[np.int64]:
+        """Candidates [N] of each row: 1 where it takes the maximum."""
+        top_k = self.values[:, 2]
+        ranks = np.where(top_k == 0, vocabulary, np.minimum(top_k, vocabulary))
+        return np.where(self.temperature == 0, IDLE_TOP_K, ranks)
+
+    def noise(self, stream: Stream, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Draws [N, *shape] of each row's seed and column."""
+        noise = np.full((len(self.values), *shape), IDLE_NOISE, np.float32)
+        drawn = self.temperature != 0
+        seeds, columns = self.values[drawn, 0].tolist(), self.values[drawn, 1].tolist()
+        noise[drawn] = _noise.uniform(seeds, stream, columns, shape)
+        return noise

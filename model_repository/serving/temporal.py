@@ -12,9 +12,9 @@ import numpy as np
 from model_repository.serving.noise import Stream
 from model_repository.serving.place import ExecutionTarget, open_session
 from model_repository.serving.prefix import Prefix, Prefixes, most_columns
-from model_repository.serving.sampler import IDLE, Sampler, draw
+from model_repository.serving.sampler import IDLE_NOISE, IDLE_TEMPERATURE, IDLE_TOP_K, Samplers
 from model_repository.serving.session import spans, warm_up
-from model_repository.serving.turns import Array, BadInputError, Outcome, Turn, check
+from model_repository.serving.turns import Answer, Array, BadInputError, Turns, check, split
 
 PREFILL_CHUNK = 128
 """Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors (the
@@ -28,10 +28,14 @@ rounded the same wherever the chunk ends."""
 
 @dataclass(frozen=True, eq=False)
 class _Prompt:
-    """What a row is to be fed: columns [S, 17] behind embeddings [E, dim]; `prefix`: what they are part of."""
+    """What a row is to be fed: columns [S, 17] behind embeddings [E, dim]; `prefix`: what they are part of.
 
+    index: of its request.
+    """
+
+    index: int
     row: int
-    sampler: Sampler
+    sampler: Samplers
     prefix: Prefix | None
     columns: Array
     embeddings: Array
@@ -49,7 +53,7 @@ class _Prompt:
 class TemporalModel:
     """Rows of conversations at their own positions.
 
-    A turn's inputs: columns [S, 17] int64; embeddings [E, dim] float32 of E columns that come before them; sampler
+    A row's inputs: columns [S, 17] int64; embeddings [E, dim] float32 of E columns that come before them; sampler
     [3] int64 (seed, index of the column to sample, top_k); temperature [1] float32. E + S = 1 is a step, more a
     prefill. Outputs, for the last column: hidden [dim] float32 and text_token [1] int64.
 
@@ -59,7 +63,7 @@ class TemporalModel:
     columns of the prefix that are in place, and microseconds the turn took.
     """
 
-    input_names = ("columns", "embeddings", "prefix", "sampler", "temperature")
+    input_names: Sequence[str] = ("columns", "embeddings", "prefix", "sampler", "temperature")
     optional = frozenset({"embeddings", "prefix"})
 
     def __init__(
@@ -87,104 +91,117 @@ class TemporalModel:
     def warm_up(self) -> None:
         """Run once what the first callers would otherwise wait for; rows are as clean afterwards as a START needs."""
         none = self._no_embeddings
-        warm_up(self._session, lambda size: self._run(0, size, self._columns[:size], none[:size], [IDLE] * size))
+        self._rest(0, len(none))
+        warm_up(self._session, lambda size: self._run(0, size, self._columns[:size], none[:size]))
 
-    def check(self, turn: Turn) -> None:
+    def check(self, turns: Turns) -> None:
         """See `Model.check`."""
-        columns = turn.inputs["columns"]
+        columns = turns.inputs["columns"]
         check(columns, "columns", np.int64, (-1, 17))
         if columns.size and not (columns.view(np.uint64) < self._cards).all():
-            check(columns[:, 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
-            check(columns[:, 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
-        if "embeddings" in turn.inputs:
-            check(turn.inputs["embeddings"], "embeddings", np.float32, (-1, self._dim))
-            if not np.isfinite(turn.inputs["embeddings"]).all():
+            check(columns[..., 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
+            check(columns[..., 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
+        count = columns.shape[1]
+        if "embeddings" in turns.inputs:
+            embeddings = turns.inputs["embeddings"]
+            check(embeddings, "embeddings", np.float32, (-1, self._dim))
+            if not np.isfinite(embeddings).all():
                 raise BadInputError("embeddings: values must be finite")
-        if not len(columns) and not len(turn.inputs.get("embeddings", ())):
+            count += embeddings.shape[1]
+        if not count:
             raise BadInputError("columns: expected at least one column")
-        Sampler.of(turn.inputs)
-        Prefix.of(turn.inputs)
+        if count > 1 and len(turns.rows) > 1:
+            raise BadInputError(f"columns: expected one column of each of {len(turns.rows)} rows, got {count}")
+        Samplers.of(turns.inputs)
+        Prefix.of(turns.inputs)
 
-    def run(self, turns: Sequence[Turn]) -> Outcome:
+    def run(self, requests: Sequence[Turns]) -> list[Answer]:
         """See `Model.run`."""
-        outcome = Outcome()
-        steps: list[tuple[Turn, Sampler]] = []
+        answers: dict[int, Answer] = {}
+        steps: dict[int, Turns] = {}
         prompts: list[_Prompt] = []
-        for turn in turns:
+        for index, turns in enumerate(requests):
             try:
-                sampler, prefix = Sampler.of(turn.inputs), Prefix.of(turn.inputs)
-                if turn.start:
-                    self._session.reset(turn.row)
-                    self._position[turn.row] = 0
-                    self._prefixes.begin(turn.row)
-                columns, embeddings = turn.inputs["columns"], self._given(turn)
-                if prefix is not None and not self._recall(turn, prefix):
+                for row in turns.rows[turns.start].tolist():
+                    self._session.reset(row)
+                    self._position[row] = 0
+                    self._prefixes.begin(row)
+                columns, prefix = turns.inputs["columns"], Prefix.of(turns.inputs)
+                embeddings = turns.inputs.get("embeddings", self._no_embeddings[:1, :0])
+                # With a prefix, or more than one column, there is one row.
+                row = int(turns.rows[0])
+                if prefix is not None and not self._recall(row, prefix):
                     if prefix.at == prefix.columns:
-                        outcome.outputs[turn.row] = self._progress(turn.row, 0.0)
+                        answers[index] = self._progress(row, 0.0)
                         continue
-                    self._prefixes.expect(turn.row, prefix, len(embeddings) + len(columns))
-                elif len(columns) == 1 and not len(embeddings):
-                    steps.append((turn, sampler))
+                    self._prefixes.expect(row, prefix, embeddings.shape[1] + columns.shape[1])
+                elif columns.shape[1] == 1 and not embeddings.shape[1]:
+                    steps[index] = turns
                     continue
                 else:
                     prefix = None
-                prompts.append(_Prompt(turn.row, sampler, prefix, columns, embeddings))
+                sampler = Samplers.of(turns.inputs)
+                prompts.append(_Prompt(index, row, sampler, prefix, columns[0], embeddings[0]))
             except ValueError as error:
-                outcome.errors[turn.row] = error
+                answers[index] = error
         for group in [prompts] if self._session.static else [[prompt] for prompt in prompts]:
-            self._feed(group, outcome)
+            answers |= self._feed(group)
         if steps:
-            self._step(steps)
-            outcome.outputs |= {turn.row: self._answer(turn.row) for turn, _ in steps}
-        return outcome
+            answers |= zip(steps, self._step(list(steps.values())), strict=True)
+        return [answers[index] for index in range(len(requests))]
 
-    def _recall(self, turn: Turn, prefix: Prefix) -> bool:
-        """Whether the turn's column may be stepped, because it follows a prefix that is now in place."""
-        return prefix.at == prefix.columns and self._prefixes.recall(turn.row, prefix)
+    def _recall(self, row: int, prefix: Prefix) -> bool:
+        """Whether the row's column may be stepped, because it follows a prefix that is now in place."""
+        return prefix.at == prefix.columns and self._prefixes.recall(row, prefix)
 
-    def _feed(self, prompts: Sequence[_Prompt], outcome: Outcome) -> None:
+    def _feed(self, prompts: Sequence[_Prompt]) -> dict[int, Answer]:
         """Columns of one row, or of several whose session takes them one by one; of a prefix the answer is how far it
-        has come.
+        has come. By request.
         """
         began = perf_counter()
-        answers = self._in_waves(prompts) if self._session.static else self._in_chunks(*prompts)
+        outputs = self._in_waves(prompts) if self._session.static else self._in_chunks(*prompts)
+        answers: dict[int, Answer] = {}
         for prompt in prompts:
-            try:
-                if prompt.prefix is not None:
+            answers[prompt.index] = outputs[prompt.row]
+            if prompt.prefix is not None:
+                try:
                     self._prefixes.add(prompt.row, prompt.prefix, prompt.embeddings, prompt.columns)
-                    answers[prompt.row] = self._progress(prompt.row, perf_counter() - began)
-                outcome.outputs[prompt.row] = answers[prompt.row]
-            except ValueError as error:
-                outcome.errors[prompt.row] = error
+                    answers[prompt.index] = self._progress(prompt.row, perf_counter() - began)
+                except ValueError as error:
+                    answers[prompt.index] = error
+        return answers
 
     def _progress(self, row: int, seconds: float) -> dict[str, Array]:
-        return {"progress": np.array([self._position[row], round(seconds * 1e6)], np.int64)}
+        return {"progress": np.array([[self._position[row], round(seconds * 1e6)]], np.int64)}
 
-    def _step(self, steps: Sequence[tuple[Turn, Sampler]]) -> None:
+    def _step(self, requests: Sequence[Turns]) -> list[Answer]:
         """One column for each of several rows, in as few graph runs as are worth the resting rows they take along."""
-        samplers = {}
-        for turn, sampler in steps:
-            self._columns[turn.row] = turn.inputs["columns"]
-            samplers[turn.row] = sampler
-        for start, stop in spans(sorted(samplers), self._session.widest_gap):
-            columns, none = self._columns[start:stop], self._no_embeddings[start:stop]
-            self._run(start, stop, columns, none, [samplers.get(row, IDLE) for row in range(start, stop)])
-        for row in samplers:
-            self._position[row] += 1
+        turns = Turns.merged(requests, ("columns", "sampler", "temperature"))
+        rows = turns.rows
+        self._columns[rows] = turns.inputs["columns"]
+        found = spans(sorted(rows.tolist()), self._session.widest_gap)
+        for start, stop in found:
+            self._rest(start, stop)
+        self._take_part(rows, Samplers.of(turns.inputs))
+        for start, stop in found:
+            self._run(start, stop, self._columns[start:stop], self._no_embeddings[start:stop])
+        self._position[rows] += 1
+        return split(requests, self._outputs(rows))
 
     def _in_chunks(self, prompt: _Prompt) -> dict[int, dict[str, Array]]:
         """Many columns of one row, in chunks that do not wrap around the ring; past its end, one by one."""
         row, (columns, embeddings) = prompt.row, prompt.laid_out()
+        self._take_part(np.array([row]), prompt.sampler)
         done = 0
         while done < len(columns):
             room = self._window - int(self._position[row])
             left = len(columns) - done
             count = max(1, min(left, PREFILL_CHUNK - TILE if left == PREFILL_CHUNK + 1 else PREFILL_CHUNK, room))
             chunk = slice(done, done + count)
-            self._run(row, row + 1, columns[None, chunk], embeddings[None, chunk], [prompt.sampler])
+            self._run(row, row + 1, columns[None, chunk], embeddings[None, chunk])
             self._position[row] += count
             done += count
-        return {row: self._answer(row)}
+        return {row: self._outputs(np.array([row]))}
 
     def _in_waves(self, prompts: Sequence[_Prompt]) -> dict[int, dict[str, Array]]:
         """Many columns of several rows, the next one of each in every run; the answers are those of the last ones."""
@@ -193,30 +210,37 @@ class TemporalModel:
         column = 0
         while pending:
             start, stop = min(pending), max(pending) + 1
-            samplers = [IDLE] * (stop - start)
+            self._rest(start, stop)
             for row, (sampler, columns, embeddings) in pending.items():
-                samplers[row - start] = sampler
+                self._take_part(np.array([row]), sampler)
                 self._columns[row], self._embeddings[row] = columns[column], embeddings[column]
-            self._run(start, stop, self._columns[start:stop], self._embeddings[start:stop], samplers)
+            self._run(start, stop, self._columns[start:stop], self._embeddings[start:stop])
             column += 1
             for row in pending:
                 self._position[row] += 1
             for row in [row for row, (_, columns, _) in pending.items() if len(columns) == column]:
-                answers[row] = self._answer(row)
+                answers[row] = self._outputs(np.array([row]))
                 del pending[row]
         return answers
 
-    def _given(self, turn: Turn) -> Array:
-        return turn.inputs.get("embeddings", self._no_embeddings[0, :0])
+    def _rest(self, start: int, stop: int) -> None:
+        """Rows start..stop-1 take no part in the next run."""
+        feeds = self._session.feeds
+        feeds["noise"][start:stop] = IDLE_NOISE
+        feeds["top_k"][start:stop] = IDLE_TOP_K
+        feeds["temperature"][start:stop] = IDLE_TEMPERATURE
 
-    def _run(self, start: int, stop: int, columns: Array, embeddings: Array, samplers: Sequence[Sampler]) -> None:
-        noise, top_k, temperature = draw(samplers, Stream.TEXT, self._text_card, (1,))
-        self._session.feeds["noise"][start:stop] = noise
-        self._session.feeds["top_k"][start:stop] = top_k
-        self._session.feeds["temperature"][start:stop] = temperature
+    def _take_part(self, rows: Array, samplers: Samplers) -> None:
+        """Rows [N] take part in the next run."""
+        feeds = self._session.feeds
+        feeds["noise"][rows] = samplers.noise(Stream.TEXT, (1,))
+        feeds["top_k"][rows] = samplers.ranks(self._text_card)
+        feeds["temperature"][rows] = samplers.temperature
+
+    def _run(self, start: int, stop: int, columns: Array, embeddings: Array) -> None:
         dynamic = {"columns": columns, "embeddings": embeddings}
         self._session.run(start, stop, {name: np.ascontiguousarray(array) for name, array in dynamic.items()})
 
-    def _answer(self, row: int) -> dict[str, Array]:
+    def _outputs(self, rows: Array) -> dict[str, Array]:
         results = self._session.results
-        return {"hidden": results["hidden"][row].copy(), "text_token": results["text_token"][row : row + 1].copy()}
+        return {"hidden": results["hidden"][rows], "text_token": results["text_token"][rows][:, None]}

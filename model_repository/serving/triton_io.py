@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from model_repository.serving.place import ExecutionTarget, Place
-from model_repository.serving.turns import BadInputError, Model, Outcome, Turn, check
+from model_repository.serving.turns import Answer, BadInputError, Model, Turns, check
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -91,25 +91,26 @@ class Sequences:
         never looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
         """
         living, begun, errors = self._accept(requests)
-        turns: dict[int, Turn] = {}
-        spans: dict[int, list[int]] = {}
+        asked: dict[int, Turns] = {}
+        taken: set[int] = set()
         for row, tensors in living.items():
             try:
                 members = [[row, self._keys[row]]] if row in begun else _members(tensors)
-                asked = self._turns(tensors, members)
-                if taken := turns.keys() & asked:
-                    raise BadInputError(f"members: rows {sorted(taken)} have a turn in this execution already")
-                turns |= asked
-                spans[row] = list(asked)
+                turns = self._turns(tensors, members)
+                rows = set(turns.rows.tolist())
+                if taken & rows:
+                    raise BadInputError(f"members: rows {sorted(taken & rows)} have a turn in this execution already")
+                taken |= rows
+                asked[row] = turns
             except BadInputError as error:
                 errors[row] = error
-        outcome = _run(self._model, list(turns.values()))
-        # What failed may not have cleaned the row.
-        self._fresh -= turns.keys() - outcome.errors.keys()
+        answers: dict[int, Answer] = dict(zip(asked, _run(self._model, list(asked.values())), strict=True))
+        for row, turns in asked.items():
+            # What failed may not have cleaned the row.
+            if self._fresh and not isinstance(answers[row], Exception):
+                self._fresh.difference_update(turns.rows.tolist())
         return [
-            _refuse(errors[row])
-            if row in errors
-            else _respond(outcome, spans.get(row, ()), row if row in begun else None)
+            _refuse(errors[row]) if row in errors else _respond(answers.get(row, {}), row if row in begun else None)
             for row in range(len(requests))
         ]
 
@@ -144,8 +145,8 @@ class Sequences:
             living[row] = tensors
         return living, begun, errors
 
-    def _turns(self, tensors: Mapping[str, Any], members: Sequence[Sequence[int]]) -> dict[int, Turn]:
-        """By row, checked."""
+    def _turns(self, tensors: Mapping[str, Any], members: Sequence[Sequence[int]]) -> Turns:
+        """What is asked of the members' rows, checked."""
         model = self._model
         if len(members) > 1 and (alone := [name for name in model.optional if name in tensors]):
             raise BadInputError(f"{alone[0]}: expected one member, got {len(members)}")
@@ -154,25 +155,22 @@ class Sequences:
             for name in model.input_names
             if name in tensors or name not in model.optional
         }
-        turns = {}
-        for index, (member, key) in enumerate(members):
-            if self._keys.get(member) != key:
-                raise BadInputError(f"members[{index}]: row {member} is not, or no more, that conversation's")
-            turn = Turn(member, member in self._fresh, {name: array[index] for name, array in inputs.items()})
-            model.check(turn)
-            turns[member] = turn
-        if len(turns) != len(members):
+        for index, (row, key) in enumerate(members):
+            if self._keys.get(row) != key:
+                raise BadInputError(f"members[{index}]: row {row} is not, or no more, that conversation's")
+        rows = [row for row, _ in members]
+        if len(set(rows)) != len(rows):
             raise BadInputError("members: a row is named twice")
+        turns = Turns(np.array(rows), np.array([row in self._fresh for row in rows]), inputs)
+        model.check(turns)
         return turns
 
 
-def _respond(outcome: Outcome, members: Sequence[int], begun: int | None) -> Any:
-    """What the rows `members` are answered, and the row that has `begun`, if one has."""
-    for row in members:
-        if row in outcome.errors:
-            return _refuse(outcome.errors[row])
-    answers = [outcome.outputs[row] for row in members]
-    outputs = {name: np.stack([answer[name] for answer in answers])[None] for name in answers[0]} if answers else {}
+def _respond(answer: Answer, begun: int | None) -> Any:
+    """One row's or several rows' outputs, and the row that has `begun`, if one has."""
+    if isinstance(answer, Exception):
+        return _refuse(answer)
+    outputs = {name: array[None] for name, array in answer.items()}
     if begun is not None:
         outputs["row"] = np.array([[begun]], np.int64)
     return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
@@ -182,48 +180,37 @@ def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
     """Answer one execution of the dynamic batcher: requests of any number of rows that have nothing to do with each
     other.
     """
-    turns: list[Turn] = []
-    spans: list[range | BadInputError] = []
-    for request in requests:
+    asked: dict[int, Turns] = {}
+    answers: dict[int, Answer] = {}
+    for index, request in enumerate(requests):
         try:
             tensors = _tensors(request)
-            columns = [_input(tensors, name) for name in model.input_names]
-            rows = range(len(turns), len(turns) + len(columns[0]))
-            inputs = zip(*columns, strict=True)
-            asked = [
-                Turn(row, False, dict(zip(model.input_names, values, strict=True)))
-                for row, values in zip(rows, inputs, strict=True)
-            ]
-            for turn in asked:
-                model.check(turn)
-            turns += asked
-            spans.append(rows)
+            inputs = {name: _input(tensors, name) for name in model.input_names}
+            lengths = [len(array) for array in inputs.values()]
+            if len(set(lengths)) != 1:
+                raise BadInputError(f"expected inputs of the same number of rows, got {lengths}")
+            turns = Turns(np.arange(lengths[0]), np.zeros(lengths[0], bool), inputs)
+            model.check(turns)
+            asked[index] = turns
         except BadInputError as error:
-            spans.append(error)
-    outcome = _run(model, turns)
-    return [_respond_all(outcome, span) for span in spans]
+            answers[index] = error
+    answers |= zip(asked, _run(model, list(asked.values())), strict=True)
+    return [_respond_rows(answers[index]) for index in range(len(requests))]
 
 
-def _run(model: Model, turns: Sequence[Turn]) -> Outcome:
-    if not turns:
-        return Outcome()
+def _run(model: Model, requests: Sequence[Turns]) -> list[Answer]:
+    if not requests:
+        return []
     try:
-        return model.run(turns)
+        return model.run(requests)
     except Exception as error:  # answered to every caller of this batch; the process must live on
-        return Outcome(errors={turn.row: error for turn in turns})
+        return [error] * len(requests)
 
 
-def _respond_all(outcome: Outcome, rows: range | BadInputError) -> Any:
-    """One answer for all rows of a request; an error of one is the error of all."""
-    if isinstance(rows, BadInputError):
-        return _refuse(rows)
-    for row in rows:
-        if row in outcome.errors:
-            return _refuse(outcome.errors[row])
-    names = outcome.outputs[rows[0]]
-    return pb_utils.InferenceResponse(
-        [_tensor(name, np.stack([outcome.outputs[row][name] for row in rows])) for name in names]
-    )
+def _respond_rows(answer: Answer) -> Any:
+    if isinstance(answer, Exception):
+        return _refuse(answer)
+    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in answer.items()])
 
 
 def _refuse(error: Exception) -> Any:
@@ -276,8 +263,8 @@ def _first_member(tensors: Mapping[str, Any]) -> list[int]:
 def _members(tensors: Mapping[str, Any]) -> list[list[int]]:
     """Rows and keys of whom a request speaks for."""
     members = _input(tensors, "members")
-    check(members, "members", np.int64, (1, -1, 2))
-    if not members.size:
+    check(members, "members", np.int64, (-1, 2))
+    if members.shape[:1] != (1,) or not members.size:
         raise BadInputError("members: expected at least one")
     listed: list[list[int]] = members[0].tolist()
     return listed

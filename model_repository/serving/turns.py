@@ -1,9 +1,9 @@
-"""What a model is asked in one execution and what it answers, row by row."""
+"""What a model is asked in one execution and what it answers: arrays with one entry per row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,29 +11,52 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+Answer = dict[str, Array] | Exception
+"""Outputs [N, ...] by name, in the order of the rows; or why there are none."""
+
 
 class BadInputError(ValueError):
     """A request's tensor is not what the model takes; answered to that request alone, and nothing was done for it."""
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What one row is asked to do; `inputs` are arrays without a batch dimension, valid during the execution.
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """What one request asks of N rows. inputs: arrays [N, ...], valid during the execution.
 
-    With direct sequence batching a row is the same conversation for as long as that lasts.
+    rows [N] int64: each named once. With direct sequence batching a row is the same conversation for as long as that
+    lasts. start [N] bool: where a conversation begins.
     """
 
-    row: int
-    start: bool
+    rows: Array
+    start: Array
     inputs: Mapping[str, Array]
 
+    @classmethod
+    def one(cls, row: int, start: bool, inputs: Mapping[str, Array]) -> Turns:
+        """One row; `inputs` have no axis for it."""
+        return cls(np.array([row]), np.array([start]), {name: array[None] for name, array in inputs.items()})
 
-@dataclass
-class Outcome:
-    """Answers by row; a row with an error answers just that."""
+    @classmethod
+    def merged(cls, requests: Sequence[Turns], names: Sequence[str]) -> Turns:
+        """The turns of several requests, with the inputs `names`."""
+        if len(requests) == 1:
+            return requests[0]
+        return cls(
+            np.concatenate([turns.rows for turns in requests]),
+            np.concatenate([turns.start for turns in requests]),
+            {name: np.concatenate([turns.inputs[name] for turns in requests]) for name in names},
+        )
 
-    outputs: dict[int, Mapping[str, Array]] = field(default_factory=dict)
-    errors: dict[int, Exception] = field(default_factory=dict)
+
+def split(requests: Sequence[Turns], outputs: Mapping[str, Array]) -> list[Answer]:
+    """Each request's part of the outputs of `Turns.merged`."""
+    answers: list[Answer] = []
+    first = 0
+    for turns in requests:
+        end = first + len(turns.rows)
+        answers.append({name: array[first:end] for name, array in outputs.items()})
+        first = end
+    return answers
 
 
 class Model(Protocol):
@@ -41,24 +64,35 @@ class Model(Protocol):
 
     input_names: Sequence[str]
     optional: frozenset[str]
-    """Inputs that a request may leave out."""
+    """Inputs that a request may leave out; one that has them is of one row."""
 
-    def check(self, turn: Turn) -> None:
+    def check(self, turns: Turns) -> None:
         """Raise `BadInputError` if a tensor is not what the model takes."""
 
-    def run(self, turns: Sequence[Turn]) -> Outcome:
-        """Do every row's turn, each of them checked, in as few graph runs as possible. Raises only if the whole batch
-        failed.
+    def run(self, requests: Sequence[Turns]) -> list[Answer]:
+        """Do every row's turn, each of them checked, in as few graph runs as possible.
+
+        Raises only if the whole batch failed.
         """
 
 
+def answer_one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> dict[str, Array]:
+    """One row's turn by itself: inputs and outputs without an axis for it. Raises what is its answer otherwise."""
+    (answer,) = model.run([Turns.one(row, start, inputs)])
+    if isinstance(answer, Exception):
+        raise answer
+    return {name: array[0] for name, array in answer.items()}
+
+
 def check(array: Array, name: str, dtype: type, shape: tuple[int, ...], high: int | None = None) -> None:
-    """Raise `BadInputError` unless array has dtype and shape (-1: any) and, if `high` is given, values 0..high-1."""
-    # Once per tensor, row and frame: what is as it should be leaves after two comparisons.
-    if array.dtype != dtype or (array.shape != shape and not _fits(array.shape, shape)):
+    """Raise `BadInputError` unless the entries of array [N, ...] have this dtype and shape (-1: any).
+
+    `high`: values must be in 0..high-1.
+    """
+    if array.dtype != dtype or (array.shape[1:] != shape and not _fits(array.shape[1:], shape)):
         raise BadInputError(
             f"{name}: expected {np.dtype(dtype).name} of shape {list(shape)}, "
-            f"got {array.dtype.name} {list(array.shape)}"
+            f"got {array.dtype.name} {list(array.shape[1:])}"
         )
     # As unsigned numbers negative ones are the largest.
     if high is not None and array.size and array.view(np.uint64).max() >= high:

@@ -13,7 +13,7 @@ from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import CudaMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Turn
+from model_repository.serving.turns import Turns
 
 COUNTED = ("captures", "replays", "allocations")
 
@@ -48,8 +48,8 @@ def main(models: Path, slots: int, steps: int) -> None:
     columns = {"columns": np.ones((1, 17), np.int64), **sampling}
     before = counts()
     for step in range(steps):
-        outcome = temporal.run([Turn(row, False, columns) for row in range(step % slots, slots)])
-        assert not outcome.errors
+        answers = temporal.run([Turns.one(row, False, columns) for row in range(step % slots, slots)])
+        assert not any(isinstance(answer, Exception) for answer in answers)
     found["temporal"] = since(before) | {"captures": captures}
 
     before = counts()
@@ -59,8 +59,8 @@ def main(models: Path, slots: int, steps: int) -> None:
     thought = {"hidden": np.zeros(manifest["dim"], np.float32), "text_token": np.zeros(1, np.int64), **sampling}
     before = counts()
     for step in range(steps):
-        outcome = depformer.run([Turn(row, False, thought) for row in range(1 + step % slots)])
-        assert not outcome.errors
+        answers = depformer.run([Turns.one(row, False, thought) for row in range(1 + step % slots)])
+        assert not any(isinstance(answer, Exception) for answer in answers)
     found["depformer"] = since(before) | {"captures": captures}
     print(json.dumps(found))
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,7 +34,7 @@ from model_repository.build import build_repository
 from model_repository.serving.device import CudaMemory, DeviceError, DeviceMemory
 from model_repository.serving.room import Needs
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Turn
+from model_repository.serving.turns import answer_one
 from model_repository.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
 
@@ -80,16 +81,12 @@ def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS
     columns = np.random.default_rng(0).integers(0, min(manifest["text_card"], manifest["card"]), (steps, 17))
     cosines, equal = [], []
     for step in range(steps):
-        turn = Turn(
-            1,
-            step == 0,
-            {
-                "columns": columns[step : step + 1],
-                "sampler": np.array([0, step + 1, 1], np.int64),
-                "temperature": np.zeros(1, np.float32),
-            },
-        )
-        a, b = (model.run([turn]).outputs[1] for model in (mine, reference))
+        inputs: dict[str, NDArray[Any]] = {
+            "columns": columns[step : step + 1],
+            "sampler": np.array([0, step + 1, 1], np.int64),
+            "temperature": np.zeros(1, np.float32),
+        }
+        a, b = (answer_one(model, 1, inputs, start=step == 0) for model in (mine, reference))
         cosines.append(a["hidden"] @ b["hidden"] / np.linalg.norm(a["hidden"]) / np.linalg.norm(b["hidden"]))
         equal.append(a["text_token"] == b["text_token"])
     return float(min(cosines)), float(np.mean(equal))

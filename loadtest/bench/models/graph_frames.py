@@ -25,7 +25,7 @@ from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.processors import processors
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Turn
+from model_repository.serving.turns import Turns
 
 WARM_UP = 3
 _POOL = 1 << 20
@@ -58,19 +58,15 @@ class Frames:
         self._position[:rows] = min(context, self.window)
         speech = 0.05 * self._random.standard_normal((rows, 1920), np.float32)
         times = [time.perf_counter()]
-        codes = self._run(self.encoder, rows, lambda row: {"pcm": speech[row]})
-        for row in range(rows):
-            self._columns[row, 0, 9:] = codes[row]["codes"]
+        codes = _run(self.encoder, pcm=speech)["codes"]
+        self._columns[:rows, 0, 9:] = codes
         times.append(time.perf_counter())
-        text = self._sampling_inputs("text")
-        temporal = self._run(self.temporal, rows, lambda row: {"columns": self._columns[row], **text})
+        temporal = _run(self.temporal, columns=self._columns[:rows], **self._sampling_inputs("text", rows))
         times.append(time.perf_counter())
-        audio = self._sampling_inputs("audio")
-        depformer = self._run(self.depformer, rows, lambda row: {**temporal[row], **audio})
-        for row in range(rows):
-            self._columns[row, 0, :9] = [temporal[row]["text_token"][0], *depformer[row]["codes"]]
+        depformer = _run(self.depformer, **temporal, **self._sampling_inputs("audio", rows))
+        self._columns[:rows, 0, :1], self._columns[:rows, 0, 1:9] = temporal["text_token"], depformer["codes"]
         times.append(time.perf_counter())
-        self._run(self.decoder, rows, lambda row: depformer[row])
+        _run(self.decoder, **depformer)
         times.append(time.perf_counter())
         self._frames += 1
         return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
@@ -83,17 +79,21 @@ class Frames:
             pool = np.rint(40 * pool).clip(-127, 127)
         return np.resize(pool.astype(step.dtype), (heads, self.window, head_dim))
 
-    def _sampling_inputs(self, kind: str) -> dict[str, NDArray[Any]]:
+    def _sampling_inputs(self, kind: str, rows: int) -> dict[str, NDArray[Any]]:
         return {
-            "sampler": np.array([1, self._frames, self._sampling[f"{kind}_top_k"]], np.int64),
-            "temperature": np.array([self._sampling[f"{kind}_temperature"]], np.float32),
+            "sampler": np.tile([1, self._frames, self._sampling[f"{kind}_top_k"]], (rows, 1)),
+            "temperature": np.full((rows, 1), self._sampling[f"{kind}_temperature"], np.float32),
         }
 
-    def _run(self, model: Any, rows: int, inputs: Any) -> Any:
-        outcome = model.run([Turn(row, False, inputs(row)) for row in range(rows)])
-        for error in outcome.errors.values():
-            raise error
-        return outcome.outputs
+
+def _run(model: Any, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Outputs [rows, ...] of the first rows, which have begun before."""
+    rows = len(next(iter(inputs.values())))
+    (answer,) = model.run([Turns(np.arange(rows), np.zeros(rows, bool), inputs)])
+    if isinstance(answer, Exception):
+        raise answer
+    outputs: dict[str, NDArray[Any]] = answer
+    return outputs
 
 
 def case(rows: int, context: int, frames: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from loadtest.server import build_tiny, started
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Turn
+from model_repository.serving.turns import answer_one
 
 FRAME_SECONDS = 0.08
 RESPONSE_TIMEOUT_S = 10.0
@@ -115,10 +115,7 @@ class Graphs:
         }
 
     def _run(self, model: Any, **inputs: NDArray[Any]) -> Any:
-        result = model.run([Turn(0, self._frames == 0, inputs)])
-        for error in result.errors.values():
-            raise error
-        return result.outputs[0]
+        return answer_one(model, 0, inputs, start=self._frames == 0)
 
 
 class TimedConversation:

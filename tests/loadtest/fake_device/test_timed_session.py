@@ -15,8 +15,9 @@ from loadtest.fake_device.build import signatures
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.timed_session import SIGNATURE, TimedSession, Timing
-from model_repository.serving.turns import Turn
+from model_repository.serving.turns import Turns
 from model_repository.tiny import TINY_CONFIG
+from tests.model_repository.serving.conftest import together
 
 GEOMETRY = Geometry.from_config(TINY_CONFIG)
 SLOTS = 8
@@ -50,15 +51,14 @@ def _columns(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 500, (count, 17))
 
 
-def _turn(row: int, columns: np.ndarray, start: bool = False, seed: int = 1, temperature: float = 0.7) -> Turn:
+def _turn(row: int, columns: np.ndarray, start: bool = False, seed: int = 1, temperature: float = 0.7) -> Turns:
     sampler = {"sampler": np.array([seed, 5, 25]), "temperature": np.array([temperature], np.float32)}
-    return Turn(row, start, {"columns": columns, **sampler})
+    return Turns.one(row, start, {"columns": columns, **sampler})
 
 
-def _answer(model: TemporalModel, *turns: Turn) -> dict[int, tuple[int, bytes]]:
-    outcome = model.run(turns)
-    assert not outcome.errors
-    return {row: (int(out["text_token"][0]), out["hidden"].tobytes()) for row, out in outcome.outputs.items()}
+def _answer(model: TemporalModel, *turns: Turns) -> dict[int, tuple[int, bytes]]:
+    outputs = together(model, turns)
+    return {row: (int(out["text_token"][0]), out["hidden"].tobytes()) for row, out in outputs.items()}
 
 
 def test_a_run_takes_its_rows_and_their_filled_positions() -> None:

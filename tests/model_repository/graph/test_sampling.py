@@ -12,9 +12,12 @@ import pytest
 from model_repository.graph.builder import ROWS, Graph
 from model_repository.graph.sampling import GUESSES, sample, sample_guessing
 from model_repository.serving.noise import Noise, Stream
-from model_repository.serving.sampler import IDLE, Sampler, draw
+from model_repository.serving.sampler import Samplers
 
 VOCABULARY = 50
+Sampler = tuple[int, int, int, float]
+"""Seed, column, top_k and temperature of a row."""
+IDLE: Sampler = (0, 0, 1, 0.0)
 DRAWS = {"sorting": 1, "sorting all": 1, "guessing": GUESSES + 1, "guessing and sorting": GUESSES + 1}
 
 
@@ -42,15 +45,21 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def tokens(session: ort.InferenceSession, logits: np.ndarray, samplers: list[Sampler]) -> np.ndarray:
     (draws,) = (node.shape[1] for node in session.get_inputs() if node.name == "noise")
-    noise, top_k, temperature = draw(samplers, Stream.TEXT, VOCABULARY, (draws,))
-    feeds = {"logits": logits, "noise": noise, "top_k": top_k, "temperature": temperature}
+    values = np.array([sampler[:3] for sampler in samplers])
+    given = Samplers(values, np.array([sampler[3] for sampler in samplers], np.float32))
+    feeds = {
+        "logits": logits,
+        "noise": given.noise(Stream.TEXT, (draws,)),
+        "top_k": given.ranks(VOCABULARY),
+        "temperature": given.temperature,
+    }
     return session.run(None, feeds)[0]
 
 
 def test_temperature_zero_is_the_first_maximum(session):
     logits = np.zeros((2, VOCABULARY), np.float32)
     logits[0, [7, 30]] = 1.5
-    samplers = [Sampler(1, 0, 25, 0.0)] * 2
+    samplers = [(1, 0, 25, 0.0)] * 2
     assert tokens(session, logits, samplers).tolist() == [7, 0]
 
 
@@ -62,7 +71,7 @@ def test_frequencies_are_those_of_the_softmax_over_the_top_k(session, top_k, tem
     expected[kept] = np.exp(logits[kept] / temperature)
     expected /= expected.sum()
     count = 40_000
-    samplers = [Sampler(9, column, top_k, temperature) for column in range(count)]
+    samplers = [(9, column, top_k, temperature) for column in range(count)]
     drawn = tokens(session, np.tile(logits, (count, 1)), samplers)
     frequencies = np.bincount(drawn, minlength=VOCABULARY) / count
     # Five standard deviations of a binomial frequency, and a little for the rare ones, which are far from normal.
@@ -72,9 +81,9 @@ def test_frequencies_are_those_of_the_softmax_over_the_top_k(session, top_k, tem
 
 def test_a_row_does_not_depend_on_a_neighbours_top_k(session):
     logits = np.random.default_rng(4).normal(size=(3, VOCABULARY)).astype(np.float32)
-    mine = Sampler(5, 12, 8, 0.9)
+    mine = (5, 12, 8, 0.9)
     alone = tokens(session, logits[:1], [mine])[0]
-    for neighbour in (IDLE, Sampler(6, 3, 0, 1.0), Sampler(7, 3, 30, 0.0)):
+    for neighbour in (IDLE, (6, 3, 0, 1.0), (7, 3, 30, 0.0)):
         assert tokens(session, logits, [mine, neighbour, neighbour])[0] == alone
 
 
@@ -84,9 +93,9 @@ def test_a_row_does_not_depend_on_whether_a_neighbour_guessed_wrong(session):
     peaked[11], peaked[12] = 20, 19.5
     flat = np.random.default_rng(8).normal(0, 0.01, VOCABULARY).astype(np.float32)
     for column in range(20):
-        mine = Sampler(5, column, 8, 0.9)
+        mine = (5, column, 8, 0.9)
         alone = tokens(session, peaked[None], [mine])[0]
-        together = tokens(session, np.stack([peaked, flat, flat]), [mine, Sampler(1, column, 1, 1.0), IDLE])
+        together = tokens(session, np.stack([peaked, flat, flat]), [mine, (1, column, 1, 1.0), IDLE])
         assert together[0] == alone
         assert together[1] == flat.argmax()
         assert together[2] == flat.argmax()
@@ -108,12 +117,15 @@ def test_the_outermost_draws_stay_within_the_top_k(session, uniform):
 
 
 def test_noise_is_a_function_of_seed_stream_and_column():
-    uniform = Noise().uniform
-    first = uniform(2**63 - 1, Stream.AUDIO, 10, (500,))
+    def uniform(seed: int, stream: Stream, column: int, count: int) -> np.ndarray:
+        return noise.uniform([seed], stream, [column], (count,))[0]
+
+    noise = Noise()
+    first = uniform(2**63 - 1, Stream.AUDIO, 10, 500)
     for other in ((1, Stream.AUDIO, 10), (2**63 - 1, Stream.TEXT, 10), (2**63 - 1, Stream.AUDIO, 11)):
-        assert not np.intersect1d(first, uniform(*other, (500,))).size > 5
-    np.testing.assert_array_equal(first, uniform(2**63 - 1, Stream.AUDIO, 10, (500,)))
-    np.testing.assert_array_equal(first, Noise().uniform(2**63 - 1, Stream.AUDIO, 10, (500,)))
+        assert not np.intersect1d(first, uniform(*other, 500)).size > 5
+    np.testing.assert_array_equal(first, uniform(2**63 - 1, Stream.AUDIO, 10, 500))
+    np.testing.assert_array_equal(first, Noise().uniform([1, 2**63 - 1], Stream.AUDIO, [3, 10], (500,))[1])
     assert first.dtype == np.float32
-    assert 0 < uniform(-1, Stream.TEXT, 0, (100_000,)).min() < 1e-4
-    assert uniform(-1, Stream.TEXT, 0, (100_000,)).max() < 1
+    assert 0 < uniform(-1, Stream.TEXT, 0, 100_000).min() < 1e-4
+    assert uniform(-1, Stream.TEXT, 0, 100_000).max() < 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Model, Turn
+from model_repository.serving.turns import Model, Turns
 from tests.model_repository.serving.host_memory import HostMemory
 
 Array = NDArray[Any]
@@ -66,14 +66,17 @@ def sampler(column: int, *, seed: int = 1, top_k: int = 25, temperature: float =
 
 def one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> Mapping[str, Array]:
     """One row's turn by itself."""
-    return together(model, [Turn(row, start, inputs)])[row]
+    return together(model, [Turns.one(row, start, inputs)])[row]
 
 
-def together(model: Model, turns: Sequence[Turn]) -> dict[int, Mapping[str, Array]]:
-    """Several rows' turns, checked, in one execution; any error is raised."""
-    for turn in turns:
-        model.check(turn)
-    outcome = model.run(turns)
-    for error in outcome.errors.values():
-        raise error
-    return outcome.outputs
+def together(model: Model, requests: Sequence[Turns]) -> dict[int, Mapping[str, Array]]:
+    """Outputs by row of several requests, checked, in one execution; any error is raised."""
+    for turns in requests:
+        model.check(turns)
+    outputs: dict[int, Mapping[str, Array]] = {}
+    for turns, answer in zip(requests, model.run(requests), strict=True):
+        if isinstance(answer, Exception):
+            raise answer
+        for index, row in enumerate(turns.rows.tolist()):
+            outputs[row] = {name: array[index] for name, array in answer.items()}
+    return outputs

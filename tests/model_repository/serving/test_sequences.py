@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_repository.serving.turns import Outcome, Turn
+from model_repository.serving.turns import Answer, Turns
 
 START, END = 1, 2
 
@@ -31,17 +31,17 @@ class Model:
     optional: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
-        self.turns: list[Turn] = []
+        self.requests: list[Turns] = []
         self.broken = False
 
-    def check(self, turn: Turn) -> None:
+    def check(self, turns: Turns) -> None:
         """Anything is right."""
 
-    def run(self, turns: Sequence[Turn]) -> Outcome:
-        self.turns = list(turns)
+    def run(self, requests: Sequence[Turns]) -> list[Answer]:
+        self.requests = list(requests)
         if self.broken:
             raise RuntimeError("out of memory")
-        return Outcome({turn.row: {"pcm": np.zeros(2, np.float32)} for turn in turns})
+        return [{"pcm": np.zeros((len(turns.rows), 2), np.float32)} for turns in requests]
 
 
 @pytest.fixture
@@ -71,7 +71,8 @@ def request(members: list[tuple[int, int]], flags: int = 0) -> Any:
 
 
 def starts(model: Model) -> dict[int, bool]:
-    return {turn.row: turn.start for turn in model.turns}
+    """Whether each row's turn was a start."""
+    return {row: start for turns in model.requests for row, start in zip(turns.rows, turns.start, strict=True)}
 
 
 def test_only_the_first_turn_of_a_conversation_is_a_start(triton_io: Any):
