@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.audio import loudness
 from gateway.engine.backend import Backend
 from gateway.engine.scheduler import FrameScheduler
 from gateway.manifest import Manifest
@@ -24,6 +25,8 @@ class Runtime:
 
     def __init__(self, settings: Settings, manifest: Manifest, backend: Backend, metrics: Metrics) -> None:
         """Raises what `warmup.prefix_of` raises for `settings.warm`."""
+        if settings.allow_voice_audio:
+            loudness.load()
         self.settings = settings
         self.manifest = manifest
         self.backend = backend
