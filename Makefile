@@ -12,6 +12,8 @@ BASE := f688441
 PAIRS := 3
 STAMP := .venv/.stamp
 DEV := .venv/.dev-stamp
+# Tests and load tests start hundreds of processes: without its bytecode each would compile the project anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile

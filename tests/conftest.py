@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.distribution import Scheduler, rank
 from tests.effort import VARIABLE
 
 # Several services may run at once, ours or those of tests beside us: none asks for the default port.
@@ -36,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select the short or the long form of the tests."""
+    """Select the short or the long form of the tests, and put the longest first."""
     long = config.getoption("--long")
     wanted, others = [], []
     for item in items:
@@ -45,7 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (wanted if chosen else others).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
-        items[:] = wanted
+    items[:] = sorted(wanted, key=lambda item: rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduler:
+    """Distribute the tests over the workers."""
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
+
+T = TypeVar("T")
 
 VARIABLE = "TESTS_LONG"
-LONG = os.environ.get(VARIABLE) == "1"
 
 
-def effort(short: int, long: int) -> int:
-    """A number of examples, clients or frames. Mark the test with `pytest.mark.effort`, so that both forms run."""
-    return long if LONG else short
+def effort(short: T, long: T) -> T:
+    """Return how much is done in this form: a number of examples, clients or frames, or what is tested.
+
+    Mark the test with `pytest.mark.effort`, so that both forms run.
+    """
+    return long if os.environ.get(VARIABLE) == "1" else short

@@ -35,9 +35,8 @@ def golden() -> dict[str, Any]:
         return dict(arrays)
 
 
-@pytest.fixture
-def manifest_json() -> dict[str, Any]:
-    """manifest.json: the golden geometry with more context; tests may change it before `write_repository`."""
+def default_manifest() -> dict[str, Any]:
+    """manifest.json: the golden geometry with more context."""
     return {
         "format": FORMAT,
         "project_version": "0.1.0",
@@ -66,30 +65,41 @@ def manifest_json() -> dict[str, Any]:
     }
 
 
+def write_models(models: Path, manifest: dict[str, Any]) -> Path:
+    """Write MODELS as `personaplex build` would, less the triton folder. Adds the voices to `manifest`."""
+    (models / "voices").mkdir(parents=True)
+    shutil.copy(GOLDEN / "checkpoint" / "tokenizer_spm_32k_3.model", models / "tokenizer.model")
+    random = np.random.default_rng(7)
+    for name, frames in VOICE_FRAMES.items():
+        path = models / "voices" / f"{name}.safetensors"
+        columns = random.integers(0, 2048, (2, 17))
+        columns[:, 0] = 3
+        columns[1, np.array(DELAYS) == 0] = -1
+        save_file(
+            {"embeddings": random.standard_normal((frames - 1, DIM)).astype(np.float32), "columns": columns}, path
+        )
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest["voices"].setdefault(name, {"file": f"voices/{name}.safetensors", "frames": frames, "sha256": digest})
+    (models / "manifest.json").write_text(json.dumps(manifest))
+    return models
+
+
+@pytest.fixture(scope="session")
+def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that all tests of this process read and none changes."""
+    return write_models(tmp_path_factory.mktemp("shared") / "MODELS", default_manifest())
+
+
+@pytest.fixture
+def manifest_json() -> dict[str, Any]:
+    """manifest.json; tests may change it before `write_repository`."""
+    return default_manifest()
+
+
 @pytest.fixture
 def write_repository(tmp_path: Path, manifest_json: dict[str, Any]) -> Callable[[], Path]:
-    """Writes MODELS as `personaplex build` would, less the triton folder, and returns its path."""
-
-    def write() -> Path:
-        models = tmp_path / "MODELS"
-        (models / "voices").mkdir(parents=True)
-        shutil.copy(GOLDEN / "checkpoint" / "tokenizer_spm_32k_3.model", models / "tokenizer.model")
-        random = np.random.default_rng(7)
-        for name, frames in VOICE_FRAMES.items():
-            path = models / "voices" / f"{name}.safetensors"
-            columns = random.integers(0, 2048, (2, 17))
-            columns[:, 0] = 3
-            columns[1, np.array(DELAYS) == 0] = -1
-            save_file(
-                {"embeddings": random.standard_normal((frames - 1, DIM)).astype(np.float32), "columns": columns}, path
-            )
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            entry = {"file": f"voices/{name}.safetensors", "frames": frames, "sha256": digest}
-            manifest_json["voices"].setdefault(name, entry)
-        (models / "manifest.json").write_text(json.dumps(manifest_json))
-        return models
-
-    return write
+    """Return a function that writes MODELS with `manifest_json` and returns its path."""
+    return lambda: write_models(tmp_path / "MODELS", manifest_json)
 
 
 @pytest.fixture

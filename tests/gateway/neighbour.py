@@ -35,6 +35,8 @@ FRAME_GAP_MS = 300.0
 _SLEEP_S = 0.001
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _FRAME_S = 0.08
+_READY_FRAMES, _LEAST_FRAMES = 5, 16
+"""Frames after which the session is ready, and before which it does not end."""
 _FRAME_BYTES = 3840
 _ROOT = Path(__file__).parents[2]
 
@@ -62,7 +64,7 @@ class MeasuredServer:
 
     @asynccontextmanager
     async def neighbour(self, headers: dict[str, str] | None = None) -> AsyncIterator[Felt]:
-        """Hold a live session while inside, one frame every 80 ms."""
+        """Hold a live session while inside, one frame every 80 ms, and until it has had enough frames to judge by."""
         felt = Felt()
         call = await _spawn("call", self.websocket_url, json.dumps(headers or {}))
         try:
@@ -233,14 +235,14 @@ def _call(url: str, headers: str) -> None:
         for thread in threads:
             thread.start()
         last, worst, frames = 0.0, 0.0, 0
-        while not ended:
+        while not ended or frames < _LEAST_FRAMES:
             # Speaking goes on for as long as this loop, so that a message always comes.
             if not isinstance(client.recv(), bytes):
                 continue
             now, frames = monotonic(), frames + 1
-            if frames == 5:
+            if frames == _READY_FRAMES:
                 _write(ready=1)
-            if frames > 5:
+            if frames > _READY_FRAMES:
                 worst = max(worst, now - last)
             last = now
         _write(frame_gap_ms=worst * 1000, frames=frames)

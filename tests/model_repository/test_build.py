@@ -48,8 +48,13 @@ def test_progress_names_the_work_and_reaches_the_end(tmp_path: Path):
     assert any(what.startswith("temporal: transformer.layers.1") for what, _ in seen)
 
 
-def test_an_earlier_repository_is_replaced(tmp_path: Path):
-    build_repository(CHECKPOINT, tmp_path / "models", slots=2)
+@pytest.fixture
+def earlier(golden_models: Path, tmp_path: Path) -> Path:
+    """A repository that was built before, for 8 conversations."""
+    return Path(shutil.copytree(golden_models, tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def test_an_earlier_repository_is_replaced(earlier: Path, tmp_path: Path):
     build_repository(CHECKPOINT, tmp_path / "models", slots=3)
     assert json.loads((tmp_path / "models" / "manifest.json").read_text())["slots"] == 3
     assert "max_batch_size: 3" in (tmp_path / "models" / "triton" / "temporal" / "config.pbtxt").read_text()
@@ -88,17 +93,15 @@ def test_a_file_in_the_way_is_named(tmp_path: Path):
 
 
 def test_a_failed_build_leaves_the_earlier_repository_and_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    build_repository(CHECKPOINT, tmp_path / "models", slots=2)
-
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(build, "_sha256", full)
     with pytest.raises(BuildError, match=r"cannot write .*No space left on device"):
         build_repository(CHECKPOINT, tmp_path / "models", slots=3)
-    assert json.loads((tmp_path / "models" / "manifest.json").read_text())["slots"] == 2
+    assert json.loads((earlier / "manifest.json").read_text())["slots"] == 8
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
@@ -123,9 +126,8 @@ def test_options_are_checked(tmp_path: Path, options, message):
         build_repository(CHECKPOINT, tmp_path / "models", **options)
 
 
-def test_added_voices_outlive_another_build_of_the_checkpoint(tmp_path: Path):
-    models = tmp_path / "models"
-    build_repository(CHECKPOINT, models, slots=1)
+def test_added_voices_outlive_another_build_of_the_checkpoint(earlier: Path, tmp_path: Path):
+    models = earlier
     (models / "voices" / "ANA.safetensors").write_bytes(b"added")
     (models / "voices" / "NATF0.safetensors").write_bytes(b"put in a built-in one's place")
     assert build_repository(CHECKPOINT, models, slots=1, variant="int8") == []
@@ -170,9 +172,9 @@ def test_a_mounted_volume_is_refilled(tmp_path: Path, monkeypatch: pytest.Monkey
     assert models.stat().st_ino == before
 
 
-def test_a_place_that_cannot_be_taken_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    models = tmp_path / "models"
-    build_repository(CHECKPOINT, models, slots=1)
+def test_a_place_that_cannot_be_taken_keeps_what_is_there(
+    earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     rename = Path.rename
 
     def refuse(path: Path, target: Path) -> Path:
@@ -182,8 +184,8 @@ def test_a_place_that_cannot_be_taken_keeps_what_is_there(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(BuildError, match="Input/output error"):
-        build_repository(CHECKPOINT, models, slots=2)
-    assert json.loads((models / "manifest.json").read_text())["slots"] == 1
+        build_repository(CHECKPOINT, earlier, slots=2)
+    assert json.loads((earlier / "manifest.json").read_text())["slots"] == 8
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
@@ -210,8 +212,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
-def test_a_build_killed_while_it_took_its_place_is_undone(tmp_path: Path):
-    build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+def test_a_build_killed_while_it_took_its_place_is_undone(earlier: Path, tmp_path: Path):
     (tmp_path / "models" / "voices" / "ANA.safetensors").write_bytes(b"added")
     (tmp_path / ".models.building-killed").mkdir()
     (tmp_path / "models").rename(tmp_path / ".models.building-killed" / "old")

