@@ -25,7 +25,7 @@ from gateway.settings import Settings
 from gateway.triton_server import TritonServer, TritonSupervisor
 from gateway.voices.registry import VoiceRegistry
 
-POLL_S = 0.5
+POLL_S = 0.1
 
 
 class Service:

@@ -143,6 +143,7 @@ def test_a_server_of_its_own_is_not_theenvironments(monkeypatch: pytest.MonkeyPa
     assert environment()["PERSONAPLEX_DRAIN_SECONDS"] == "1"
 
 
+@pytest.mark.long
 def test_the_command_builds_and_serves_tiny_models_by_itself(tmp_path: Path):
     command = [sys.executable, "-m", "loadtest", "--users", "2", "--seconds", "1", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

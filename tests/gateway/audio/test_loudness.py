@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyloudnorm
 import pytest
 
 from gateway.audio.loudness import normalise
@@ -15,6 +14,9 @@ TONE = (0.5 * np.sin(2 * np.pi * 997 * np.arange(RATE) / RATE)).astype(np.float3
 
 @pytest.mark.parametrize("gain", [0.01, 1.0, 1.9])
 def test_any_level_is_normalized_to_minus_24_lufs(gain: float):
+    # Imported here because it imports SciPy, and every worker imports this file.
+    import pyloudnorm
+
     level = pyloudnorm.Meter(RATE).integrated_loudness(normalise(TONE * np.float32(gain), RATE).astype(np.float64))
     assert level == pytest.approx(-24.0, abs=0.01)
 

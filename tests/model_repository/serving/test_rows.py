@@ -103,7 +103,9 @@ def interleaved(random: np.random.Generator, rows: list[int], probability: float
     return [turn for turn in schedule if turn]
 
 
-@pytest.fixture(scope="module", params=["golden_models", "tiny_models", "cuda_models"])
+@pytest.fixture(
+    scope="module", params=["golden_models", pytest.param("tiny_models", marks=pytest.mark.long), "cuda_models"]
+)
 def repository(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
