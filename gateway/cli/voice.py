@@ -138,7 +138,7 @@ def _recorded(recording: Path, manifest: Manifest, models: Path) -> VoicePreset:
 def _encode(models: Path, frames: Floats) -> Tokens:
     """Encode frames [N, 1920] float32 to codes [N, 8] int64 with the repository's mimi_encoder."""
     from model_repository.serving.mimi import MimiModel
-    from model_repository.serving.turns import answer_one
+    from model_repository.serving.row_request import answer_one
 
     graph = models / "triton" / "mimi_encoder" / "1" / "model.onnx"
     if not graph.is_file():

@@ -13,8 +13,8 @@ from model_repository.evaluation.repository import Repository
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
+from model_repository.serving.row_request import Array, answer_one
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Array, answer_one
 
 TEXT, AGENT, USER = 0, slice(1, 9), slice(9, 17)
 UNKNOWN = -1
@@ -67,7 +67,7 @@ class Models:
         self._slots = slots
 
     def converse(self, prompt: Prompt, frames: NDArray[np.float32], done: Callable[[float], None]) -> Conversation:
-        """Answer frames [T, 1920] greedily; `done` is called with the fraction that is done."""
+        """BatchResult frames [T, 1920] greedily; `done` is called with the fraction that is done."""
         count = len(frames)
         columns = np.full((count + 1, len(self._delayed)), UNKNOWN, np.int64)
         columns[0] = prompt.known

@@ -13,8 +13,8 @@ from model_repository.evaluation.conversation import AGENT, TEXT, Prompt
 from model_repository.evaluation.probe import Probe, force_codes, load
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.device import DeviceMemory
+from model_repository.serving.row_request import Array
 from model_repository.serving.temporal import PREFILL_CHUNK
-from model_repository.serving.turns import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from model_repository.errors import EvaluationError
 from model_repository.serving.cpu import attention_kernels, session_options
 from model_repository.serving.device import DeviceMemory
-from model_repository.serving.turns import Array
+from model_repository.serving.row_request import Array
 
 
 class Probe:

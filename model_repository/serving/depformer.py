@@ -10,9 +10,9 @@ import numpy as np
 from model_repository.serving.cpu import open_on_cpu
 from model_repository.serving.noise import Stream
 from model_repository.serving.place import ExecutionTarget, open_session
+from model_repository.serving.row_request import Array, BatchResult, RowRequest, check, split
 from model_repository.serving.sampler import Samplers
 from model_repository.serving.session import warm_up_sizes
-from model_repository.serving.turns import Answer, Array, Turns, check, split
 
 
 class DepformerModel:
@@ -41,17 +41,17 @@ class DepformerModel:
                 "sampler": np.tile([0, 0, 1], (size, 1)),
                 "temperature": np.ones((size, 1), np.float32),
             }
-            self.run([Turns(np.arange(size), np.zeros(size, bool), inputs)])
+            self.run([RowRequest(np.arange(size), np.zeros(size, bool), inputs)])
 
-    def check(self, turns: Turns) -> None:
+    def check(self, request: RowRequest) -> None:
         """See `Model.check`."""
-        check(turns.inputs["hidden"], "hidden", np.float32, (self._dim,))
-        check(turns.inputs["text_token"], "text_token", np.int64, (1,), self._text_card)
-        Samplers.of(turns.inputs)
+        check(request.inputs["hidden"], "hidden", np.float32, (self._dim,))
+        check(request.inputs["text_token"], "text_token", np.int64, (1,), self._text_card)
+        Samplers.of(request.inputs)
 
-    def run(self, requests: Sequence[Turns]) -> list[Answer]:
+    def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
         """See `Model.run`; rows are just places in the batch here."""
-        inputs = Turns.merged(requests, self.input_names).inputs
+        inputs = RowRequest.merged(requests, self.input_names).inputs
         samplers = Samplers.of(inputs)
         codes = self._sampled(
             {

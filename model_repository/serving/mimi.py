@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from model_repository.serving.place import ExecutionTarget, open_session
+from model_repository.serving.row_request import BadInputError, BatchResult, RowRequest, check, split
 from model_repository.serving.session import spans, warm_up
-from model_repository.serving.turns import Answer, BadInputError, Turns, check, split
 
 _STEPS_PER_FRAME = 2
 """Latent steps that a frame advances a row's position by."""
@@ -40,18 +40,18 @@ class MimiModel:
         """Run once what the first callers would otherwise wait for; rows are as clean afterwards as a START needs."""
         warm_up(self._session, lambda size: self._session.run(0, size))
 
-    def check(self, turns: Turns) -> None:
+    def check(self, request: RowRequest) -> None:
         """See `Model.check`."""
-        frames, expected = turns.inputs[self._input], self._session.feeds[self._input]
+        frames, expected = request.inputs[self._input], self._session.feeds[self._input]
         check(frames, self._input, expected.dtype.type, expected.shape[1:], self._high)
         if expected.dtype == np.float32 and not np.isfinite(frames).all():
             raise BadInputError(f"{self._input}: samples must be finite")
 
-    def run(self, requests: Sequence[Turns]) -> list[Answer]:
+    def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
         """See `Model.run`."""
-        feeds, turns = self._session.feeds, Turns.merged(requests, self.input_names)
-        rows, frames = turns.rows, turns.inputs[self._input]
-        for row in rows[turns.start].tolist():
+        feeds, request = self._session.feeds, RowRequest.merged(requests, self.input_names)
+        rows, frames = request.rows, request.inputs[self._input]
+        for row in rows[request.start].tolist():
             self._session.reset(row)
             feeds["position"][row] = 0
         feeds[self._input][rows] = frames.clip(-MAX_SAMPLE, MAX_SAMPLE) if frames.dtype == np.float32 else frames

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model_repository.serving.row_request import Array, BadInputError, check
 from model_repository.serving.session import Session
-from model_repository.serving.turns import Array, BadInputError, check
 
 
 def most_columns(window: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_repository.serving.noise import Noise, Stream
-from model_repository.serving.turns import Array, BadInputError, check
+from model_repository.serving.row_request import Array, BadInputError, check
 
 IDLE_NOISE, IDLE_TOP_K, IDLE_TEMPERATURE = 0.5, 1, 0.0
 """What rows get that take no part in a run."""

@@ -12,9 +12,9 @@ import numpy as np
 from model_repository.serving.noise import Stream
 from model_repository.serving.place import ExecutionTarget, open_session
 from model_repository.serving.prefix import Prefix, Prefixes, most_columns
+from model_repository.serving.row_request import Array, BadInputError, BatchResult, RowRequest, check, split
 from model_repository.serving.sampler import IDLE_NOISE, IDLE_TEMPERATURE, IDLE_TOP_K, Samplers
 from model_repository.serving.session import spans, warm_up
-from model_repository.serving.turns import Answer, Array, BadInputError, Turns, check, split
 
 PREFILL_CHUNK = 128
 """Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors (the
@@ -57,10 +57,10 @@ class TemporalModel:
     [3] int64 (seed, index of the column to sample, top_k); temperature [1] float32. E + S = 1 is a step, more a
     prefill. Outputs, for the last column: hidden [dim] float32 and text_token [1] int64.
 
-    With a `prefix` (see there) a turn is about how its conversation begins. The column right after the prefix is a
+    With a `prefix` (see there) a request is about how its conversation begins. The column right after the prefix is a
     step if the prefix is kept, which is then copied into the row; else nothing is done. Columns of the prefix are fed,
     piece by piece, and kept when they are all there. Where no step was done, the only output is progress [2] int64:
-    columns of the prefix that are in place, and microseconds the turn took.
+    columns of the prefix that are in place, and microseconds the request took.
     """
 
     input_names: Sequence[str] = ("columns", "embeddings", "prefix", "sampler", "temperature")
@@ -94,53 +94,53 @@ class TemporalModel:
         self._rest(0, len(none))
         warm_up(self._session, lambda size: self._run(0, size, self._columns[:size], none[:size]))
 
-    def check(self, turns: Turns) -> None:
+    def check(self, request: RowRequest) -> None:
         """See `Model.check`."""
-        columns = turns.inputs["columns"]
+        columns = request.inputs["columns"]
         check(columns, "columns", np.int64, (-1, 17))
         if columns.size and not (columns.view(np.uint64) < self._cards).all():
             check(columns[..., 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
             check(columns[..., 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
         count = columns.shape[1]
-        if "embeddings" in turns.inputs:
-            embeddings = turns.inputs["embeddings"]
+        if "embeddings" in request.inputs:
+            embeddings = request.inputs["embeddings"]
             check(embeddings, "embeddings", np.float32, (-1, self._dim))
             if not np.isfinite(embeddings).all():
                 raise BadInputError("embeddings: values must be finite")
             count += embeddings.shape[1]
         if not count:
             raise BadInputError("columns: expected at least one column")
-        if count > 1 and len(turns.rows) > 1:
-            raise BadInputError(f"columns: expected one column of each of {len(turns.rows)} rows, got {count}")
-        Samplers.of(turns.inputs)
-        Prefix.of(turns.inputs)
+        if count > 1 and len(request.rows) > 1:
+            raise BadInputError(f"columns: expected one column of each of {len(request.rows)} rows, got {count}")
+        Samplers.of(request.inputs)
+        Prefix.of(request.inputs)
 
-    def run(self, requests: Sequence[Turns]) -> list[Answer]:
+    def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
         """See `Model.run`."""
-        answers: dict[int, Answer] = {}
-        steps: dict[int, Turns] = {}
+        answers: dict[int, BatchResult] = {}
+        steps: dict[int, RowRequest] = {}
         prompts: list[_Prompt] = []
-        for index, turns in enumerate(requests):
+        for index, request in enumerate(requests):
             try:
-                for row in turns.rows[turns.start].tolist():
+                for row in request.rows[request.start].tolist():
                     self._session.reset(row)
                     self._position[row] = 0
                     self._prefixes.begin(row)
-                columns, prefix = turns.inputs["columns"], Prefix.of(turns.inputs)
-                embeddings = turns.inputs.get("embeddings", self._no_embeddings[:1, :0])
+                columns, prefix = request.inputs["columns"], Prefix.of(request.inputs)
+                embeddings = request.inputs.get("embeddings", self._no_embeddings[:1, :0])
                 # With a prefix, or more than one column, there is one row.
-                row = int(turns.rows[0])
+                row = int(request.rows[0])
                 if prefix is not None and not self._recall(row, prefix):
                     if prefix.at == prefix.columns:
                         answers[index] = self._progress(row, 0.0)
                         continue
                     self._prefixes.expect(row, prefix, embeddings.shape[1] + columns.shape[1])
                 elif columns.shape[1] == 1 and not embeddings.shape[1]:
-                    steps[index] = turns
+                    steps[index] = request
                     continue
                 else:
                     prefix = None
-                sampler = Samplers.of(turns.inputs)
+                sampler = Samplers.of(request.inputs)
                 prompts.append(_Prompt(index, row, sampler, prefix, columns[0], embeddings[0]))
             except ValueError as error:
                 answers[index] = error
@@ -154,13 +154,13 @@ class TemporalModel:
         """Whether the row's column may be stepped, because it follows a prefix that is now in place."""
         return prefix.at == prefix.columns and self._prefixes.recall(row, prefix)
 
-    def _feed(self, prompts: Sequence[_Prompt]) -> dict[int, Answer]:
+    def _feed(self, prompts: Sequence[_Prompt]) -> dict[int, BatchResult]:
         """Columns of one row, or of several whose session takes them one by one; of a prefix the answer is how far it
         has come. By request.
         """
         began = perf_counter()
         outputs = self._in_waves(prompts) if self._session.static else self._in_chunks(*prompts)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, BatchResult] = {}
         for prompt in prompts:
             answers[prompt.index] = outputs[prompt.row]
             if prompt.prefix is not None:
@@ -174,15 +174,15 @@ class TemporalModel:
     def _progress(self, row: int, seconds: float) -> dict[str, Array]:
         return {"progress": np.array([[self._position[row], round(seconds * 1e6)]], np.int64)}
 
-    def _step(self, requests: Sequence[Turns]) -> list[Answer]:
+    def _step(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
         """One column for each of several rows, in as few graph runs as are worth the resting rows they take along."""
-        turns = Turns.merged(requests, ("columns", "sampler", "temperature"))
-        rows = turns.rows
-        self._columns[rows] = turns.inputs["columns"]
+        request = RowRequest.merged(requests, ("columns", "sampler", "temperature"))
+        rows = request.rows
+        self._columns[rows] = request.inputs["columns"]
         found = spans(sorted(rows.tolist()), self._session.widest_gap)
         for start, stop in found:
             self._rest(start, stop)
-        self._take_part(rows, Samplers.of(turns.inputs))
+        self._take_part(rows, Samplers.of(request.inputs))
         for start, stop in found:
             self._run(start, stop, self._columns[start:stop], self._no_embeddings[start:stop])
         self._position[rows] += 1

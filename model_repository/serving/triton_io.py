@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from model_repository.serving.place import ExecutionTarget, Place
-from model_repository.serving.turns import Answer, BadInputError, Model, Turns, check
+from model_repository.serving.row_request import BadInputError, BatchResult, Model, RowRequest, check
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -82,7 +82,7 @@ class Sequences:
         self._model = model
         self._keys: dict[int, int] = {}
         self._fresh: set[int] = set()
-        """Rows whose conversation has begun, but not had a turn that succeeded."""
+        """Rows whose conversation has begun, but has not been run successfully."""
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in order.
@@ -91,24 +91,26 @@ class Sequences:
         never looked at. A request with END just frees its row (Triton does that), whatever its inputs say.
         """
         living, begun, errors = self._accept(requests)
-        asked: dict[int, Turns] = {}
+        asked: dict[int, RowRequest] = {}
         taken: set[int] = set()
         for row, tensors in living.items():
             try:
                 members = [[row, self._keys[row]]] if row in begun else _members(tensors)
-                turns = self._turns(tensors, members)
-                rows = set(turns.rows.tolist())
+                request = self._request(tensors, members)
+                rows = set(request.rows.tolist())
                 if taken & rows:
-                    raise BadInputError(f"members: rows {sorted(taken & rows)} have a turn in this execution already")
+                    raise BadInputError(
+                        f"members: rows {sorted(taken & rows)} are in another request of this execution"
+                    )
                 taken |= rows
-                asked[row] = turns
+                asked[row] = request
             except BadInputError as error:
                 errors[row] = error
-        answers: dict[int, Answer] = dict(zip(asked, _run(self._model, list(asked.values())), strict=True))
-        for row, turns in asked.items():
+        answers: dict[int, BatchResult] = dict(zip(asked, _run(self._model, list(asked.values())), strict=True))
+        for row, request in asked.items():
             # What failed may not have cleaned the row.
             if self._fresh and not isinstance(answers[row], Exception):
-                self._fresh.difference_update(turns.rows.tolist())
+                self._fresh.difference_update(request.rows.tolist())
         return [
             _refuse(errors[row]) if row in errors else _respond(answers.get(row, {}), row if row in begun else None)
             for row in range(len(requests))
@@ -145,7 +147,7 @@ class Sequences:
             living[row] = tensors
         return living, begun, errors
 
-    def _turns(self, tensors: Mapping[str, Any], members: Sequence[Sequence[int]]) -> Turns:
+    def _request(self, tensors: Mapping[str, Any], members: Sequence[Sequence[int]]) -> RowRequest:
         """What is asked of the members' rows, checked."""
         model = self._model
         if len(members) > 1 and (alone := [name for name in model.optional if name in tensors]):
@@ -161,12 +163,12 @@ class Sequences:
         rows = [row for row, _ in members]
         if len(set(rows)) != len(rows):
             raise BadInputError("members: a row is named twice")
-        turns = Turns(np.array(rows), np.array([row in self._fresh for row in rows]), inputs)
-        model.check(turns)
-        return turns
+        request = RowRequest(np.array(rows), np.array([row in self._fresh for row in rows]), inputs)
+        model.check(request)
+        return request
 
 
-def _respond(answer: Answer, begun: int | None) -> Any:
+def _respond(answer: BatchResult, begun: int | None) -> Any:
     """One row's or several rows' outputs, and the row that has `begun`, if one has."""
     if isinstance(answer, Exception):
         return _refuse(answer)
@@ -180,8 +182,8 @@ def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
     """Answer one execution of the dynamic batcher: requests of any number of rows that have nothing to do with each
     other.
     """
-    asked: dict[int, Turns] = {}
-    answers: dict[int, Answer] = {}
+    asked: dict[int, RowRequest] = {}
+    answers: dict[int, BatchResult] = {}
     for index, request in enumerate(requests):
         try:
             tensors = _tensors(request)
@@ -189,16 +191,16 @@ def execute_independent(model: Model, requests: Sequence[Any]) -> list[Any]:
             lengths = [len(array) for array in inputs.values()]
             if len(set(lengths)) != 1:
                 raise BadInputError(f"expected inputs of the same number of rows, got {lengths}")
-            turns = Turns(np.arange(lengths[0]), np.zeros(lengths[0], bool), inputs)
-            model.check(turns)
-            asked[index] = turns
+            rows = RowRequest(np.arange(lengths[0]), np.zeros(lengths[0], bool), inputs)
+            model.check(rows)
+            asked[index] = rows
         except BadInputError as error:
             answers[index] = error
     answers |= zip(asked, _run(model, list(asked.values())), strict=True)
     return [_respond_rows(answers[index]) for index in range(len(requests))]
 
 
-def _run(model: Model, requests: Sequence[Turns]) -> list[Answer]:
+def _run(model: Model, requests: Sequence[RowRequest]) -> list[BatchResult]:
     if not requests:
         return []
     try:
@@ -207,7 +209,7 @@ def _run(model: Model, requests: Sequence[Turns]) -> list[Answer]:
         return [error] * len(requests)
 
 
-def _respond_rows(answer: Answer) -> Any:
+def _respond_rows(answer: BatchResult) -> Any:
     if isinstance(answer, Exception):
         return _refuse(answer)
     return pb_utils.InferenceResponse([_tensor(name, array) for name, array in answer.items()])

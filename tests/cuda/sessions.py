@@ -12,8 +12,8 @@ import numpy as np
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import CudaMemory
 from model_repository.serving.mimi import MimiModel
+from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Turns
 
 COUNTED = ("captures", "replays", "allocations")
 
@@ -48,7 +48,7 @@ def main(models: Path, slots: int, steps: int) -> None:
     columns = {"columns": np.ones((1, 17), np.int64), **sampling}
     before = counts()
     for step in range(steps):
-        answers = temporal.run([Turns.one(row, False, columns) for row in range(step % slots, slots)])
+        answers = temporal.run([RowRequest.one(row, False, columns) for row in range(step % slots, slots)])
         assert not any(isinstance(answer, Exception) for answer in answers)
     found["temporal"] = since(before) | {"captures": captures}
 
@@ -59,7 +59,7 @@ def main(models: Path, slots: int, steps: int) -> None:
     thought = {"hidden": np.zeros(manifest["dim"], np.float32), "text_token": np.zeros(1, np.int64), **sampling}
     before = counts()
     for step in range(steps):
-        answers = depformer.run([Turns.one(row, False, thought) for row in range(1 + step % slots)])
+        answers = depformer.run([RowRequest.one(row, False, thought) for row in range(1 + step % slots)])
         assert not any(isinstance(answer, Exception) for answer in answers)
     found["depformer"] = since(before) | {"captures": captures}
     print(json.dumps(found))

@@ -33,8 +33,8 @@ from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.serving.device import CudaMemory, DeviceError, DeviceMemory
 from model_repository.serving.room import Needs
+from model_repository.serving.row_request import answer_one
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import answer_one
 from model_repository.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
 

@@ -24,8 +24,8 @@ from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.processors import processors
+from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Turns
 
 WARM_UP = 3
 _POOL = 1 << 20
@@ -89,7 +89,7 @@ class Frames:
 def _run(model: Any, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Outputs [rows, ...] of the first rows, which have begun before."""
     rows = len(next(iter(inputs.values())))
-    (answer,) = model.run([Turns(np.arange(rows), np.zeros(rows, bool), inputs)])
+    (answer,) = model.run([RowRequest(np.arange(rows), np.zeros(rows, bool), inputs)])
     if isinstance(answer, Exception):
         raise answer
     outputs: dict[str, NDArray[Any]] = answer

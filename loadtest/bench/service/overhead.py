@@ -37,8 +37,8 @@ from loadtest.machine import machine
 from loadtest.server import build_tiny, started
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
+from model_repository.serving.row_request import answer_one
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import answer_one
 
 FRAME_SECONDS = 0.08
 RESPONSE_TIMEOUT_S = 10.0

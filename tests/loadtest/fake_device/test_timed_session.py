@@ -13,9 +13,9 @@ import pytest
 
 from loadtest.fake_device.build import signatures
 from model_repository.checkpoint.geometry import Geometry
+from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.timed_session import SIGNATURE, TimedSession, Timing
-from model_repository.serving.turns import Turns
 from model_repository.tiny import TINY_CONFIG
 from tests.model_repository.serving.conftest import together
 
@@ -51,13 +51,13 @@ def _columns(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 500, (count, 17))
 
 
-def _turn(row: int, columns: np.ndarray, start: bool = False, seed: int = 1, temperature: float = 0.7) -> Turns:
+def _turn(row: int, columns: np.ndarray, start: bool = False, seed: int = 1, temperature: float = 0.7) -> RowRequest:
     sampler = {"sampler": np.array([seed, 5, 25]), "temperature": np.array([temperature], np.float32)}
-    return Turns.one(row, start, {"columns": columns, **sampler})
+    return RowRequest.one(row, start, {"columns": columns, **sampler})
 
 
-def _answer(model: TemporalModel, *turns: Turns) -> dict[int, tuple[int, bytes]]:
-    outputs = together(model, turns)
+def _answer(model: TemporalModel, *requests: RowRequest) -> dict[int, tuple[int, bytes]]:
+    outputs = together(model, requests)
     return {row: (int(out["text_token"][0]), out["hidden"].tobytes()) for row, out in outputs.items()}
 
 

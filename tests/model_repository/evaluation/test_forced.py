@@ -14,7 +14,7 @@ from model_repository.evaluation.conversation import AGENT, TEXT, Conversation, 
 from model_repository.evaluation.forced import Record, follow
 from model_repository.evaluation.probe import Probe, load
 from model_repository.evaluation.repository import Repository
-from model_repository.serving.turns import answer_one
+from model_repository.serving.row_request import answer_one
 from tests.model_repository.serving.host_memory import HostMemory
 
 Pair = tuple[Repository, Repository]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
+from model_repository.serving.row_request import Model, RowRequest
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.turns import Model, Turns
 from tests.model_repository.serving.host_memory import HostMemory
 
 Array = NDArray[Any]
@@ -65,18 +65,18 @@ def sampler(column: int, *, seed: int = 1, top_k: int = 25, temperature: float =
 
 
 def one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> Mapping[str, Array]:
-    """One row's turn by itself."""
-    return together(model, [Turns.one(row, start, inputs)])[row]
+    """One row by itself."""
+    return together(model, [RowRequest.one(row, start, inputs)])[row]
 
 
-def together(model: Model, requests: Sequence[Turns]) -> dict[int, Mapping[str, Array]]:
+def together(model: Model, requests: Sequence[RowRequest]) -> dict[int, Mapping[str, Array]]:
     """Outputs by row of several requests, checked, in one execution; any error is raised."""
-    for turns in requests:
-        model.check(turns)
+    for request in requests:
+        model.check(request)
     outputs: dict[int, Mapping[str, Array]] = {}
-    for turns, answer in zip(requests, model.run(requests), strict=True):
+    for request, answer in zip(requests, model.run(requests), strict=True):
         if isinstance(answer, Exception):
             raise answer
-        for index, row in enumerate(turns.rows.tolist()):
+        for index, row in enumerate(request.rows.tolist()):
             outputs[row] = {name: array[index] for name, array in answer.items()}
     return outputs

@@ -12,7 +12,7 @@ import pytest
 from model_repository.serving.device import DeviceError
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.room import Needs, NoRoomError, require_room
-from model_repository.serving.turns import Turns
+from model_repository.serving.row_request import RowRequest
 from tests.model_repository.serving.conftest import Models, one, sampler, together
 from tests.model_repository.serving.host_memory import HostMemory
 
@@ -116,7 +116,7 @@ def test_prompts_of_several_rows_share_their_runs(cuda_models: Path, monkeypatch
     models = Models(cuda_models, SLOTS)
     columns = np.random.default_rng(2).integers(0, 9, (7, 17))
     turns = [
-        Turns.one(row, True, {"columns": columns[:count], **sampler(count, temperature=0.8)})
+        RowRequest.one(row, True, {"columns": columns[:count], **sampler(count, temperature=0.8)})
         for row, count in ((0, 4), (2, 7), (5, 1), (4, 2))
     ]
     alone = {row: outputs for turn in turns for row, outputs in together(models.temporal, [turn]).items()}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model_repository.build import build_repository
-from model_repository.serving.turns import BadInputError
+from model_repository.serving.row_request import BadInputError
 from tests.conftest import GOLDEN
 from tests.model_repository.serving.conftest import Array, Models, one, sampler
 

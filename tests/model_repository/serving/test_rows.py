@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_repository.serving.turns import BadInputError, Turns
+from model_repository.serving.row_request import BadInputError, RowRequest
 from tests.effort import effort
 from tests.model_repository.serving.conftest import Array, Models, sampler, together
 
@@ -66,14 +66,14 @@ def play(models: Models, scripts: list[Script], schedule: list[dict[int, tuple[i
     """Run a schedule of {row: (conversation, step)}; depformer batches hold whoever takes part."""
     trace: Trace = {}
 
-    def record(model: str, turns: list[Turns], who: Mapping[int, tuple[int, int]]) -> None:
+    def record(model: str, turns: list[RowRequest], who: Mapping[int, tuple[int, int]]) -> None:
         for row, outputs in together(getattr(models, model), turns).items():
             trace.update({(model, *who[row], name): value for name, value in outputs.items()})
 
     for moment in schedule:
         for model in ("encoder", "decoder", "temporal"):
             turns = [
-                Turns.one(row, step == 0, scripts[conversation].inputs(step)[model])
+                RowRequest.one(row, step == 0, scripts[conversation].inputs(step)[model])
                 for row, (conversation, step) in moment.items()
             ]
             record(model, turns, moment)
@@ -81,7 +81,7 @@ def play(models: Models, scripts: list[Script], schedule: list[dict[int, tuple[i
         for row, (conversation, step) in moment.items():
             thought = {name: trace["temporal", conversation, step, name] for name in ("hidden", "text_token")}
             sampling = scripts[conversation].inputs(step)["temporal"]
-            turns.append(Turns.one(row, False, {**sampling, **thought}))
+            turns.append(RowRequest.one(row, False, {**sampling, **thought}))
         record("depformer", turns, moment)
     return trace
 
@@ -176,7 +176,7 @@ def test_a_row_that_never_ran_is_not_disturbed_by_null_rows(repository, scripts,
 )
 def test_the_codec_names_what_is_wrong(repository, model, inputs, message):
     with pytest.raises(BadInputError, match=message):
-        getattr(Models(repository), model).check(Turns.one(0, True, inputs))
+        getattr(Models(repository), model).check(RowRequest.one(0, True, inputs))
 
 
 @pytest.mark.parametrize(
@@ -195,4 +195,4 @@ def test_temporal_names_what_is_wrong(repository, change, message):
     models = Models(repository)
     good = {"columns": np.zeros((1, 17), np.int64), "embeddings": models.no_embeddings(), **sampler(1)}
     with pytest.raises(BadInputError, match=message):
-        models.temporal.check(Turns.one(0, True, good | change))
+        models.temporal.check(RowRequest.one(0, True, good | change))

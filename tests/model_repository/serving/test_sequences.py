@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_repository.serving.turns import Answer, Turns
+from model_repository.serving.row_request import BatchResult, RowRequest
 
 START, END = 1, 2
 
@@ -25,23 +25,23 @@ class Error(Exception):
 
 
 class Model:
-    """Notes its turns; breaks when told to."""
+    """Records its requests; fails if `broken`."""
 
     input_names = ("codes",)
     optional: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
-        self.requests: list[Turns] = []
+        self.requests: list[RowRequest] = []
         self.broken = False
 
-    def check(self, turns: Turns) -> None:
+    def check(self, request: RowRequest) -> None:
         """Anything is right."""
 
-    def run(self, requests: Sequence[Turns]) -> list[Answer]:
+    def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
         self.requests = list(requests)
         if self.broken:
             raise RuntimeError("out of memory")
-        return [{"pcm": np.zeros((len(turns.rows), 2), np.float32)} for turns in requests]
+        return [{"pcm": np.zeros((len(request.rows), 2), np.float32)} for request in requests]
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def request(members: list[tuple[int, int]], flags: int = 0) -> Any:
 
 
 def starts(model: Model) -> dict[int, bool]:
-    """Whether each row's turn was a start."""
-    return {row: start for turns in model.requests for row, start in zip(turns.rows, turns.start, strict=True)}
+    """Whether each row started."""
+    return {row: start for request in model.requests for row, start in zip(request.rows, request.start, strict=True)}
 
 
 def test_only_the_first_turn_of_a_conversation_is_a_start(triton_io: Any):

@@ -10,8 +10,8 @@ import pytest
 
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.mimi import MAX_SAMPLE
+from model_repository.serving.row_request import BadInputError
 from model_repository.serving.session import Session, StatefulSession
-from model_repository.serving.turns import BadInputError
 from tests.model_repository.serving.conftest import Array, Models, one, sampler
 from tests.model_repository.serving.host_memory import HostMemory
 

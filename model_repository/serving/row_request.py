@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-Answer = dict[str, Array] | Exception
+BatchResult = dict[str, Array] | Exception
 """Outputs [N, ...] by name, in the order of the rows; or why there are none."""
 
 
@@ -20,7 +20,7 @@ class BadInputError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Turns:
+class RowRequest:
     """What one request asks of N rows. inputs: arrays [N, ...], valid during the execution.
 
     rows [N] int64: each named once. With direct sequence batching a row is the same conversation for as long as that
@@ -32,28 +32,28 @@ class Turns:
     inputs: Mapping[str, Array]
 
     @classmethod
-    def one(cls, row: int, start: bool, inputs: Mapping[str, Array]) -> Turns:
+    def one(cls, row: int, start: bool, inputs: Mapping[str, Array]) -> RowRequest:
         """One row; `inputs` have no axis for it."""
         return cls(np.array([row]), np.array([start]), {name: array[None] for name, array in inputs.items()})
 
     @classmethod
-    def merged(cls, requests: Sequence[Turns], names: Sequence[str]) -> Turns:
-        """The turns of several requests, with the inputs `names`."""
+    def merged(cls, requests: Sequence[RowRequest], names: Sequence[str]) -> RowRequest:
+        """Several requests as one, with the inputs `names`."""
         if len(requests) == 1:
             return requests[0]
         return cls(
-            np.concatenate([turns.rows for turns in requests]),
-            np.concatenate([turns.start for turns in requests]),
-            {name: np.concatenate([turns.inputs[name] for turns in requests]) for name in names},
+            np.concatenate([request.rows for request in requests]),
+            np.concatenate([request.start for request in requests]),
+            {name: np.concatenate([request.inputs[name] for request in requests]) for name in names},
         )
 
 
-def split(requests: Sequence[Turns], outputs: Mapping[str, Array]) -> list[Answer]:
-    """Each request's part of the outputs of `Turns.merged`."""
-    answers: list[Answer] = []
+def split(requests: Sequence[RowRequest], outputs: Mapping[str, Array]) -> list[BatchResult]:
+    """Each request's part of the outputs of `RowRequest.merged`."""
+    answers: list[BatchResult] = []
     first = 0
-    for turns in requests:
-        end = first + len(turns.rows)
+    for request in requests:
+        end = first + len(request.rows)
         answers.append({name: array[first:end] for name, array in outputs.items()})
         first = end
     return answers
@@ -66,19 +66,19 @@ class Model(Protocol):
     optional: frozenset[str]
     """Inputs that a request may leave out; one that has them is of one row."""
 
-    def check(self, turns: Turns) -> None:
+    def check(self, request: RowRequest) -> None:
         """Raise `BadInputError` if a tensor is not what the model takes."""
 
-    def run(self, requests: Sequence[Turns]) -> list[Answer]:
-        """Do every row's turn, each of them checked, in as few graph runs as possible.
+    def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
+        """Run every row of every request, each of them checked, in as few graph runs as possible.
 
         Raises only if the whole batch failed.
         """
 
 
 def answer_one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> dict[str, Array]:
-    """One row's turn by itself: inputs and outputs without an axis for it. Raises what is its answer otherwise."""
-    (answer,) = model.run([Turns.one(row, start, inputs)])
+    """Run one row by itself: inputs and outputs without an axis for it. Raises what is its answer otherwise."""
+    (answer,) = model.run([RowRequest.one(row, start, inputs)])
     if isinstance(answer, Exception):
         raise answer
     return {name: array[0] for name, array in answer.items()}
