@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
@@ -9,17 +10,30 @@ from gateway.errors import NotAllowed
 from gateway.session.keys import KeyHolder, Keys
 
 _BEARER = "bearer "
+_BASIC = "basic "
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """Return the key of `Authorization: Bearer KEY`, `X-API-Key: KEY`, or `api-key: KEY` of clients made for Azure.
+    """Return the key that the headers carry, or None. Header names match in any case.
 
-    Header names match in any case.
+    `Authorization: Bearer KEY`; `Authorization: Basic`, with the key as the password, which clients send for URLs with
+    user information; `X-API-Key: KEY`; or `api-key: KEY` of clients made for Azure.
     """
     authorization = headers.get("authorization", "")
     if authorization.lower().startswith(_BEARER):
         return authorization[len(_BEARER) :].strip()
+    if authorization.lower().startswith(_BASIC):
+        return _password(authorization[len(_BASIC) :].strip())
     return headers.get("x-api-key") or headers.get("api-key")
+
+
+def _password(credentials: str) -> str | None:
+    """Return the password of RFC 7617 credentials, or None if they are not base64 of UTF-8 or have none."""
+    try:
+        _, colon, password = a2b_base64(credentials, strict_mode=True).decode().partition(":")
+    except ValueError:
+        return None
+    return password if colon else None
 
 
 def key_holder(keys: Keys, headers: Mapping[str, str]) -> KeyHolder | None:

@@ -28,15 +28,16 @@ class Squelch:
         self._quiet = _HOLD_FRAMES
 
     def apply(self, pcm: Floats, text: str) -> Floats:
-        """Return a frame [T] float32 as it is, or zeros. `text`: of this frame; it opens the squelch at once.
+        """Return the next frame [T] float32 as it is, or zeros; see `passes`."""
+        return pcm if self.passes(pcm, text) else np.zeros_like(pcm)
+
+    def passes(self, pcm: Floats, text: str) -> bool:
+        """Return whether the next frame [T] float32 is to be heard. `text`: of the frame; it opens the squelch at once.
 
         T: a multiple of 10 ms.
         """
-        if text or self._audible(pcm):
-            self._quiet = 0
-            return pcm
-        self._quiet += 1
-        return np.zeros_like(pcm) if self._quiet > _HOLD_FRAMES else pcm
+        self._quiet = 0 if text or self._audible(pcm) else self._quiet + 1
+        return self._quiet <= _HOLD_FRAMES
 
     def _audible(self, pcm: Floats) -> bool:
         power = np.square(pcm.reshape(-1, self._block)).mean(axis=1)

@@ -44,6 +44,7 @@ class InputQueue:
         self._spacing = frame_seconds / limits.speed if limits.speed else 0.0
         self._lead = limits.lead_frames
         self._early = limits.early_frames
+        self._burst = limits.burst
         self._fill_gaps = on_gap == "silence"
         self._clock = clock
         self._silence = np.zeros(frame_size, np.float32)
@@ -58,7 +59,7 @@ class InputQueue:
         self._input_from = clock()
         # The timeline: when the conversation started, and when its first user frame began.
         self._started_at = self._output_from = -inf
-        self._next_due_at = -inf
+        self._next_due_at = self._burst_until = -inf
 
         self.frames: deque[tuple[Floats, float]] = deque()
         """Frames that wait: samples [1920] float32, and the time at which the frame was complete."""
@@ -87,6 +88,9 @@ class InputQueue:
         for start in range(0, end, size):
             behind = (self._received + self._capacity - 2) * self._frame_seconds
             self._input_from = max(self._input_from, now - behind)
+            if now < self._burst_until and len(frames) >= self._early:
+                frames.popleft()
+                self.dropped += 1
             while len(frames) >= self._capacity and not self.closed:
                 # One frame of tolerance, because the clocks of client and server drift.
                 if self._received <= (now - self._input_from) / self._frame_seconds + 1:
@@ -123,17 +127,20 @@ class InputQueue:
     def start(self) -> None:
         """Begin the timeline now: the models hold the prompt. Audio that arrived before counts as a head start.
 
-        Audio older than the limit `early_frames` is dropped, as if the client had begun to send later.
+        If the client sends in real time, audio older than the limit `early_frames` is dropped, as if the client had
+        begun to send later. A client that is ahead sends a recording, of which nothing is stale.
         """
-        late = max(len(self.frames) - self._early, 0)
+        now = self._clock()
+        waits = self._room is not None and not self._room.done()
+        ahead = waits or self._received > (now - self._input_from) / self._frame_seconds + 1
+        late = 0 if ahead else max(len(self.frames) - self._early, 0)
         for _ in range(late):
             self.frames.popleft()
         self.dropped += late
         self._received -= late
         self._input_from += late * self._frame_seconds
-        if late and self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        self._started_at = self.last_at = self._clock()
+        self._burst_until = now + self._burst
+        self._started_at = self.last_at = now
         self._output_from = self._started_at - self.head_start()
 
     def head_start(self) -> float:

@@ -33,7 +33,12 @@ class LiveLimits:
     lead_frames: int = 10
     """User frames that may be used ahead of their time."""
     early_frames: int = 10
-    """Of the user frames that arrive before Ready, so many of the latest are used; the others are dropped."""
+    """Of the user frames that a client in real time sends before Ready, so many of the latest are used."""
+    burst: float = 0.0
+    """Seconds after Ready in which no more than `early_frames` may wait; older ones are dropped.
+
+    For clients that queue their microphone's audio until the session is ready, and then send it at once.
+    """
 
     @classmethod
     def of(cls, settings: Settings) -> LiveLimits:

@@ -5,12 +5,16 @@ handshake when the models hold the prompt, then Ogg/Opus, one page per frame, an
 
 Unlike the reference, this server honours the sampling parameters, keeps the latest audio that arrives before the
 handshake, serves many clients at once, and sends an error message before it closes.
+
+`/gated/api/chat` is the same, but sends no audio while the agent is silent. Clients that decide by the arrival of audio
+whether the agent speaks need it, such as `livekit-plugins-nvidia`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from time import perf_counter
 
 from fastapi import APIRouter
@@ -19,14 +23,17 @@ from pydantic import BaseModel, Field, ValidationError
 from gateway.api.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
+from gateway.audio.squelch import Squelch
 from gateway.errors import InvalidRequest, PayloadTooLarge
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
+from gateway.session.limits import LiveLimits
 from gateway.session.live import TransportClosed
 from gateway.session.params import MAX_PROMPT_CHARACTERS, SEED_BITS, LiveParams, Temperature, TopK
 from gateway.session.runtime import Runtime
 
 PATH = "/api/chat"
+GATED_PATH = "/gated/api/chat"
 
 HANDSHAKE, AUDIO, TEXT, ERROR, PING = b"\x00", b"\x01", b"\x02", b"\x05", b"\x06"
 
@@ -42,6 +49,12 @@ _PIECE_BYTES = 4096
 
 # The reference's page disconnects after 10 s without a message. A long prompt may take longer.
 PING_S = 4.0
+
+# Audio from before the handshake delays every answer by its length. Of a client that sends in real time so many frames
+# are used.
+_EARLY_FRAMES = 3
+# `livekit-plugins-nvidia` queues its audio until the handshake and then sends it at once.
+_BURST_S = 1.0
 
 _UNSEEDED = -1
 # Combines two seeds into one; any fixed odd factor would do.
@@ -89,8 +102,9 @@ class ChatQuery(BaseModel):
 def router(runtime: Runtime) -> APIRouter:
     """Make the route, to be included in an app."""
     routes = APIRouter()
-    endpoint = WebSocketEndpoint(runtime, ChatTransport)
-    routes.add_websocket_route(PATH, endpoint, name="chat")  # type: ignore[arg-type]
+    chat, gated = WebSocketEndpoint(runtime, ChatTransport), WebSocketEndpoint(runtime, GatedChatTransport)
+    routes.add_websocket_route(PATH, chat, name="chat")  # type: ignore[arg-type]
+    routes.add_websocket_route(GATED_PATH, gated, name="gated-chat")  # type: ignore[arg-type]
     return routes
 
 
@@ -100,7 +114,13 @@ class ChatTransport(WebSocketTransport):
     def __init__(self, connection: Connection, runtime: Runtime) -> None:
         super().__init__(connection, runtime)
         self._writer: OggOpusWriter
+        self._head = b""
+        self._squelch: Squelch | None = None
         self._ready = False
+
+    def limits(self) -> LiveLimits:
+        """Return the limits of the session. Audio of a microphone from before the handshake is used in part."""
+        return replace(super().limits(), early_frames=_EARLY_FRAMES)
 
     async def handshake(self) -> LiveParams:
         """Read the query."""
@@ -133,12 +153,17 @@ class ChatTransport(WebSocketTransport):
         if isinstance(event, AgentAudio):
             if event.frame.text:
                 await send(TEXT + event.frame.text.encode())
-            await send(AUDIO + self._writer.write(event.frame.pcm))
+            if self._squelch is None or self._squelch.passes(event.frame.pcm, event.frame.text):
+                await send(AUDIO + self._head + self._writer.write(event.frame.pcm))
+                self._head = b""
         elif isinstance(event, Ready):
             self._ready = True
             self._writer = OggOpusWriter()
             await send(HANDSHAKE)
-            await send(AUDIO + self._writer.head())
+            self._head = self._writer.head()
+            if self._squelch is None:
+                await send(AUDIO + self._head)
+                self._head = b""
         elif isinstance(event, Ended) and event.reason is not Reason.COMPLETED:
             await self.send_error(FAILURE_CODES.get(event.reason, event.reason.value), event.message)
 
@@ -151,6 +176,18 @@ class ChatTransport(WebSocketTransport):
             while not self._ready:
                 await asyncio.sleep(PING_S)
                 await self.connection.send(PING)
+
+
+class GatedChatTransport(ChatTransport):
+    """The messages of one `/gated/api/chat` connection."""
+
+    def __init__(self, connection: Connection, runtime: Runtime) -> None:
+        super().__init__(connection, runtime)
+        self._squelch = Squelch(runtime.manifest.sample_rate)
+
+    def limits(self) -> LiveLimits:
+        """Return the limits of the session. Its client has a microphone, and queues what it receives."""
+        return replace(super().limits(), lead_frames=_EARLY_FRAMES, burst=_BURST_S)
 
 
 async def _decode(data: bytes, reader: OggOpusReader, audio: InputQueue) -> None:

@@ -11,6 +11,7 @@ from gateway.api.connection import Connection
 from gateway.errors import GatewayError
 from gateway.session.events import Event, Reason
 from gateway.session.input_queue import InputQueue
+from gateway.session.limits import LiveLimits
 from gateway.session.live import TransportClosed, open_live_session
 from gateway.session.params import LiveParams
 from gateway.session.request import persona, sampling_params
@@ -47,6 +48,10 @@ class WebSocketTransport(ABC):
     async def send_error(self, code: str, message: str) -> None:
         """Send an error: `code` for programs, `message` for people. Raises TransportClosed."""
 
+    def limits(self) -> LiveLimits:
+        """Return the limits of the session."""
+        return LiveLimits.of(self.runtime.settings)
+
     def abort(self) -> None:
         """Close the connection at once, without sending what is queued."""
         self.connection.abort()
@@ -70,7 +75,8 @@ class WebSocketEndpoint:
                 key = connection.authenticate(runtime)
                 params = await transport.handshake()
                 agent, sampling = persona(params, runtime), sampling_params(params, runtime)
-                async with open_live_session(runtime, agent, sampling, params.on_gap or "wait", key) as session:
+                on_gap, limits = params.on_gap or "wait", transport.limits()
+                async with open_live_session(runtime, agent, sampling, on_gap, key, limits) as session:
                     ended = await session.run(transport)
             except GatewayError as refusal:
                 await transport.send_error(refusal.code, refusal.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,18 @@ from tests.gateway.websocket.test_ends import FACES, begin, error_and_close_code
 KEY = "s3cret-key"
 
 
+def basic(credentials: str) -> str:
+    return base64.b64encode(credentials.encode()).decode()
+
+
 @pytest.mark.parametrize("path", FACES)
 @pytest.mark.parametrize(
     "shown",
     [
         {"additional_headers": {"Authorization": f"Bearer {KEY}"}},
         {"additional_headers": {"X-API-Key": KEY}},
+        {"additional_headers": {"api-key": KEY}},
+        {"additional_headers": {"Authorization": f"Basic {basic(f'user:{KEY}')}"}},
         {"subprotocols": [f"personaplex.key.{KEY}"]},
         {"subprotocols": ["personaplex.v1", f"personaplex.key.{KEY}"]},
     ],
@@ -37,6 +44,9 @@ async def test_a_valid_key_is_accepted(serve: Callable[..., Any], path: str, sho
         {},
         {"additional_headers": {"Authorization": "Bearer wrong"}},
         {"additional_headers": {"Authorization": KEY}},
+        {"additional_headers": {"Authorization": f"Basic {basic(f'{KEY}:wrong')}"}},
+        {"additional_headers": {"Authorization": f"Basic {basic(KEY)}"}},
+        {"additional_headers": {"Authorization": "Basic %%%"}},
         {"additional_headers": {"X-API-Key": ""}},
         {"subprotocols": ["personaplex.key.wrong"]},
         {"subprotocols": [KEY]},

@@ -221,6 +221,23 @@ class TestBeforeReady:
         assert ended.summary.dropped_frames == metric(runtime, "dropped_frames_total") == 5
         assert client.tokens == await offline(runtime, pcm[5 * FRAME :], 8)
 
+    async def test_a_burst_right_after_ready_is_used_in_part(
+        self, connect: Connect, runtime: Runtime, engine: FakeBackend
+    ) -> None:
+        """A client that queues its microphone's audio until Ready is not behind for the whole call."""
+        pcm = noise(32)
+        async with connect(early_frames=3, lead_frames=3, burst=1.0) as client:
+            await client.wait_ready()
+            await client.put(pcm[: 12 * FRAME])
+            await client.stream(pcm[12 * FRAME :])
+            began = now()
+            await client.end_audio()
+            ended = await client.wait_ended()
+            # The last frame is answered at most so long after it was sent.
+            assert now() - began <= 3 * FRAME_S
+        assert 6 <= ended.summary.dropped_frames <= 10
+        assert ended.summary.frames == 33 - ended.summary.dropped_frames
+
     async def test_a_burst_keeps_its_latest_frames_and_counts_the_others(
         self, connect: Connect, engine: FakeBackend
     ) -> None:

@@ -18,5 +18,5 @@ def test_each_limit_has_its_setting() -> None:
     )
     assert asdict(LiveLimits.of(settings)) == {
         "idle": 1, "duration": 2, "warn": 3, "input_frames": 4, "output_frames": 5, "speed": 6,
-        "lead_frames": 4, "early_frames": 4,
+        "lead_frames": 4, "early_frames": 4, "burst": 0.0,
     }  # fmt: skip
