@@ -1,0 +1,70 @@
+"""Unmodified clients of other projects, each in an environment of its own with pinned packages."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import subprocess
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.api.openai.live import LiveApiTransport
+from gateway.session.events import AgentAudio, Event
+from tests.gateway.conftest import manifest_json, write_repository
+from tests.gateway.websocket.conftest import serve
+
+__all__ = ["manifest_json", "serve", "write_repository"]
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / "build" / "clients"
+QUESTION = HERE.parent / "data" / "question.wav"
+_PROBE = ["download", "--no-deps", "sniffio==1.3.1", "--dest"]
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of the environment that `NAME.txt` describes, made on first use. Skips without PyPI."""
+    requirements = HERE / f"{name}.txt"
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
+    folder = CACHE / f"{name}-{digest}"
+    python = folder / "bin" / "python"
+    if (folder / "complete").exists():
+        return python
+    venv.create(folder, with_pip=True, clear=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    if subprocess.run([*pip, *_PROBE, str(folder / "probe")], capture_output=True).returncode:
+        pytest.skip("PyPI cannot be reached, so this client cannot be installed")
+    subprocess.run([*pip, "install", "--no-deps", "--only-binary", ":all:", "-r", str(requirements)], check=True)
+    (folder / "complete").touch()
+    return python
+
+
+async def run_client(python: Path, script: str, *arguments: object) -> dict[str, Any]:
+    """Run a client; return what it prints last."""
+    process = await asyncio.create_subprocess_exec(
+        str(python), str(HERE / script), *map(str, arguments), stdout=-1, stderr=-1
+    )
+    async with asyncio.timeout(90):
+        output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()[-4000:]
+    result: dict[str, Any] = json.loads(output.decode().strip().splitlines()[-1])
+    return result
+
+
+@pytest.fixture
+def spoken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts of all agent frames that a Live session of this process sent."""
+    texts: list[str] = []
+    send: Callable[..., Any] = LiveApiTransport.send
+
+    async def recording(transport: LiveApiTransport, event: Event) -> None:
+        if isinstance(event, AgentAudio):
+            texts.append(event.frame.text)
+        await send(transport, event)
+
+    monkeypatch.setattr(LiveApiTransport, "send", recording)
+    return texts

@@ -1,0 +1,107 @@
+"""A LiveKit `AgentSession` with `GPTLiveModel`, without a room. Runs in an environment of its own.
+
+Usage: livekit_live.py URL WAV SECONDS. Sends the WAV and then silence in real time. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import wave
+from typing import Any
+
+from livekit import rtc
+from livekit.agents import Agent, AgentSession
+from livekit.agents.voice import io
+from livekit.plugins.openai.realtime import GPTLiveModel
+
+STEP_S = 0.02
+
+
+class Microphone(io.AudioInput):
+    """Frames of 20 ms, paced in real time."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(label="wav")
+        with wave.open(path) as sound:
+            self._rate = sound.getframerate()
+            self._data = sound.readframes(sound.getnframes())
+        self._size = int(self._rate * STEP_S)
+        self._at = 0
+        self._due = time.monotonic()
+
+    async def __anext__(self) -> rtc.AudioFrame:
+        self._due += STEP_S
+        await asyncio.sleep(max(self._due - time.monotonic(), 0))
+        piece = self._data[self._at : self._at + 2 * self._size]
+        self._at += 2 * self._size
+        return rtc.AudioFrame(piece.ljust(2 * self._size, b"\0"), self._rate, 1, self._size)
+
+
+class Speaker(io.AudioOutput):
+    """Counts what it plays."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            label="count", capabilities=io.AudioOutputCapabilities(pause=False), next_in_chain=None, sample_rate=24000
+        )
+        self.seconds = 0.0
+        self.bursts = 0
+        self._burst = 0.0
+
+    async def capture_frame(self, frame: rtc.AudioFrame) -> None:
+        await super().capture_frame(frame)
+        if not self._burst:
+            self.bursts += 1
+            self.on_playback_started(created_at=time.time())
+        self._burst += frame.duration
+        self.seconds += frame.duration
+
+    def flush(self) -> None:
+        super().flush()
+        if self._burst:
+            seconds, self._burst = self._burst, 0.0
+            asyncio.get_running_loop().call_later(
+                0.1, lambda: self.on_playback_finished(playback_position=seconds, interrupted=False)
+            )
+
+    def clear_buffer(self) -> None:
+        if self._burst:
+            seconds, self._burst = self._burst, 0.0
+            self.on_playback_finished(playback_position=seconds, interrupted=True)
+
+
+async def main(url: str, path: str, seconds: float) -> None:
+    found: dict[str, Any] = {"states": [], "errors": [], "items": [], "closed": None}
+    session: Any = AgentSession(llm=GPTLiveModel(base_url=url, api_key="K"))
+    speaker = Speaker()
+    session.input.audio, session.output.audio = Microphone(path), speaker
+    closed = asyncio.Event()
+
+    def on_close(event: Any) -> None:
+        found["closed"] = event.reason.value
+        closed.set()
+
+    session.on("agent_state_changed", lambda event: found["states"].append(event.new_state))
+    session.on("error", lambda event: found["errors"].append(str(event.error)))
+    session.on(
+        "conversation_item_added", lambda event: found["items"].append([event.item.role, event.item.text_content])
+    )
+    session.on("close", on_close)
+    began = time.monotonic()
+    await session.start(Agent(instructions="You are Ana."), record=False)
+    try:
+        async with asyncio.timeout(seconds):
+            await closed.wait()
+    except TimeoutError:
+        pass
+    found["seconds"] = time.monotonic() - began
+    began = time.monotonic()
+    await session.aclose()
+    found |= {"close_seconds": time.monotonic() - began, "audio_seconds": speaker.seconds, "bursts": speaker.bursts}
+    print(json.dumps(found))
+
+
+asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))

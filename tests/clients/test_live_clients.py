@@ -1,0 +1,136 @@
+"""Clients of the OpenAI Live API, unmodified, hold calls against this server.
+
+The fake engine speaks at known times; `tests/end_to_end/test_live.py` has calls on models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import QUESTION, python_of, run_client
+from tests.gateway.openai.conftest import Serve
+from tests.gateway.websocket.conftest import Server
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+LIVE = "/v1/live/sessions"
+IDLE_LEVEL = 80 / 32768
+"""Noise below -50 dBFS: opens LiveKit's and Pipecat's gates for ever if it is sent."""
+
+
+@asynccontextmanager
+async def talking(serve: Serve, *speech: tuple[float, float], **settings: Any) -> AsyncIterator[Server]:
+    """A server whose agent speaks in the spans of seconds after the first session's start, and is idle otherwise."""
+    async with serve(live_speed=1, **settings) as server:
+        server.engine.mute, server.engine.floor = True, IDLE_LEVEL
+
+        async def direct() -> None:
+            while not server.engine.prefills:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            began = monotonic()
+            for start, end in speech:
+                await asyncio.sleep(began + start - monotonic())
+                server.engine.mute = False
+                await asyncio.sleep(began + end - monotonic())
+                server.engine.mute = True
+
+        directing = asyncio.create_task(direct())
+        yield server
+        directing.cancel()
+
+
+class TestLiveKit:
+    async def call(self, server: Server, seconds: float, **options: Any) -> dict[str, Any]:
+        return await run_client(
+            python_of("livekit"), "livekit_live.py", server.url.replace("ws", "http", 1) + "/v1", QUESTION, seconds
+        )
+
+    async def test_a_call_has_a_burst_per_utterance(self, serve: Serve, spoken: list[str]) -> None:
+        async with talking(serve, (2, 4), (6, 7)) as server:
+            found = await self.call(server, 10)
+            began = monotonic()
+            await server.until_free()
+        assert monotonic() - began < 1
+        assert found["bursts"] == 2
+        assert found["errors"] == []
+        # Each burst is the speech and the 0.8 s after which LiveKit's gate closes.
+        assert found["audio_seconds"] == pytest.approx(3 + 2 * 0.8, abs=1)
+        assert found["states"][-3:].count("speaking") >= 1
+        assert found["states"][-1] == "listening"
+        said = "".join(text for role, text in found["items"] if role == "assistant")
+        assert said.replace(" ", "") == "".join(spoken).replace(" ", "") != ""
+        assert found["close_seconds"] < 1
+
+    async def test_an_idle_agent_never_speaks(self, serve: Serve) -> None:
+        async with talking(serve) as server:
+            found = await self.call(server, 6)
+        assert (found["bursts"], found["audio_seconds"], found["items"], found["errors"]) == (0, 0, [], [])
+
+    async def test_a_full_server_ends_the_session_after_a_few_attempts(self, serve: Serve) -> None:
+        async with talking(serve, slots=1) as server, server.connect() as other:
+            await other.send('{"type": "start"}')
+            await other.recv()
+            found = await self.call(server, 15)
+            refused = server.runtime.metrics.registry.get_sample_value(
+                "personaplex_refused_total", {"reason": "capacity"}
+            )
+        assert found["closed"] == "error"
+        assert refused is not None
+        assert 1 <= refused <= 5
+
+    async def test_a_drain_is_no_hot_loop(self, serve: Serve) -> None:
+        async with talking(serve, drain_seconds=0) as server:
+            calling = asyncio.create_task(self.call(server, 15))
+            async with asyncio.timeout(30):
+                while not server.runtime.admission.taken:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+            draining = asyncio.create_task(server.runtime.sessions.drain())
+            found = await calling
+            await draining
+            refused = server.runtime.metrics.registry.get_sample_value(
+                "personaplex_refused_total", {"reason": "draining"}
+            )
+        assert found["closed"] == "error"
+        assert refused is not None
+        assert 1 <= refused <= 5
+
+
+class TestPipecat:
+    async def call(self, server: Server, *arguments: object) -> dict[str, Any]:
+        return await run_client(python_of("pipecat"), "pipecat_live.py", server.url + LIVE, QUESTION, *arguments)
+
+    async def test_a_call_that_starts_late(self, serve: Serve, spoken: list[str]) -> None:
+        """The session starts with the first context, 12 s after the socket is open."""
+        async with talking(serve, (2, 4), (6, 7)) as server:
+            found = await self.call(server, 10, 12)
+            await server.until_free()
+        assert found["started"]
+        assert found["errors"] == []
+        assert found["bot"] == ["started", "stopped"] * 2
+        assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.05)
+        assert found["text"].replace(" ", "") == "".join(spoken).replace(" ", "") != ""
+        # 10 s without `session.closed`.
+        assert found["close_seconds"] < 5
+
+    async def test_a_developer_message_is_refused_and_the_call_goes_on(self, serve: Serve) -> None:
+        async with talking(serve, (1, 2)) as server:
+            found = await self.call(server, 5, 0, "Greet the caller.")
+        (error,) = found["errors"]
+        assert not error["fatal"]
+        assert "session.commentary.append" in error["error"]
+        assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.05)
+
+    async def test_a_full_server_is_an_error(self, serve: Serve) -> None:
+        async with talking(serve, slots=1) as server, server.connect() as other:
+            await other.send('{"type": "start"}')
+            await other.recv()
+            found = await self.call(server, 1)
+        assert not found["started"]
+        assert any("conversations are taken" in error["error"] for error in found["errors"])

@@ -1,0 +1,194 @@
+"""The OpenAI Live API through Triton: openai-python, LiveKit and Pipecat hold calls in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from openai import APIStatusError, AsyncOpenAI, OpenAI
+from websockets.sync.client import connect
+
+from tests.clients.conftest import QUESTION, python_of, run_client, spoken
+from tests.end_to_end.conftest import Service
+from tests.gateway.openai.types import check
+
+__all__ = ["spoken"]
+
+FRAME = 1920
+PIECE_S = 0.04
+SESSION: dict[str, Any] = {
+    "model": "gpt-live-1",
+    "audio": {"format": {"type": "audio/pcm", "rate": 24000}, "output": {"voice": "marin"}},
+    "delegation": {"type": "client"},
+}
+SECONDS = 10.0
+
+
+def pieces() -> list[str]:
+    """The question and silence, 10 s, in base64 pieces of 40 ms."""
+    pcm, rate = soundfile.read(QUESTION, dtype="float32")
+    pcm = soxr.resample(pcm, rate, 24_000)
+    track = np.zeros(round(SECONDS * 24_000), np.float32)
+    track[: len(pcm)] = pcm[: len(track)]
+    data = (track * 32767).astype("<i2").tobytes()
+    size = round(PIECE_S * 24_000) * 2
+    return [base64.b64encode(data[at : at + size]).decode() for at in range(0, len(data), size)]
+
+
+class Heard:
+    """What a client of openai-python receives, checked event by event."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def add(self, event: Any) -> None:
+        fields = event.model_dump(mode="json", exclude_unset=True)
+        check(fields)
+        self.events.append(fields)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == kind]
+
+    def check_call(self, spoken: list[str]) -> None:
+        """Assert what a call of 10 s, muted at 2 s, with one commentary, must look like."""
+        (started,), (closed,) = self.of("session.started"), self.of("session.closed")
+        assert started["client_event_id"] == "start"
+        assert started["session"]["expires_at"] > time.time()
+        deltas = [base64.b64decode(event["delta"]) for event in self.of("session.output_audio.delta")]
+        assert {len(delta) for delta in deltas} == {2 * FRAME}
+        assert len(deltas) == round(SECONDS / 0.08) + 1
+        texts = self.of("session.output_transcript.delta")
+        assert "".join(event["delta"] for event in texts) == "".join(spoken) != ""
+        times = [event["start_ms"] for event in texts]
+        assert times == sorted(times)
+        assert all(at % 80 == 0 for at in times)
+        ids = [event["event_id"] for event in self.events if "event_id" in event]
+        assert len(set(ids)) == len(ids)
+        (muted,) = self.of("session.input_audio.muted")
+        assert muted["client_event_id"] == "mute"
+        (error,) = self.of("error")
+        assert error["error"]["client_event_id"] == "commentary"
+        assert closed["reason"] == "close_requested"
+        assert closed["usage"]["seconds"] == 11
+        assert self.events[-1] is closed
+
+
+@pytest.mark.long
+async def test_openai_python_async_holds_a_call(tiny_service: Service, spoken: list[str]) -> None:
+    heard = Heard()
+    async with AsyncOpenAI(api_key="K", base_url=f"{tiny_service.url}/v1").live.connect() as connection:
+
+        async def talk() -> None:
+            due = time.monotonic()
+            for number, piece in enumerate(pieces()):
+                if number == 50:
+                    await connection.session.input_audio.mute(event_id="mute")
+                    await connection.session.commentary.append(
+                        content="Say hello.", delegation_id=None, event_id="commentary"
+                    )
+                await connection.session.input_audio.append(audio=piece)
+                due += PIECE_S
+                await asyncio.sleep(max(due - time.monotonic(), 0))
+            await connection.session.close()
+
+        await connection.session.start(session=SESSION, event_id="start")  # type: ignore[arg-type]
+        heard.add(await connection.recv())
+        began = time.monotonic()
+        talking = asyncio.create_task(talk())
+        async for event in connection:
+            heard.add(event)
+        elapsed = time.monotonic() - began
+        await talking
+    heard.check_call(spoken)
+    assert elapsed == pytest.approx(SECONDS, rel=0.05)
+    await asyncio.to_thread(tiny_service.wait_until_free, 1)
+
+
+@pytest.mark.long
+def test_openai_python_sync_holds_a_call(tiny_service: Service, spoken: list[str]) -> None:
+    heard = Heard()
+    with OpenAI(api_key="K", base_url=f"{tiny_service.url}/v1").live.connect() as connection:
+
+        def talk() -> None:
+            due = time.monotonic()
+            for number, piece in enumerate(pieces()):
+                if number == 50:
+                    connection.session.input_audio.mute(event_id="mute")
+                    connection.session.commentary.append(
+                        content="Say hello.", delegation_id=None, event_id="commentary"
+                    )
+                connection.session.input_audio.append(audio=piece)
+                due += PIECE_S
+                time.sleep(max(due - time.monotonic(), 0))
+            connection.session.close()
+
+        connection.session.start(session=SESSION, event_id="start")  # type: ignore[arg-type]
+        heard.add(connection.recv())
+        talking = threading.Thread(target=talk)
+        talking.start()
+        for event in connection:
+            heard.add(event)
+        talking.join()
+    heard.check_call(spoken)
+    tiny_service.wait_until_free(1)
+
+
+def test_openai_python_is_told_what_is_not_there(tiny_service: Service) -> None:
+    client = OpenAI(api_key="K", base_url=f"{tiny_service.url}/v1", max_retries=0)
+    with pytest.raises(APIStatusError) as caught:
+        client.live.create(session={"model": "gpt-live-1"}, transport={"type": "webrtc", "sdp": "v=0"})
+    assert caught.value.status_code == 404
+    assert caught.value.code == "not_found"
+
+
+def test_a_short_session_on_models(golden_service: Service) -> None:
+    events = [
+        {"type": "session.start", "session": {"model": "personaplex", "instructions": "You are Ana."}},
+        {"type": "session.input_audio.append", "audio": base64.b64encode(bytes(10 * FRAME)).decode()},
+        {"type": "session.close"},
+    ]
+    url = golden_service.url.replace("http", "ws", 1) + "/v1/live/sessions"
+    with connect(url, compression=None, proxy=None) as live:
+        live.send(json.dumps(events[0]))
+        answers = [json.loads(live.recv())]
+        for event in events[1:]:
+            live.send(json.dumps(event))
+        answers += [json.loads(message) for message in live]
+    for answer in answers:
+        check(answer)
+    assert sum(answer["type"] == "session.output_audio.delta" for answer in answers) == 6
+    (usage,) = [answer for answer in answers if answer["type"] == "session.usage.updated"]
+    assert 0 < usage["context_window"]["usage_ratio"] <= 1
+    assert answers[-1]["reason"] == "close_requested"
+    golden_service.wait_until_free()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "suffix"), [("livekit", "/v1"), ("pipecat", "/v1/live/sessions")])
+async def test_a_framework_holds_a_call(
+    tiny_service: Service, spoken: list[str], name: str, suffix: str, record_property: Callable[..., None]
+) -> None:
+    url = tiny_service.url if name == "livekit" else tiny_service.url.replace("http", "ws", 1)
+    found = await run_client(python_of(name), f"{name}_live.py", url + suffix, QUESTION, SECONDS)
+    await asyncio.to_thread(tiny_service.wait_until_free, 1)
+    record_property("found", found)
+    assert found["errors"] == []
+    if name == "pipecat":
+        said = found["text"]
+        assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.05)
+    else:
+        said = "".join(text for role, text in found["items"] if role == "assistant")
+    # The agent of this checkpoint talks on and on: what it says as the client closes the call is cut off.
+    expected, said = "".join(spoken).replace(" ", ""), said.replace(" ", "")
+    assert expected.startswith(said)
+    assert len(said) > 0.9 * len(expected) > 0
