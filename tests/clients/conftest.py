@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.api.openai.live import LiveApiTransport
+from gateway.api.websocket.chat import ChatTransport
 from gateway.session.events import AgentAudio, Event
 from tests.gateway.conftest import manifest_json, write_repository
 from tests.gateway.websocket.conftest import serve
@@ -58,13 +59,23 @@ async def run_client(python: Path, script: str, *arguments: object) -> dict[str,
 @pytest.fixture
 def spoken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts of all agent frames that a Live session of this process sent."""
-    texts: list[str] = []
-    send: Callable[..., Any] = LiveApiTransport.send
+    return _record(monkeypatch, LiveApiTransport)
 
-    async def recording(transport: LiveApiTransport, event: Event) -> None:
+
+@pytest.fixture
+def chat_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same of `/api/chat`."""
+    return _record(monkeypatch, ChatTransport)
+
+
+def _record(monkeypatch: pytest.MonkeyPatch, transport: type[Any]) -> list[str]:
+    texts: list[str] = []
+    send: Callable[..., Any] = transport.send
+
+    async def recording(self: Any, event: Event) -> None:
         if isinstance(event, AgentAudio):
             texts.append(event.frame.text)
-        await send(transport, event)
+        await send(self, event)
 
-    monkeypatch.setattr(LiveApiTransport, "send", recording)
+    monkeypatch.setattr(transport, "send", recording)
     return texts

@@ -1,4 +1,4 @@
-"""Clients of the OpenAI Live API, unmodified, hold calls against this server.
+"""Unmodified clients of other projects hold calls against this server.
 
 The fake engine speaks at known times; `tests/end_to_end/test_live.py` has calls on models.
 """
@@ -134,3 +134,35 @@ class TestPipecat:
             found = await self.call(server, 1)
         assert not found["started"]
         assert any("conversations are taken" in error["error"] for error in found["errors"])
+
+
+class TestLiveKitNvidia:
+    async def call(self, server: Server, seconds: float, key: str = "", path: str = "/gated") -> dict[str, Any]:
+        address = server.url.removeprefix("ws://")
+        url = f"ws://user:{key}@{address}{path}" if key else f"ws://{address}{path}"
+        return await run_client(python_of("livekit"), "livekit_nvidia.py", url, QUESTION, seconds)
+
+    async def test_a_call_on_the_gated_path_has_a_generation_per_utterance(
+        self, serve: Serve, chat_texts: list[str]
+    ) -> None:
+        """With the key in the URL."""
+        async with talking(serve, (2, 4), (6, 7), api_keys=["K"]) as server:
+            found = await self.call(server, 10, "K")
+            await server.until_free()
+        assert found["errors"] == []
+        assert [generation["ended"] for generation in found["generations"]] == [True, True]
+        assert "".join(generation["text"] for generation in found["generations"]) == "".join(chat_texts) != ""
+        assert [generation["seconds"] for generation in found["generations"]] == pytest.approx([2.3, 1.3], abs=0.5)
+
+    async def test_a_full_server_is_tried_again_after_a_second(self, serve: Serve) -> None:
+        async with talking(serve, slots=1) as server, server.connect() as other:
+            await other.send('{"type": "start"}')
+            await other.recv()
+            found = await self.call(server, 5)
+            refused = server.runtime.metrics.registry.get_sample_value(
+                "personaplex_refused_total", {"reason": "capacity"}
+            )
+        assert found["errors"]
+        assert all(recoverable for _, recoverable in found["errors"])
+        assert refused is not None
+        assert 2 <= refused <= 6
