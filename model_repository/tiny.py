@@ -141,15 +141,21 @@ def _claim(out: Path, force: bool) -> None:
 def _voice(
     lm: LmGeometry, weights: Mapping[str, npt.NDArray[Any]], generator: np.random.Generator
 ) -> dict[str, npt.NDArray[Any]]:
-    """What the reference saves after a voice of random codes, 10 to 20 frames of them.
+    """A voice prompt of random codes, 10 to 20 frames of them."""
+    frames = int(generator.integers(10, 21))
+    return prompt_of_codes(lm, weights, generator.integers(0, lm.card, (frames, AGENT_CODEBOOKS)))
+
+
+def prompt_of_codes(
+    lm: LmGeometry, weights: Mapping[str, npt.NDArray[Any]], codes: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[Any]]:
+    """What the reference saves after a voice prompt of codes [N, 8].
 
     `embeddings` [N-1, 1, 1, dim]: the summed embeddings of columns 0 … N-2, in the weights' dtype with a rounding
     after each addition; `cache` [1, 17, 4] int64: its ring of tokens, column p at p modulo 4.
     """
-    frames = int(generator.integers(10, 21))
-    codes = generator.integers(0, lm.card, (frames, AGENT_CODEBOOKS))
     delays = np.array(lm.delays)
-    columns = np.full((frames + 1, lm.num_streams), _UNGENERATED, np.int64)
+    columns = np.full((len(codes) + 1, lm.num_streams), _UNGENERATED, np.int64)
     for frame, agent in enumerate(codes):
         columns[frame + delays, np.arange(lm.num_streams)] = [lm.text_padding_id, *agent, *SINE]
     initial = np.array([lm.text_card, *[lm.card] * (lm.num_streams - 1)])

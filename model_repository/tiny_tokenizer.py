@@ -1,14 +1,16 @@
-"""A small SentencePiece tokenizer, trained on the spot on the few sentences below."""
+"""A small SentencePiece tokenizer, trained on the spot on a few sentences, such as those below."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import sentencepiece
 
 from model_repository.errors import BuildError
 
-_SENTENCES = """
+SENTENCES = tuple(
+    """
 You are a friendly and helpful assistant. Answer questions in a clear and engaging way.
 You work for a small bank and your name is Anna. Help the customer with the account and the card.
 You work for a doctor. Ask for the name of the caller, the date of birth and the reason for the call.
@@ -38,10 +40,11 @@ Is there anything else I can do for you? Thank you very much, and have a nice da
 <system> You are a wise teacher. <system> You work for a repair service. <system> Be kind and direct. <system>
 Numbers such as 0, 1, 2, 3, 4, 5, 6, 7, 8 and 9; signs such as $ % & * + / = @ # ( ) [ ] ' " - _ : ; , . ! ?
 The quick brown fox jumps over the lazy dog. JACKDAWS LOVE MY BIG SPHINX OF QUARTZ.
-"""
+""".strip().splitlines()
+)
 
 
-def train_tiny_tokenizer(pieces: int) -> bytes:
+def train_tiny_tokenizer(pieces: int, sentences: Sequence[str] = SENTENCES) -> bytes:
     """A serialized SentencePiece model of exactly `pieces` pieces: 0 `<unk>`, 1 `<s>`, 2 `</s>`, 3 `<pad>`, then BPE.
 
     `<system>` is ordinary text, as in the published tokenizer. The same number gives the same bytes. Raises
@@ -50,7 +53,7 @@ def train_tiny_tokenizer(pieces: int) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_SENTENCES.strip().splitlines()),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type="bpe",
             vocab_size=pieces,
