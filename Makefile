@@ -1,6 +1,6 @@
 # make demo: send a recording through the whole service. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda test test-long lint lock clean
+.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -67,6 +67,15 @@ bench-gpu: $(DEV) ## steps of 1 to 64 conversations on a GPU, with and without C
 
 check-cuda: $(DEV) ## without a GPU: is every node of every variant placed on CUDA, and captured? downloads 255 MB
 	@$(BIN)/python -m tests.cuda.check
+
+# PyTorch stays out of .venv. Stopped with Ctrl-C, it goes on where it was. Needs the programs flite and espeak-ng.
+train-speaking: build/speaking/venv/.stamp ## train the small speaking model from nothing: hours; build/speaking has it
+	@build/speaking/venv/bin/python -m model_repository.synthetic.speaking build/speaking/work build/speaking
+
+build/speaking/venv/.stamp: pyproject.toml
+	@python3 -m venv build/speaking/venv
+	@build/speaking/venv/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[train]"
+	@touch $@
 
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
 test: $(DEV) ## run the tests in their short form: WORKERS=3

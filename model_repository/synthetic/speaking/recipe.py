@@ -1,0 +1,236 @@
+"""All stages in order: text, speech, codec, language model, checkpoint. Each goes on where it stopped."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model_repository.synthetic.speaking.agent import AgentSpeech, content_error, prepare_agent
+from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.decoder import train_decoder
+from model_repository.synthetic.speaking.dialogues import Material
+from model_repository.synthetic.speaking.engines import phonemes
+from model_repository.synthetic.speaking.export import expand, write_compact
+from model_repository.synthetic.speaking.features import Basis
+from model_repository.synthetic.speaking.front_end import fit_step_basis, train_front_end
+from model_repository.synthetic.speaking.intents import INTENTS
+from model_repository.synthetic.speaking.language import train_language_model
+from model_repository.synthetic.speaking.language_model import LanguageModel
+from model_repository.synthetic.speaking.material import Named, prepare_material, voice_prompts
+from model_repository.synthetic.speaking.mimi import Decoder, SeanetEncoder
+from model_repository.synthetic.speaking.quantizer import Quantizer
+from model_repository.synthetic.speaking.semantic import (
+    Example,
+    Labels,
+    SemanticModel,
+    agent_example,
+    agent_voices,
+    place_silence,
+    train_semantics,
+    user_example,
+)
+from model_repository.synthetic.speaking.speech import (
+    AGENT,
+    HELD_OUT_USERS,
+    USERS,
+    Utterance,
+    make_speech,
+    read_speech,
+)
+from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
+from model_repository.synthetic.speaking.training import load
+
+VARIANTS = 2
+"""Examples of each user's utterance: another speaker and line each time."""
+
+CONTENT_UTTERANCES = 300
+"""Users' utterances that the content codebooks are fitted to, beside the agent's."""
+
+_WITHOUT_STRESS = str.maketrans("", "", "ˈˌ ")
+
+
+class Recipe:
+    """The stages and their files in the folder `work`."""
+
+    def __init__(self, work: Path, config: SpeakingConfig | None = None) -> None:
+        self.config = config or SpeakingConfig()
+        self._work = work
+        self._speech = work / "speech"
+        self._codec = work / "codec"
+        torch.set_num_threads(1)
+
+    def make_speech(self, prefix: str = "") -> None:
+        """Stage 1."""
+        make_speech(self._speech, self.config, prefix)
+
+    @functools.cached_property
+    def users(self) -> list[Utterance]:
+        """All users' utterances, the held-out ones too."""
+        return [utterance for utterance in read_speech(self._speech) if utterance.line.intent != AGENT]
+
+    @functools.cached_property
+    def trained(self) -> list[Utterance]:
+        """Users' utterances that are trained on: neither speaker nor phrasing is held out."""
+        return [
+            utterance
+            for utterance in self.users
+            if utterance.line.speaker in USERS and not utterance.line.phrasing_held_out
+        ]
+
+    def held_out(self, speakers: bool, phrasings: bool) -> list[Utterance]:
+        """Users' utterances that are held out in the ways given."""
+        return [
+            utterance
+            for utterance in self.users
+            if (utterance.line.speaker in HELD_OUT_USERS) == speakers and utterance.line.phrasing_held_out == phrasings
+        ]
+
+    @functools.cached_property
+    def agent(self) -> AgentSpeech:
+        """Stage 2b."""
+        others = [utterance.sound for utterance in self.trained[:CONTENT_UTTERANCES]]
+        speech = prepare_agent(self._codec / "agent.npz", read_speech(self._speech, "agent"), others, self.config)
+        frames = sum(len(sentence.content) for sentence in speech.sentences)
+        print(f"agent: {len(speech.sentences)} sentences, {frames} frames, content error {content_error(speech):.3f}")
+        return speech
+
+    def front_end(self) -> SeanetEncoder:
+        """Stage 2a."""
+        sounds = [utterance.sound for utterance in self.trained]
+        path = self._codec / "step-basis.npz"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fitted = fit_step_basis(sounds, self.config)
+            np.savez(path, mean=fitted.mean, components=fitted.components)
+        with np.load(path) as stored:
+            basis = Basis(stored["mean"], stored["components"])
+        return train_front_end(self._codec / "front-end.pt", sounds, basis, self.config)
+
+    def decoder(self) -> Decoder:
+        """Stage 2c."""
+        return train_decoder(self._codec / "decoder.pt", self.agent, self.config)
+
+    @functools.cached_property
+    def labels(self) -> Labels:
+        """Numbers of what the encoder is to find, with the pronunciations of all questions."""
+        lines = [utterance.line for utterance in self.users]
+        path = self._codec / "pronunciations.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        missing = {line.text for line in lines} - set(known)
+        if missing:
+            known |= {text: phonemes(text).translate(_WITHOUT_STRESS) for text in sorted(missing)}
+            path.write_text(json.dumps(known))
+        trained = [utterance.line for utterance in self.trained]
+        return Labels.of(trained, [intent.name for intent in INTENTS], known)
+
+    def examples(self, model: SemanticModel, utterances: Sequence[Utterance], variants: int) -> list[Named]:
+        """Run the front end over variants of utterances."""
+        return [
+            Named(
+                utterance.line.intent,
+                user_example(
+                    model.codec,
+                    self.agent,
+                    self.labels,
+                    utterance.line,
+                    utterance.sound,
+                    np.random.default_rng([self.config.seed, variant, number]),
+                ),
+            )
+            for variant, (number, utterance) in itertools.product(range(variants), enumerate(utterances))
+        ]
+
+    @functools.cached_property
+    def trained_examples(self) -> list[Named]:
+        """What the semantics are trained on, and what dialogues are made of."""
+        return self.examples(self.new_semantic_model(), self.trained, VARIANTS)
+
+    def new_semantic_model(self) -> SemanticModel:
+        """The encoder with the trained front end and an untrained rest."""
+        torch.manual_seed(self.config.seed)
+        model = SemanticModel(self.config, self.labels)
+        load(self._codec / "front-end.pt", model.codec.encoder)
+        return model
+
+    def semantic(self) -> SemanticModel:
+        """Stage 2d."""
+        model = self.new_semantic_model()
+        path = self._codec / "semantic.pt"
+        examples: list[Example] = []
+        agents: list[Example] = []
+        if not path.exists() or torch.load(path, weights_only=True)["step"] < self.config.semantic_steps:
+            examples = [named.example for named in self.trained_examples]
+            agents = [agent_example(model.codec, self.agent, index, voice) for index, voice in agent_voices(self.agent)]
+            print(f"semantic: {len(examples)} examples of users, {len(agents)} of the agent", flush=True)
+            train_semantics(path, model, examples, agents, self.config)
+        load(path, model)
+        place_silence(model)
+        return model
+
+    @functools.cached_property
+    def tokenizer(self) -> bytes:
+        """The serialized text tokenizer."""
+        return train_speaking_tokenizer(self.config.text_card)
+
+    def material(self, model: SemanticModel) -> Material:
+        """Stage 2e."""
+        return prepare_material(
+            self._work / "codes.npz", model, self.agent, lambda: self.trained_examples, self.tokenizer, self.config
+        )
+
+    def language_model(self, material: Material) -> LanguageModel:
+        """Stage 3."""
+        return train_language_model(self._work / "language.pt", material, self.config)
+
+    def export(
+        self, out: Path, model: SemanticModel, decoder: Decoder, language: LanguageModel, material: Material
+    ) -> None:
+        """Stage 4: write `out`/compact and `out`/checkpoint."""
+        write_compact(
+            out / "compact",
+            {name: tensor.numpy() for name, tensor in language.state_dict().items()},
+            mimi_tensors(model, decoder, self.agent.quantizer),
+            voice_prompts(material.answers),
+            self.tokenizer,
+            self.config,
+        )
+        expand(out / "compact", out / "checkpoint")
+
+    def run(self, out: Path) -> None:
+        """Run all stages."""
+        self.make_speech()
+        self.train(out)
+
+    def train(self, out: Path) -> None:
+        """Run all stages but the first."""
+        self.front_end()
+        decoder = self.decoder()
+        model = self.semantic()
+        material = self.material(model)
+        self.export(out, model, decoder, self.language_model(material), material)
+
+
+def mimi_tensors(model: SemanticModel, decoder: Decoder, quantizer: Quantizer) -> dict[str, np.ndarray]:
+    """Mimi's tensors by published name."""
+    tensors = {name: tensor.numpy() for name, tensor in model.codec.state_dict().items()}
+    decoding = {name: tensor.numpy() for name, tensor in decoder.state_dict().items()}
+    output = decoding.pop("output_proj.weight")
+    tensors |= decoding
+    width = output.shape[1]
+    unit = np.eye(width, dtype=np.float32)
+    tensors["quantizer.rvq_first.input_proj.weight"] = np.concatenate([unit, 0 * unit], axis=1)[..., None]
+    tensors["quantizer.rvq_rest.input_proj.weight"] = np.concatenate([0 * unit, unit], axis=1)[..., None]
+    # The decoder does without codebook 0.
+    tensors["quantizer.rvq_first.output_proj.weight"] = 0 * output
+    tensors["quantizer.rvq_rest.output_proj.weight"] = output
+    books = [("rvq_first", 0, model.book.centroids.numpy())]
+    books += [("rvq_rest", index, book) for index, book in enumerate(quantizer.books)]
+    for branch, index, centroids in books:
+        tensors[f"quantizer.{branch}.vq.layers.{index}._codebook.embedding_sum"] = centroids
+    return tensors

@@ -1,0 +1,317 @@
+"""Stage 2d, semantics: Mimi's encoder transformer and codebook 0, trained to expose the words.
+
+A codec that is trained to reconstruct does not tell words apart across speakers. So the first half of the latent, as
+quantized by codebook 0, must suffice for a small network to find words and intent; the transformer's steps must suffice
+for the phonemes. The second half learns the acoustic codes: content for everybody, voice and pitch for the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_repository.checkpoint.geometry import FRAME_SIZE
+from model_repository.synthetic.speaking.agent import AgentSpeech
+from model_repository.synthetic.speaking.augment import vary_line, vary_speaker
+from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.engines import Sound
+from model_repository.synthetic.speaking.features import SPECTRA, patches
+from model_repository.synthetic.speaking.mimi import Encoder
+from model_repository.synthetic.speaking.quantizer import CONTENT, PITCH, VOICE, Codes, Floats, k_means, silence_codes
+from model_repository.synthetic.speaking.speech import Line
+from model_repository.synthetic.speaking.training import train
+from model_repository.synthetic.speaking.voices import NAMES
+
+BATCH = 24
+MAX_LEAD = 8
+"""Frames of silence at most before an example."""
+
+TAIL = 10
+"""Frames of silence after an example."""
+
+QUANTIZED_FROM = 0.25
+"""Share of the steps after which codebook 0 quantizes; it begins with the means of the latents of that step."""
+
+_DECAY = 0.98
+_WEIGHTS = {"phonemes": 1.0, "words": 1.0, "intent": 1.0, "acoustic": 1.0, "commitment": 0.25}
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An utterance as the front end sees it, with what is to be found in it."""
+
+    features: Floats
+    """[2 F, dim], float16."""
+    content: Floats
+    """[F, 40]."""
+    begin: int
+    end: int
+    """Frames in which the speech begins, and after which it has ended."""
+    intent: int
+    words: Sequence[int]
+    phonemes: Sequence[int]
+    acoustic: Floats
+    """[F, 24] voice and pitch of the agent's speech; [F, 0] of a user's."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Numbers of intents, words and phonemes; 0 of words and phonemes is the blank."""
+
+    intents: Mapping[str, int]
+    words: Mapping[str, int]
+    phonemes: Mapping[str, int]
+    pronunciations: Mapping[str, str]
+    """Phonemes of each text."""
+
+    @classmethod
+    def of(cls, lines: Sequence[Line], intents: Sequence[str], pronunciations: Mapping[str, str]) -> Labels:
+        """Number what occurs in the lines."""
+        words = sorted({word for line in lines for word in line.text.split()})
+        symbols = sorted({symbol for text in pronunciations.values() for symbol in text})
+        return cls(
+            {intent: index for index, intent in enumerate(intents)},
+            {word: index + 1 for index, word in enumerate(words)},
+            {symbol: index + 1 for index, symbol in enumerate(symbols)},
+            pronunciations,
+        )
+
+
+def padded(sound: Sound, lead: int, tail: int = TAIL) -> Sound:
+    """Add frames of silence; the whole is a number of frames."""
+    frames = lead + -(-len(sound) // FRAME_SIZE) + tail
+    output = np.zeros(frames * FRAME_SIZE, np.float32)
+    output[lead * FRAME_SIZE : lead * FRAME_SIZE + len(sound)] = sound
+    return output
+
+
+def features_of(encoder: Encoder, sound: Sound) -> Floats:
+    """Run the convolutions over sound [1920 F] -> [2 F, dim] float16."""
+    with torch.no_grad():
+        features = encoder.encoder(torch.from_numpy(sound)[None, None])[0].T
+    return np.asarray(features.numpy(), np.float16)
+
+
+def user_example(
+    encoder: Encoder, speech: AgentSpeech, labels: Labels, line: Line, sound: Sound, generator: np.random.Generator
+) -> Example:
+    """Make an example of a user's utterance: another speaker and line each time."""
+    lead = int(generator.integers(1, MAX_LEAD))
+    clean = padded(vary_speaker(sound, generator), lead)
+    return Example(
+        features_of(encoder, vary_line(clean, generator)),
+        speech.basis.project(patches(clean, SPECTRA)),
+        lead,
+        len(clean) // FRAME_SIZE - TAIL,
+        labels.intents[line.intent],
+        [labels.words[word] for word in line.text.split() if word in labels.words],
+        [labels.phonemes[symbol] for symbol in labels.pronunciations[line.text]],
+        np.empty((len(clean) // FRAME_SIZE, 0), np.float32),
+    )
+
+
+def agent_example(encoder: Encoder, speech: AgentSpeech, index: int, voice: str) -> Example:
+    """Make an example of an agent's sentence in one of the voices: its content is the reader's."""
+    sentence = speech.sentences[index]
+    codes = speech.codes(sentence, voice)
+    sums = speech.quantizer.decode(codes)
+    return Example(
+        features_of(encoder, speech.sound(sentence, voice)),
+        sentence.content,
+        0,
+        len(codes),
+        -1,
+        [],
+        [],
+        np.concatenate([sums[:, VOICE], sums[:, PITCH]], axis=1),
+    )
+
+
+class Codebook(nn.Module):
+    """Codebook 0: nearest centroids, learnt as moving averages; gradients pass straight through."""
+
+    def __init__(self, card: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("centroids", torch.zeros(card, dim))
+        self.register_buffer("sums", torch.zeros(card, dim))
+        self.register_buffer("usage", torch.zeros(card))
+
+    def start(self, samples: Tensor, generator: np.random.Generator) -> None:
+        """Begin with the means of samples [n, dim]."""
+        means = torch.from_numpy(k_means(samples.numpy(), len(self.usage), generator))
+        self.centroids.copy_(means)
+        self.sums.copy_(means)
+        self.usage.fill_(1.0)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Nearest centroids [...] of x [..., dim]."""
+        return (self.centroids.square().sum(1) - 2 * x @ self.centroids.T).argmin(-1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x quantized and the codes."""
+        codes = self.codes(x.detach())
+        return x + (self.centroids[codes] - x).detach(), codes
+
+    def update(self, x: Tensor, codes: Tensor, generator: np.random.Generator) -> None:
+        """Move the centroids towards samples [n, dim]; one that is hardly used moves to a random sample."""
+        chosen = functional.one_hot(codes, len(self.usage)).to(x.dtype)
+        self.usage.mul_(_DECAY).add_(chosen.sum(0), alpha=1 - _DECAY)
+        self.sums.mul_(_DECAY).add_(chosen.T @ x, alpha=1 - _DECAY)
+        unused = torch.nonzero(self.usage < 0.02)[:, 0]
+        if len(unused):
+            replacement = x[torch.from_numpy(generator.integers(len(x), size=len(unused)))]
+            self.sums[unused] = replacement
+            self.usage[unused] = 1.0
+        self.centroids.copy_(self.sums / self.usage[:, None].clamp(min=1e-5))
+
+
+class SemanticModel(nn.Module):
+    """The encoder with the heads that supervise it."""
+
+    def __init__(self, config: SpeakingConfig, labels: Labels) -> None:
+        super().__init__()
+        geometry = config.geometry().mimi
+        self.codec = Encoder(geometry)
+        self.codec.encoder.requires_grad_(False)
+        self.book = Codebook(config.card, geometry.codebook_dim)
+        self.phonemes = nn.Linear(geometry.dimension, len(labels.phonemes) + 1)
+        self.reader = nn.GRU(geometry.codebook_dim, 192, batch_first=True)
+        self.words = nn.Linear(192, len(labels.words) + 1)
+        self.intent = nn.Linear(192, len(labels.intents))
+
+    def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The halves of latents [..., 128]: semantic, acoustic."""
+        half = latents.shape[-1] // 2
+        return latents[..., :half], latents[..., half:]
+
+
+def sorted_batches(examples: Sequence[Example], generator: np.random.Generator, size: int) -> list[Example]:
+    """Return `size` examples of about one length; `examples` are sorted by length."""
+    start = int(generator.integers(0, max(1, len(examples) - 4 * size)))
+    near = examples[start : start + 4 * size]
+    return [near[index] for index in generator.choice(len(near), min(size, len(near)), replace=False)]
+
+
+def train_semantics(
+    path: Path,
+    model: SemanticModel,
+    users: Sequence[Example],
+    agents: Sequence[Example],
+    config: SpeakingConfig,
+) -> None:
+    """Train on users' examples, with a few of the agent's in every batch."""
+    users = sorted(users, key=lambda example: len(example.features))
+    agents = sorted(agents, key=lambda example: len(example.features))
+    first = int(QUANTIZED_FROM * config.semantic_steps)
+
+    def step(index: int, generator: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        if index == first:
+            with torch.no_grad():
+                samples = [_latents(model, sorted_batches(users, generator, 64)) for _ in range(6)]
+            model.book.start(torch.cat([model.split(part)[0].flatten(0, 1) for part in samples]), generator)
+        losses, figures = user_losses(model, sorted_batches(users, generator, BATCH), index >= first, generator)
+        losses["acoustic"] = losses["acoustic"] + _agent_loss(model, sorted_batches(agents, generator, BATCH // 4))
+        total = torch.stack([_WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+        return total, {**{name: float(loss.detach()) for name, loss in losses.items()}, **figures}
+
+    train(path, model, step, config.semantic_steps, rate=1.5e-3, seed=config.seed)
+
+
+def _stack(examples: Sequence[Example]) -> Tensor:
+    """Features [N, S, dim], the shorter ones followed by their last step: silence."""
+    longest = max(len(example.features) for example in examples)
+    return torch.stack(
+        [
+            torch.from_numpy(
+                np.pad(example.features, ((0, longest - len(example.features)), (0, 0)), mode="edge").astype(np.float32)
+            )
+            for example in examples
+        ]
+    )
+
+
+def _latents(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
+    return model.codec.latents(_stack(examples))
+
+
+def user_losses(
+    model: SemanticModel, examples: Sequence[Example], quantized: bool, generator: np.random.Generator
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Losses of a batch by name, and how often the intent was right."""
+    steps = model.codec.encoder_transformer(_stack(examples))
+    latents = model.codec.downsample(steps.transpose(1, 2)).transpose(1, 2)
+    semantic, acoustic = model.split(latents)
+    losses: dict[str, Tensor] = {}
+    read = semantic
+    if quantized:
+        read, codes = model.book(semantic)
+        losses["commitment"] = (semantic - model.book.centroids[codes]).square().mean()
+        if model.training:
+            flat = semantic.detach().flatten(0, 1)
+            model.book.update(flat, codes.flatten(), generator)
+    hidden, _ = model.reader(read)
+    frames = torch.tensor([example.end + 2 for example in examples])
+    last = hidden[torch.arange(len(examples)), frames + 2]
+    intents = torch.tensor([example.intent for example in examples])
+    logits = model.intent(last)
+    losses["intent"] = functional.cross_entropy(logits, intents)
+    losses["words"] = _ctc(model.words(hidden), frames, [example.words for example in examples])
+    losses["phonemes"] = _ctc(model.phonemes(steps), 2 * frames, [example.phonemes for example in examples])
+    content = [
+        functional.mse_loss(acoustic[row, : len(example.content), CONTENT], torch.from_numpy(example.content))
+        for row, example in enumerate(examples)
+    ]
+    losses["acoustic"] = torch.stack(content).mean()
+    return losses, {"right": float((logits.argmax(-1) == intents).float().mean())}
+
+
+def _agent_loss(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
+    """Error of the second half of latents of the agent's speech."""
+    _, acoustic = model.split(_latents(model, examples))
+    errors = []
+    for row, example in enumerate(examples):
+        target = torch.from_numpy(np.concatenate([example.content, example.acoustic], axis=1))
+        errors.append(functional.mse_loss(acoustic[row, : len(target)], target))
+    return torch.stack(errors).mean()
+
+
+def _ctc(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
+    targets = torch.tensor([label for row in labels for label in row])
+    counts = torch.tensor([len(row) for row in labels])
+    logs = logits.log_softmax(-1).transpose(0, 1)
+    return functional.ctc_loss(logs, targets, lengths, counts, zero_infinity=True)
+
+
+def place_silence(model: SemanticModel) -> None:
+    """Exchange two centroids so that digital silence has the published constant's code."""
+    with torch.no_grad():
+        features = model.codec.encoder(torch.zeros(1, 1, 100 * FRAME_SIZE)).transpose(1, 2)
+        found = int(model.book.codes(model.split(model.codec.latents(features))[0])[0, -1])
+        wanted = int(silence_codes(len(model.book.usage))[0])
+        for buffer in (model.book.centroids, model.book.sums, model.book.usage):
+            buffer[[found, wanted]] = buffer[[wanted, found]]
+
+
+def encode(model: SemanticModel, speech: AgentSpeech, features: Floats) -> Codes:
+    """All codes [F, 8] of features [2 F, dim]."""
+    with torch.no_grad():
+        latents = model.codec.latents(torch.from_numpy(features.astype(np.float32))[None])[0]
+        semantic, acoustic = model.split(latents)
+        first = model.book.codes(semantic).numpy()
+    return np.concatenate([first[:, None], speech.quantizer.encode(acoustic.numpy().copy())], axis=1)
+
+
+def agent_voices(speech: AgentSpeech) -> list[tuple[int, str]]:
+    """Every sentence in three of its reader's voices, in turn: (index of the sentence, voice)."""
+    chosen = []
+    for voice_index, voice in enumerate(NAMES):
+        for position, index in enumerate(speech.reader_of(voice)):
+            if (position + voice_index) % 3 == 0:
+                chosen.append((index, voice))
+    return chosen

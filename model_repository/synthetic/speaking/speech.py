@@ -1,0 +1,158 @@
+"""Stage 1, speech: the agent's sentences and the users' questions as sound.
+
+Files in `<work>/speech/`: one `.npz` per block of utterances, so that a run that stopped goes on with the next block.
+Each has `sound` (int16, all utterances one after the other), `ends` (int64) and `lines` (JSON, one `Line` each).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.engines import Espeak, Flite, Kokoro, Sound, Speaker
+from model_repository.synthetic.speaking.intents import FALLBACK, INTENTS, answers
+from model_repository.synthetic.speaking.phrases import choose
+
+BLOCK = 60
+"""Utterances in a file."""
+
+READERS: dict[str, Speaker] = {"female": Flite("slt"), "male": Flite("rms")}
+"""The speakers that read the agent's sentences. The 18 voices are made of these two by the vocoder."""
+
+USERS: dict[str, Speaker] = {
+    "flite-slt": Flite("slt"),
+    "flite-rms": Flite("rms"),
+    "flite-kal": Flite("kal"),
+    "espeak-m1": Espeak("en-us+m1", 40),
+    "espeak-f2": Espeak("en-us+f2", 55),
+    "espeak-m3": Espeak("en+m3", 45),
+    "espeak-f4": Espeak("en-gb+f4", 60),
+    "kokoro-alpha": Kokoro((("jf_alpha", 1.0),)),
+    "kokoro-kumo": Kokoro((("jm_kumo", 0.8), ("jf_nezumi", 0.2))),
+    "kokoro-nezumi": Kokoro((("jf_nezumi", 0.6), ("jf_tebukuro", 0.4))),
+    "kokoro-fox": Kokoro((("jf_gongitsune", 0.8), ("jm_kumo", 0.2))),
+}
+"""Speakers of the users' questions that are trained on."""
+
+HELD_OUT_USERS: dict[str, Speaker] = {
+    "flite-awb": Flite("awb"),
+    "espeak-m7": Espeak("en-us+m7", 50),
+    "kokoro-held": Kokoro((("jf_tebukuro", 0.5), ("jm_kumo", 0.5))),
+}
+"""Speakers that are never trained on."""
+
+AGENT = "agent"
+
+READING_SPEED = 0.95
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one utterance says, by whom. `phrasing_held_out`: the phrasing is never trained on."""
+
+    speaker: str
+    intent: str
+    text: str
+    phrasing_held_out: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Utterance:
+    """A line and its sound [T] float32 at 24 kHz."""
+
+    line: Line
+    sound: Sound
+
+
+def agent_lines() -> list[Line]:
+    """The agent's sentences by every reader."""
+    return [Line(reader, AGENT, text) for reader in READERS for text in answers()]
+
+
+def user_lines(config: SpeakingConfig) -> list[Line]:
+    """Every phrasing by four speakers: one of flite's, two of espeak-ng's, one of Kokoro's.
+
+    Held-out phrasings, and as many others, come from the held-out speakers too.
+    """
+    by_kind = [[name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "espeak", "kokoro")]
+    generator = np.random.default_rng(config.seed)
+    lines = []
+    for intent in INTENTS:
+        count = config.fallback_phrasings if intent.name == FALLBACK else config.phrasings
+        phrasings = choose(intent.patterns, count, config.seed)
+        held_out = config.held_out_phrasings * (3 if intent.name == FALLBACK else 1)
+        for index, text in enumerate(phrasings):
+            is_held_out = index < held_out
+            speakers = [kind[(index + turn) % len(kind)] for turn, kind in enumerate(by_kind)]
+            speakers += list(HELD_OUT_USERS) if is_held_out or index < 2 * held_out else []
+            lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
+    return [lines[index] for index in generator.permutation(len(lines))]
+
+
+def plan(config: SpeakingConfig) -> list[tuple[str, list[Line]]]:
+    """Blocks of lines by file name, the cheap engines first."""
+    users = user_lines(config)
+    slow = [line for line in users if line.speaker.startswith("kokoro")]
+    fast = [line for line in users if not line.speaker.startswith("kokoro")]
+    groups = (("agent", agent_lines()), ("program", fast), ("kokoro", slow))
+    return [
+        (f"{name}-{index:03d}.npz", list(block))
+        for name, lines in groups
+        for index, block in enumerate(_batched(lines))
+    ]
+
+
+def _batched(lines: Sequence[Line]) -> Iterator[Sequence[Line]]:
+    return (lines[start : start + BLOCK] for start in range(0, len(lines), BLOCK))
+
+
+def make_speech(folder: Path, config: SpeakingConfig, prefix: str = "") -> None:
+    """Speak every block whose file is missing and whose name begins with `prefix`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    speakers: dict[str, Speaker] = {**READERS, **USERS, **HELD_OUT_USERS}
+    blocks = plan(config)
+    for number, (name, lines) in enumerate(blocks):
+        path = folder / name
+        if not name.startswith(prefix) or path.exists():
+            continue
+        generator = np.random.default_rng([config.seed, number])
+        sounds = []
+        for line in lines:
+            speed = READING_SPEED if line.intent == AGENT else float(generator.uniform(0.85, 1.15))
+            sounds.append(speakers[line.speaker].speak(line.text, speed))
+        write_block(path, lines, sounds)
+        seconds = sum(map(len, sounds)) / 24_000
+        print(f"speech: block {number + 1} of {len(blocks)}, {name}, {seconds:.0f} s", flush=True)
+
+
+def write_block(path: Path, lines: Sequence[Line], sounds: Sequence[Sound]) -> None:
+    """Write utterances to a file, which is there as a whole or not at all."""
+    sound = np.concatenate(sounds)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            sound=np.clip(sound * 32767, -32768, 32767).astype(np.int16),
+            ends=np.cumsum([len(sound) for sound in sounds]),
+            lines=np.array([json.dumps(dataclasses.asdict(line)) for line in lines]),
+        )
+    temporary.replace(path)
+
+
+def read_speech(folder: Path, prefix: str = "") -> list[Utterance]:
+    """Read all utterances of the blocks whose names begin with `prefix`."""
+    utterances = []
+    for path in sorted(folder.glob(f"{prefix}*.npz")):
+        with np.load(path) as block:
+            sound = block["sound"].astype(np.float32) / 32767
+            starts = [0, *block["ends"][:-1]]
+            for start, end, line in zip(starts, block["ends"], block["lines"], strict=True):
+                utterances.append(Utterance(Line(**json.loads(str(line))), sound[start:end]))
+    return utterances

@@ -1,0 +1,114 @@
+"""A training loop that goes on where it stopped, and prints figures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SAVE_SECONDS = 180.0
+PRINT_SECONDS = 60.0
+
+Step = Callable[[int, np.random.Generator], tuple[Tensor, Mapping[str, float]]]
+"""Makes a batch from the index and the generator of its step; returns the loss and figures to print."""
+
+
+def train(
+    path: Path,
+    model: nn.Module,
+    step: Step,
+    steps: int,
+    *,
+    rate: float,
+    seed: int,
+    decay: float = 0.01,
+    warmup: int = 100,
+    save_seconds: float = SAVE_SECONDS,
+) -> None:
+    """Train `model` to `steps` steps in all with AdamW and a cosine schedule, and leave its state in `path`.
+
+    The batch of a step follows from the seed and the step, so that a run that stopped continues as if it had not.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
+    first = 0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    begin = saved_at = printed_at = time.monotonic()
+    sums: dict[str, list[float]] = defaultdict(list)
+    model.train()
+    for index in range(first, steps):
+        share = min(1.0, (index + 1) / warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * index / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * share
+        loss, figures = step(index, np.random.default_rng([seed, index]))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{path.stem}: the loss of step {index} is {float(loss.detach())}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        for name, value in {"loss": float(loss.detach()), **figures}.items():
+            sums[name].append(value)
+        now = time.monotonic()
+        if now - printed_at > PRINT_SECONDS or index + 1 == steps:
+            means = "  ".join(f"{name} {np.mean(values):.4f}" for name, values in sums.items())
+            pace = (now - begin) / (index + 1 - first)
+            print(f"{path.stem}: step {index + 1} of {steps}  {means}  {pace:.2f} s a step", flush=True)
+            sums.clear()
+            printed_at = now
+        if now - saved_at > save_seconds or index + 1 == steps:
+            _save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": index + 1})
+            saved_at = now
+    model.eval()
+
+
+def _save(path: Path, content: Mapping[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def load(path: Path, model: nn.Module) -> int:
+    """Load what `train` left for `model`; return the number of steps."""
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    model.eval()
+    return int(saved["step"])
+
+
+def initialize(model: nn.Module, forward: Callable[[], object]) -> None:
+    """Scale every convolution so that its output has unit deviation on real data; biases become 0.
+
+    PyTorch's own initialization shrinks the signal layer by layer, so that deep ones begin with nothing. The last
+    convolution of a residual block gets half of that.
+    """
+
+    def scale(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            target = 0.5 if ".block.3." in name else 1.0
+            factor = target / (float(output.std()) + 1e-6)
+            module.weight.data.mul_(factor)
+            return output * factor
+
+        return hook
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)) and module.groups == 1:
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            handles.append(module.register_forward_hook(scale(name)))
+    with torch.no_grad():
+        forward()
+    for handle in handles:
+        handle.remove()

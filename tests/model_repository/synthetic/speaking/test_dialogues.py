@@ -1,0 +1,122 @@
+"""Dialogues: prompts as in serving, answers after questions, silence after interruptions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from model_repository.prompt_codes import SILENCE, SINE
+from model_repository.synthetic.speaking.config import DELAYS
+from model_repository.synthetic.speaking.dialogues import (
+    AGENT,
+    DELAY,
+    PADDING,
+    STOP,
+    USER,
+    Dialogue,
+    Material,
+    Question,
+    delayed,
+    make_dialogue,
+    prompt_frames,
+    spread,
+)
+from model_repository.synthetic.speaking.intents import ASSISTANT, INTENTS, answers
+from model_repository.synthetic.speaking.quantizer import silence_codes
+from model_repository.synthetic.speaking.roles import Persona
+from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
+from model_repository.synthetic.speaking.voices import NAMES
+
+CARD, TEXT_CARD = 256, 640
+SPOKEN, ASKED, QUIET = 7, 9, 11
+"""Codes of the agent's speech, the user's speech and the user's silence in these tests."""
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    codes = np.repeat([[QUIET], [ASKED], [QUIET]], [2, 10, 8], axis=0) * np.ones(8, np.int64)
+    questions = [Question(intent.name, codes, 2, 12) for intent in INTENTS]
+    sentences = {text: np.full((20, 8), SPOKEN) for text in answers()}
+    processor = sentencepiece.SentencePieceProcessor(model_proto=train_speaking_tokenizer(TEXT_CARD))
+    return Material(CARD, questions, dict.fromkeys(NAMES, sentences), [], np.full(8, QUIET), processor)
+
+
+@pytest.fixture(scope="module")
+def dialogues(material: Material) -> list[Dialogue]:
+    return [make_dialogue(material, TEXT_CARD, np.random.default_rng(seed)) for seed in range(200)]
+
+
+def conversation(dialogue: Dialogue, stream: int) -> np.ndarray:
+    """A stream of the conversation, its delay undone."""
+    return np.roll(dialogue.columns[:, stream], -DELAYS[stream])[dialogue.prompt :]
+
+
+def test_tokens_are_spread_in_order_one_a_frame() -> None:
+    text = spread([5, 6, 7], ["hello", "a", "there"], 20)
+    assert [token for token in text if token != PADDING] == [5, 6, 7]
+    assert text[0] == 5
+    assert spread([4] * 10, ["x"] * 10, 10).tolist() == [4] * 10
+
+
+def test_a_prompt_is_voice_silence_text_silence(material: Material) -> None:
+    frames = prompt_frames(material, Persona("Your name is Anna.", ASSISTANT, "Anna"), np.full((9, 8), 1))
+    tokens = material.tokenizer.encode("<system> Your name is Anna. <system>")
+    assert len(frames) == 9 + 6 + len(tokens) + 6
+    assert frames[15 : 15 + len(tokens), 0].tolist() == tokens
+    assert set(frames[:15, 0]) == set(frames[-6:, 0]) == {PADDING}
+    assert (frames[:9, AGENT] == 1).all()
+    assert (frames[9:, AGENT] == np.array(SILENCE) % CARD).all()
+    assert (frames[:, USER] == np.array(SINE) % CARD).all()
+
+
+def test_columns_are_delayed_and_begin_with_initial_tokens() -> None:
+    frames = np.arange(5)[:, None] + np.arange(17) * 100
+    columns = delayed(frames, np.full(17, -1))
+    assert (columns[0] == -1).all()
+    for stream, delay in enumerate(DELAYS):
+        assert columns[1 : 1 + delay, stream].tolist() == [-1] * delay
+        assert columns[1 + delay :, stream].tolist() == frames[1 : 5 - delay, stream].tolist()
+
+
+def test_the_agent_answers_after_the_question_and_only_then(dialogues: list[Dialogue]) -> None:
+    for dialogue in dialogues:
+        agent, user = conversation(dialogue, 1), conversation(dialogue, 9)
+        speaks = agent == SPOKEN
+        first = int(np.argmax(speaks))
+        asked = np.flatnonzero(user[:first] == ASKED)
+        assert first - asked[-1] == DELAY + 1
+        # The agent is silent while it is asked, but for the frames in which it notices an interruption.
+        assert np.count_nonzero(speaks & (user == ASKED)) <= STOP
+
+
+def test_interruptions_end_the_answer_and_are_answered(dialogues: list[Dialogue]) -> None:
+    interrupted = 0
+    for dialogue in dialogues:
+        agent, user = conversation(dialogue, 1), conversation(dialogue, 9)
+        overlap = np.flatnonzero((agent == SPOKEN) & (user == ASKED))
+        if len(overlap):
+            interrupted += 1
+            assert (agent[overlap[-1] + 1 : overlap[-1] + 8] == silence_codes(CARD)[0]).all()
+            assert (agent[overlap[-1] + 8 :] == SPOKEN).sum() == 20
+    assert interrupted > 10
+
+
+def test_the_transcript_is_an_answer(material: Material, dialogues: list[Dialogue]) -> None:
+    whole = 0
+    for dialogue in dialogues:
+        tokens = [int(token) for token in conversation(dialogue, 0) if token not in (PADDING, TEXT_CARD)]
+        spoken = conversation(dialogue, 1) == SPOKEN
+        if np.count_nonzero(np.diff(spoken.astype(int)) == 1) == 1 and spoken.sum() == 20:
+            whole += 1
+            assert material.tokenizer.decode(tokens) in answers()
+    assert whole > 50
+
+
+def test_late_dialogues_keep_the_prompt_before_them(dialogues: list[Dialogue]) -> None:
+    jumps = [int(np.diff(dialogue.positions).max()) for dialogue in dialogues]
+    assert min(jumps) == 1
+    assert 1000 < max(jumps) < 3000
+    for dialogue in dialogues:
+        assert (np.diff(dialogue.positions[: dialogue.prompt]) == 1).all()
+        assert (np.diff(dialogue.positions[dialogue.prompt :]) == 1).all()
