@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -32,16 +33,21 @@ def python_of(name: str) -> Path:
     requirements = HERE / f"{name}.txt"
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     folder = CACHE / f"{name}-{digest}"
-    python = folder / "bin" / "python"
-    if (folder / "complete").exists():
-        return python
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            _install(requirements, folder)
+    return folder / "bin" / "python"
+
+
+def _install(requirements: Path, folder: Path) -> None:
     venv.create(folder, with_pip=True, clear=True)
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
     if subprocess.run([*pip, *_PROBE, str(folder / "probe")], capture_output=True).returncode:
         pytest.skip("PyPI cannot be reached, so this client cannot be installed")
-    subprocess.run([*pip, "install", "--no-deps", "--only-binary", ":all:", "-r", str(requirements)], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--prefer-binary", "-r", str(requirements)], check=True)
     (folder / "complete").touch()
-    return python
 
 
 async def run_client(python: Path, script: str, *arguments: object) -> dict[str, Any]:
