@@ -13,12 +13,13 @@ from gateway.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-# Read by model processes and by the command line.
+# Read by model processes, by the command line and by `livekit-plugins-nvidia`.
 OTHER_VARIABLES = {
     "PERSONAPLEX_API_KEY",
     "PERSONAPLEX_CPU_KERNELS",
     "PERSONAPLEX_INTRA_OP_THREADS",
     "PERSONAPLEX_TRITON_URL",
+    "PERSONAPLEX_URL",
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

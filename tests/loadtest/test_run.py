@@ -84,6 +84,7 @@ def test_all_apis_at_once_and_locusts_own_stats(load: Callable[..., Result], tmp
         assert row in page
     # Locust's own count, of the events of its users.
     counted = {(row["method"], row["name"]): row["num_requests"] for row in locusts_rows(page)}
+    print(counted, {k: (v.received, v.missing, v.dropped) for k, v in result.stats.items()})
     assert counted["grpc", "frame"] == counted["websocket", "frame"] == FRAMES
     assert counted["grpc", "conversation"] == counted["rest", "response"] == 1
 
