@@ -121,6 +121,7 @@ command:
 - {path: /page, type: {{ . }}}
 - {path: /v1, type: {{ . }}}
 - {path: /api/chat, type: Exact}
+- {path: /gated/api/chat, type: Exact}
 - {path: /docs, type: Exact}
 - {path: /openapi.json, type: Exact}
 {{- end }}
