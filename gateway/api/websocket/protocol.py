@@ -1,9 +1,8 @@
-"""uvicorn's WebSocket protocol for live sessions: fast binary frames, tolerant keepalive, bounded closing.
+"""uvicorn's WebSocket protocol for live sessions: bounded turns, tolerant keepalive, bounded closing.
 
 It extends uvicorn's implementation, which the websockets library's Sans-I/O protocol backs:
 
-* Unfragmented binary messages, which carry audio, are framed here.
-* Frames are processed in turns, so that a flood of tiny ones does not occupy the event loop.
+* Received data is processed in turns, so that a flood of tiny frames does not occupy the event loop.
 * A client that sends ahead of time is not read for a while, and neither is its pong: that does not end the session.
 * The send buffer of the system is small, so that a client that does not read is detected soon. Such a client cannot
   keep a closed connection open.
@@ -13,36 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from asyncio import BaseTransport
+from time import perf_counter
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Opcode
 from websockets.http11 import Request
-from websockets.protocol import OPEN
 
 from gateway.api.disconnect import ABORT
-
-try:
-    from websockets.speedups import apply_mask
-except ImportError:  # not compiled on this platform
-    from websockets.utils import apply_mask
 
 # About a second of audio; Linux doubles it for its own use.
 _SEND_BUFFER = 48_000
 # After our close frame, the other side's must come.
 _CLOSE_S = 5.0
 
-# The library takes 10 to 25 us per frame. A turn of 1.6 ms, then a pause. A usual client sends 50 frames a second.
-_FRAMES_PER_TURN = 64
+# Data is processed in turns of 2 ms, with pauses. A piece takes up to 4 ms: 170 tiny frames of 10 to 25 us each.
+_TURN_S = 0.002
 _PAUSE_S = 0.005
-
-# RFC 6455 section 5.2.
-_FINAL, _MASKED, _LENGTH, _OPCODE = 0x80, 0x80, 0x7F, 0x0F
-_TWO_BYTES, _EIGHT_BYTES = 126, 127
-_WHOLE_BINARY = _FINAL | Opcode.BINARY
-_WHOLE_TEXT = _FINAL | Opcode.TEXT
+_PIECE_BYTES = 1024
 
 
 class CallProtocol(WebSocketsSansIOProtocol):
@@ -50,10 +37,8 @@ class CallProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._rest = bytearray()
+        self._unread = bytearray()
         self._next_turn: asyncio.TimerHandle | None = None
-        self._library_only = bool(self.config.ws_per_message_deflate)
-        self._fragmented = False
         self._received_data = False
 
     def connection_made(self, transport: BaseTransport) -> None:
@@ -70,115 +55,51 @@ class CallProtocol(WebSocketsSansIOProtocol):
             cast(dict[str, Any], self.scope["extensions"])[ABORT] = self.transport.abort
 
     def data_received(self, data: bytes) -> None:
-        """Pass audio frames to the app and all others, whole, to the library."""
+        """As uvicorn, but in turns."""
         self._received_data = True
-        if self._library_only or not self.handshake_initiated:
-            super().data_received(data)
-        elif self._rest or not self.handshake_complete:
-            # More than the request waits until it is answered.
-            self._rest += data
-            if self.handshake_complete and self._next_turn is None:
-                self._take_turn()
-        else:
-            done, more = self._frames_of(data)
-            self._rest += data[done:]
-            if more:
-                self._end_turn()
+        self._unread += data
+        if self._next_turn is None:
+            self._take_turn()
 
     def _take_turn(self) -> None:
-        """Process frames that wait."""
+        """Process received data until it is used up or the turn has lasted long enough."""
         self._next_turn = None
-        if self.disconnected:
-            return
-        done, more = self._frames_of(self._rest)
-        del self._rest[:done]
-        if more:
-            self._end_turn()
-        elif self.read_paused and self.queue.empty():
-            self.read_paused = False
-            self.transport.resume_reading()
-
-    def _end_turn(self) -> None:
-        """Leave the other frames for later, and do not read more until then."""
-        if not self.read_paused:
-            self.read_paused = True
-            self.transport.pause_reading()
-        self._next_turn = self.loop.call_later(_PAUSE_S, self._take_turn)
+        turn_ends = perf_counter() + _TURN_S
+        while self._unread and not self.transport.is_closing():
+            if self.handshake_initiated and not self.handshake_complete:
+                # What follows the request waits until it is answered.
+                return
+            if perf_counter() > turn_ends:
+                if not self.read_paused:
+                    self.read_paused = True
+                    self.transport.pause_reading()
+                self._next_turn = self.loop.call_later(_PAUSE_S, self._take_turn)
+                return
+            piece = bytes(self._unread[:_PIECE_BYTES])
+            del self._unread[:_PIECE_BYTES]
+            super().data_received(piece)
+        self._read_on()
 
     async def receive(self) -> Any:
-        """As uvicorn, but reading goes on only if no frames wait."""
+        """As uvicorn, but reading goes on only if no data waits."""
         message = await self.queue.get()
-        if self.read_paused and self.queue.empty() and self._next_turn is None:
-            self.read_paused = False
-            self.transport.resume_reading()
+        if self._next_turn is None:
+            self._read_on()
         return message
 
-    def _frames_of(self, data: bytes | bytearray) -> tuple[int, bool]:
-        """Process whole frames at the beginning of `data`, one turn at most.
-
-        Returns their length in bytes, and whether the turn ended before the frames.
-        """
-        at, size = 0, len(data)
-        for _ in range(_FRAMES_PER_TURN):
-            if size - at < 2:
-                return at, False
-            first, second = data[at], data[at + 1]
-            length, body = second & _LENGTH, at + 2
-            if length >= _TWO_BYTES:
-                body += 2 if length == _TWO_BYTES else 8
-                if size < body:
-                    return at, False
-                length = int.from_bytes(data[at + 2 : body], "big")
-            if not second & _MASKED or length > self.config.ws_max_size:
-                # The library reports the error and reads no more.
-                self._library_only = True
-                super().data_received(bytes(data[at:]))
-                return size, False
-            end = body + 4 + length
-            if size < end:
-                return at, False
-            if first == _WHOLE_BINARY and not self._fragmented and self.conn.state is OPEN:
-                self.frames = [apply_mask(bytes(data[body + 4 : end]), bytes(data[body : body + 4]))]
-                self.curr_msg_data_type = "bytes"
-                self.send_receive_event_to_app()
-            else:
-                if first & _OPCODE <= Opcode.BINARY:
-                    self._fragmented = not first & _FINAL
-                super().data_received(bytes(data[at:end]))
-            at = end
-        return at, at < size
+    def _read_on(self) -> None:
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
 
     async def send(self, message: Any) -> None:
-        """As uvicorn, but write messages of an open connection directly."""
-        if message["type"] == "websocket.send" and self._may_send():
-            data, first = message.get("bytes"), _WHOLE_BINARY
-            if data is None:
-                data, first = message["text"].encode(), _WHOLE_TEXT
-            size = len(data)
-            if size < _TWO_BYTES:
-                head = bytes((first, size))
-            elif size < 1 << 16:
-                head = struct.pack("!BBH", first, _TWO_BYTES, size)
-            else:
-                head = struct.pack("!BBQ", first, _EIGHT_BYTES, size)
-            self.transport.write(head + data)
-            return
+        """As uvicorn, but bound the time until the client's close frame."""
         await super().send(message)
-        if message["type"] == "websocket.accept" and self._rest and self._next_turn is None:
+        if message["type"] == "websocket.accept" and self._next_turn is None:
             self._take_turn()
         if message["type"] == "websocket.close" and self.close_timer is not None:
             self.close_timer.cancel()
             self.close_timer = self.loop.call_later(_CLOSE_S, self.transport.abort)
-
-    def _may_send(self) -> bool:
-        return (
-            self.writable.is_set()
-            and self.handshake_complete
-            and not self.close_sent
-            and not self.disconnected
-            and self.conn.state is OPEN
-            and not self.config.ws_per_message_deflate
-        )
 
     def send_keepalive_ping(self) -> None:
         """As uvicorn."""
