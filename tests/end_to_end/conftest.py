@@ -52,7 +52,7 @@ class Service:
 
     @property
     def grpc_target(self) -> str:
-        """HOST:PORT of the gRPC face."""
+        """HOST:PORT of the gRPC API."""
         return f"127.0.0.1:{self.app.state.grpc.port}"
 
     def client(self, **options: Any) -> httpx.Client:

@@ -1,4 +1,4 @@
-"""Live WebSocket calls through Triton: what is said live is what is said offline to the same samples."""
+"""Live WebSocket sessions through Triton give the results of a recording with the same samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def socket(service: Service, path: str) -> ClientConnection:
     return connect(service.url.replace("http", "ws", 1) + path, compression=None, proxy=None)
 
 
-def test_converse_says_what_an_offline_run_says(golden_service: Service, user: NDArray[np.float32]) -> None:
+def test_converse_equals_a_recorded_run(golden_service: Service, user: NDArray[np.float32]) -> None:
     params = {"seed": 7, "voice": "NATF0", "text_prompt": PROMPT}
     with socket(golden_service, "/v1/converse") as client:
         client.send(json.dumps({"type": "start", "audio": {"format": "pcm_f32le"}, **params}))
@@ -42,10 +42,10 @@ def test_converse_says_what_an_offline_run_says(golden_service: Service, user: N
             client.send(user[at : at + 3000].tobytes())
         client.send(json.dumps({"type": "end"}))
         messages = list(client)
-    spoken = np.frombuffer(b"".join(part for part in messages if isinstance(part, bytes)), "<f4")
+    agent = np.frombuffer(b"".join(part for part in messages if isinstance(part, bytes)), "<f4")
     with golden_service.client() as http:
         answer = respond(http, wav(user), max_steps=26, **params)
-    assert np.array_equal((np.clip(spoken, -1, 1) * 32767).astype(np.int16), np.round(answer.pcm * 32768))
+    assert np.array_equal((np.clip(agent, -1, 1) * 32767).astype(np.int16), np.round(answer.pcm * 32768))
     ended = json.loads(messages[-1])
     assert ended["reason"] == "completed"
     assert ended["frames"] == 26
@@ -53,7 +53,7 @@ def test_converse_says_what_an_offline_run_says(golden_service: Service, user: N
     golden_service.wait_until_free()
 
 
-def test_chat_says_what_an_offline_run_says_to_the_decoded_stream(
+def test_chat_equals_a_recorded_run_on_the_decoded_stream(
     golden_service: Service, user: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = Recording(monkeypatch)
@@ -65,20 +65,20 @@ def test_chat_says_what_an_offline_run_says_to_the_decoded_stream(
         for page in stream:
             client.send(b"\x01" + page)
         messages = [message for message in client if isinstance(message, bytes)]
-    heard = np.concatenate(list(OggOpusReader().read(b"".join(stream))))
-    frames = -(-len(heard) // FRAME) + 1
+    received = np.concatenate(list(OggOpusReader().read(b"".join(stream))))
+    frames = -(-len(received) // FRAME) + 1
     with golden_service.client() as http:
         answer = respond(
-            http, wav(heard), max_steps=frames, voice="NATF0", text_prompt=PROMPT, seed=7, audio_top_k=9,
+            http, wav(received), max_steps=frames, voice="NATF0", text_prompt=PROMPT, seed=7, audio_top_k=9,
             text_temperature=0.5,
         )  # fmt: skip
     assert messages[0] == b"\x00"
     text = b"".join(message[1:] for message in messages if message[:1] == b"\x02").decode()
     assert text.strip() == answer.body["transcript"]
-    spoken = [event.frame for event in recording.agent]
-    assert np.array_equal([frame.codes for frame in spoken], answer.agent_codes)
+    agent = [event.frame for event in recording.agent]
+    assert np.array_equal([frame.codes for frame in agent], answer.agent_codes)
     again = OggOpusWriter()
-    pages = [again.head(), *(again.write(frame.pcm) for frame in spoken)]
+    pages = [again.head(), *(again.write(frame.pcm) for frame in agent)]
     assert [message[1:] for message in messages if message[:1] == b"\x01"] == pages
     golden_service.wait_until_free()
 
@@ -96,12 +96,12 @@ def test_the_moshi_client_holds_a_conversation(
 
     with conversation.running(tiny_service.url):
         asyncio.run(all_answered())
-    heard = np.concatenate(list(OggOpusReader().read(b"".join(recording.stream))))
+    received = np.concatenate(list(OggOpusReader().read(b"".join(recording.stream))))
     with tiny_service.client() as http:
-        answer = respond(http, wav(heard), max_steps=25, seed=SEED)
-    spoken = [event.frame for event in recording.agent]
-    assert np.array_equal([frame.text_token for frame in spoken], answer.text_tokens)
-    assert np.array_equal([frame.codes for frame in spoken], answer.agent_codes)
+        answer = respond(http, wav(received), max_steps=25, seed=SEED)
+    agent = [event.frame for event in recording.agent]
+    assert np.array_equal([frame.text_token for frame in agent], answer.text_tokens)
+    assert np.array_equal([frame.codes for frame in agent], answer.agent_codes)
     assert conversation.printer.tokens == recording.texts
     assert np.isfinite(conversation.device.played).all()
     assert np.any(conversation.device.played)

@@ -1,4 +1,4 @@
-"""`personaplex serve` told to stop while people talk: nobody is cut off before the drain time, and all are told why."""
+"""Stop `personaplex serve` during live sessions: they go on for the drain time and then end with its reason."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Server:
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment)
         lines = self.process.stdout
         assert lines is not None
-        self.url = next(line for line in lines if line.startswith("PersonaPlex is ready: ")).split()[-1]
-        self.grpc_target = next(line for line in lines if line.startswith("  gRPC ")).split()[1]
+        self.url = next(socket for socket in lines if socket.startswith("PersonaPlex is ready: ")).split()[-1]
+        self.grpc_target = next(socket for socket in lines if socket.startswith("  gRPC ")).split()[1]
 
     def signal(self) -> float:
-        """Asks it to stop; when that was."""
+        """Stop the server; return the time."""
         self.process.send_signal(signal.SIGTERM)
         return monotonic()
 
@@ -58,8 +58,8 @@ def serve(tiny_models: Path) -> Iterator[Callable[..., Server]]:
         server.process.communicate()
 
 
-class Speaker:
-    """Somebody who speaks in real time until their call ends, and notes what they hear and when it ends."""
+class User:
+    """A user who sends audio in real time until the session ends. Counts frames and records the end."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -71,62 +71,62 @@ class Speaker:
             call = personaplex_pb2_grpc.PersonaPlexStub(channel).Converse()
             await call.write(pb.ConverseRequest(start=pb.Start()))
 
-            async def speak() -> None:
+            async def send() -> None:
                 while True:
                     await call.write(pb.ConverseRequest(audio=bytes(3840)))
                     await asyncio.sleep(FRAME_S)
 
-            speaking = asyncio.create_task(speak())
+            sending = asyncio.create_task(send())
             with pytest.raises(grpc.aio.AioRpcError) as status:  # noqa: PT012
                 while (message := await call.read()) is not grpc.aio.EOF:
                     self.frames += message.WhichOneof("message") == "audio"
                     if message.WhichOneof("message") == "ended":
                         self.ended_at = monotonic()
                         self.end = pb.EndReason.Name(message.ended.reason)
-            speaking.cancel()
+            sending.cancel()
             assert status.value.code() is grpc.StatusCode.UNAVAILABLE
             assert dict(status.value.trailing_metadata())["personaplex-reason"] == "drained"
 
     async def over_websocket(self, url: str) -> None:
-        async with websockets.connect(url.replace("http", "ws") + "/v1/converse") as line:
-            await line.send(json.dumps({"type": "start"}))
+        async with websockets.connect(url.replace("http", "ws") + "/v1/converse") as socket:
+            await socket.send(json.dumps({"type": "start"}))
 
-            async def speak() -> None:
+            async def send() -> None:
                 while True:
-                    await line.send(bytes(3840))
+                    await socket.send(bytes(3840))
                     await asyncio.sleep(FRAME_S)
 
-            speaking = asyncio.create_task(speak())
+            sending = asyncio.create_task(send())
             with pytest.raises(websockets.ConnectionClosed) as closed:  # noqa: PT012
                 while True:
-                    message = await line.recv()
+                    message = await socket.recv()
                     self.frames += isinstance(message, bytes)
-                    if isinstance(message, str) and (told := json.loads(message))["type"] == "ended":
+                    if isinstance(message, str) and (event := json.loads(message))["type"] == "ended":
                         self.ended_at = monotonic()
-                        self.end = told["reason"]
-            speaking.cancel()
+                        self.end = event["reason"]
+            sending.cancel()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1012
 
 
-async def heard_by_all(*speakers: Speaker) -> None:
-    """Waits until each has heard something."""
+async def all_receive(*users: User) -> None:
+    """Wait until each user has received frames."""
     async with asyncio.timeout(30):
-        while not all(speaker.frames > 2 for speaker in speakers):  # noqa: ASYNC110
+        while not all(user.frames > 2 for user in users):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
-async def test_nobody_is_cut_off_before_the_drain_time(serve):
+async def test_live_sessions_go_on_for_the_drain_time(serve):
     server = serve("--drain", str(DRAIN_S))
-    by_grpc, by_websocket = Speaker(), Speaker()
+    by_grpc, by_websocket = User(), User()
     async with asyncio.TaskGroup() as talk, httpx.AsyncClient(base_url=server.url) as client:
         talk.create_task(by_grpc.over_grpc(server.grpc_target))
         talk.create_task(by_websocket.over_websocket(server.url))
-        await heard_by_all(by_grpc, by_websocket)
-        # A conversation that is kept for another turn does not stand in the way.
+        await all_receive(by_grpc, by_websocket)
+        # A turn session does not delay the stop.
         recording = ("user.wav", (GOLDEN / "user.wav").read_bytes())
-        kept = await client.post("/v1/respond", files={"audio": recording}, data={"max_steps": "3", "keep": "true"})
-        assert kept.status_code == 200
+        turn = await client.post("/v1/respond", files={"audio": recording}, data={"max_steps": "3", "keep": "true"})
+        assert turn.status_code == 200
         stopped_at = server.signal()
         await asyncio.sleep(DRAIN_S / 4)
         before = by_grpc.frames, by_websocket.frames
@@ -135,30 +135,30 @@ async def test_nobody_is_cut_off_before_the_drain_time(serve):
         refused = await client.post("/v1/respond", files={"audio": recording})
         assert refused.status_code == 503
         await asyncio.sleep(DRAIN_S / 4)
-        assert by_grpc.frames > before[0], "live calls go on"
-        assert by_websocket.frames > before[1], "live calls go on"
+        assert by_grpc.frames > before[0], "live sessions go on"
+        assert by_websocket.frames > before[1], "live sessions go on"
     assert (by_grpc.end, by_websocket.end) == ("END_REASON_DRAINED", "drained")
-    for speaker in (by_grpc, by_websocket):
-        assert DRAIN_S <= speaker.ended_at - stopped_at < DRAIN_S + 1.5
+    for user in (by_grpc, by_websocket):
+        assert DRAIN_S <= user.ended_at - stopped_at < DRAIN_S + 1.5
     assert await asyncio.to_thread(server.process.wait, 15) == 0
 
 
-async def test_a_second_signal_ends_them_at_once(serve):
+async def test_a_second_signal_ends_sessions_at_once(serve):
     server = serve("--drain", "60")
-    speaker = Speaker()
+    user = User()
     async with asyncio.TaskGroup() as talk:
-        talk.create_task(speaker.over_grpc(server.grpc_target))
-        await heard_by_all(speaker)
+        talk.create_task(user.over_grpc(server.grpc_target))
+        await all_receive(user)
         server.signal()
         await asyncio.sleep(0.5)
-        assert not speaker.end
+        assert not user.end
         again = server.signal()
-    assert speaker.end == "END_REASON_DRAINED"
-    assert speaker.ended_at - again < 1.5
+    assert user.end == "END_REASON_DRAINED"
+    assert user.ended_at - again < 1.5
     assert await asyncio.to_thread(server.process.wait, 15) == 0
 
 
-async def test_with_nobody_there_it_stops_at_once(serve):
+async def test_without_sessions_it_stops_at_once(serve):
     server = serve("--drain", "60")
     async with httpx.AsyncClient(base_url=server.url) as client:
         recording = ("user.wav", (GOLDEN / "user.wav").read_bytes())

@@ -1,4 +1,4 @@
-"""One caller more than there are slots, at each door of the service: refused at once, let in when one has ended."""
+"""A session beyond the slots, on each API: refused at once, accepted when another has ended."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def by_grpc(service: Service) -> bool:
     request = pb.RespondRequest(audio=wav(NOISE[0]), max_steps=2)
     with grpc.insecure_channel(service.grpc_target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = personaplex_pb2_grpc.PersonaPlexStub(channel)
-        let_in = []
+        accepted = []
         for call in (
             lambda: next(stub.Converse(iter([start]))),
             lambda: stub.Respond(request),
@@ -69,36 +69,36 @@ def by_grpc(service: Service) -> bool:
         ):
             try:
                 call()
-                let_in.append(True)
+                accepted.append(True)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                     raise
-                let_in.append(False)
-            if let_in[-1]:
+                accepted.append(False)
+            if accepted[-1]:
                 service.wait_until_free(but=SLOTS - 1)
-    assert len(set(let_in)) == 1
-    return let_in[0]
+    assert len(set(accepted)) == 1
+    return accepted[0]
 
 
-@pytest.mark.parametrize("door", [by_respond, by_stream, by_converse, by_chat, by_grpc])
-def test_one_too_many_is_refused_at_once_and_let_in_when_one_has_ended(
-    tiny_service: Service, door: Callable[[Service], bool]
+@pytest.mark.parametrize("connects", [by_respond, by_stream, by_converse, by_chat, by_grpc])
+def test_a_session_beyond_the_slots_is_refused_at_once_and_accepted_later(
+    tiny_service: Service, connects: Callable[[Service], bool]
 ) -> None:
     service = tiny_service
     url = service.url.replace("http", "ws", 1) + "/v1/converse"
-    with ExitStack() as held:
+    with ExitStack() as sockets:
         for _ in range(SLOTS):
-            caller = held.enter_context(connect(url, compression=None, proxy=None))
-            caller.send('{"type": "start"}')
-            assert '"ready"' in caller.recv(timeout=10)
+            socket = sockets.enter_context(connect(url, compression=None, proxy=None))
+            socket.send('{"type": "start"}')
+            assert '"ready"' in socket.recv(timeout=10)
         began = time.monotonic()
-        assert not door(service)
+        assert not connects(service)
         took = time.monotonic() - began
-        print(f"{door.__name__}: refused in {1000 * took:.0f} ms")
+        print(f"{connects.__name__}: refused in {1000 * took:.0f} ms")
         assert took < 0.5
-        caller.send('{"type": "end"}')
+        socket.send('{"type": "end"}')
         with pytest.raises(ConnectionClosed):  # noqa: PT012
             while True:
-                caller.recv(timeout=10)
-        assert door(service)
+                socket.recv(timeout=10)
+        assert connects(service)
     service.wait_until_free()

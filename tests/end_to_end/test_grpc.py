@@ -24,7 +24,7 @@ def user() -> np.ndarray:
 
 
 def test_a_live_call_has_the_golden_tokens(golden_service: Service, golden):
-    def speak():
+    def messages():
         sampling = pb.Sampling(greedy=True)
         yield pb.ConverseRequest(
             start=pb.Start(
@@ -41,7 +41,7 @@ def test_a_live_call_has_the_golden_tokens(golden_service: Service, golden):
             yield pb.ConverseRequest(audio=data[at : at + 10_000])
 
     with grpc.insecure_channel(golden_service.grpc_target) as channel:
-        messages = list(personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(speak()))
+        messages = list(personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(messages()))
     frames = [message.audio for message in messages if message.WhichOneof("message") == "audio"]
     tokens = np.array([[frame.text_token, *frame.agent_codes] for frame in frames])
     np.testing.assert_array_equal(tokens, golden["out_tokens"][:, :9])
@@ -68,14 +68,14 @@ def test_an_answer_has_the_golden_tokens(golden_service: Service, golden):
     np.testing.assert_array_equal(np.reshape(answer.user_codes, (50, 8)), golden["user_codes"])
 
 
-def test_calls_at_once_do_not_touch_each_other(golden_service: Service, golden):
-    """Eight callers start together; all hear what one alone would. Each speaks when the last word has been answered:
-    who spoke on while eight prompts are fed would be taken for live, and lose what is too old by then.
+def test_concurrent_sessions_are_independent(golden_service: Service, golden):
+    """Eight users start together; all receive what a single one would. Each sends a frame after the previous answer:
+    audio that waits while eight prompts are prefilled would be dropped as too old.
     """
     outcomes = [None] * 8
     pcm = np.round(user()[: 20 * 1920] * 32767).astype("<i2").tobytes()
 
-    def speak(request: pb.ConverseRequest, answered: threading.Semaphore):
+    def messages(request: pb.ConverseRequest, answered: threading.Semaphore):
         yield request
         for at in range(0, len(pcm), 3840):
             answered.acquire()
@@ -89,7 +89,7 @@ def test_calls_at_once_do_not_touch_each_other(golden_service: Service, golden):
         )
         answered, frames = threading.Semaphore(0), []
         with grpc.insecure_channel(golden_service.grpc_target) as channel:
-            for message in personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(speak(request, answered)):
+            for message in personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(messages(request, answered)):
                 if message.WhichOneof("message") == "audio":
                     frames.append(message.audio)
                     answered.release()

@@ -1,4 +1,4 @@
-"""Many conversations at once through Triton: each is what it would be alone, and steps are really shared."""
+"""Concurrent conversations through Triton: results equal those of single ones, and batches are shared."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ VOICES = ("NATF0", "NATM1", "VARF2", "VARM3")
 
 
 @dataclass(frozen=True)
-class Caller:
+class User:
     """One conversation: its own recording, persona, sampling and length."""
 
     audio: bytes
     fields: dict[str, Any]
 
     @classmethod
-    def number(cls, index: int, frames: int) -> Caller:
+    def number(cls, index: int, frames: int) -> User:
         random = np.random.default_rng(index)
         pcm = random.standard_normal(1920 * (2 + index % 3)).astype(np.float32) * 0.1
         fields: dict[str, Any] = {
@@ -47,74 +47,74 @@ class Caller:
 
 
 @pytest.fixture(scope="module")
-def callers() -> list[Caller]:
-    return [Caller.number(index, 30 + 5 * index) for index in range(SLOTS)]
+def users() -> list[User]:
+    return [User.number(index, 30 + 5 * index) for index in range(SLOTS)]
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_service: Service, callers: list[Caller]) -> list[Answer]:
+def alone(tiny_service: Service, users: list[User]) -> list[Answer]:
     with tiny_service.client() as client:
-        return [caller.ask(client) for caller in callers]
+        return [user.ask(client) for user in users]
 
 
-def test_eight_at_once_are_what_each_is_alone(tiny_service: Service, callers, alone):
-    """Different prompts and lengths, starting at different moments, in different orders: equal to the last bit."""
+def test_eight_concurrent_conversations_equal_single_ones(tiny_service: Service, users, alone):
+    """Different prompts, lengths, start times and orders: equal to the last bit."""
     random = np.random.default_rng(0)
     for delay in (0.0, 0.05, 0.2):
         order = [int(index) for index in random.permutation(SLOTS)]
         with tiny_service.client() as client, ThreadPoolExecutor(SLOTS) as pool:
 
-            def late(place: int, delay: float = delay, order: list[int] = order, client=client) -> Answer:
-                time.sleep(delay * place)
-                return callers[order[place]].ask(client)
+            def late(position: int, delay: float = delay, order: list[int] = order, client=client) -> Answer:
+                time.sleep(delay * position)
+                return users[order[position]].ask(client)
 
             answers = list(pool.map(late, range(SLOTS)))
         tiny_service.wait_until_free()
-        for place, index in enumerate(order):
-            assert answers[place].same_as(alone[index]), f"caller {index} at delay {delay}"
+        for position, index in enumerate(order):
+            assert answers[position].same_as(alone[index]), f"user {index} at delay {delay}"
 
 
-def test_steps_are_shared(tiny_service: Service, callers):
-    """Triton's own count of executions, beside the steps that eight conversations of equal length make."""
+def test_batches_are_shared(tiny_service: Service, users):
+    """Triton's count of executions is less than a quarter of the steps of eight conversations."""
     frames = 60
     before = {model: tiny_service.counts(model) for model in STAGES}
-    equal = [Caller(caller.audio, caller.fields | {"max_steps": frames}) for caller in callers]
+    equal = [User(user.audio, user.fields | {"max_steps": frames}) for user in users]
     with tiny_service.client() as client, ThreadPoolExecutor(SLOTS) as pool:
-        list(pool.map(lambda caller: caller.ask(client), equal))
+        list(pool.map(lambda user: user.ask(client), equal))
     tiny_service.wait_until_free()
     for model in STAGES:
         done = tiny_service.counts(model) - before[model]
         assert SLOTS * frames / done.executions > 4, model
 
 
-def test_a_neighbour_who_vanishes_changes_nothing(tiny_service: Service, callers, alone):
+def test_disconnecting_clients_change_nothing_for_others(tiny_service: Service, users, alone):
     stop = threading.Event()
 
     def vanish() -> None:
-        """Begin conversations and drop each connection in the middle of its stream."""
+        """Start conversations and close each connection in the middle of its stream."""
         while not stop.is_set():
             with tiny_service.client() as client:
-                files = {"audio": ("user.wav", callers[7].audio, "audio/wav")}
+                files = {"audio": ("user.wav", users[7].audio, "audio/wav")}
                 data = {"stream": "true", "max_steps": "200"}
                 with client.stream("POST", "/v1/respond", files=files, data=data) as response:
                     if response.status_code == 200:
                         next(response.iter_bytes())
 
     with tiny_service.client() as client, ThreadPoolExecutor(6) as pool:
-        vandals = [pool.submit(vanish) for _ in range(3)]
-        answers = list(pool.map(lambda index: callers[index].ask(client), range(3)))
+        disconnecting = [pool.submit(vanish) for _ in range(3)]
+        answers = list(pool.map(lambda index: users[index].ask(client), range(3)))
         stop.set()
-        for vandal in vandals:
-            vandal.result()
+        for task in disconnecting:
+            task.result()
     assert all(answer.same_as(alone[index]) for index, answer in enumerate(answers))
     tiny_service.wait_until_free()
 
 
 @pytest.mark.effort
-def test_after_many_conversations_nothing_has_changed(tiny_service: Service, callers, alone):
-    short = [Caller.number(index, 6) for index in range(effort(40, 200))]
+def test_after_many_conversations_nothing_has_changed(tiny_service: Service, users, alone):
+    short = [User.number(index, 6) for index in range(effort(40, 200))]
     with tiny_service.client() as client, ThreadPoolExecutor(SLOTS) as pool:
-        list(pool.map(lambda caller: caller.ask(client), short))
-        again = list(pool.map(lambda caller: caller.ask(client), callers))
+        list(pool.map(lambda user: user.ask(client), short))
+        again = list(pool.map(lambda user: user.ask(client), users))
     assert all(answer.same_as(alone[index]) for index, answer in enumerate(again))
     tiny_service.wait_until_free()

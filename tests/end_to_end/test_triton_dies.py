@@ -1,4 +1,4 @@
-"""Triton killed while people talk: all are told why at once, the gateway stays, and serves again when it is back."""
+"""Kill Triton during sessions: all end with the reason at once; the gateway stays and serves when Triton is back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.end_to_end.test_drain import FRAME_S, Server, serve
 
 __all__ = ["serve"]
 
-TOLD_S = 2.0
+ENDED_S = 2.0
 SECOND = wav(np.zeros(24_000, np.float32))
 
 
-class Caller:
-    """Somebody who is on the line until their call ends, and notes when that was and what they were told."""
+class User:
+    """A user who stays until the session ends. Records the time and the reason."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -46,9 +46,9 @@ class Caller:
                         assert "Triton" in message.ended.message
         self.ended_at = monotonic()
         assert status.value.code() is grpc.StatusCode.UNAVAILABLE
-        told = dict(status.value.trailing_metadata())
-        assert int(told["retry-after"]) > 0
-        self.reason = told["personaplex-reason"]
+        metadata = dict(status.value.trailing_metadata())
+        assert int(metadata["retry-after"]) > 0
+        self.reason = metadata["personaplex-reason"]
 
     async def over_grpc_stream(self, target: str) -> None:
         """RespondStream."""
@@ -62,25 +62,25 @@ class Caller:
         self.reason = "engine" if "Triton" in (status.value.details() or "") else ""
 
     async def over_websocket(self, url: str, on_gap: str = "silence") -> None:
-        async with websockets.connect(url.replace("http", "ws") + "/v1/converse", compression=None) as line:
-            await line.send(json.dumps({"type": "start", "on_gap": on_gap}))
-            await line.send(bytes(4 * 3840))
+        async with websockets.connect(url.replace("http", "ws") + "/v1/converse", compression=None) as socket:
+            await socket.send(json.dumps({"type": "start", "on_gap": on_gap}))
+            await socket.send(bytes(4 * 3840))
             errors = []
             with pytest.raises(websockets.ConnectionClosed) as closed:  # noqa: PT012
                 while True:
-                    message = await line.recv()
+                    message = await socket.recv()
                     self.frames += isinstance(message, bytes)
                     if isinstance(message, str):
-                        told = json.loads(message)
-                        errors += [told["code"]] if told["type"] == "error" else []
-                        self.reason = told["reason"] if told["type"] == "ended" else self.reason
+                        event = json.loads(message)
+                        errors += [event["code"]] if event["type"] == "error" else []
+                        self.reason = event["reason"] if event["type"] == "ended" else self.reason
             self.ended_at = monotonic()
             assert errors == ["engine-error"]
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1011
 
     async def over_rest(self, url: str) -> None:
-        """A streamed answer: its status is long gone, so it breaks off instead of pretending to be whole."""
+        """A streamed response: its status has been sent, so the body ends early."""
         body = {"audio": base64.b64encode(SECOND).decode(), "max_steps": 7500, "stream": True}
         async with (
             httpx.AsyncClient(base_url=url, timeout=30) as client,
@@ -107,34 +107,34 @@ async def ended_by_engine(client: httpx.AsyncClient) -> float:
     )
 
 
-async def test_everybody_is_told_and_the_service_comes_back(serve: Callable[..., Server]) -> None:
+async def test_all_sessions_end_and_the_service_comes_back(serve: Callable[..., Server]) -> None:
     server = serve()
-    live = [Caller() for _ in range(5)]
+    live = [User() for _ in range(5)]
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
         async with asyncio.TaskGroup() as talk:
             talk.create_task(live[0].over_grpc(server.grpc_target))
             talk.create_task(live[1].over_websocket(server.url))
             talk.create_task(live[2].over_rest(server.url))
             talk.create_task(live[3].over_grpc_stream(server.grpc_target))
-            # Silent, and waited for: nothing is asked of Triton for this one.
+            # Silent, with on_gap=wait: Triton receives no requests for this one.
             talk.create_task(live[4].over_websocket(server.url, on_gap="wait"))
             async with asyncio.timeout(30):
-                while not all(caller.frames > 3 for caller in live):  # noqa: ASYNC110
+                while not all(user.frames > 3 for user in live):  # noqa: ASYNC110
                     await asyncio.sleep(FRAME_S)
             killed_at = monotonic()
             tritonserver(server).kill()
             # Not ready once the last answer is a second old, and still there.
-            async with asyncio.timeout(TOLD_S):
+            async with asyncio.timeout(ENDED_S):
                 while (await client.get("/readyz")).status_code != 503:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert (await client.get("/healthz")).status_code == 200
             refused = await client.post("/v1/respond", files={"audio": ("q.wav", SECOND)}, data={"max_steps": "2"})
             assert refused.status_code == 503
             assert int(refused.headers["Retry-After"]) > 0
-        told_after = [caller.ended_at - killed_at for caller in live]
-        print("told after", [f"{1000 * seconds:.0f} ms" for seconds in told_after])
-        assert all(0 < seconds < TOLD_S for seconds in told_after)
-        assert [caller.reason for caller in live] == ["engine"] * len(live)
+        seconds_to_end = [user.ended_at - killed_at for user in live]
+        print("ended after", [f"{1000 * seconds:.0f} ms" for seconds in seconds_to_end])
+        assert all(0 < seconds < ENDED_S for seconds in seconds_to_end)
+        assert [user.reason for user in live] == ["engine"] * len(live)
         assert await ended_by_engine(client) == len(live) + 1
         async with asyncio.timeout(60):
             while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110
@@ -143,9 +143,9 @@ async def test_everybody_is_told_and_the_service_comes_back(serve: Callable[...,
         assert "personaplex_conversations_active 0.0" in (await client.get("/metrics")).text
         answer = await client.post("/v1/respond", files={"audio": ("q.wav", SECOND)}, data={"max_steps": "5"})
         assert (answer.status_code, len(answer.content)) == (200, 44 + 5 * 3840)
-        async with websockets.connect(server.url.replace("http", "ws") + "/v1/converse") as line:
-            await line.send('{"type": "start"}')
-            await line.send(bytes(3840))
-            await line.send('{"type": "end"}')
-            messages = [message async for message in line]
+        async with websockets.connect(server.url.replace("http", "ws") + "/v1/converse") as socket:
+            await socket.send('{"type": "start"}')
+            await socket.send(bytes(3840))
+            await socket.send('{"type": "end"}')
+            messages = [message async for message in socket]
             assert json.loads(messages[-1])["reason"] == "completed"

@@ -19,19 +19,19 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
 from tests.effort import effort
 from tests.end_to_end.conftest import Service
-from tests.end_to_end.vanishing import PCM, Visitors, visits
+from tests.end_to_end.vanishing import PCM, Clients, random_visits
 
 SLOTS = 8
 VISITS = effort(300, 2000)
-# Of the slots, for those who vanish; the rest are for those who stay, and for those who are on their way out.
-VISITORS = 5
+# Slots of the clients that disconnect. The others are for the client that stays and for slots not yet released.
+CLIENTS = 5
 
 
 def conversation(service: Service, together: Callable[[], object] = lambda: None) -> NDArray[np.int64]:
-    """What the agent says in an undisturbed call: tokens [frames, 9]. Calls `together` when it has begun to talk."""
+    """Return the tokens of a complete session [frames, 9]. Calls `together` after the first answer."""
     begun = threading.Event()
 
-    def speak() -> Iterator[pb.ConverseRequest]:
+    def messages() -> Iterator[pb.ConverseRequest]:
         yield pb.ConverseRequest(start=pb.Start(sampling=pb.Sampling(seed=11), include_tokens=True))
         # After one frame, a row of every model is taken.
         yield pb.ConverseRequest(audio=PCM[0])
@@ -43,7 +43,7 @@ def conversation(service: Service, together: Callable[[], object] = lambda: None
     frames = []
     with grpc.insecure_channel(service.grpc_target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         try:
-            for message in personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(speak(), timeout=15):
+            for message in personaplex_pb2_grpc.PersonaPlexStub(channel).Converse(messages(), timeout=15):
                 if message.WhichOneof("message") == "audio":
                     frames.append(message.audio)
                     if message.audio.index == 1:
@@ -61,7 +61,7 @@ class Held:
         gc.collect()
         self.taken = service.app.state.runtime.admission.taken
         self.tasks = service.tasks()
-        # Connections to Triton are kept for the next caller; they are counted by themselves.
+        # Idle connections to Triton stay open; they are counted separately.
         self.to_triton = len(service.app.state.runtime.backend._http._idle)
         self.files = psutil.Process().num_fds() - self.to_triton
         self.releasing = len(service.app.state.runtime.leases._releasing)
@@ -80,7 +80,7 @@ class Held:
 
 
 def settled(service: Service, before: Held) -> Held:
-    """What is held once everybody's end has been dealt with."""
+    """Return what is held once all sessions have ended."""
     deadline = time.monotonic() + 15
     while not (held := Held(service)).no_more_than(before):
         assert time.monotonic() < deadline, f"left behind: {held}\nbefore: {before}"
@@ -89,7 +89,7 @@ def settled(service: Service, before: Held) -> Held:
 
 
 @pytest.mark.effort
-def test_nothing_is_left_of_callers_who_vanish(tiny_service: Service) -> None:
+def test_disconnected_clients_leave_nothing_behind(tiny_service: Service) -> None:
     service = tiny_service
     metrics = service.app.state.runtime.metrics.registry
     expected = conversation(service)
@@ -98,51 +98,51 @@ def test_nothing_is_left_of_callers_who_vanish(tiny_service: Service) -> None:
     def ended(reason: str) -> float:
         return metrics.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
 
-    async def storm() -> tuple[Held, int]:
-        async def witness() -> int:
-            """Somebody who stays, again and again, and hears nothing of the others."""
+    async def disconnect_many() -> tuple[Held, int]:
+        async def undisturbed() -> int:
+            """Hold complete sessions, one after the other, and compare their tokens."""
             runtime = 0
             while not over.is_set():
                 try:
-                    said = await asyncio.to_thread(conversation, service)
+                    tokens = await asyncio.to_thread(conversation, service)
                 except grpc.RpcError as error:
-                    # Those who are gone may not be all out yet.
+                    # Slots of disconnected clients may not be free yet.
                     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                         raise
                     await asyncio.sleep(0.05)
                 else:
-                    assert np.array_equal(said, expected)
+                    assert np.array_equal(tokens, expected)
                     runtime += 1
             return runtime
 
-        visitors = Visitors(service, VISITORS)
-        await visitors.all(visits(100, seed=1))
+        clients = Clients(service, CLIENTS)
+        await clients.all(random_visits(100, seed=1))
         service.wait_until_free()
-        # The half second in which clients of this process let go of what they had.
+        # Clients of this process release their resources.
         await asyncio.sleep(0.5)
         before = Held(service)
         over = asyncio.Event()
-        staying = asyncio.create_task(witness())
-        await visitors.all(visits(VISITS, seed=2))
+        staying = asyncio.create_task(undisturbed())
+        await clients.all(random_visits(VISITS, seed=2))
         over.set()
         assert await staying > effort(0, 5)
-        assert visitors.gone == VISITS + 100
+        assert clients.gone == VISITS + 100
         after = await asyncio.to_thread(settled, service, before)
-        return after, visitors.refused
+        return after, clients.refused
 
     began, vanished = time.monotonic(), ended("disconnected")
-    after, refused = asyncio.run(storm())
+    after, refused = asyncio.run(disconnect_many())
     took = time.monotonic() - began
     vanished = ended("disconnected") - vanished
-    print(f"{VISITS} came and went in {took:.1f} s: {vanished:.0f} from a call, {refused} were refused")
-    assert vanished > VISITS / 4, "not enough of them got as far as a call"
+    print(f"{VISITS} clients in {took:.1f} s: {vanished:.0f} left a session, {refused} were refused")
+    assert vanished > VISITS / 4, "too few of them had a session"
     assert ended("engine") == ended("error") == 0
     # A frame has at most one call of each conversation under way, a start or end one per model.
     assert after.to_triton <= 4 * SLOTS
 
-    # A sequence that was left behind would hold its row: one of these would wait inside Triton, and all of them for it.
-    everybody = threading.Barrier(SLOTS, timeout=10)
-    with ThreadPoolExecutor(SLOTS) as callers:
-        said = list(callers.map(lambda _: conversation(service, everybody.wait), range(SLOTS)))
-    assert all(np.array_equal(tokens, expected) for tokens in said)
+    # A sequence that has not ended holds its row: one of these would wait inside Triton, and the others for it.
+    barrier = threading.Barrier(SLOTS, timeout=10)
+    with ThreadPoolExecutor(SLOTS) as pool:
+        answers = list(pool.map(lambda _: conversation(service, barrier.wait), range(SLOTS)))
+    assert all(np.array_equal(tokens, expected) for tokens in answers)
     service.wait_until_free()

@@ -1,4 +1,4 @@
-"""A voice made from a clip while the service runs: offered at once, on every face, with the clip's own tokens."""
+"""A voice added from a recording while the service runs: available at once on every API, with equal tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gateway.cli import run
 from tests.conftest import GOLDEN
 from tests.end_to_end.conftest import Service, respond, serve
 
-CLIP = Path(__file__).parents[1] / "data" / "question.wav"
+RECORDING = Path(__file__).parents[1] / "data" / "question.wav"
 USER = (GOLDEN / "user.wav").read_bytes()
 
 
@@ -32,7 +32,7 @@ def voice(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny models, whose voices are ours to change."""
+    """A copy of the tiny models, so that tests may change its voices."""
     return shutil.copytree(tiny_models, tmp_path_factory.mktemp("voices") / "models")
 
 
@@ -45,34 +45,34 @@ def service(models: Path) -> Iterator[Service]:
 @pytest.fixture
 def ana(service: Service, models: Path) -> Iterator[str]:
     """A voice added to the models that are being served."""
-    assert voice("add", models, "ANA", CLIP) == 0
+    assert voice("add", models, "ANA", RECORDING) == 0
     yield "ANA"
     (models / "voices" / "ANA.safetensors").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("prompt", ["", "You are a wise and friendly teacher."])
-def test_the_voice_answers_token_for_token_as_its_clip(service: Service, ana: str, prompt: str):
-    """Greedy, and drawn with a seed; and not as another voice."""
-    clip = base64.b64encode(CLIP.read_bytes()).decode()
+def test_a_voice_gives_the_tokens_of_its_recording(service: Service, ana: str, prompt: str):
+    """Greedy and sampled; another voice gives other tokens."""
+    recording = base64.b64encode(RECORDING.read_bytes()).decode()
     for how in ({"greedy": True}, {"seed": 11}):
         with service.client() as client:
             asked = {"text_prompt": prompt, "max_steps": 40, **how}
             by_name = respond(client, USER, voice=ana, **asked)
-            by_clip = respond(client, USER, voice_audio=clip, **asked)
+            by_recording = respond(client, USER, voice_audio=recording, **asked)
             other = respond(client, USER, voice="NATF0", **asked)
-        assert by_name.same_as(by_clip)
+        assert by_name.same_as(by_recording)
         assert by_name.body["frames"] == 40
         assert not by_name.same_as(other)
 
 
-def test_a_running_service_offers_what_is_there_now(service: Service, models: Path, ana: str):
+def test_a_running_service_lists_added_and_removed_voices(service: Service, models: Path, ana: str):
     with service.client() as client:
         assert names(client)["ANA"] == "added"
         assert voice("remove", models, ana) == 0
         assert set(names(client).values()) == {"built-in"}
         body = {"audio": base64.b64encode(USER).decode(), "voice": ana}
         assert client.post("/v1/respond", json=body).json()["type"] == "urn:personaplex:unknown-voice"
-        assert voice("add", models, ana, CLIP) == 0
+        assert voice("add", models, ana, RECORDING) == 0
         assert client.post("/v1/respond", json={**body, "max_steps": 2}).status_code == 200
 
 
@@ -80,7 +80,7 @@ def names(client: httpx.Client) -> dict[str, str]:
     return {one["name"]: one["origin"] for one in client.get("/v1/voices").json()["voices"]}
 
 
-def test_grpc_and_the_web_socket_take_it_too(service: Service, ana: str):
+def test_grpc_and_websocket_accept_it(service: Service, ana: str):
     with grpc.insecure_channel(service.grpc_target) as channel:
         stub = pb_grpc.PersonaPlexStub(channel)
         answer = stub.Respond(pb.RespondRequest(audio=USER, voice=ana, max_steps=2))
@@ -88,11 +88,11 @@ def test_grpc_and_the_web_socket_take_it_too(service: Service, ana: str):
 
     async def ready() -> str:
         url = service.url.replace("http", "ws") + "/v1/converse"
-        async with connect(url, proxy=None) as line:
-            await line.send(json.dumps({"type": "start", "voice": ana}))
-            said = json.loads(await line.recv())
-            assert said["type"] == "ready", said
-            return said["voice"]
+        async with connect(url, proxy=None) as socket:
+            await socket.send(json.dumps({"type": "start", "voice": ana}))
+            event = json.loads(await socket.recv())
+            assert event["type"] == "ready", event
+            return event["voice"]
 
     assert asyncio.run(ready()) == ana
 

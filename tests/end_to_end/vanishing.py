@@ -1,4 +1,4 @@
-"""Callers who go away without a word at any point of the protocol, over every face, each on a socket of their own."""
+"""Clients that disconnect at any point of the protocol, over every API, each with its own socket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXT, BINARY = 1, 2
 NOISE = np.random.default_rng(3).uniform(-0.3, 0.3, (40, FRAME)).astype(np.float32)
 PCM = [np.round(frame * 32767).astype("<i2").tobytes() for frame in NOISE]
 
-# Where each kind of caller goes away, in the order of the protocol; the first ones take no slot.
+# Where a client disconnects, in the order of the protocol. The first points take no slot.
 POINTS = {
     "converse": ("tcp", "half head", "head", "upgraded", "half start", "start", "prompt", "ready", "frames",
                  "mid-frame", "unread", "end", "close"),
@@ -41,48 +41,48 @@ POINTS = {
     "library": ("call", "start", "ready", "frames", "stream"),
 }  # fmt: skip
 CHEAP = frozenset({"tcp", "half head", "head", "upgraded", "half start", "half body", "call"})
-# How they go: FIN, RST, FIN of the sending side alone and the rest a moment later, or a gRPC cancel.
-GOODBYES = {"grpc": ("fin", "rst", "half", "cancel"), "library": ("cancel", "channel")}
+# How it disconnects: FIN, RST, FIN of the sending side and RST later, or a gRPC cancel.
+DISCONNECTS = {"grpc": ("fin", "rst", "half", "cancel"), "library": ("cancel", "channel")}
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One caller's way in and out. `frames`: how many they hear, `wait`: seconds they stay after the last step."""
+    """One client. `frames`: how many it receives; `wait`: seconds between its last step and the disconnect."""
 
-    face: str
+    api: str
     point: str
-    goodbye: str
+    disconnect: str
     frames: int
     wait: float
 
     @property
     def takes_slot(self) -> bool:
-        # The chat's query says all there is to say: with the upgrade the prompt begins.
-        return self.point not in CHEAP or (self.face == "chat" and self.point in ("head", "upgraded"))
+        # The query holds all parameters of a chat: prefill begins with the upgrade.
+        return self.point not in CHEAP or (self.api == "chat" and self.point in ("head", "upgraded"))
 
 
-def visits(number: int, seed: int) -> list[Visit]:
-    """Callers of every kind, at random points."""
+def random_visits(number: int, seed: int) -> list[Visit]:
+    """Clients of every API with random points."""
     draw = random.Random(seed)
 
     def one() -> Visit:
-        # Whole libraries cost more than sockets, and find fewer ways to go.
-        face = draw.choices(list(POINTS), (10, 8, 10, 6, 1))[0]
-        goodbye = draw.choice(GOODBYES.get(face, ("fin", "rst", "half")))
-        return Visit(face, draw.choice(POINTS[face]), goodbye, draw.randint(1, 6), draw.choice((0, 0.002, 0.02)))
+        # A library costs more CPU than a socket and has fewer ways to disconnect.
+        api = draw.choices(list(POINTS), (10, 8, 10, 6, 1))[0]
+        disconnect = draw.choice(DISCONNECTS.get(api, ("fin", "rst", "half")))
+        return Visit(api, draw.choice(POINTS[api]), disconnect, draw.randint(1, 6), draw.choice((0, 0.002, 0.02)))
 
     return [one() for _ in range(number)]
 
 
-class Refused(Exception):  # noqa: N818 (no error: there are only so many slots)
-    """There was no slot."""
+class Refused(Exception):  # noqa: N818 (no error: the number of slots is limited)
+    """No slot was free."""
 
 
-class Visitors:
-    """Lets callers come to `service`, a bounded number of them at once, and counts what became of them."""
+class Clients:
+    """Run clients against `service`, a bounded number at once, and count them."""
 
     def __init__(self, service: Service, slots: int) -> None:
-        """`slots`: how many of those who take one are there at once."""
+        """`slots`: the maximum of concurrent clients that take a slot."""
         self._service = service
         address = urlsplit(service.url)
         self._host, self._port = address.hostname or "", address.port or 0
@@ -93,14 +93,14 @@ class Visitors:
         self._bodies = [_respond_body(stream) for stream in (False, True)]
         self._chat = list(_chat_messages())
 
-    async def all(self, those: list[Visit]) -> None:
-        """Returns when all have been there and are gone."""
+    async def all(self, visits: list[Visit]) -> None:
+        """Return when all have disconnected."""
         async with asyncio.TaskGroup() as group:
-            for visit in those:
-                room = self._slots if visit.takes_slot else self._cheap
-                await room.acquire()
+            for visit in visits:
+                limit = self._slots if visit.takes_slot else self._cheap
+                await limit.acquire()
                 task = group.create_task(self._one(visit))
-                task.add_done_callback(lambda _, room=room: room.release())
+                task.add_done_callback(lambda _, limit=limit: limit.release())
 
     async def _one(self, visit: Visit) -> None:
         paths: dict[str, Callable[[Visit], object]] = {
@@ -109,17 +109,17 @@ class Visitors:
             "grpc": self._grpc,
             "rest": self._rest,
         }
-        there = False
-        while not there:
+        done = False
+        while not done:
             try:
                 async with asyncio.timeout(30):
-                    if visit.face == "library":
+                    if visit.api == "library":
                         await asyncio.to_thread(self._library, visit)
                     else:
-                        await paths[visit.face](visit)  # type: ignore[misc]
-                there = True
+                        await paths[visit.api](visit)  # type: ignore[misc]
+                done = True
             except Refused:
-                # Those who are gone may not be all out yet.
+                # Slots of disconnected clients may not be free yet.
                 self.refused += 1
                 await asyncio.sleep(0.02)
             except TimeoutError:
@@ -132,11 +132,11 @@ class Visitors:
             await self._up_to(visit, reader, writer)
             await asyncio.sleep(visit.wait)
         finally:
-            await _leave(writer, visit.goodbye)
+            await _leave(writer, visit.disconnect)
 
     async def _up_to(self, visit: Visit, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """All that comes before the point at which this one goes."""
-        converse = visit.face == "converse"
+        """Send and receive what precedes the point."""
+        converse = visit.api == "converse"
         path = "/v1/converse" if converse else "/api/chat?seed=3"
         head = (
             f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -157,20 +157,20 @@ class Visitors:
         if point in ("half start", "start", "prompt"):
             await asyncio.sleep(visit.wait if point == "prompt" else 0)
             return
-        speech = [masked(BINARY, pcm) for pcm in PCM] if converse else self._chat
+        audio = [masked(BINARY, pcm) for pcm in PCM] if converse else self._chat
         if point == "unread":
-            writer.writelines(speech)
+            writer.writelines(audio)
             return
-        await _hear(reader, 1)
+        await _receive(reader, 1)
         if point == "ready":
             return
-        writer.writelines(speech[: visit.frames + 2])
+        writer.writelines(audio[: visit.frames + 2])
         if point == "end":
             writer.write(masked(TEXT, b'{"type": "end"}') if converse else self._chat[-1])
             return
-        await _hear(reader, visit.frames)
+        await _receive(reader, visit.frames)
         if point == "mid-frame":
-            writer.write(speech[-2][: 20 * visit.frames])
+            writer.write(audio[-2][: 20 * visit.frames])
         elif point == "close":
             writer.write(masked(8, (1001).to_bytes(2, "big")))
 
@@ -194,36 +194,36 @@ class Visitors:
                     await reader.readexactly(visit.frames * 2 * FRAME)
             await asyncio.sleep(visit.wait)
         finally:
-            await _leave(writer, visit.goodbye)
+            await _leave(writer, visit.disconnect)
 
     async def _grpc(self, visit: Visit) -> None:
-        heard = asyncio.Semaphore(0)
+        received = asyncio.Semaphore(0)
 
         def came(message: bytes) -> None:
             if pb.ConverseResponse.FromString(message).WhichOneof("message") in ("ready", "audio"):
-                heard.release()
+                received.release()
 
         call = await GrpcCall.open(self._service.grpc_target, "/personaplex.v1.PersonaPlex/Converse", [], came)
-        call.ended.add_done_callback(lambda _: heard.release())
+        call.ended.add_done_callback(lambda _: received.release())
 
-        async def hear(frames: int) -> None:
+        async def receive(frames: int) -> None:
             for _ in range(frames):
-                await heard.acquire()
+                await received.acquire()
                 if call.ended.done():
                     raise Refused
 
         try:
             with _refusals():
-                await self._converse(visit, call, hear)
+                await self._converse(visit, call, receive)
             await asyncio.sleep(visit.wait)
         finally:
-            if visit.goodbye == "cancel" and not call.ended.done():
-                # RST_STREAM, CANCEL; the connection goes only later.
+            if visit.disconnect == "cancel" and not call.ended.done():
+                # RST_STREAM, CANCEL; the connection ends later.
                 call._send(3, 0, 1, (8).to_bytes(4, "big"))
                 await asyncio.sleep(0.005)
-            await _leave(call._transport, visit.goodbye)
+            await _leave(call._transport, visit.disconnect)
 
-    async def _converse(self, visit: Visit, call: GrpcCall, hear: Callable[[int], object]) -> None:
+    async def _converse(self, visit: Visit, call: GrpcCall, receive: Callable[[int], object]) -> None:
         point = visit.point
         if point in ("tcp", "call"):
             return
@@ -235,33 +235,33 @@ class Visitors:
         if point in ("start", "prompt"):
             await asyncio.sleep(visit.wait if point == "prompt" else 0)
             return
-        speech = [pb.ConverseRequest(audio=pcm).SerializeToString() for pcm in PCM]
+        audio = [pb.ConverseRequest(audio=pcm).SerializeToString() for pcm in PCM]
         if point == "unread":
             call._transport.pause_reading()
-            for message in speech[:15]:
+            for message in audio[:15]:
                 await call.send(message)
             return
-        await hear(1)  # type: ignore[misc]
+        await receive(1)  # type: ignore[misc]
         if point == "ready":
             return
-        for message in speech[: visit.frames + 2]:
+        for message in audio[: visit.frames + 2]:
             await call.send(message)
         if point == "end":
             call.half_close()
             return
-        await hear(visit.frames)  # type: ignore[misc]
+        await receive(visit.frames)  # type: ignore[misc]
         if point == "mid-frame":
             # A DATA frame of 4000 bytes, of which the first hundred come.
             message = b"\0" + (3995).to_bytes(4, "big") + bytes(95)
             call._transport.write((4000).to_bytes(3, "big") + bytes((0, 0)) + (1).to_bytes(4, "big") + message)
 
     def _library(self, visit: Visit) -> None:
-        """As a program with grpcio would: cancels its call, or closes its channel under it."""
+        """A client with grpcio: it cancels its call or closes the channel."""
         channel = grpc.insecure_channel(self._service.grpc_target, [("grpc.use_local_subchannel_pool", 1)])
         stub = personaplex_pb2_grpc.PersonaPlexStub(channel)
         over = threading.Event()
 
-        def speak() -> Iterator[pb.ConverseRequest]:
+        def messages() -> Iterator[pb.ConverseRequest]:
             if visit.point != "call":
                 yield pb.ConverseRequest(start=pb.Start(sampling=pb.Sampling(seed=3)))
             if visit.point == "frames":
@@ -273,7 +273,7 @@ class Visitors:
             if visit.point == "stream":
                 call = stub.RespondStream(pb.RespondRequest(audio=wav(NOISE[:2].reshape(-1)), max_steps=50))
             else:
-                call = stub.Converse(speak())
+                call = stub.Converse(messages())
             try:
                 for _ in range({"call": 0, "start": 0, "ready": 1}.get(visit.point, visit.frames + 1)):
                     next(call)
@@ -281,15 +281,15 @@ class Visitors:
                 if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                     raise
                 raise Refused from None
-            if visit.goodbye == "cancel":
+            if visit.disconnect == "cancel":
                 call.cancel()
         finally:
             over.set()
             channel.close()
 
 
-async def _hear(reader: asyncio.StreamReader, messages: int) -> None:
-    """So many binary messages of a WebSocket. Raises Refused when it is closed instead."""
+async def _receive(reader: asyncio.StreamReader, messages: int) -> None:
+    """Receive binary messages of a WebSocket. Raises Refused if it is closed."""
     while messages:
         first, length = await reader.readexactly(2)
         if length == 126:
@@ -301,14 +301,14 @@ async def _hear(reader: asyncio.StreamReader, messages: int) -> None:
         messages -= first == 0x82 and payload[:1] != b"\x05"
 
 
-async def _leave(writer: asyncio.StreamWriter | asyncio.Transport, goodbye: str) -> None:
+async def _leave(writer: asyncio.StreamWriter | asyncio.Transport, disconnect: str) -> None:
     transport = writer.transport if isinstance(writer, asyncio.StreamWriter) else writer
     connected: socket.socket = transport.get_extra_info("socket")
     if transport.is_closing():
         return
-    if goodbye == "rst":
+    if disconnect == "rst":
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    elif goodbye == "half":
+    elif disconnect == "half":
         # What comes now could not be acknowledged any more.
         transport.pause_reading()
         transport.write_eof()

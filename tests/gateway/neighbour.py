@@ -218,7 +218,7 @@ def _call(url: str, headers: str) -> None:
         assert json.loads(client.recv())["type"] == "ready"
         ended = False
 
-        def speak() -> None:
+        def send() -> None:
             due = monotonic()
             with suppress(Exception):
                 while True:
@@ -231,12 +231,12 @@ def _call(url: str, headers: str) -> None:
             sys.stdin.read()
             ended = True
 
-        threads = [Thread(target=speak, daemon=True), Thread(target=wait_for_end, daemon=True)]
+        threads = [Thread(target=send, daemon=True), Thread(target=wait_for_end, daemon=True)]
         for thread in threads:
             thread.start()
         last, worst, frames = 0.0, 0.0, 0
         while not ended or frames < _LEAST_FRAMES:
-            # Speaking goes on for as long as this loop, so that a message always comes.
+            # Sending goes on for as long as this loop, so that a message always comes.
             if not isinstance(client.recv(), bytes):
                 continue
             now, frames = monotonic(), frames + 1

@@ -15,7 +15,7 @@ from gateway.voices.registry import VoiceRegistry
 Write = Callable[[], Path]
 
 
-def test_the_geometry_is_what_the_file_says(manifest: Manifest):
+def test_the_geometry_is_read_from_the_file(manifest: Manifest):
     assert (manifest.slots, manifest.dim, manifest.card, manifest.text_card) == (2, 32, 2048, 400)
     assert manifest.delays == (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1)
     assert manifest.sampling.audio_top_k == 250
@@ -28,7 +28,7 @@ def test_a_folder_without_a_manifest_is_not_a_repository(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "one"}', "\x00"])
-def test_a_manifest_that_cannot_be_read_says_so_in_one_line(models: Path, text: str):
+def test_an_unreadable_manifest_is_reported_in_one_line(models: Path, text: str):
     (models / "manifest.json").write_text(text)
     with pytest.raises(RepositoryError, match=r"manifest\.json cannot be read: ") as raised:
         Manifest.load(models)

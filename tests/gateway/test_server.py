@@ -80,7 +80,7 @@ async def test_tls_on_both_ports(up):
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_who_does_not_read_a_streamed_answer_loses_slot_and_connection(up):
+async def test_a_client_that_does_not_read_a_streamed_answer_is_disconnected(up):
     recording = base64.b64encode((DATA / "question.wav").read_bytes()).decode()
     body = json.dumps({"audio": recording, "stream": True, "max_steps": 7500}).encode()
     head = (
@@ -92,12 +92,12 @@ async def test_who_does_not_read_a_streamed_answer_loses_slot_and_connection(up)
             page = (await client.get(f"http://127.0.0.1:{http}/metrics")).text
             return "personaplex_conversations_active 1.0" in page
 
-        with socket.socket() as caller:
-            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-            caller.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(caller, ("127.0.0.1", http))
-            await asyncio.get_running_loop().sock_sendall(caller, head.encode() + body)
-            ours = caller.getsockname()
+        with socket.socket() as client_socket:
+            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+            client_socket.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client_socket, ("127.0.0.1", http))
+            await asyncio.get_running_loop().sock_sendall(client_socket, head.encode() + body)
+            ours = client_socket.getsockname()
             async with asyncio.timeout(20):
                 while not await active():  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -111,12 +111,12 @@ async def test_grpc_can_be_switched_off(up):
         assert rpc == 0
 
 
-async def test_a_port_in_use_is_told(app_calls):
+async def test_a_port_in_use_is_reported(app_calls):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CannotListen, match="cannot listen on"):
         await GrpcServer(app_calls).start("127.0.0.1", taken.getsockname()[1])
 
 
-async def test_a_certificate_that_cannot_be_read_is_told(app_calls, tmp_path):
+async def test_an_unreadable_certificate_is_reported(app_calls, tmp_path):
     with pytest.raises(CannotListen, match=r"nothing\.pem"):
         await GrpcServer(app_calls).start("127.0.0.1", 0, TlsFiles(tmp_path / "nothing.pem", TLS.key))
 
@@ -126,7 +126,7 @@ def app_calls(models, manifest, engine):
     return create_app(Settings(models=models), engine, manifest).state.runtime
 
 
-async def test_stopping_tells_those_on_the_line(up):
+async def test_stopping_ends_live_sessions_with_a_reason(up):
     async with up() as (_, rpc):
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{rpc}")
         call = personaplex_pb2_grpc.PersonaPlexStub(channel).Converse()

@@ -31,8 +31,8 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def saying(*sent: bytes) -> AsyncIterator[str]:
-    """A server that says this, whatever it hears, and then hangs up."""
+async def server_sending(*sent: bytes) -> AsyncIterator[str]:
+    """A server that sends these bytes and closes the connection."""
 
     async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for piece in sent:
@@ -148,7 +148,7 @@ async def test_a_closed_port():
     ],
 )
 async def test_a_response_that_is_not_grpc_is_an_error(sent: list[bytes], error: type[CallFailed]):
-    async with saying(*sent) as target:
+    async with server_sending(*sent) as target:
         call = await GrpcCall.open(target, PATH, [], lambda _: None)
         with pytest.raises(CallFailed) as raised:
             async with asyncio.timeout(10):

@@ -165,12 +165,12 @@ def test_variants_are_those_of_the_build():
     assert kept == ["", *KV_PRECISIONS]
     for device in Device:
         for name in variant:
-            wanted = {"device": device.value, "models": {"variant": name}}
+            values = {"device": device.value, "models": {"variant": name}}
             if name in variants_of(device):
-                render(wanted)
+                render(values)
             else:
                 with pytest.raises(helm_python.HelmError, match="variant"):
-                    render(wanted)
+                    render(values)
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def built(mounts: Mounts) -> Path:
 
 def test_the_job_builds_according_to_the_values_once(mounts: Mounts):
     manifest = built(mounts) / "manifest.json"
-    said = json.loads(manifest.read_text())
-    assert (said["slots"], said["variant"], said["device"]) == (2, "fp32", "cpu")
+    content = json.loads(manifest.read_text())
+    assert (content["slots"], content["variant"], content["device"]) == (2, "fp32", "cpu")
     before = manifest.stat()
     again = mounts.run(render(ON_CPU).build)
     assert (again.returncode, again.stdout.split()) == (0, [str(built(mounts)), "exists"])
@@ -159,9 +159,9 @@ def test_the_gateway_serves_the_built_models_and_helm_test_passes(mounts: Mounts
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             assert httpx.get(f"{url}{gateway[probe]['httpGet']['path']}").status_code == 200
         (call,) = release.one("Pod")["spec"]["containers"]
-        answered = mounts.run(call, SERVER=url, KEYS=KEYS)
-        assert answered.returncode == 0, answered.stderr
-        assert answered.stdout.startswith("the answer has 1.04 s")
+        finished = mounts.run(call, SERVER=url, KEYS=KEYS)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.startswith("the answer has 1.04 s")
         refused = mounts.run(call, SERVER=url, KEYS='["a wrong one"]')
         assert refused.returncode == 2
         assert "key" in refused.stderr
@@ -229,5 +229,5 @@ def test_the_sidecar_starts_and_serves_on_loopback_only(mounts: Mounts, triton: 
     release = render({"models": {"folder": built(mounts).name}})
     with mounts.serving(release.containers["gateway"], triton=f"127.0.0.1:{ports.http_port}") as url:
         (call,) = release.one("Pod")["spec"]["containers"]
-        answered = mounts.run(call, SERVER=url)
-        assert answered.returncode == 0, answered.stderr
+        finished = mounts.run(call, SERVER=url)
+        assert finished.returncode == 0, finished.stderr

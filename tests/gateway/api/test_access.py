@@ -55,7 +55,7 @@ async def test_a_key_is_limited_to_its_number_of_conversations(ask, client, engi
     assert answer.headers["retry-after"] == "7"
     client.headers["x-api-key"] = "second-key"
     assert (await ask()).status_code == 200
-    assert (await ask(conversation_id=kept)).status_code == 404, "another key's conversation is nobody's business"
+    assert (await ask(conversation_id=kept)).status_code == 404, "the conversation belongs to another key"
     client.headers["x-api-key"] = "first-key"
     assert (await client.delete(f"/v1/conversations/{kept}")).status_code == 204
     assert (await ask()).status_code == 200

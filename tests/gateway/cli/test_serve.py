@@ -149,13 +149,13 @@ def test_a_persona_is_warm_before_it_is_ready_and_after_triton_died(
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("warm", "message"),
     [("NATX", "no voice named 'NATX'; there are: NATF0, "), ("NATF0:teachr", "no system prompt named 'teachr'; ")],
 )
 def test_an_unknown_persona_is_reported_before_the_start(
-    personaplex: Run, tiny_models: Path, wish: str, message: str
+    personaplex: Run, tiny_models: Path, warm: str, message: str
 ) -> None:
-    assert personaplex("serve", tiny_models, "--port", 0, "--warm", wish).error.startswith(f"--warm {wish}: {message}")
+    assert personaplex("serve", tiny_models, "--port", 0, "--warm", warm).error.startswith(f"--warm {warm}: {message}")
 
 
 def test_a_triton_that_runs_elsewhere_is_used_and_left_running(spawn: Spawn, tiny_models: Path, question: Path) -> None:

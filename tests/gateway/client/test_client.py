@@ -168,9 +168,9 @@ def test_voices_are_the_body_of_the_response(connect: Connect, answering: Callab
 
 
 def test_ready_returns_none_or_the_reason(connect: Connect, answering: Callable[[Respond], str]) -> None:
-    for respond_, said in ((sends(200, b"{}"), None), (sends(503, b'{"detail": "no Triton"}'), "no Triton")):
+    for respond_, expected in ((sends(200, b"{}"), None), (sends(503, b'{"detail": "no Triton"}'), "no Triton")):
         with connect(answering(respond_)) as client:
-            assert client.ready() == said
+            assert client.ready() == expected
     with connect("http://127.0.0.1:1") as client:
         assert "cannot reach" in (client.ready() or "")
 

@@ -28,7 +28,7 @@ FRAME = 1920
 
 @pytest.fixture
 def settings(models: Path) -> Settings:
-    """No pacing: tests need not take the time that speaking takes."""
+    """No pacing, so that tests do not take the time of the audio."""
     return Settings(models=models, live_speed=0, retry_after=7, max_steps=400)
 
 
@@ -122,7 +122,7 @@ def talk(stub: personaplex_pb2_grpc.PersonaPlexStub) -> Talk:
     async def send(messages: Iterable[pb.ConverseRequest], *, done: bool = True, **options: Any) -> Conversation:
         call = stub.Converse(**options)
 
-        async def speak() -> None:
+        async def send() -> None:
             # A call that has ended takes no more.
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 for message in messages:
@@ -130,9 +130,9 @@ def talk(stub: personaplex_pb2_grpc.PersonaPlexStub) -> Talk:
                 if done:
                     await call.done_writing()
 
-        speaking = asyncio.create_task(speak())
+        sending = asyncio.create_task(send())
         received = await receive_all(call)
-        await speaking
+        await sending
         return received
 
     return send

@@ -179,14 +179,14 @@ class TestLimits:
         call = stub.Converse()
         await call.write(start())
 
-        async def speak() -> None:
+        async def send() -> None:
             while True:
                 await call.write(audio(bytes(3840)))
                 await asyncio.sleep(0.05)
 
-        speaking = asyncio.create_task(speak())
+        sending = asyncio.create_task(send())
         received = await receive_all(call)
-        speaking.cancel()
+        sending.cancel()
         (warning,) = [message.warning for message in received.messages if message.WhichOneof("message") == "warning"]
         assert warning.code == "max_duration"
         assert 0 < warning.seconds_left <= 0.6

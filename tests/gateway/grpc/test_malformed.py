@@ -195,7 +195,7 @@ class WebSocketSession:
     async def case(self, messages: list[bytes], goodbye: str) -> None:
         call = self.converse()
 
-        async def speak() -> None:
+        async def send() -> None:
             # A call that has been refused takes no more.
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
                 for message in messages:
@@ -203,14 +203,14 @@ class WebSocketSession:
                 if goodbye == "done":
                     await call.done_writing()
 
-        speaking = asyncio.create_task(speak())
+        sending = asyncio.create_task(send())
         if goodbye == "cancel":
-            await speaking
+            await sending
             call.cancel()
             received = None
         else:
             received = await receive_all(call)
-            await speaking
+            await sending
         if await call.details() == CLIENTS_OWN_ERROR:
             await self.channel.close()
             await self._connect()

@@ -1,4 +1,4 @@
-"""API keys: who is let in."""
+"""API keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.session.keys import Keys
 
 @pytest.mark.parametrize("keys", [["a-key"], ["a-key", ""], [""]])
 @pytest.mark.parametrize("presented", [None, "", "another"])
-def test_where_there_are_keys_one_must_be_shown(keys: list[str], presented: str | None):
+def test_with_keys_a_request_needs_one(keys: list[str], presented: str | None):
     with pytest.raises(Unauthorized):
         Keys(keys, 0, 5).check(presented)
 
@@ -21,7 +21,7 @@ def test_each_key_has_its_own_holder():
     assert keys.check("one") is not keys.check("two")
 
 
-def test_without_keys_everybody_may_call():
+def test_without_keys_every_request_is_accepted():
     assert Keys([], 0, 5).check(None) is None
 
 

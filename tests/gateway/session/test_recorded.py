@@ -80,6 +80,6 @@ async def test_silence_is_fed_after_the_recording(converse: Converse, manifest: 
         RecordedResponse(converse(), PCM, manifest, 13),
         RecordedResponse(converse(), padded, manifest, 13),
     )
-    said, said_padded = await run(short), await run(padded_reply)
+    agent, agent_padded = await run(short), await run(padded_reply)
     assert np.array_equal(short.user_codes, padded_reply.user_codes)
-    assert [frame.codes.tolist() for frame in said] == [frame.codes.tolist() for frame in said_padded]
+    assert [frame.codes.tolist() for frame in agent] == [frame.codes.tolist() for frame in agent_padded]

@@ -1,4 +1,4 @@
-"""A call's resources: who holds what, and that all of it comes back in the right order."""
+"""Resources of a conversation: held while it lasts, released in the right order."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def ended(runtime: Runtime, reason: str) -> float:
 
 
 async def talk(call: ConversationLease, frames: int = 6) -> list[list[int]]:
-    said = [await call.conversation.start()]
+    agent = [await call.conversation.start()]
     for pcm in NOISE[:frames]:
-        said.append(await call.conversation.step(pcm))
-    return [frame.codes.tolist() for frame in said]
+        agent.append(await call.conversation.step(pcm))
+    return [frame.codes.tolist() for frame in agent]
 
 
 async def test_a_call_holds_a_slot_and_gives_it_back(runtime: Runtime, engine: FakeBackend):
@@ -106,7 +106,7 @@ async def test_a_slot_is_not_free_before_its_rows_are(
     async with asyncio.timeout(1):
         async with runtime.leases.open(ANA, SAMPLING):
             pass
-    assert runtime.admission.taken == 1  # the caller was let go after the patience, the slot was not
+    assert runtime.admission.taken == 1  # the lease has ended after `release_wait`; the slot is not free yet
     released.set()
     await runtime.close()
     assert runtime.admission.taken == 0

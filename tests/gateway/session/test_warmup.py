@@ -1,4 +1,4 @@
-"""Personas that are prefilled before anybody calls."""
+"""Personas that are prefilled before the first session."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ async def running(manifest: Manifest, engine: FakeBackend, *params: str) -> Asyn
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (there is nothing to be told by)
+        while not condition():  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(0.002)
 
 
 @pytest.mark.parametrize(
-    ("wish", "text"),
+    ("warm_persona", "text"),
     [
         ("NATM1", SYSTEM_PROMPTS["assistant"]),
         ("NATM1:teacher", SYSTEM_PROMPTS["teacher"]),
@@ -53,10 +53,10 @@ async def until(condition: Callable[[], bool]) -> None:
         ("NATM1:", ""),
     ],
 )
-def test_a_wish_is_a_voice_and_a_prompt_by_name_or_by_text(
-    manifest: Manifest, tokenizer: Tokenizer, wish: str, text: str
+def test_a_persona_is_a_voice_and_a_prompt_by_name_or_text(
+    manifest: Manifest, tokenizer: Tokenizer, warm_persona: str, text: str
 ):
-    prefix = prefix_of(wish, manifest, VoiceRegistry(manifest), tokenizer)
+    prefix = prefix_of(warm_persona, manifest, VoiceRegistry(manifest), tokenizer)
     expected = prefix_of_preset(
         VoiceRegistry(manifest).require("NATM1").preset, tokenizer.encode_prompt(text), manifest
     )
@@ -64,13 +64,17 @@ def test_a_wish_is_a_voice_and_a_prompt_by_name_or_by_text(
     assert np.array_equal(prefix.embeddings, expected.embeddings)
 
 
-@pytest.mark.parametrize(("wish", "error"), [("NATX:teacher", UnknownVoice), ("NATF0:teachr", UnknownSystemPrompt)])
-def test_what_there_is_not_cannot_be_wished_for(manifest: Manifest, engine: FakeBackend, wish: str, error: type):
+@pytest.mark.parametrize(
+    ("warm_persona", "error"), [("NATX:teacher", UnknownVoice), ("NATF0:teachr", UnknownSystemPrompt)]
+)
+def test_unknown_voices_and_prompts_are_rejected(
+    manifest: Manifest, engine: FakeBackend, warm_persona: str, error: type
+):
     with pytest.raises(error, match="there are: "):
-        create_app(Settings(warm=[wish]), engine, manifest)
+        create_app(Settings(warm=[warm_persona]), engine, manifest)
 
 
-def test_a_prompt_that_is_too_long_cannot_be_wished_for(manifest: Manifest, engine: FakeBackend):
+def test_a_prompt_that_is_too_long_is_rejected(manifest: Manifest, engine: FakeBackend):
     with pytest.raises(GatewayError, match="more than the model's context"):
         create_app(Settings(warm=["NATF0:" + "far too long " * 200]), engine, manifest)
 
@@ -82,12 +86,12 @@ async def test_it_is_ready_once_every_persona_was_prefilled(manifest: Manifest, 
         assert not await runtime.warmup.ready()
         await until(lambda: runtime.warmup._warm)
         assert await runtime.warmup.ready()
-        # The first one twice, to see that there was room for both.
+        # The first one twice, to check that the cache holds both.
         assert (len(engine.prefills), engine.opened, engine.closed) == (3, 3, 3)
         assert runtime.admission.taken == 0
 
 
-async def test_a_call_with_such_a_persona_finds_its_prefix(manifest: Manifest, engine: FakeBackend):
+async def test_a_conversation_with_a_warm_persona_finds_its_prefix(manifest: Manifest, engine: FakeBackend):
     async with running(manifest, engine, "NATF0:teacher") as runtime:
         await until(lambda: runtime.warmup._warm)
         prefix = prefix_of("NATF0:teacher", manifest, runtime.voices, runtime.tokenizer)
@@ -95,29 +99,29 @@ async def test_a_call_with_such_a_persona_finds_its_prefix(manifest: Manifest, e
         assert prefilled.cached == prefix.length - 1
 
 
-@pytest.mark.parametrize(("room", "told"), [(2, False), (1, True), (0, True)])
-async def test_personas_that_do_not_all_fit_are_told(
-    manifest: Manifest, engine: FakeBackend, caplog: pytest.LogCaptureFixture, room: int, told: bool
+@pytest.mark.parametrize(("remembers", "logged"), [(2, False), (1, True), (0, True)])
+async def test_personas_beyond_the_prefix_cache_are_logged(
+    manifest: Manifest, engine: FakeBackend, caplog: pytest.LogCaptureFixture, remembers: int, logged: bool
 ):
-    engine.remembers = room
+    engine.remembers = remembers
     async with running(manifest, engine, "NATF0", "NATM1:teacher") as runtime:
         await until(lambda: runtime.warmup._warm)
-        assert ("the prefix cache does not hold all 2 personas" in caplog.text) is told
+        assert ("the prefix cache does not hold all 2 personas" in caplog.text) is logged
 
 
-async def test_a_first_persona_that_is_gone_tells_nothing_of_the_others(
+async def test_a_removed_first_persona_does_not_affect_the_others(
     manifest: Manifest, engine: FakeBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     known = warm.prefix_of
 
-    def gone(wish: str, *given: Any):
-        if wish == "NATF0":
-            raise UnknownVoice(wish, [])
-        return known(wish, *given)
+    def removed(warm_persona: str, *given: Any):
+        if warm_persona == "NATF0":
+            raise UnknownVoice(warm_persona, [])
+        return known(warm_persona, *given)
 
     engine.down = True
     async with running(manifest, engine, "NATF0", "NATM1:teacher") as runtime:
-        monkeypatch.setattr(warm, "prefix_of", gone)
+        monkeypatch.setattr(warm, "prefix_of", removed)
         engine.down = False
         await until(lambda: runtime.warmup._warm)
         assert len(engine.prefills) == 1

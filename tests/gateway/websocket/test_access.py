@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.websocket.conftest import start
-from tests.gateway.websocket.test_ends import FACES, begin, error_and_close_code
+from tests.gateway.websocket.test_ends import PATHS, begin, error_and_close_code
 
 KEY = "s3cret-key"
 
@@ -18,7 +18,7 @@ def basic(credentials: str) -> str:
     return base64.b64encode(credentials.encode()).decode()
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "shown",
     [
@@ -37,7 +37,7 @@ async def test_a_valid_key_is_accepted(serve: Callable[..., Any], path: str, sho
         await server.until_free()
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "shown",
     [
@@ -83,7 +83,7 @@ async def test_a_key_is_limited_to_its_number_of_sessions(serve: Callable[..., A
             await begin(third)
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("allowed", "origin", "may"),
     [

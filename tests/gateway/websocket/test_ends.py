@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.gateway.websocket.conftest import END, FRAME, Server, receive_all, start
 
-FACES = ["/v1/converse", "/api/chat"]
+PATHS = ["/v1/converse", "/api/chat"]
 
 
 async def error_and_close_code(client: ClientConnection) -> tuple[str | None, int | None]:
@@ -47,7 +47,7 @@ async def begin(client: ClientConnection) -> None:
             await client.recv()
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_session_beyond_the_slots_is_rejected_and_may_retry(serve: Callable[..., Any], path: str) -> None:
     async with serve(slots=1) as server:
         async with server.connect(path) as first:
@@ -80,7 +80,7 @@ async def test_the_slot_is_free_when_the_client_sees_the_close(serve: Callable[.
             assert not received.of("error")
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_draining_server_rejects_sessions(server: Server, path: str) -> None:
     server.runtime.admission.draining = True
     async with server.connect(path) as client:
@@ -92,7 +92,7 @@ async def test_a_draining_server_rejects_sessions(server: Server, path: str) -> 
     assert code == 1012
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_sessions_end_with_drained_after_the_drain_time(serve: Callable[..., Any], path: str) -> None:
     async with serve(drain_seconds=0.2) as server, server.connect(path) as client:
         await begin(client)
@@ -107,7 +107,7 @@ async def test_sessions_end_with_drained_after_the_drain_time(serve: Callable[..
         await draining
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_failing_backend_ends_the_session(serve: Callable[..., Any], path: str) -> None:
     async with serve() as server, server.connect(path) as client:
         await begin(client)
@@ -125,7 +125,7 @@ async def test_a_failing_backend_ends_the_session(serve: Callable[..., Any], pat
         await server.until_free()
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_an_unavailable_backend_is_reported(serve: Callable[..., Any], path: str) -> None:
     async with serve() as server:
         server.engine.down = True
@@ -138,7 +138,7 @@ async def test_an_unavailable_backend_is_reported(serve: Callable[..., Any], pat
         await server.until_free()
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_no_audio_for_the_idle_time_ends_the_session(serve: Callable[..., Any], path: str) -> None:
     async with serve(idle_seconds=0.2) as server, server.connect(path) as client:
         await begin(client)
@@ -169,7 +169,7 @@ async def test_a_client_that_never_starts_is_disconnected(serve: Callable[..., A
     assert received.code == 1008
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_client_that_does_not_read_is_disconnected_and_frees_the_slot(
     serve: Callable[..., Any], path: str
 ) -> None:
@@ -231,7 +231,7 @@ def chat_audio(frames: int = 3) -> list[bytes]:
     return [b"\x01" + writer.head(), *(b"\x01" + writer.write(frame) for frame in samples)]
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("when", ["connected", "begun", "talking"])
 async def test_a_client_that_disconnects_leaves_nothing_behind(serve: Callable[..., Any], path: str, when: str) -> None:
     async with serve() as server:
@@ -251,7 +251,7 @@ async def test_a_client_that_disconnects_leaves_nothing_behind(serve: Callable[.
             assert ended == 5
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_message_beyond_the_limit_ends_the_session(serve: Callable[..., Any], path: str) -> None:
     async with serve(max_message_bytes=10_000) as server, server.connect(path) as client:
         await begin(client)
@@ -265,7 +265,7 @@ async def test_abrupt_disconnects_log_nothing(serve: Callable[..., Any], caplog:
     """A client can cause no error on our side."""
     with caplog.at_level(logging.WARNING):
         async with serve() as server:
-            for path in FACES:
+            for path in PATHS:
                 client = await server.connect(path)
                 await begin(client)
                 client.transport.abort()

@@ -96,8 +96,8 @@ def test_a_checkpoint_alone_has_no_figures(tmp_path: Path) -> None:
 def test_a_step_that_fails_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         _bench(tmp_path, "--only", "checkpoint", "build", "--variant", "int3")
-    assert "unknown variant 'int3'" in (said := capfd.readouterr().err)
-    assert "build failed with status 2" in said
+    assert "unknown variant 'int3'" in (error := capfd.readouterr().err)
+    assert "build failed with status 2" in error
 
 
 def test_a_frame_reads_each_weight_but_the_tables_that_are_looked_up(work: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sessions that take time instead of computing: their time, and outputs that tell conversations apart."""
+"""Sessions that take time instead of computing: their time, and outputs that differ between conversations."""
 
 from __future__ import annotations
 

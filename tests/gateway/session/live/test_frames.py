@@ -101,7 +101,7 @@ class TestPace:
             await client.wait_ready()
             began = now()
             await client.put(noise(750))
-            # All but what may wait, and what may be heard early.
+            # All but what may wait, and what may be received early.
             assert now() - began == pytest.approx((750 - 20) * FRAME_S, abs=3 * FRAME_S)
             await client.end_audio()
             ended = await client.wait_ended()
@@ -137,10 +137,10 @@ class TestPace:
             began = now()
             talk = asyncio.create_task(client.put(noise(750)))
             await asyncio.sleep(2)
-            heard = len(client.answers)
+            received = len(client.answers)
             await asyncio.sleep(4)
-            assert len(client.answers) - heard == pytest.approx(4 / FRAME_S * speed, abs=1)
-            # All but what may be heard early.
+            assert len(client.answers) - received == pytest.approx(4 / FRAME_S * speed, abs=1)
+            # All but what may be received early.
             await client.wait_frames(601)
             assert now() - began == pytest.approx(590 * FRAME_S / speed, abs=FRAME_S)
             talk.cancel()
@@ -176,7 +176,7 @@ class TestPace:
 
 
 async def test_concurrent_sessions_get_their_own_answers(connect: Connect, runtime: Runtime) -> None:
-    speech = [noise(10, seed=seed) for seed in range(20)]
+    recordings = [noise(10, seed=seed) for seed in range(20)]
 
     async def one(pcm: NDArray[np.float32]) -> list[list[int]]:
         async with connect() as client:
@@ -185,8 +185,8 @@ async def test_concurrent_sessions_get_their_own_answers(connect: Connect, runti
             await client.wait_ended()
         return client.tokens
 
-    said = await asyncio.gather(*map(one, speech))
-    for pcm, tokens in zip(speech, said, strict=True):
+    answers = await asyncio.gather(*map(one, recordings))
+    for pcm, tokens in zip(recordings, answers, strict=True):
         assert tokens == await offline(runtime, pcm, 11)
 
 

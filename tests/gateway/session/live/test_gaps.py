@@ -67,8 +67,8 @@ async def test_silence_continues_in_real_time(connect: Connect, runtime: Runtime
         frames = len(client.answers)
         assert frames == pytest.approx(10.24 / FRAME_S, abs=3)
         assert metric(runtime, "gap_frames_total") == frames - 4
-    heard = np.concatenate([pcm, np.zeros((frames - 4) * FRAME, np.float32)])
-    assert client.tokens[:frames] == await offline(runtime, heard, frames)
+    received = np.concatenate([pcm, np.zeros((frames - 4) * FRAME, np.float32)])
+    assert client.tokens[:frames] == await offline(runtime, received, frames)
 
 
 @pytest.mark.parametrize("stall", [0.5, 1.6, 5.0])
@@ -81,7 +81,7 @@ async def test_audio_after_its_replacement_by_silence_is_dropped(
     flows = asyncio.Event()
     flows.set()
 
-    async def speak() -> None:
+    async def send() -> None:
         while True:
             await asyncio.sleep(FRAME_S)
             network.put_nowait(noise(1))
@@ -95,7 +95,7 @@ async def test_audio_after_its_replacement_by_silence_is_dropped(
                 await client.put(pcm)
 
         await client.wait_ready()
-        tasks = [asyncio.create_task(speak()), asyncio.create_task(carry())]
+        tasks = [asyncio.create_task(send()), asyncio.create_task(carry())]
         for _ in range(3):
             await asyncio.sleep(25 * FRAME_S)
             flows.clear()
@@ -103,11 +103,11 @@ async def test_audio_after_its_replacement_by_silence_is_dropped(
             flows.set()
         await asyncio.sleep(25 * FRAME_S)
         passed = (now() - client.ready_at) / FRAME_S
-        heard = len(client.answers) - 1
+        received = len(client.answers) - 1
         last = client.answers[-1]
         for task in tasks:
             task.cancel()
-    assert passed - 1 <= heard <= passed + 1
+    assert passed - 1 <= received <= passed + 1
     assert (network.qsize(), last.queued) == (0, 0)
     silence, dropped = metric(runtime, "gap_frames_total"), metric(runtime, "dropped_frames_total")
     assert silence == pytest.approx(3 * stall / FRAME_S, abs=6)
