@@ -107,9 +107,11 @@ def _wake_on_signals(signals: list[int]) -> int:
 def _spawn(command: list[str]) -> int:
     guard = os.getpid()
     pid = os.fork()
+    with contextlib.suppress(PermissionError):
+        # In both processes: the group exists before either goes on. The call fails if the child already runs `command`.
+        os.setpgid(pid, pid)
     if pid:
         return pid
-    os.setsid()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from gateway.triton_server import TritonInstallation, TritonOptions, TritonServer, TritonStartError
+from gateway.triton_server import TritonInstallation, TritonOptions, TritonServer, TritonStartError, guard
 from gateway.triton_server import server as server_module
 
 Gone = Callable[[int | TritonServer], list[str]]
@@ -41,9 +41,9 @@ def echo(server: TritonServer, values: list[float]) -> list[float]:
 
 def children(server: TritonServer) -> dict[str, psutil.Process]:
     """The server's processes by role."""
-    guard = psutil.Process(server._guard.pid)
-    found = {"guard": guard}
-    for process in guard.children(recursive=True):
+    parent = psutil.Process(server._guard.pid)
+    found = {"guard": parent}
+    for process in parent.children(recursive=True):
         found["stub" if "stub" in process.cmdline()[0] else "tritonserver"] = process
     return found
 
@@ -123,6 +123,15 @@ def test_a_server_that_ignores_sigterm_is_killed_after_its_grace(
     server.stop()
     assert server.exit_code == 128 + signal.SIGKILL
     assert gone(server) == []
+
+
+def test_the_guard_of_a_gateway_that_ended_at_once_kills_the_server(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    command = [sys.executable, "-IS", guard.__file__, "5", str(folder), "personaplex_no_gateway_", "/bin/sleep", "60"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=5)
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(("victim", "status"), [("tritonserver", 128 + signal.SIGKILL), ("guard", -signal.SIGKILL)])
