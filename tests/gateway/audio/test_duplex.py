@@ -44,3 +44,23 @@ def test_zeros_after_speech_are_exact_zeros(encoding: Encoding, rate: int) -> No
 def test_a_partial_sample_is_rejected() -> None:
     with pytest.raises(AudioError, match="whole"):
         DuplexCodec("pcm_s16le", 24_000, 24_000).decode(b"123")
+
+
+@pytest.mark.parametrize(("encoding", "rate"), FORMATS)
+def test_each_direction_holds_at_most_2_ms_back(encoding: Encoding, rate: int) -> None:
+    codec = DuplexCodec(encoding, rate, 24_000)
+    width = 2 if encoding == "pcm_s16le" else 1
+    sent = decoded = encoded = 0.0
+    for _ in range(20):
+        sent += 0.02
+        decoded += len(codec.decode(bytes(width * rate // 50))) / 24_000
+        encoded += len(codec.encode(np.zeros(480, np.float32))) / width / rate
+        assert 0 <= round(sent - decoded, 6) <= 0.002
+        assert 0 <= round(sent - encoded, 6) <= 0.002
+
+
+def test_the_result_does_not_depend_on_where_pieces_end() -> None:
+    data = DuplexCodec("ulaw", SAMPLE_RATE, 24_000).encode(TONE)
+    whole, pieces = DuplexCodec("ulaw", SAMPLE_RATE, 24_000), DuplexCodec("ulaw", SAMPLE_RATE, 24_000)
+    cut = np.concatenate([pieces.decode(data[at : at + 7]) for at in range(0, len(data), 7)])
+    assert np.array_equal(cut, whole.decode(data))
