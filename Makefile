@@ -1,6 +1,6 @@
 # make demo: send a recording through the whole service. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long lint lock clean
+.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-libraries bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -44,6 +44,9 @@ bench-compare: $(DEV) ## this source tree beside a base commit, in alternating r
 
 bench-overhead: $(DEV) ## what the gateway and Triton add to the four graphs, for one user
 	@$(BIN)/python -m loadtest.bench.service.overhead
+
+bench-libraries: $(DEV) ## calls to Triton and Opus in Ogg: our code beside libraries
+	@$(BIN)/python -m loadtest.bench.service.libraries
 
 bench-start: $(DEV) ## how fast a conversation starts, and what its prefill costs live users
 	@$(BIN)/python -m loadtest.bench.service.start

@@ -21,7 +21,7 @@ from gateway.manifest import Manifest
 _PRIME = 2_147_483_647
 
 
-class Draw(NamedTuple):
+class Sampler(NamedTuple):
     """A sampler that a call was given."""
 
     seed: int
@@ -49,7 +49,7 @@ class FakeBackend:
         self.reject: set[int] = set()
         self.calls: list[tuple[str, list[int]]] = []
         self.prefills: list[PromptPrefix] = []
-        self.draws: list[tuple[str, Draw]] = []
+        self.samplers: list[tuple[str, Sampler]] = []
         self.remembers = 100
         self.known: deque[bytes] = deque()
         self._states: dict[int, _SlotState] = {}
@@ -78,11 +78,11 @@ class FakeBackend:
     async def depformer(self, output: TemporalOutput, sampler: Tokens, temperature: Floats) -> Tokens:
         """No state: only this step's hidden vector, text token and sampler."""
         await self._call("depformer", range(len(sampler)))
-        draws = self._record("audio", sampler, temperature)
+        samplers = self._record("audio", sampler, temperature)
         mixed = (
             _mix(int(token), float(hidden[0])) for token, hidden in zip(output.text_tokens, output.hidden, strict=True)
         )
-        return self._codes(_sampled(state, draw) for state, draw in zip(mixed, draws, strict=True))
+        return self._codes(_sampled(state, sampler) for state, sampler in zip(mixed, samplers, strict=True))
 
     async def decode(self, slots: Tokens, codes: Tokens) -> Floats:
         """A quiet level that depends on every code so far."""
@@ -124,14 +124,14 @@ class FakeBackend:
         """There is nothing to close."""
 
     def _step(self, states: list[_SlotState], steps: Tokens, sampler: Tokens, temperature: Floats) -> TemporalOutput:
-        draws = self._record("text", sampler, temperature)
+        samplers = self._record("text", sampler, temperature)
         hidden = np.zeros((len(states), self.manifest.dim), np.float32)
         tokens = np.full(len(states), self.manifest.text_padding_id, np.int64)
-        for row, (state, step, draw) in enumerate(zip(states, steps, draws, strict=True)):
+        for row, (state, step, one) in enumerate(zip(states, steps, samplers, strict=True)):
             state.temporal = _mix(state.temporal, float(step @ np.arange(1, step.size + 1)))
             hidden[row] = state.temporal % 4096
             if not self.mute:
-                tokens[row] = _sampled(state.temporal, draw) % self.manifest.text_card
+                tokens[row] = _sampled(state.temporal, one) % self.manifest.text_card
         return TemporalOutput(hidden, tokens)
 
     async def _batch(self, stage: str, slots: Tokens | list[int]) -> list[_SlotState]:
@@ -149,13 +149,13 @@ class FakeBackend:
         if self.down:
             raise EngineUnavailable("the fake backend is down")
 
-    def _record(self, stream: str, sampler: Tokens, temperature: Floats) -> list[Draw]:
-        draws = [
-            Draw(seed, position, top_k, round(float(t), 6))
+    def _record(self, stream: str, sampler: Tokens, temperature: Floats) -> list[Sampler]:
+        samplers = [
+            Sampler(seed, position, top_k, round(float(t), 6))
             for (seed, position, top_k), t in zip(sampler.tolist(), temperature[:, 0], strict=True)
         ]
-        self.draws += [(stream, draw) for draw in draws]
-        return draws
+        self.samplers += [(stream, sampler) for sampler in samplers]
+        return samplers
 
     def _codes(self, states: Iterable[int]) -> Tokens:
         codebooks, card = self.manifest.codebooks, self.manifest.card
@@ -169,10 +169,10 @@ class _SlotState:
         self.encoder = self.temporal = self.decoder = 1
 
 
-def _sampled(state: int, draw: Draw) -> int:
-    if draw.temperature == 0.0:
+def _sampled(state: int, sampler: Sampler) -> int:
+    if sampler.temperature == 0.0:
         return state
-    return _mix(state, draw.seed % 1_000_003 + draw.position + draw.top_k + draw.temperature)
+    return _mix(state, sampler.seed % 1_000_003 + sampler.position + sampler.top_k + sampler.temperature)
 
 
 def _mix(state: int, value: float) -> int:

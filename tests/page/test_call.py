@@ -51,8 +51,8 @@ def test_the_chosen_parameters_are_sent_to_the_server(visit: Visit, gateway: Gat
     visit.start()
     assert "VARM2, teacher" in visit.text("#call-note")
     visit.end()
-    (kind, draw), *_ = gateway.engine.draws
-    assert (kind, draw.seed, draw.temperature) == ("text", 42, 0.5)
+    (kind, sampler), *_ = gateway.engine.samplers
+    assert (kind, sampler.seed, sampler.temperature) == ("text", 42, 0.5)
     runtime = gateway.app.state.runtime
     embeddings = gateway.engine.prefills[0].embeddings
     assert np.array_equal(embeddings, runtime.voices.require("VARM2").preset.embeddings)

@@ -100,13 +100,13 @@ async def test_chosen_seeds_differ_and_are_exact_in_a_double(ask: Ask):
 
 async def test_absent_values_default_to_the_repositorys(ask: Ask, engine: FakeBackend):
     await ask()
-    assert {(kind, draw.temperature, draw.top_k) for kind, draw in engine.draws} == {
+    assert {(kind, sampler.temperature, sampler.top_k) for kind, sampler in engine.samplers} == {
         ("text", 0.7, 25),
         ("audio", 0.8, 250),
     }
-    engine.draws.clear()
+    engine.samplers.clear()
     await ask(audio_temperature=0.5, audio_top_k=0, text_temperature=None, text_top_k=9)
-    assert {(kind, draw.temperature, draw.top_k) for kind, draw in engine.draws} == {
+    assert {(kind, sampler.temperature, sampler.top_k) for kind, sampler in engine.samplers} == {
         ("text", 0.7, 9),
         ("audio", 0.5, 0),
     }
@@ -114,12 +114,12 @@ async def test_absent_values_default_to_the_repositorys(ask: Ask, engine: FakeBa
 
 async def test_greedy_overrides_the_temperatures(ask: Ask, engine: FakeBackend):
     await ask(greedy=True, audio_temperature=1.5)
-    assert {draw.temperature for _, draw in engine.draws} == {0.0}
+    assert {sampler.temperature for _, sampler in engine.samplers} == {0.0}
 
 
 async def test_top_k_is_limited_to_the_vocabulary(ask: Ask, engine: FakeBackend):
     await ask(audio_top_k=1_000_000, text_top_k=1_000_000)
-    assert {(kind, draw.top_k) for kind, draw in engine.draws} == {("text", 400), ("audio", 2048)}
+    assert {(kind, sampler.top_k) for kind, sampler in engine.samplers} == {("text", 400), ("audio", 2048)}
 
 
 def prompt_tokens(engine: FakeBackend) -> list[int]:

@@ -80,9 +80,9 @@ async def test_each_sampler_is_for_the_step_after_the_last_one_fed(converse: Con
     conversation = converse(text="", seed=9)
     await talk(conversation, NOISE[:2])
     first = 5 + 12
-    positions = [(stream, draw.position) for stream, draw in engine.draws]
+    positions = [(stream, sampler.position) for stream, sampler in engine.samplers]
     assert positions == [(stream, first + step) for step in range(3) for stream in ("text", "audio")]
-    assert {draw.seed for _, draw in engine.draws} == {9}
+    assert {sampler.seed for _, sampler in engine.samplers} == {9}
 
 
 async def test_the_same_seed_and_audio_give_the_same_answer(converse: Converse):
