@@ -38,8 +38,11 @@ TOKENIZER = "tokenizer.model"
 SAMPLING_DEFAULTS = {"audio_temperature": 0.8, "audio_top_k": 250, "text_temperature": 0.7, "text_top_k": 25}
 """The reference's defaults."""
 
-_CALIBRATION_SHARE = 0.1
-"""Of a build's progress."""
+_CALIBRATION_SHARE = 0.3
+"""Of a build's progress, if there is calibration."""
+
+_VOICES_AT = 0.9
+"""Progress when all weights are written."""
 
 KV_PRECISIONS = (CachePrecision.FP32, CachePrecision.FP16, CachePrecision.INT8)
 """That can be chosen for a CPU."""
@@ -96,9 +99,17 @@ def _recipe(variant: str, kv: str | None, device: str) -> Variant:
 
 
 def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: Progress) -> None:
-    graphs, plans = graphs_of(source, recipe, lambda done: report("calibrating", _CALIBRATION_SHARE * done))
+    calibrated = 0.0
+
+    def calibrating(done: float) -> None:
+        nonlocal calibrated
+        calibrated = _CALIBRATION_SHARE * done
+        report("calibrating", calibrated)
+
+    graphs = graphs_of(source, recipe, calibrating)
     expected = sum(graph.weight_bytes for graph in graphs.values())
     written = 0
+    errors: dict[str, dict[str, Any]] = {}
     for model in served_models(source.geometry):
         graph = graphs[model.name]
         version = out / "triton" / model.name / "1"
@@ -109,12 +120,13 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         def weight_done(name: str, size: int, model: str = model.name) -> None:
             nonlocal written
             written += size
-            share = _CALIBRATION_SHARE + (0.9 - _CALIBRATION_SHARE) * written / expected
-            report(f"{model}: {name}", share)
+            share = calibrated + (_VOICES_AT - calibrated) * written / expected
+            report(f"{model}: {name}", min(share, _VOICES_AT))
 
-        graph.save(version / "model.onnx", weight_done)
+        rounding = graph.save(version / "model.onnx", weight_done)
+        errors[model.name] = {name: asdict(error) for name, error in rounding.items()}
 
-    report("voices", 0.9)
+    report("voices", _VOICES_AT)
     voices = write_voices((source.voice(name) for name in source.voices), out)
     shutil.copyfile(source.tokenizer, out / TOKENIZER)
 
@@ -124,12 +136,11 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         for path in sorted(out.rglob("*"))
         if path.is_file()
     }
-    weights = {model: {name: asdict(error) for name, error in plan.errors.items()} for model, plan in plans.items()}
     manifest = manifest_of(source.geometry, slots, recipe) | {
         "memory": _memory(graphs.values(), recipe.device),
         "voices": voices,
         "files": files,
-        "weights": weights,
+        "weights": errors,
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 

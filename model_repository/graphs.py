@@ -1,8 +1,14 @@
-"""The four graphs of a checkpoint in a variant."""
+"""From a checkpoint to the four graphs of a variant: calibrate, smooth, and declare graphs whose weights are quantized.
+
+Each step is a function that returns its result. The weights are read, quantized and written by `Graph.save`, one at a
+time, which returns the errors of the rounding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
@@ -13,52 +19,70 @@ from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.calibration import calibrate
-from model_repository.quantize.depth_folding import FoldedDepthTensors
-from model_repository.quantize.folding import FoldedTensors
-from model_repository.quantize.hidden_folding import FoldedReaders
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.depth_smoothing import smooth_depth
+from model_repository.quantize.hidden_smoothing import reader_factors
+from model_repository.quantize.plan import TEXT_HEAD, Plan, smoothing_of
+from model_repository.quantize.scaling import ScaledTensors, Scaling
+from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CachePrecision, Precision, Variant
 
 HEADROOM = 2.0
-"""How much further than in calibration keys and values may reach before int8 cuts them off."""
+"""How much larger than in calibration keys and values may be before int8 cuts them off."""
+
+DEPTH_ENTRIES = tuple(f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS))
+"""Matrices of the depth transformer that read the hidden state."""
+
+_CALIBRATION_SHARE = 0.5
+"""Of the progress of `graphs_of`; the rest is smoothing."""
 
 
 def graphs_of(
     source: Checkpoint, variant: Variant, report: Callable[[float], None] = lambda done: None
-) -> tuple[Mapping[str, Graph], Mapping[str, Plan]]:
-    """Graphs by model, and for those that are rounded the plans whose `errors` saving them fills.
-
-    `report` is told how much of the calibration is done, which some variants need.
-    """
+) -> Mapping[str, Graph]:
+    """Return the graphs by model. `report` receives the fraction done of calibration and smoothing."""
     geometry = source.geometry
-    plans = {"temporal": Plan(variant.temporal), "depformer": Plan(variant.depformer)}
-    tensors: TensorSource = source.lm
-    caches = [CacheScales(variant.cache)] * geometry.lm.temporal.num_layers
-    if variant.calibrated or variant.cache is CachePrecision.INT8:
-        statistics = calibrate(source, report)
-        bits = 4 if variant.temporal is Precision.INT4 else 8
-        folded = FoldedTensors(source.lm, geometry.lm.temporal, statistics, bits)
-        tensors = FoldedReaders(folded, ["text_linear.weight"]) if variant.calibrated else folded
-        plans["temporal"].importance = folded.importance
-        caches = _scales(variant.cache, folded)
+    tensors, plan, caches = _temporal(source, variant, report)
     depth: TensorSource = source.lm
     if variant.depformer is Precision.INT8:
-        entries = [f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS)]
-        depth = FoldedReaders(FoldedDepthTensors(source.lm, geometry.lm), entries)
-    graphs = {
+        depth = smoothed(source.lm, smooth_depth(source.lm, geometry.lm), DEPTH_ENTRIES)
+    return {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, source.mimi),
-        "temporal": temporal.build(
-            geometry.lm, tensors, plans["temporal"], caches, variant.device, variant.activations
-        ),
-        "depformer": depformer.build(geometry.lm, depth, plans["depformer"], variant.device, variant.activations),
+        "temporal": temporal.build(geometry.lm, tensors, plan, caches, variant.device, variant.activations),
+        "depformer": depformer.build(geometry.lm, depth, Plan(variant.depformer), variant.device, variant.activations),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, source.mimi),
     }
-    return graphs, plans
 
 
-def _scales(precision: CachePrecision, folded: FoldedTensors) -> list[CacheScales]:
-    return [
-        CacheScales(precision, HEADROOM * key_peak / 127, HEADROOM * value_peak / 127)
-        for key_peak, value_peak in folded.peaks()
+def _temporal(
+    source: Checkpoint, variant: Variant, report: Callable[[float], None]
+) -> tuple[TensorSource, Plan, Sequence[CacheScales]]:
+    """Tensors of the temporal model, the precision of each, and the scales of each layer's keys and values."""
+    shape = source.geometry.lm.temporal
+    if not (variant.calibrated or variant.cache is CachePrecision.INT8):
+        return source.lm, Plan(variant.temporal), [CacheScales(variant.cache)] * shape.num_layers
+    statistics = calibrate(source, lambda done: report(_CALIBRATION_SHARE * done))
+    bits = 4 if variant.temporal is Precision.INT4 else 8
+    smoothing = smooth_temporal(
+        source.lm,
+        shape,
+        statistics,
+        bits,
+        lambda done: report(_CALIBRATION_SHARE + (1 - _CALIBRATION_SHARE) * done),
+    )
+    readers = [TEXT_HEAD] if variant.calibrated else []
+    caches = [
+        CacheScales(variant.cache, HEADROOM * key_peak / 127, HEADROOM * value_peak / 127)
+        for key_peak, value_peak in smoothing.peaks
     ]
+    tensors = smoothed(source.lm, smoothing.scalings, readers)
+    return tensors, Plan(variant.temporal, smoothing.importance), caches
+
+
+def smoothed(source: TensorSource, scalings: Mapping[str, Scaling], readers: Sequence[str]) -> ScaledTensors:
+    """The source with the factors, and with those of matrices `readers`, which all read the hidden state."""
+    if not readers:
+        return ScaledTensors(source, scalings)
+    factors = reader_factors(source, readers)
+    of_readers = {name: Scaling(columns=factors) for name in readers}
+    return ScaledTensors(source, {**scalings, **of_readers}, {smoothing_of(readers[0]): np.reciprocal(factors)})

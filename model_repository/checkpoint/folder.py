@@ -9,7 +9,7 @@ from model_repository.checkpoint.formats import LM_FILE, open_weights
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import check_tensors, lm_shapes, mimi_shapes, with_current_names
 from model_repository.checkpoint.sizes import with_sizes
-from model_repository.checkpoint.tensors import SafetensorsFile, TensorSource, read_json_object
+from model_repository.checkpoint.tensors import FiniteTensors, SafetensorsFile, TensorSource, read_json_object
 from model_repository.checkpoint.voice import Voice
 from model_repository.checkpoint.voices import Voices
 from model_repository.errors import CheckpointError
@@ -24,7 +24,9 @@ __all__ = ["CONFIG_FILE", "LM_FILE", "MIMI_FILE", "MLX_MIMI_FILE", "TOKENIZER_FI
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. No tensor is in memory: `lm`, `mimi` and `voices` read when asked."""
+    """An opened checkpoint. No tensor is in memory: `lm`, `mimi` and `voices` read when asked, and refuse numbers that
+    are not finite.
+    """
 
     path: Path
     geometry: Geometry
@@ -53,7 +55,14 @@ class Checkpoint:
         tokenizer = folder / TOKENIZER_FILE
         if not tokenizer.is_file():
             raise _missing(folder, TOKENIZER_FILE, "the SentencePiece model of the text stream")
-        return cls(path, geometry, lm, mimi, tokenizer, Voices(folder, geometry.lm))
+        return cls(
+            path,
+            geometry,
+            FiniteTensors(lm, weights.label),
+            FiniteTensors(mimi, mimi_file),
+            tokenizer,
+            Voices(folder, geometry.lm),
+        )
 
     def voice(self, name: str) -> Voice:
         """One voice, read now. Raises `CheckpointError` for an unknown name (saying which exist) or a bad file."""

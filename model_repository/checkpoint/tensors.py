@@ -174,6 +174,22 @@ class DerivedTensors:
         return self._source.read(name, rows)
 
 
+class FiniteTensors(DerivedTensors):
+    """A source whose tensors hold only finite numbers. `label`: what errors call it."""
+
+    def __init__(self, source: TensorSource, label: str) -> None:
+        super().__init__(source)
+        self._label = label
+
+    def read(self, name: str, rows: slice | None = None) -> Float32:
+        """As `TensorSource.read`. Raises `CheckpointError` for infinite numbers and for NaN."""
+        tensor = self._source.read(name, rows)
+        # The extremes of an array that has a NaN are NaN.
+        if tensor.size and not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
+            raise CheckpointError(f"{self._label}: tensor {name!r} has numbers that are not finite")
+        return tensor
+
+
 class RenamedTensors:
     """A source in which some tensors go by another name."""
 

@@ -1,6 +1,6 @@
 """An ONNX graph under construction whose weights stay on disk until the file is written.
 
-Weights are declared first: a checkpoint tensor is read and converted while the graph is saved, one at a time, and
+Weights are declared first: a checkpoint tensor is read and quantized while the graph is saved, one at a time, and
 dropped again. State is a pair of graph input and output with the names `NAME` and `NAME.next`; the serving side
 binds both to the same memory, so that a state is updated in place. START zeroes a row's `state.*` states. It may leave
 `cache.*` states as they are: the graph never reads an entry of them that the conversation has not written.
@@ -20,6 +20,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder
+
+from model_repository.quantize.blocks import TensorError
 
 Value = Any
 """An `onnx_ir.Value`: the builder's operators are created by name at run time, so they cannot be typed."""
@@ -122,17 +124,20 @@ class Graph:
         load: Callable[[], npt.NDArray[Any]],
         dtype: npt.DTypeLike = np.float32,
     ) -> Value:
-        """A weight of `shape`, made by `load` only while the graph is saved; one value per name."""
-        return self.weights({name: (shape, dtype)}, lambda: (load(),))[0]
+        """A weight of `shape`, read by `load` only while the graph is saved; one value per name."""
+        return self.weights(name, {name: (shape, dtype)}, lambda: Stored([load()]))[0]
 
     def weights(
         self,
+        tensor: str,
         declared: Mapping[str, tuple[Sequence[int], npt.DTypeLike]],
-        make: Callable[[], Sequence[npt.NDArray[Any]]],
+        make: Callable[[], Stored],
     ) -> tuple[Value, ...]:
-        """Weights that are made together: shapes and dtypes by name, and all arrays from one call of `make`."""
-        first = next(iter(declared))
-        if first not in self._groups:
+        """Weights that together hold one `tensor`: shapes and dtypes by name, and all arrays from one call of `make`.
+
+        `make` is called only while the graph is saved. There is one group of values per tensor.
+        """
+        if tensor not in self._groups:
             values = []
             for name, (shape, dtype) in declared.items():
                 # Where it lies is known when it is written.
@@ -140,8 +145,8 @@ class Graph:
                     "", 0, 0, ir.DataType.from_numpy(np.dtype(dtype)), shape=ir.Shape(shape), name=name
                 )
                 values.append(self._builder.initializer(there, name))
-            self._groups[first] = _Group(tuple(values), make)
-        return self._groups[first].values
+            self._groups[tensor] = _Group(tuple(values), make)
+        return self._groups[tensor].values
 
     @property
     def weight_bytes(self) -> int:
@@ -162,16 +167,20 @@ class Graph:
         states = (value for value in inputs if value.name.startswith(_STATES))
         return sum(prod(value.shape[1:]) * int(value.dtype.itemsize) for value in states)
 
-    def save(self, path: Path, progress: Callable[[str, int], None] | None = None) -> None:
-        """Write `path` and, beside it, its weights `path`.data, one group at a time.
+    def save(self, path: Path, progress: Callable[[str, int], None] | None = None) -> dict[str, TensorError]:
+        """Write `path` and, beside it, its weights `path`.data, one tensor at a time. Return the errors of the rounded
+        tensors by name.
 
         `progress` is called with each weight's name and size in bytes as it is written.
         """
         data = path.name + ".data"
+        errors: dict[str, TensorError] = {}
         with path.with_name(data).open("wb") as file:
-            for group in self._groups.values():
-                arrays = group.make()
-                for value, array in zip(group.values, arrays, strict=True):
+            for tensor, group in self._groups.items():
+                stored_tensor = group.make()
+                if stored_tensor.error is not None:
+                    errors[tensor] = stored_tensor.error
+                for value, array in zip(group.values, stored_tensor.arrays, strict=True):
                     declared = value.const_value
                     if array.shape != tuple(declared.shape.numpy()):
                         raise ValueError(f"weight {value.name}: made {array.shape}, declared {declared.shape}")
@@ -185,11 +194,20 @@ class Graph:
                         progress(str(value.name), stored.nbytes)
         functions = list(self._functions.values())
         ir.save(ir.Model(self._graph, ir_version=11, producer_name="personaplex-triton", functions=functions), path)
+        return errors
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor as a graph stores it, in one array or several. `error`: of the rounding; None if it is exact."""
+
+    arrays: Sequence[npt.NDArray[Any]]
+    error: TensorError | None = None
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Weights that are made together."""
+    """Weights that together hold one tensor."""
 
     values: tuple[Value, ...]
-    make: Callable[[], Sequence[npt.NDArray[Any]]]
+    make: Callable[[], Stored]

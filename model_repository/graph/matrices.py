@@ -10,10 +10,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from model_repository.graph.builder import Float32, Graph, Value
-from model_repository.quantize.blocks import BLOCK, quantize, rounded_error
+from model_repository.graph.builder import Float32, Graph, Stored, Value
+from model_repository.quantize.blocks import BF16, BLOCK, quantize, rounded_error
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
 
@@ -51,31 +50,26 @@ def product(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Pre
     """
     precision = plan.precision(matrix.key)
     if precision is Precision.FP32:
-        return graph.op.MatMul(x, _transposed(graph, matrix, lambda: matrix.read().T))
+        return graph.op.MatMul(x, _transposed(graph, matrix, np.float32, lambda: Stored([matrix.read().T])))
     if precision in _HALVES:
-        return _half(graph, plan, x, matrix, activations)
+        return _half(graph, precision, x, matrix, activations)
     return _blocks(graph, plan, x, matrix, activations)
 
 
-def _transposed(
-    graph: Graph, matrix: Matrix, make: Callable[[], NDArray[Any]], dtype: npt.DTypeLike = np.float32
-) -> Value:
-    rows, columns = matrix.shape
-    return graph.weight(f"{matrix.name}.T", (columns, rows), make, dtype)
+def _transposed(graph: Graph, matrix: Matrix, dtype: npt.DTypeLike, make: Callable[[], Stored]) -> Value:
+    return graph.weights(matrix.name, {f"{matrix.name}.T": (matrix.shape[::-1], dtype)}, make)[0]
 
 
-def _half(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Precision) -> Value:
-    precision = plan.precision(matrix.key)
+def _half(graph: Graph, precision: Precision, x: Value, matrix: Matrix, activations: Precision) -> Value:
     dtype, _ = _HALVES[precision]
 
-    def make() -> NDArray[Any]:
+    def make() -> Stored:
         weight = matrix.read()
         limit = _LARGEST_FP16 if precision is Precision.FP16 else np.inf
-        stored = weight.clip(-limit, limit).astype(dtype)
-        plan.errors[matrix.name] = rounded_error(weight, stored, 16)
-        return stored.T
+        rounded = weight.clip(-limit, limit).astype(dtype)
+        return Stored([rounded.T], rounded_error(weight, rounded, 16))
 
-    stored = _transposed(graph, matrix, make, dtype)
+    stored = _transposed(graph, matrix, dtype, make)
     if activations is Precision.FP32:
         stored = graph.op.Cast(stored, to=ir.DataType.FLOAT)
     return graph.op.MatMul(x, stored)
@@ -93,11 +87,12 @@ def _blocks(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Pre
     if bits == 4:
         declared[f"{name}.zeros"] = ((rows, -(-blocks // 2)), np.uint8)
 
-    def make() -> list[NDArray[Any]]:
-        made, plan.errors[name] = quantize(matrix.read(), bits, plan.importance(matrix.key))
-        return [made.codes, made.scales, *([] if made.zeros is None else [made.zeros])]
+    def make() -> Stored:
+        scale_type = BF16 if activations is Precision.FP32 else scales
+        blocks, error = quantize(matrix.read(), bits, plan.importance.get(matrix.key), scale_type)
+        return Stored([blocks.codes, blocks.scales, *([] if blocks.zeros is None else [blocks.zeros])], error)
 
-    operands = graph.weights(declared, make)
+    operands = graph.weights(name, declared, make)
     sizes = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
     if activations is Precision.FP32:
         return graph.call(_block_product(), x, *operands, **sizes)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from model_repository.graph.builder import Float32, Graph, Value
+from model_repository.graph.builder import Float32, Graph, Stored, Value
 from model_repository.quantize.blocks import BLOCK, Float64, error_of, error_sums, quantize
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
@@ -48,24 +48,23 @@ class Table:
 def lookup(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
     """indices [...] int64 -> those rows of `table`, kept as `plan` says: [..., width] float32."""
     if plan.tables is Precision.INT8:
-        return _blocks(graph, plan, table, indices)
+        return _blocks(graph, table, indices)
     dtype = np.dtype(np.float32 if plan.tables is Precision.FP32 else ml_dtypes.bfloat16)
     shape = (table.rows, table.width)
 
-    def make() -> NDArray[Any]:
+    def make() -> Stored:
         if dtype == np.float32:
-            return table.fill(np.empty(shape, dtype))
+            return Stored([table.fill(np.empty(shape, dtype))])
         sums: list[Float64] = []
         stacked = table.fill(np.empty(shape, dtype), sums)
-        plan.errors[table.name] = error_of(8 * dtype.itemsize, np.stack(sums), stacked.size)
-        return stacked
+        return Stored([stacked], error_of(8 * dtype.itemsize, np.stack(sums), stacked.size))
 
-    stored = graph.weight(table.name, shape, make, dtype)
+    (stored,) = graph.weights(table.name, {table.name: (shape, dtype)}, make)
     taken = graph.op.Gather(stored, indices)
     return taken if dtype == np.float32 else graph.op.Cast(taken, to=ir.DataType.FLOAT)
 
 
-def _blocks(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
+def _blocks(graph: Graph, table: Table, indices: Value) -> Value:
     name, rows, width = table.name, table.rows, table.width
     blocks = -(-width // BLOCK)
     declared: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -73,11 +72,11 @@ def _blocks(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
         f"{name}.scales": ((rows, blocks), np.float32),
     }
 
-    def make() -> list[NDArray[Any]]:
-        made, plan.errors[name] = quantize(table.fill(np.empty((rows, width), np.float32)), 8)
-        return [made.codes.reshape(rows, -1)[:, :width], made.scales]
+    def make() -> Stored:
+        blocks, error = quantize(table.fill(np.empty((rows, width), np.float32)), 8)
+        return Stored([blocks.codes.reshape(rows, -1)[:, :width], blocks.scales], error)
 
-    codes, scales = graph.weights(declared, make)
+    codes, scales = graph.weights(name, declared, make)
     # Codes of 8 bits stand for their difference from 128.
     return graph.contrib.GatherBlockQuantized(
         codes, indices, scales, bits=8, block_size=BLOCK, gather_axis=0, quantize_axis=1

@@ -1,26 +1,35 @@
-"""What the temporal transformer's matrices meet: its layers run once, in float32, over a few known columns.
+"""Calibration: the temporal transformer's layers run once, in float32, over columns that conversations begin with.
 
-The columns are those that calls begin with: voices of the checkpoint, each followed by text. One layer is in memory
-at a time.
+The columns are voices of the checkpoint, one of each family, each followed by the text of a prompt. One layer is in
+memory at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
+import sentencepiece
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import LmGeometry, TransformerGeometry
 from model_repository.checkpoint.tensors import TensorSource
+from model_repository.errors import CheckpointError
 from model_repository.prompt_codes import SILENCE, SINE
 from model_repository.quantize.blocks import Float32
 
 VOICES = 4
-TEXT_COLUMNS = 24
-"""Columns of random text after each voice."""
+"""As many as the published model has families: NATF, NATM, VARF, VARM."""
+
+TEXTS = (
+    "<system> You are a helpful assistant. Answer questions clearly, keep it short, say when you are unsure. <system>",
+    "<system> You work in customer service for a bank. Your name is Maria. Be polite, offer the next step. <system>",
+    "<system> You are a wise and friendly teacher. Give advice in a clear and engaging way, with examples. <system>",
+    "<system> You enjoy having a good conversation about music, travel, food and the weather in the hills. <system>",
+)
+"""Prompts after the voices, in the form in which they are fed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +54,14 @@ class LayerStatistics:
 def calibrate(
     checkpoint: Checkpoint, report: Callable[[float], None] = lambda done: None
 ) -> tuple[LayerStatistics, ...]:
-    """Statistics of every layer of the temporal transformer; `report` is told the fraction done."""
+    """Statistics of every layer of the temporal transformer; `report` receives the fraction done.
+
+    Raises `CheckpointError` for a tokenizer that is not one, or has more pieces than the model.
+    """
     lm = checkpoint.geometry.lm
     sequences = [
         np.concatenate([checkpoint.voice(name).embeddings, embedded])
-        for name, embedded in zip(list(checkpoint.voices)[:VOICES], _texts(checkpoint), strict=False)
+        for name, embedded in zip(calibration_voices(list(checkpoint.voices)), _texts(checkpoint), strict=False)
     ]
     return layer_statistics(lm.temporal, checkpoint.lm, sequences, report)
 
@@ -98,13 +110,28 @@ def layer_statistics(
     return tuple(statistics)
 
 
+def calibration_voices(names: Sequence[str]) -> list[str]:
+    """Choose `VOICES` of the names, from as many families as there are. A family is a name without its number."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(name.rstrip("0123456789"), []).append(name)
+    in_turn = [name for turn in zip_longest(*families.values()) for name in turn if name is not None]
+    return in_turn[:VOICES]
+
+
 def _texts(checkpoint: Checkpoint) -> list[Float32]:
-    """[TEXT_COLUMNS, dim] for each voice: random text over the constant codes that a prompt is fed with."""
+    """[S, dim] for each of `TEXTS`: its tokens over the constant codes with which a prompt is fed."""
     lm = checkpoint.geometry.lm
-    generator = np.random.default_rng(0)
     constant = _constant_codes(checkpoint.lm, lm)
     table = checkpoint.lm.read("text_emb.weight")
-    return [table[generator.integers(0, lm.text_card, TEXT_COLUMNS)] + constant for _ in range(VOICES)]
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint.tokenizer))
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{checkpoint.tokenizer}: not a SentencePiece model") from error
+    if tokenizer.get_piece_size() > lm.text_card:
+        pieces = tokenizer.get_piece_size()
+        raise CheckpointError(f"{checkpoint.tokenizer}: {pieces} pieces, but the model has {lm.text_card} text tokens")
+    return [table[tokenizer.encode(text)] + constant for text in TEXTS]
 
 
 def _constant_codes(source: TensorSource, lm: LmGeometry) -> Float32:

@@ -8,8 +8,8 @@ from itertools import product
 
 import numpy as np
 
+from model_repository.processors import processors
 from model_repository.quantize.blocks import BLOCK, Float32, plain, searched, symmetric
-from model_repository.serving.processors import processors
 
 _CARRIED = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 _WEIGHTS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)

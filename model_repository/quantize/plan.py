@@ -1,43 +1,37 @@
-"""What becomes of each matrix and embedding table of a graph, and what that did to it."""
+"""The precision of each matrix and embedding table of a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from model_repository.quantize.blocks import Float32, TensorError
+from model_repository.quantize.blocks import Float32
 from model_repository.variants import Precision
 
 TEXT_HEAD = "text_linear.weight"
 """Never has less than 8 bits: its products are the logits themselves."""
 
 AUDIO_HEADS = "linears."
-"""Beginning of the names of those that never have less than 16. They are small beside the rest; rounded to 8 bits they
-changed twice as many audio tokens as everything else together."""
+"""Prefix of matrices that never have less than 16 bits. They are small beside the rest; rounded to 8 bits they changed
+twice as many audio tokens as everything else together."""
 
 
 def smoothing_of(key: str) -> str:
-    """The name of the tensor by which a graph multiplies what the matrix `key` reads, if the source has one."""
+    """Name of the tensor by which a graph multiplies the input of the matrix `key`, if the source has that tensor."""
     return f"{key}.smoothing"
 
 
-def _unknown(_key: str) -> Float32 | None:
-    return None
-
-
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """`importance` gives, per matrix, the mean square of what each of its columns is multiplied with, if known.
-
-    `errors` is filled while a graph is saved.
+    """matrices: their precision. importance: by matrix, the mean square of what each column is multiplied with, where
+    it is known.
     """
 
     matrices: Precision = Precision.FP32
-    importance: Callable[[str], Float32 | None] = _unknown
-    errors: dict[str, TensorError] = field(default_factory=dict)
+    importance: Mapping[str, Float32] = field(default_factory=dict)
 
     def precision(self, key: str) -> Precision:
-        """Of the matrix `key`."""
+        """Return the precision of the matrix `key`."""
         if self.matrices in (Precision.INT8, Precision.INT4):
             if key == TEXT_HEAD:
                 return Precision.INT8
@@ -47,8 +41,9 @@ class Plan:
 
     @property
     def tables(self) -> Precision:
-        """Of embedding tables: as published, for only single rows of them are read. 8 bits would add a third to what
-        int8 does to the hidden state; beside 4-bit matrices they add next to nothing, and memory is what those are for.
+        """Precision of embedding tables: as published, because only single rows of them are read. 8 bits would add a
+        third to what int8 does to the hidden state; beside 4-bit matrices they add next to nothing, and those are
+        chosen for their memory.
         """
         if self.matrices is Precision.FP32:
             return Precision.FP32

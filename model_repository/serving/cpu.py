@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from model_repository.serving.processors import processors
+from model_repository.processors import processors
 
 KERNELS = Path(__file__).parent / "native" / "block_products.so"
 """Made when this package is installed, on x86-64; see setup.py."""

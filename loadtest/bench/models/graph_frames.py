@@ -23,7 +23,7 @@ from loadtest.bench.models.memory_bandwidth import bandwidth
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
-from model_repository.serving.processors import processors
+from model_repository.processors import processors
 from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.paths import ROOT
-from model_repository.serving.processors import processors
+from model_repository.processors import processors
 
 BUFFER_BYTES = 512 << 20
 PASSES = 7

@@ -31,7 +31,7 @@ from loadtest.bench.models.random_checkpoint import is_complete, write_random_ch
 from loadtest.bench.models.tables import markdown, show, tables
 from loadtest.machine import machine
 from loadtest.paths import ROOT
-from model_repository.serving.processors import processors
+from model_repository.processors import processors
 from model_repository.tiny import TINY_CONFIG
 
 MEMORY_SLOTS = 2

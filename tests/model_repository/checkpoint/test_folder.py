@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from model_repository.build import build_repository
 from model_repository.checkpoint.folder import LM_FILE, MIMI_FILE, TOKENIZER_FILE, Checkpoint
 from model_repository.errors import CheckpointError
 
@@ -131,6 +132,24 @@ def test_a_wrong_shape_names_tensor_expected_and_got(checkpoint_copy: Path) -> N
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(checkpoint_copy)
     assert str(caught.value) == f"model.safetensors: wrong shape of tensor '{name}': expected [32, 32], got [32, 31]"
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("file", "name", "number"),
+    [
+        (LM_FILE, "transformer.layers.1.gating.linear_out.weight", np.nan),
+        (LM_FILE, "depformer_emb.3.weight", np.inf),
+        (MIMI_FILE, "decoder.model.0.conv.conv.weight", -np.inf),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(
+    checkpoint_copy: Path, tmp_path: Path, variant: str, file: str, name: str, number: float
+) -> None:
+    rewrite(checkpoint_copy / file, lambda tensors: tensors[name].reshape(-1).__setitem__(-1, number))
+    with pytest.raises(CheckpointError, match=rf"{file}: tensor '{name}' has numbers that are not finite"):
+        build_repository(checkpoint_copy, tmp_path / "models", variant=variant)
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_missing_tensor_is_named(checkpoint_copy: Path) -> None:

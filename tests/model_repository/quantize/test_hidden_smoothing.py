@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model_repository.graphs import smoothed
 from model_repository.quantize.blocks import BLOCK, symmetric
-from model_repository.quantize.hidden_folding import FoldedReaders
 from model_repository.quantize.plan import smoothing_of
 
 DIM = 512
@@ -48,24 +48,24 @@ def hidden(tensors: Tensors) -> Array:
 @pytest.mark.parametrize("outlier", [1.0, 15.0])
 def test_the_products_are_the_same(outlier: float):
     tensors = Tensors(outlier)
-    folded = FoldedReaders(tensors, READERS)
+    smooth = smoothed(tensors, {}, READERS)
     x = hidden(tensors)
-    smoothing = folded.read(smoothing_of(READERS[0]))
-    assert smoothing.shape == folded.shape(smoothing_of(READERS[0])) == (DIM,)
+    smoothing = smooth.read(smoothing_of(READERS[0]))
+    assert smoothing.shape == smooth.shape(smoothing_of(READERS[0])) == (DIM,)
     for name in READERS:
         np.testing.assert_allclose(
-            (x * smoothing) @ folded.read(name).T, x @ tensors.read(name).T, rtol=1e-3, atol=1e-3
+            (x * smoothing) @ smooth.read(name).T, x @ tensors.read(name).T, rtol=1e-3, atol=1e-3
         )
-    np.testing.assert_array_equal(folded.read("other"), tensors.read("other"))
-    np.testing.assert_array_equal(folded.read(READERS[3], slice(5, 9)), folded.read(READERS[3])[5:9])
+    np.testing.assert_array_equal(smooth.read("other"), tensors.read("other"))
+    np.testing.assert_array_equal(smooth.read(READERS[3], slice(5, 9)), smooth.read(READERS[3])[5:9])
 
 
 def test_there_is_one_tensor_more():
     tensors = Tensors(1.0)
-    folded = FoldedReaders(tensors, READERS)
-    assert set(folded.names()) - set(tensors.names()) == {smoothing_of(READERS[0])}
-    assert smoothing_of(READERS[0]) in folded
-    assert smoothing_of("other") not in folded
+    smooth = smoothed(tensors, {}, READERS)
+    assert set(smooth.names()) - set(tensors.names()) == {smoothing_of(READERS[0])}
+    assert smoothing_of(READERS[0]) in smooth
+    assert smoothing_of("other") not in smooth
 
 
 def rounded(x: Array) -> Array:
@@ -75,9 +75,9 @@ def rounded(x: Array) -> Array:
 
 def test_rounded_products_are_several_times_nearer_where_channels_stick_out():
     tensors = Tensors(15.0)
-    folded = FoldedReaders(tensors, READERS)
-    x, smoothing = hidden(tensors), folded.read(smoothing_of(READERS[0]))
+    smooth = smoothed(tensors, {}, READERS)
+    x, smoothing = hidden(tensors), smooth.read(smoothing_of(READERS[0]))
     exact = x @ tensors.read(READERS[5]).T
     plain = rounded(x) @ rounded(tensors.read(READERS[5])).T
-    smooth = rounded(x * smoothing) @ rounded(folded.read(READERS[5])).T
-    assert np.linalg.norm(smooth - exact) < 0.5 * np.linalg.norm(plain - exact)
+    nearer = rounded(x * smoothing) @ rounded(smooth.read(READERS[5])).T
+    assert np.linalg.norm(nearer - exact) < 0.5 * np.linalg.norm(plain - exact)

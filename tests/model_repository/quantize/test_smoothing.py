@@ -1,4 +1,4 @@
-"""Rescaled layers compute what they did, and what they keep has one scale."""
+"""Smoothed layers compute what they did, and int8 keys and values have one scale."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import pytest
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
+from model_repository.errors import CheckpointError
 from model_repository.graph.attention import CacheScales
 from model_repository.graphs import HEADROOM, graphs_of
-from model_repository.quantize.calibration import calibrate
-from model_repository.quantize.depth_folding import FoldedDepthTensors
-from model_repository.quantize.folding import FoldedTensors
+from model_repository.quantize.calibration import calibrate, calibration_voices
+from model_repository.quantize.depth_smoothing import smooth_depth
+from model_repository.quantize.scaling import ScaledTensors
+from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.serving.session import StatefulSession
 from model_repository.temporal import graph as temporal
 from model_repository.tiny import write_tiny_checkpoint
+from model_repository.tiny_tokenizer import train_tiny_tokenizer
 from model_repository.variants import CachePrecision, Precision, Variant
 from tests.conftest import GOLDEN
 
@@ -25,7 +28,7 @@ LAYER = "transformer.layers.1"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Checkpoint:
-    folder = tmp_path_factory.mktemp("folding") / "checkpoint"
+    folder = tmp_path_factory.mktemp("smoothing") / "checkpoint"
     write_tiny_checkpoint(folder, config={"lm": {"dim": 128, "num_layers": 3}})
     return Checkpoint.open(folder)
 
@@ -36,9 +39,11 @@ def statistics(checkpoint):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_folded_layer_is_the_same_function(checkpoint, statistics, bits):
+def test_a_smoothed_layer_is_the_same_function(checkpoint, statistics, bits):
     """Its four maps, with the norms before them: x -> q k^T, v -> out, gate and up -> out."""
-    folded = FoldedTensors(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, bits)
+    smoothed = ScaledTensors(
+        checkpoint.lm, smooth_temporal(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, bits).scalings
+    )
     x = np.random.default_rng(0).standard_normal((6, 128)).astype(np.float32)
 
     def parts(source):
@@ -55,16 +60,16 @@ def test_a_folded_layer_is_the_same_function(checkpoint, statistics, bits):
             (np.tanh(gate) * up) @ read("gating.linear_out.weight").T,
         ]
 
-    for before, after in zip(parts(checkpoint.lm), parts(folded), strict=True):
+    for before, after in zip(parts(checkpoint.lm), parts(smoothed), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5 * np.abs(before).max())
-    changed = [name for name in folded.names() if not np.array_equal(folded.read(name), checkpoint.lm.read(name))]
+    changed = [name for name in smoothed.names() if not np.array_equal(smoothed.read(name), checkpoint.lm.read(name))]
     assert {name.partition(".layers.")[0] for name in changed} == {"transformer"}
 
 
-def test_folded_depth_steps_are_the_same_functions(checkpoint):
+def test_smoothed_depth_steps_are_the_same_functions(checkpoint):
     """Each step's maps, and values of any step in the output map of any later one."""
     lm = checkpoint.geometry.lm
-    folded = FoldedDepthTensors(checkpoint.lm, lm)
+    smoothed = ScaledTensors(checkpoint.lm, smooth_depth(checkpoint.lm, lm))
     dim, layer = lm.depformer.dim, "depformer.layers.1"
     x = np.random.default_rng(0).standard_normal((6, dim)).astype(np.float32)
 
@@ -87,21 +92,23 @@ def test_folded_depth_steps_are_the_same_functions(checkpoint):
             made.append((np.tanh(gate) * up) @ read(f"gating.{step}.linear_out.weight").T)
         return made
 
-    for before, after in zip(parts(checkpoint.lm), parts(folded), strict=True):
+    for before, after in zip(parts(checkpoint.lm), parts(smoothed), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5 * np.abs(before).max())
-    changed = [name for name in folded.names() if not np.array_equal(folded.read(name), checkpoint.lm.read(name))]
+    changed = [name for name in smoothed.names() if not np.array_equal(smoothed.read(name), checkpoint.lm.read(name))]
     assert {name.partition(".layers.")[0] for name in changed} == {"depformer"}
 
 
 def test_rows_read_alone_are_the_rows_of_the_whole(checkpoint, statistics):
-    folded = FoldedTensors(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, 4)
+    smoothed = ScaledTensors(
+        checkpoint.lm, smooth_temporal(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, 4).scalings
+    )
     for part in ("self_attn.in_proj_weight", "gating.linear_in.weight", "self_attn.out_proj.weight"):
         rows = slice(5, 90)
-        np.testing.assert_array_equal(folded.read(f"{LAYER}.{part}", rows), folded.read(f"{LAYER}.{part}")[rows])
+        np.testing.assert_array_equal(smoothed.read(f"{LAYER}.{part}", rows), smoothed.read(f"{LAYER}.{part}")[rows])
 
 
 def test_int8_caches_use_their_range_and_cut_off_little(checkpoint, tmp_path: Path):
-    graphs, _ = graphs_of(checkpoint, Variant("fp32", Precision.FP32, Precision.FP32, CachePrecision.INT8))
+    graphs = graphs_of(checkpoint, Variant("fp32", Precision.FP32, Precision.FP32, CachePrecision.INT8))
     graphs["temporal"].save(tmp_path / "model.onnx")
     session = StatefulSession(tmp_path / "model.onnx", 1)
     session.feeds["top_k"][:] = 1
@@ -140,6 +147,29 @@ def test_calibration_sees_what_the_graph_computes(statistics, checkpoint, tmp_pa
         pairs = np.square(keys).reshape(keys.shape[0], count, -1, 2).mean(axis=(1, 3)).reshape(-1)
         np.testing.assert_allclose(pairs, layer.key, rtol=1e-3)
         np.testing.assert_allclose(np.square(values).mean(axis=1).reshape(-1), layer.value, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["NATF0", "NATF1", "NATF2", "NATM0", "VARF0", "VARF1", "VARM0"], ["NATF0", "NATM0", "VARF0", "VARM0"]),
+        (["a1", "a2", "b1", "b2", "b3"], ["a1", "b1", "a2", "b2"]),
+        (["only"], ["only"]),
+    ],
+)
+def test_calibration_hears_every_family_of_voices(names, chosen):
+    assert calibration_voices(names) == chosen
+
+
+def test_calibration_needs_a_tokenizer_that_fits(tmp_path: Path):
+    write_tiny_checkpoint(tmp_path / "checkpoint")
+    opened = Checkpoint.open(tmp_path / "checkpoint")
+    opened.tokenizer.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
+        calibrate(opened)
+    opened.tokenizer.write_bytes(train_tiny_tokenizer(opened.geometry.lm.text_card + 8))
+    with pytest.raises(CheckpointError, match="pieces, but the model has"):
+        calibrate(opened)
 
 
 def test_golden_checkpoint_has_all_that_calibration_needs():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model_repository.serving import processors as module
-from model_repository.serving.processors import processors
+from model_repository import processors as module
+from model_repository.processors import processors
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""Smoothing of the depth transformer, as `temporal_smoothing` does it, without calibration.
+
+Its steps share their norms, and a step attends to the values of earlier steps. So the factors of a norm's output and of
+values belong to a layer, and only gated channels have factors of their own in each step. What a matrix is multiplied
+with is estimated from the weights before it: a norm's output has the power of its scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
+from model_repository.checkpoint.tensors import TensorSource
+from model_repository.quantize.blocks import Float32
+from model_repository.quantize.factors import column_factors
+from model_repository.quantize.scaling import Scaling, floored
+
+_BITS = 8
+_SAMPLE_ROWS = 24
+"""Of each step's matrix."""
+
+
+def smooth_depth(source: TensorSource, lm: LmGeometry) -> Mapping[str, Scaling]:
+    """Factors of the depth transformer's tensors. The user's steps, which are never run, keep their gating."""
+    scalings: dict[str, Scaling] = {}
+    for index in range(lm.depformer.num_layers):
+        scalings |= _smooth_layer(source, f"depformer.layers.{index}", lm.depformer.dim)
+    return scalings
+
+
+def _smooth_layer(source: TensorSource, layer: str, dim: int) -> Mapping[str, Scaling]:
+    read, steps = source.read, range(AGENT_CODEBOOKS)
+    in_proj, out_proj = f"{layer}.self_attn.in_proj_weight", f"{layer}.self_attn.out_proj.weight"
+    power = np.square(read(f"{layer}.norm1.alpha").reshape(-1))
+    projections = [read(in_proj, slice(3 * dim * step, 3 * dim * (step + 1))) for step in steps]
+    values_power = np.mean([np.square(projection[2 * dim :]) @ power for projection in projections], axis=0)
+    out = np.concatenate([read(out_proj, slice(dim * step, dim * step + _SAMPLE_ROWS)) for step in steps])
+    attention_in = column_factors(_sample(projections), floored(power), _BITS)
+    values = column_factors(out, floored(values_power), _BITS)
+
+    gating_power = np.square(read(f"{layer}.norm2.alpha").reshape(-1))
+    inputs = [read(f"{layer}.gating.{step}.linear_in.weight") for step in steps]
+    gating_in = column_factors(_sample(inputs), floored(gating_power), _BITS)
+
+    of_a_step = np.concatenate([np.ones(2 * dim, np.float32), 1 / values])
+    packed = source.shape(in_proj)[0] // (3 * dim)
+    scalings = {
+        f"{layer}.norm1.alpha": Scaling(columns=np.reciprocal(attention_in)),
+        in_proj: Scaling(np.tile(of_a_step, packed), attention_in),
+        out_proj: Scaling(columns=values),
+        f"{layer}.norm2.alpha": Scaling(columns=np.reciprocal(gating_in)),
+    }
+    for step, matrix in zip(steps, inputs, strict=True):
+        gate, up = np.split(np.square(matrix) @ gating_power, 2)
+        linear_out = f"{layer}.gating.{step}.linear_out.weight"
+        gated = column_factors(read(linear_out, slice(AGENT_CODEBOOKS * _SAMPLE_ROWS)), floored(gate * up), _BITS)
+        scalings[f"{layer}.gating.{step}.linear_in.weight"] = Scaling(
+            np.concatenate([np.ones_like(gated), 1 / gated]), gating_in
+        )
+        scalings[linear_out] = Scaling(columns=gated)
+    return scalings
+
+
+def _sample(matrices: list[Float32]) -> Float32:
+    """Some rows of each, spread over it."""
+    return np.concatenate([matrix[:: max(1, len(matrix) // _SAMPLE_ROWS)] for matrix in matrices])
