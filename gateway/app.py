@@ -15,6 +15,7 @@ from gateway.api.grpc.server import GrpcServer
 from gateway.api.openai import live
 from gateway.api.rest import health, openapi
 from gateway.api.rest import routes as rest
+from gateway.api.telephony import call as telephony
 from gateway.api.websocket import chat, converse
 from gateway.engine.backend import Backend
 from gateway.engine.triton.backend import TritonBackend
@@ -76,6 +77,7 @@ def create_app(
     app.include_router(chat.router(runtime))
     app.include_router(converse.router(runtime))
     app.include_router(live.router(runtime))
+    app.include_router(telephony.router(runtime))
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

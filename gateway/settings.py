@@ -117,6 +117,23 @@ class Settings(BaseSettings):
     openai_accept_tools: bool = Field(
         default=False, description="accept OpenAI Live sessions with tools, which the model never calls"
     )
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^wss?://[^/?#\s]+(/[^?#\s]*)?$",
+        description="address of this server as telephone services reach it, wss://HOST; their signatures cover it; "
+        "default: wss:// and the Host header",
+    )
+    twilio_auth_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="auth tokens of Twilio accounts: calls must be signed with one and need no API key; none: "
+        "signatures are not checked and calls need an API key",
+    )
+    plivo_auth_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="auth tokens of Plivo accounts, as `twilio_auth_tokens`"
+    )
+    vonage_signature_secrets: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="signature secrets of Vonage accounts, as `twilio_auth_tokens`"
+    )
     max_message_bytes: int = Field(default=2**20, ge=4096, description="size limit of a live client's message")
     input_frames: int = Field(
         default=10, ge=1, description="user frames of 80 ms that are queued for a live session; older ones are dropped"

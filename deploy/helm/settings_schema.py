@@ -17,13 +17,16 @@ OTHER_VALUES = frozenset(
         "grpc_port",
         "host",
         "models",
+        "plivo_auth_tokens",
         "port",
         "tls_certificate",
         "tls_key",
         "triton_url",
+        "twilio_auth_tokens",
+        "vonage_signature_secrets",
     }
 )
-"""Settings that the chart derives from values of its own."""
+"""Settings that the chart derives from values of its own, and secrets, which `gateway.extraEnv` takes from Secrets."""
 
 
 def settings_schema() -> dict[str, Any]:

@@ -35,10 +35,19 @@ class Connection:
         self._send = send
         self._max_message_bytes = max_message_bytes
 
-    async def accept(self) -> None:
-        """Complete the opening handshake, so that errors can be sent as messages. Raises TransportClosed."""
+    def url(self, public: str | None) -> str:
+        """Return the URL that the client has opened. `public`: this server's as clients see it; None: by `Host`."""
+        base = f"wss://{self.headers.get('host', '')}" if public is None else public.rstrip("/")
+        query = self._scope["query_string"].decode("latin-1")
+        return f"{base}{self._scope['path']}{'?' if query else ''}{query}"
+
+    async def accept(self, subprotocol: str | None = SUBPROTOCOL) -> None:
+        """Complete the opening handshake, so that messages can be sent. `subprotocol`: chosen if it is offered.
+
+        Raises TransportClosed.
+        """
         await self._opened()
-        chosen = SUBPROTOCOL if SUBPROTOCOL in self._offered else None
+        chosen = subprotocol if subprotocol in self._offered else None
         # A browser that offered subprotocols fails the connection if none is chosen.
         chosen = chosen or next((name for name in self._offered if name.startswith(KEY_SUBPROTOCOL)), None)
         await self._put({"type": "websocket.accept", "subprotocol": chosen, "headers": []})

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from gateway.cli.console import CommandError
 from gateway.settings import PREFIX, Settings
 
-_SECRET = frozenset({"api_keys"})
+_SECRET = frozenset({"api_keys", "twilio_auth_tokens", "plivo_auth_tokens", "vonage_signature_secrets"})
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import GatewayError
+from gateway.session.admission import Slot
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, Summary, WarningEvent
 from gateway.session.input_queue import InputQueue
 from gateway.session.keys import KeyHolder
@@ -250,12 +251,13 @@ async def open_live_session(
     on_gap: OnGap = "wait",
     key: KeyHolder | None = None,
     limits: LiveLimits | None = None,
+    slot: Slot | None = None,
 ) -> AsyncIterator[LiveSession]:
-    """Reserve a slot for a live session; release it on exit. Raises what `Leases.open` raises.
+    """Take a slot for a live session; release it on exit. Raises what `Leases.open` raises.
 
-    `limits`: None for those of the settings.
+    `limits`: None for those of the settings. `slot`: reserved before; otherwise one is taken.
     """
-    async with runtime.leases.open(persona, sampling, key) as lease:
+    async with runtime.leases.open(persona, sampling, key, slot) as lease:
         limits = limits or LiveLimits.of(runtime.settings)
         session = LiveSession(lease, runtime, persona, sampling, on_gap, limits)
         with runtime.sessions.register(session, session.info):
