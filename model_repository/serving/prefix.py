@@ -79,27 +79,26 @@ class Prefixes:
         self._position[row] = columns
         return True
 
-    def expect(self, row: int, prefix: Prefix, columns: int) -> None:
-        """Raises `BadInputError` unless the row's next `columns` columns may be these of its prefix."""
-        position = int(self._position[row])
+    def expect(self, row: int, prefix: Prefix, embeddings: Array, columns: Array) -> None:
+        """Raises `BadInputError` unless these may be the row's next columns: they continue its prefix, and if they
+        complete it, it is what its digest says. Nothing has been fed yet.
+        """
+        position, count = int(self._position[row]), len(embeddings) + len(columns)
         if prefix.at != position:
             raise BadInputError(f"prefix: expected column {position} of this conversation, got {prefix.at}")
         if position and row not in self._fed:
             raise BadInputError("prefix: expected a conversation that began with it")
-        if position + columns > prefix.columns:
-            raise BadInputError(f"prefix: expected {prefix.columns} columns in all, got {position + columns}")
+        if position + count > prefix.columns:
+            raise BadInputError(f"prefix: expected {prefix.columns} columns in all, got {position + count}")
+        fed = self._fed.get(row, _Fed())
+        if position + count == prefix.columns and fed.with_next(embeddings, columns).digest() != prefix.digest:
+            raise BadInputError("prefix: the columns are not those of its digest")
 
     def add(self, row: int, prefix: Prefix, embeddings: Array, columns: Array) -> None:
-        """Columns of a prefix have been fed; if it is complete now, keep it.
-
-        Raises `BadInputError` if it is complete and not what its digest says.
-        """
-        fed = self._fed.setdefault(row, _Fed())
-        fed.add(embeddings, columns)
+        """Columns that `expect` has accepted have been fed; if the prefix is complete now, keep it."""
+        self._fed[row] = self._fed.get(row, _Fed()).with_next(embeddings, columns)
         if self._position[row] == prefix.columns:
             del self._fed[row]
-            if fed.digest() != prefix.digest:
-                raise BadInputError("prefix: the columns fed are not those of its digest")
             self._keep(row, prefix)
 
     def _keep(self, row: int, prefix: Prefix) -> None:
@@ -119,10 +118,14 @@ class _Fed:
         self._sum = hashlib.sha256()
         self._embeddings = 0
 
-    def add(self, embeddings: Array, columns: Array) -> None:
-        self._embeddings += len(embeddings)
-        self._sum.update(embeddings.tobytes())
-        self._sum.update(columns.tobytes())
+    def with_next(self, embeddings: Array, columns: Array) -> _Fed:
+        """This and the columns that follow."""
+        fed = _Fed()
+        fed._sum = self._sum.copy()
+        fed._embeddings = self._embeddings + len(embeddings)
+        fed._sum.update(embeddings.tobytes())
+        fed._sum.update(columns.tobytes())
+        return fed
 
     def digest(self) -> bytes:
         whole = self._sum.copy()

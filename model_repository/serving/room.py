@@ -1,19 +1,25 @@
-"""Whether a model and the state of its slots fit the memory of their device, said before anything is loaded."""
+"""Whether a model and the state of its slots fit into memory, said before anything is loaded."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from model_repository.serving.device import DeviceError, DeviceMemory
+from model_repository.serving.device import DeviceError
+from model_repository.serving.host import HostMemory
 
 GIB = 1 << 30
 
-WORKSPACE_BYTES = GIB
-"""Of a process besides its weights and states: CUDA's own context takes half a gigabyte, its libraries' workspaces and
-the graph's intermediate tensors the rest."""
+DEVICE_WORKSPACE_BYTES = GIB
+"""Of a process on a GPU besides its weights and states: CUDA's own context takes half a gigabyte, its libraries'
+workspaces and the graph's intermediate tensors the rest."""
+
+HOST_WORKSPACE_BYTES = GIB // 10
+"""Of a process on a CPU: Python and ONNX Runtime."""
 
 WORKSPACE_SHARE = 0.1
 """Of the weights, on top: rounded matrices are unpacked one at a time."""
@@ -22,7 +28,17 @@ _STATES = ("state.", "cache.")
 
 
 class NoRoomError(DeviceError):
-    """The device has less memory free than the slots need."""
+    """There is less memory than the slots need."""
+
+
+class Memory(Protocol):
+    """Memory of a GPU or of the host."""
+
+    def free(self) -> int:
+        """Bytes that could be allocated."""
+
+    def total(self) -> int:
+        """Bytes there are, whoever holds them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,7 @@ class Needs:
     workspace: int
 
     @classmethod
-    def of(cls, model: Path) -> Needs:
+    def of(cls, model: Path, *, on_cpu: bool = False) -> Needs:
         """Of a graph with its weights beside it, neither of which is loaded for it."""
         import onnx
 
@@ -42,7 +58,10 @@ class Needs:
         slot = sum(_row_bytes(value) for value in graph.input if value.name.startswith(_STATES))
         data = model.with_name(model.name + ".data")
         weights = data.stat().st_size if data.exists() else 0
-        return cls(weights, slot, WORKSPACE_BYTES + round(WORKSPACE_SHARE * weights))
+        if on_cpu:
+            weights += _widened_bytes(graph)
+        process = HOST_WORKSPACE_BYTES if on_cpu else DEVICE_WORKSPACE_BYTES
+        return cls(weights, slot, process + round(WORKSPACE_SHARE * weights))
 
     def total(self, slots: int) -> int:
         return self.weights + self.workspace + slots * self.slot
@@ -51,33 +70,42 @@ class Needs:
         return Needs(self.weights + other.weights, self.slot + other.slot, self.workspace + other.workspace)
 
 
-def require_room(model: Path, slots: int, device: DeviceMemory) -> None:
+def require_room(model: Path, slots: int, memory: Memory) -> None:
     """Raises `NoRoomError` unless the graph `model` with so many slots has room, and those it is served with, too.
 
     All of a repository's models are loaded at once: what is free says little of who of them will have it.
     """
+    on_cpu = isinstance(memory, HostMemory)
+    what, where = ("memory", "machine") if on_cpu else ("device memory", "device")
     together = sorted(model.parents[2].glob(f"*/{model.parent.name}/{model.name}"))
     if len(together) > 1:
-        needs = [Needs.of(each) for each in together]
+        needs = [Needs.of(each, on_cpu=on_cpu) for each in together]
         whole = sum(needs[1:], start=needs[0])
-        _require(f"the {len(together)} models together", whole, slots, device.total(), "and the device has {}")
-    _require(model.parents[1].name, Needs.of(model), slots, device.free(), "of which {} are free")
+        name = f"the {len(together)} models together"
+        _require(name, whole, slots, memory.total(), what, f"and the {where} has {{}}")
+    _require(model.parents[1].name, Needs.of(model, on_cpu=on_cpu), slots, memory.free(), what, "of which {} are free")
 
 
-def _require(name: str, needs: Needs, slots: int, there: int, said: str) -> None:
-    """`there`: bytes; `said`: what a refusal calls them, {} being gigabytes."""
+def _require(name: str, needs: Needs, slots: int, there: int, what: str, said: str) -> None:
+    """`there`: bytes of `what`; `said`: what a refusal calls them, {} being gigabytes."""
     if needs.total(slots) <= there:
         return
     need = (
         f"{name}: {'1 slot needs' if slots == 1 else f'{slots} slots need'} "
-        f"{_gigabytes(needs.total(slots))} GB of device memory "
+        f"{_gigabytes(needs.total(slots))} GB of {what} "
         f"(weights {_gigabytes(needs.weights)}, each slot {_gigabytes(needs.slot)}, "
         f"workspace {_gigabytes(needs.workspace)}) {said.format(_gigabytes(there))}"
     )
     fitting = (there - needs.total(0)) // needs.slot if needs.slot else 0
     if fitting < 1:
-        raise NoRoomError(f"{need}: not even one slot fits; build a smaller variant or free the device")
+        raise NoRoomError(f"{need}: not even one slot fits; build a smaller variant or free memory")
     raise NoRoomError(f"{need}; build with --slots {fitting}")
+
+
+def _widened_bytes(graph: Any) -> int:
+    """Of 16-bit matrices as float32, which a session on a CPU makes of them when it is opened."""
+    casts = {node.input[0] for node in graph.node if node.op_type == "Cast"}
+    return sum(4 * math.prod(tensor.dims) for tensor in graph.initializer if tensor.name in casts)
 
 
 def _row_bytes(value: object) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -27,6 +28,9 @@ _DTYPES: Mapping[str, type] = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
+
+MOST_BINDINGS = 256
+"""Spans of rows whose bindings are kept, those used last. Of 64 slots there are 2,080 spans."""
 
 OF_STATES = (".next", ".same")
 """Endings of the outputs that are bound to the memory of the state they are named after."""
@@ -119,7 +123,7 @@ class StatefulSession:
             name: [node.name for node in self._session.get_outputs() if node.name.rpartition(".")[0] == name]
             for name in self._states
         }
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._binding = lru_cache(MOST_BINDINGS)(self._bind)
         # What a piece of a prompt needs for a moment, 0.1 GB of the published size, is not kept for good.
         self._of_many = ort.RunOptions()
         self._of_many.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -151,9 +155,7 @@ class StatefulSession:
 
     def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
         """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [rows, columns, ...] each."""
-        binding = self._bindings.get((start, stop))
-        if binding is None:
-            binding = self._bindings[(start, stop)] = self._bind(start, stop)
+        binding = self._binding(start, stop)
         columns = 1
         for name, array in (dynamic or {}).items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))

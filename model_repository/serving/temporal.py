@@ -134,7 +134,7 @@ class TemporalModel:
                     if prefix.at == prefix.columns:
                         answers[index] = self._progress(row, 0.0)
                         continue
-                    self._prefixes.expect(row, prefix, embeddings.shape[1] + columns.shape[1])
+                    self._prefixes.expect(row, prefix, embeddings[0], columns[0])
                 elif columns.shape[1] == 1 and not embeddings.shape[1]:
                     steps[index] = request
                     continue
@@ -164,11 +164,8 @@ class TemporalModel:
         for prompt in prompts:
             answers[prompt.index] = outputs[prompt.row]
             if prompt.prefix is not None:
-                try:
-                    self._prefixes.add(prompt.row, prompt.prefix, prompt.embeddings, prompt.columns)
-                    answers[prompt.index] = self._progress(prompt.row, perf_counter() - began)
-                except ValueError as error:
-                    answers[prompt.index] = error
+                self._prefixes.add(prompt.row, prompt.prefix, prompt.embeddings, prompt.columns)
+                answers[prompt.index] = self._progress(prompt.row, perf_counter() - began)
         return answers
 
     def _progress(self, row: int, seconds: float) -> dict[str, Array]:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from loadtest.bench.models.bytes_read import STAGES
 from loadtest.bench.models.memory_bandwidth import bandwidth
+from model_repository.processors import processors
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
-from model_repository.processors import processors
 from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
 

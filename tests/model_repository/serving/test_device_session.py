@@ -206,7 +206,7 @@ PUBLISHED = Needs(weights=15_000_000_000, slot=1_572_864_000, workspace=2_500_00
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A graph that needs so much, beside no others."""
-    monkeypatch.setattr(Needs, "of", lambda _: PUBLISHED)
+    monkeypatch.setattr(Needs, "of", lambda _model, **_where: PUBLISHED)
     return temporal(tmp_path)
 
 
@@ -223,7 +223,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             18_000_000_000,
             1,
             "temporal: 1 slot needs 19.1 GB of device memory (weights 15.0, each slot 1.6, workspace 2.5) "
-            "of which 18.0 are free: not even one slot fits; build a smaller variant or free the device",
+            "of which 18.0 are free: not even one slot fits; build a smaller variant or free memory",
         ),
     ],
 )

@@ -145,9 +145,25 @@ def test_a_digest_that_is_not_the_contents_harms_only_who_sent_it(models):
     honest, liar = Persona(models, seed=5), Persona(models, seed=6)
     liar.digest = honest.digest
     one(models.temporal, 0, liar.ask(), start=True)
-    with pytest.raises(BadInputError, match="not those of its digest"):
+    with pytest.raises(BadInputError, match="are not those of its digest"):
         one(models.temporal, 0, liar.piece(0, COLUMNS))
     assert not is_kept(models, honest)
+
+
+@pytest.mark.parametrize("first", [0, 16])
+def test_a_wrong_digest_is_refused_with_nothing_done(models, first):
+    persona = Persona(models, seed=14)
+    right, persona.digest = persona.digest, hashlib.sha256(b"another").digest()
+    one(models.temporal, 0, persona.ask(), start=True)
+    if first:
+        one(models.temporal, 0, persona.piece(0, first))
+    position = models.temporal._position[0].copy()
+    with pytest.raises(BadInputError, match="are not those of its digest"):
+        one(models.temporal, 0, persona.piece(first, COLUMNS))
+    assert models.temporal._position[0] == position == first
+    persona.digest = right
+    assert one(models.temporal, 0, persona.piece(first, COLUMNS))["progress"][0] == COLUMNS
+    assert is_kept(models, persona)
 
 
 @pytest.mark.parametrize(

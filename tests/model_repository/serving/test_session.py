@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.build import build_repository
+from model_repository.serving import session as session_module
 from model_repository.serving.session import StatefulSession, spans, warm_up, warm_up_sizes
 from tests.conftest import GOLDEN
 from tests.model_repository.serving.conftest import Models, one, sampler
@@ -166,3 +167,16 @@ def test_a_warm_up_sees_what_a_resting_row_costs_beside_a_run(golden_models: Pat
     session.widest_gap = math.inf
     warm_up(session, run)
     assert session.widest_gap == math.inf, "on a device a run has its size"
+
+
+def test_bindings_are_bounded(golden_models: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session_module, "MOST_BINDINGS", 2)
+    models = Models(golden_models)
+    answers = []
+    for _ in range(2):
+        for row in range(4):
+            inputs = {"columns": np.ones((1, 17), np.int64), **sampler(0)}
+            answers.append(one(models.temporal, row, inputs, start=True)["hidden"])
+    assert models.temporal._session._binding.cache_info().currsize == 2
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer, answers[0])
