@@ -16,12 +16,12 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
+from gateway.cli.published import ON_CPU, ON_CUDA, fitting_slots
 from gateway.errors import RepositoryError
 from gateway.manifest import Manifest, Memory
 from gateway.triton_server import TritonError, TritonInstallation, TritonNotInstalledError, TritonServer
 from gateway.voices.registry import VoiceRegistry
+from model_repository.serving.host import HostMemory
 
 PYTHONS = ((3, 11), (3, 13))
 MIB = 2**20
@@ -33,7 +33,6 @@ MEMORY_NEEDED, MEMORY_ADVISED = GIB, 2 * GIB
 DISK_NEEDED, DISK_ADVISED = 100 * MIB, GIB
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 INSTALL = "pip install .[cpu], or .[gpu] for CUDA"
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 CONFIG = 'name: "doctor"\nbackend: "python"\nmax_batch_size: 0\ninstance_group [ { kind: KIND_CPU count: 1 } ]\n'
 MODEL = "import numpy, onnxruntime\n\nclass TritonPythonModel:\n    pass\n"
@@ -68,8 +67,7 @@ def run_checks(models: Path | None = None, port: int = 8998) -> list[Check]:
     space: list[Callable[[], Check]] = [memory, shared_memory, disk]
     results = [check() for check in first + space]
     results.append(gateway_port(port))
-    if models is not None:
-        results.append(repository(models))
+    results.append(published() if models is None else repository(models))
     return results
 
 
@@ -161,7 +159,11 @@ def gpu() -> Check:
 def memory() -> Check:
     """Check the free memory, within the container's limit if there is one."""
     return _check_space(
-        "memory", _free_memory(), MEMORY_NEEDED, MEMORY_ADVISED, "end other programs or raise the container's limit"
+        "memory",
+        HostMemory().free(),
+        MEMORY_NEEDED,
+        MEMORY_ADVISED,
+        "end other programs or raise the container's limit",
     )
 
 
@@ -197,6 +199,41 @@ def gateway_port(port: int) -> Check:
     return Check("port", Status.OK, f"{port} is free")
 
 
+def published() -> Check:
+    """Recommend a variant of the published 7B for this machine: how many slots of each fit."""
+    try:
+        from model_repository.serving.room import DEVICE_WORKSPACE_BYTES, HOST_WORKSPACE_BYTES, WORKSPACE_SHARE
+    except ImportError:
+        return Check("PersonaPlex 7B", Status.WARN, "not computed: ONNX Runtime is missing", "fix the line above first")
+    device = gpu_memory() if gpu().status is Status.OK else None
+    if device is None:
+        free, sizes, workspace = HostMemory().free(), ON_CPU, HOST_WORKSPACE_BYTES
+        where = f"{_size(free)} of memory"
+    else:
+        free, sizes, workspace = device, ON_CUDA, DEVICE_WORKSPACE_BYTES
+        where = f"{_size(free)} on the GPU"
+    slots = {name: fitting_slots(memory, free, workspace, WORKSPACE_SHARE) for name, memory in sizes.items()}
+    fitting = [f"{name} with {count} slots" for name, count in slots.items() if count > 0]
+    if not fitting:
+        least = sizes["int4"]
+        needed = _size(least.weights + least.slot)
+        return Check("PersonaPlex 7B", Status.WARN, f"no variant fits {where}", f"int4 with 1 slot needs {needed}")
+    slow = "" if device else "; on a CPU it is far from real time (docs/benchmarks.md)"
+    return Check("PersonaPlex 7B", Status.OK, f"in {where}: {', '.join(fitting)}{slow}")
+
+
+def gpu_memory() -> int | None:
+    """Return the bytes of the first GPU; None if there is none."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    size, device = ctypes.c_size_t(0), ctypes.c_int(0)
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    return None if cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device) else size.value
+
+
 def repository(models: Path) -> Check:
     """Check that the folder is a built repository and its weights and slots fit in memory."""
     try:
@@ -221,7 +258,7 @@ def repository(models: Path) -> Check:
 
 def _fits(found: str, slots: int, memory: Memory) -> Check:
     """Compare needed and free memory. Slots fill theirs gradually: a lack of memory shows during conversations only."""
-    free = _free_memory()
+    free = HostMemory().free()
     needed = memory.weights + slots * memory.slot
     found = f"{found}; weights {_size(memory.weights)}, each slot {_size(memory.slot)}"
     if needed <= free:
@@ -268,15 +305,6 @@ def _loads(library: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_memory() -> int:
-    """Return the bytes available, within the container's limit if there is one."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        return min(free, int(CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):
-        return free
 
 
 def _check_space(name: str, free: int, needed: int, advised: int, mend: str) -> Check:

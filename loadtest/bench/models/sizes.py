@@ -1,7 +1,7 @@
 """Compute the size of each variant of the published model: `make sizes`. Uses shapes only; nothing is built.
 
-Weights are those of the graphs that a build would write. `loaded` is their size in memory on a CPU, where 16-bit
-matrices are converted to float32. A slot holds the keys and values of a full context and the codec's state.
+Weights are those of the graphs that a build would write. `loaded` is their size in memory: on a CPU 16-bit matrices
+are converted to float32. A slot holds the keys and values of a full context and the codec's state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.plan import Plan
 from model_repository.temporal import graph as temporal
-from model_repository.variants import VARIANTS, Variant
+from model_repository.variants import CUDA_VARIANTS, VARIANTS, Device, Variant
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,25 @@ def sizes(variant: Variant, geometry: Geometry) -> Sizes:
     caches = [CacheScales(variant.cache)] * geometry.lm.temporal.num_layers
     parts: dict[str, Graph] = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, mimi),
-        "temporal": temporal.build(geometry.lm, lm, Plan(variant.temporal), caches),
-        "depformer": depformer.build(geometry.lm, lm, Plan(variant.depformer)),
+        "temporal": temporal.build(
+            geometry.lm, lm, Plan(variant.temporal), caches, variant.device, variant.activations
+        ),
+        "depformer": depformer.build(geometry.lm, lm, Plan(variant.depformer), variant.device, variant.activations),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, mimi),
     }
     return Sizes(
         weights={name: graph.weight_bytes for name, graph in parts.items()},
-        loaded=sum(graph.loaded_bytes for graph in parts.values()),
+        loaded=sum(
+            graph.loaded_bytes if variant.device is Device.CPU else graph.weight_bytes for graph in parts.values()
+        ),
         slot=sum(graph.slot_bytes for graph in parts.values()),
     )
 
 
 def main() -> None:
     geometry = Geometry.from_config({})
-    table = Table("variant", "temporal", "depformer", "codec", "on disk", "loaded", "a slot", title="GB")
-    for name, variant in VARIANTS.items():
+    table = Table("device", "variant", "temporal", "depformer", "codec", "on disk", "loaded", "a slot", title="GB")
+    for variant in (*VARIANTS.values(), *CUDA_VARIANTS.values()):
         found = sizes(variant, geometry)
         codec = found.weights["mimi_encoder"] + found.weights["mimi_decoder"]
         row = (
@@ -84,7 +88,7 @@ def main() -> None:
             found.loaded,
             found.slot,
         )
-        table.add_row(name, *(f"{value / 1e9:.2f}" for value in row))
+        table.add_row(variant.device, variant.name, *(f"{value / 1e9:.2f}" for value in row))
     Console().print(table)
 
 

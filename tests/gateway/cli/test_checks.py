@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-import psutil
 import pytest
 from onnxruntime.capi import build_and_package_info
 
@@ -16,6 +15,7 @@ from gateway.cli import checks
 from gateway.cli.checks import GIB, MIB, Status
 from gateway.manifest import Manifest
 from gateway.triton_server import TritonInstallation, TritonNotInstalledError
+from model_repository.serving.host import HostMemory
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -157,15 +157,32 @@ def test_a_repository_for_cuda_needs_cuda(cuda_models: Path) -> None:
     ("free", "status"), [(GIB // 2, Status.FAIL), (GIB + GIB // 2, Status.WARN), (4 * GIB, Status.OK)]
 )
 def test_memory_is_compared_with_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, status: Status) -> None:
-    monkeypatch.setattr(checks, "CGROUP_LIMIT", Path("/nowhere"))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(free))
+    monkeypatch.setattr(HostMemory, "free", lambda _: free)
     assert checks.memory().status is status
 
 
-def test_a_containers_memory_limit_applies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text(f"{512 * MIB}\n")
-    monkeypatch.setattr(checks, "CGROUP_LIMIT", tmp_path / "memory.max")
-    assert checks.memory().status is Status.FAIL
+@pytest.mark.parametrize(
+    ("free", "found"),
+    [
+        (5 * GIB, "no variant fits"),
+        (16 * GIB, "int4 with 13 slots, int8 with 9 slots, mixed with 6 slots; on a CPU"),
+        (64 * GIB, "fp16 with 21 slots, fp32 with 10 slots"),
+    ],
+)
+def test_the_variants_of_the_published_model_that_fit_are_named(
+    monkeypatch: pytest.MonkeyPatch, free: int, found: str
+) -> None:
+    monkeypatch.setattr(HostMemory, "free", lambda _: free)
+    monkeypatch.setattr(checks, "gpu", lambda: checks.Check("GPU", Status.WARN, ""))
+    check = checks.published()
+    assert found in check.found
+    assert check.status is (Status.WARN if "no variant" in found else Status.OK)
+
+
+def test_on_a_gpu_its_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "gpu", lambda: checks.Check("GPU", Status.OK, ""))
+    monkeypatch.setattr(checks, "gpu_memory", lambda: 80 * 10**9)
+    assert "bf16 with 36 slots" in checks.published().found
 
 
 @pytest.mark.parametrize(("free", "status"), [(16 * MIB, Status.FAIL), (48 * MIB, Status.WARN), (GIB, Status.OK)])
@@ -202,8 +219,7 @@ def test_weights_and_full_slots_must_fit_the_memory(tiny_models: Path, monkeypat
     memory, slots = Manifest.load(tiny_models).memory, Manifest.load(tiny_models).slots
     assert memory is not None
     free = memory.weights + slots * memory.slot
-    monkeypatch.setattr(checks, "CGROUP_LIMIT", Path("/nowhere"))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(free))
+    monkeypatch.setattr(HostMemory, "free", lambda _: free)
     assert checks.repository(tiny_models).status is Status.OK
     free -= 1
     check = checks.repository(tiny_models)

@@ -8,10 +8,13 @@ from pathlib import Path
 import onnx
 import pytest
 
+from gateway.cli.published import ON_CPU, ON_CUDA
+from gateway.manifest import Memory
 from loadtest.bench.models.sizes import sizes
 from model_repository.build import build_repository
 from model_repository.checkpoint.folder import Checkpoint
-from model_repository.variants import VARIANTS
+from model_repository.checkpoint.geometry import Geometry
+from model_repository.variants import CUDA_VARIANTS, VARIANTS, Variant
 from tests.conftest import GOLDEN
 
 pytestmark = pytest.mark.long
@@ -45,3 +48,11 @@ def test_only_16_bit_matrices_grow_when_they_are_loaded() -> None:
     caches = 2 * lm.num_layers * lm.window * lm.dim + 2 * 2 * codec.num_layers * codec.window * codec.dim
     assert 4 * caches < whole.slot < 5 * caches
     assert whole.slot - half.slot == 2 * 2 * lm.num_layers * lm.window * lm.dim
+
+
+@pytest.mark.parametrize(("variants", "known"), [(VARIANTS, ON_CPU), (CUDA_VARIANTS, ON_CUDA)])
+def test_doctor_knows_the_sizes_of_the_published_model(variants: dict[str, Variant], known: dict[str, Memory]) -> None:
+    assert set(known) == set(variants)
+    for name, variant in variants.items():
+        found = sizes(variant, Geometry.from_config({}))
+        assert known[name] == Memory(weights=found.loaded, slot=found.slot), name
