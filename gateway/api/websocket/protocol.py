@@ -93,8 +93,10 @@ class CallProtocol(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     async def send(self, message: Any) -> None:
-        """As uvicorn, but bound the time until the client's close frame."""
+        """As uvicorn, but bound the time until the client's close frame, and log no error for a refused handshake."""
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True
         if message["type"] == "websocket.accept" and self._next_turn is None:
             self._take_turn()
         if message["type"] == "websocket.close" and self.close_timer is not None:

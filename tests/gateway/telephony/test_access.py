@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from base64 import b64encode
 from typing import Any
 
@@ -190,6 +192,14 @@ async def test_a_key_holds_its_number_of_calls(serve: Serve) -> None:
 async def test_without_secrets_and_keys_the_server_is_open(server: Server, phone: Phone) -> None:
     """As all APIs. A signature that cannot be checked changes nothing."""
     await accepted(server, phone, {"X-Twilio-Signature": "x"})
+
+
+async def test_a_refused_handshake_logs_no_error(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "uvicorn.error")
+    async with serve(api_keys=[KEY]) as server:
+        assert await denied(server, Telnyx(), {}) == 401
+        await asyncio.sleep(0.05)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_refusals_say_what_was_expected(serve: Serve) -> None:

@@ -1,0 +1,224 @@
+"""Random and hostile messages of every service: no failure, no slot lost, and no delay for other sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as tuned
+from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from tests.effort import effort
+from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, MeasuredServer, best_of_three, serve_measured
+from tests.gateway.openai.test_live_bad_input import until_only_the_neighbour_is_left
+from tests.gateway.telephony.phones import PHONES, Asterisk, Message, Phone, Plivo, Telnyx, Twilio, Vonage
+from tests.gateway.websocket.test_bad_input import json_like, loop_in_thread
+
+CASES = effort(25, 1000)
+LIMIT = 20_000
+INTERNAL_ERROR = 1011
+
+NAMES = ["voice", "text_prompt", "system_prompt", "seed", "greedy", "audio_temperature", "api_key", "x"]
+EVENTS = [
+    "connected", "start", "media", "dtmf", "mark", "stop", "error", "playedStream", "clearedAudio",
+    "websocket:connected", "websocket:dtmf", "websocket:notify", "MEDIA_START", "MEDIA_XOFF", "DTMF_END",
+]  # fmt: skip
+FIELDS = ["start", "media", "dtmf", "mark", "name", "payload", "content-type", "format", "extra_headers", "digit"]
+
+
+def messages(phone: Phone) -> st.SearchStrategy[Message]:
+    """Right and wrong messages of a service."""
+    return st.one_of(
+        st.binary(max_size=300).map(phone.media),
+        st.integers(0, LIMIT // 4).map(lambda size: phone.media(bytes(2 * size))),
+        st.sampled_from([*phone.others(), phone.dtmf("5"), phone.played("0"), *phone.hello()]),
+        st.text(max_size=5).map(phone.dtmf),
+        st.builds(
+            lambda event, fields: json.dumps({**fields, "event": event}),
+            st.sampled_from(EVENTS),
+            st.dictionaries(st.sampled_from(FIELDS), json_like()),
+        ),
+        # A right start, changed in one place.
+        st.builds(
+            lambda name, value: json.dumps(changed(json.loads(json_start(phone)), name, value)),
+            st.sampled_from(
+                ["streamSid", "callSid", "mediaFormat", "media_format", "content-type", "format", "streamId"]
+            ),
+            json_like(),
+        ),
+        json_like().map(json.dumps),
+        st.text(max_size=50),
+        st.binary(max_size=50),
+        st.sampled_from(
+            ["[" * 5000, '{"event":"\\ud800"}', "", "MEDIA_START", "DTMF_END digit", "x" * LIMIT, " " * 99]
+        ),
+    )
+
+
+def json_start(phone: Phone) -> str:
+    start = (Asterisk() if isinstance(phone, Asterisk) else phone).hello()[-1]
+    assert isinstance(start, str)
+    return start
+
+
+def changed(start: dict[str, Any], name: str, value: object) -> dict[str, Any]:
+    start.get("start", start)[name] = value
+    return start
+
+
+@st.composite
+def cases(draw: Callable[..., Any]) -> tuple[Phone, list[Message], bool]:
+    """A phone, what it sends, and whether it ends the call itself."""
+    phone: Phone = draw(st.sampled_from(PHONES))()
+    parameters: dict[str, str] = draw(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=10), max_size=2))
+    if isinstance(phone, Asterisk):
+        parameters = {}
+    hello = draw(st.sampled_from([phone.hello(), phone.hello(), phone.hello(**parameters), []]))
+    return phone, [*hello, *draw(st.lists(messages(phone), max_size=8))], draw(st.booleans())
+
+
+async def connected(server: MeasuredServer, phone: Phone) -> ClientConnection:
+    """A connection, as soon as the slot of the call before is free."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await connect(
+                    server.websocket_url + phone.path,
+                    subprotocols=[Subprotocol(name) for name in phone.subprotocols or []] or None,
+                    compression=None,
+                    proxy=None,
+                    close_timeout=1,
+                    ping_interval=None,
+                    max_size=None,
+                )
+            except InvalidStatus as refused:
+                if refused.response.status_code != 503:
+                    raise
+                await asyncio.sleep(0.01)
+
+
+async def session(server: MeasuredServer, phone: Phone, sent: list[Message], ends: bool) -> None:
+    """Send all messages; then end the call and wait for the end, or drop the connection."""
+    client = await connected(server, phone)
+    with suppress(ConnectionClosed):
+        for message in sent:
+            await client.send(message)
+        if ends and (stop := phone.stop()) is not None:
+            await client.send(stop)
+    if ends and phone.stop() is not None:
+        with suppress(ConnectionClosed):
+            async with asyncio.timeout(20):
+                while True:
+                    phone.read(await client.recv())
+        assert client.close_code in {1000, 1001, 1007, 1008, 1009, 1013}
+    client.transport.abort()
+    assert client.close_code != INTERNAL_ERROR
+
+
+@pytest.mark.effort
+@pytest.mark.timeout(900)
+def test_random_messages(models: Path) -> None:
+    """On one server, beside one neighbour."""
+    settings: dict[str, Any] = {"max_message_bytes": LIMIT, "handshake_seconds": 0.5, "live_speed": 0}
+    with loop_in_thread() as run:
+        serving = serve_measured(models, **settings)
+        server = run(serving.__aenter__())
+        neighbour = server.neighbour()
+        felt = run(neighbour.__aenter__())
+
+        @tuned(
+            max_examples=CASES,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+            # No shrinking: it would take hundreds of sessions more.
+            phases=tuned.default.phases[:3],
+        )
+        @given(cases())
+        def run_cases(case: tuple[Phone, list[Message], bool]) -> None:
+            run(session(server, *case))
+
+        try:
+            run_cases()
+            run(until_only_the_neighbour_is_left(server))
+        finally:
+            run(neighbour.__aexit__(None, None, None))
+            run(serving.__aexit__(None, None, None))
+    print(f"loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
+    assert felt.loop_lag_ms < LOOP_LAG_MS
+    # A minute of wall time on a busy machine: the attacks below have the narrower bound.
+    assert felt.frame_gap_ms < 3 * FRAME_GAP_MS
+    assert felt.frames > 5
+
+
+def large(phone: Phone) -> Message:
+    """The largest audio message."""
+    return phone.media(bytes(65_000 if isinstance(phone, Vonage | Asterisk) else 48_000))
+
+
+def call_of(phone: Phone, *then: Message) -> tuple[Phone, list[Message]]:
+    return phone, [*phone.hello(), *then]
+
+
+def backwards(phone: Phone, count: int) -> list[Message]:
+    return [phone.media(b"\xff") for _ in range(count)][::-1]
+
+
+ATTACKS = {
+    "tiny media": call_of(Twilio(), *[Twilio().media(b"\xff")] * 20_000),
+    "large media": call_of(Twilio(), *[large(Twilio())] * 60),
+    "large L16 at 16 kHz": call_of(Plivo("pcm_s16le", 16_000), *[large(Plivo())] * 60),
+    "tiny binary media": call_of(Vonage(), *[b"\0\0"] * 20_000),
+    "large binary media at 8 kHz": call_of(Vonage("pcm_s16le", 8_000), *[large(Vonage())] * 60),
+    "keys and marks": call_of(Twilio(), *[Twilio().dtmf("5"), Twilio().played("0")] * 10_000),
+    "unknown events": (Twilio(), ['{"event":"x"}'] * 20_000),
+    "lists": call_of(Twilio(), *['{"x":[' + "[]," * 21_000 + "0]}"] * 60),
+    "chunks backwards": call_of(Telnyx(), *backwards(Telnyx(), 20_000)),
+    "plain text": (Asterisk(), ["STATUS " + "a:1 " * 16_000] * 40),
+}
+
+
+async def attack(server: MeasuredServer, phone: Phone, sent: list[Message]) -> None:
+    """Send the messages and read the answers for a second, then drop the connection."""
+    client = await connected(server, phone)
+
+    async def send() -> None:
+        for message in sent:
+            await client.send(message)
+
+    sending = asyncio.create_task(send())
+    with suppress(ConnectionClosed, TimeoutError):
+        async with asyncio.timeout(1):
+            while True:
+                await client.recv()
+    sending.cancel()
+    with suppress(ConnectionClosed, asyncio.CancelledError):
+        await sending
+    client.transport.abort()
+
+
+SHORT = ("tiny media",)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in ATTACKS]
+)
+@best_of_three
+async def test_other_sessions_are_not_delayed(models: Path, name: str) -> None:
+    phone, sent = ATTACKS[name]
+    async with serve_measured(models) as server, server.neighbour() as felt:
+        for _ in range(2):
+            await attack(server, phone, sent)
+        await asyncio.sleep(0.3)
+    print(f"{name}: loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
+    assert felt.loop_lag_ms < LOOP_LAG_MS
+    assert felt.frame_gap_ms < FRAME_GAP_MS
+    assert felt.frames > 5
