@@ -12,7 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from gateway import page
 from gateway.api import problems
 from gateway.api.grpc.server import GrpcServer
-from gateway.api.openai import live
+from gateway.api.openai import live, realtime
 from gateway.api.rest import health, openapi
 from gateway.api.rest import routes as rest
 from gateway.api.telephony import call as telephony
@@ -78,6 +78,7 @@ def create_app(
     app.include_router(converse.router(runtime))
     app.include_router(live.router(runtime))
     app.include_router(telephony.router(runtime))
+    app.include_router(realtime.router(runtime))
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

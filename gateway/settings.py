@@ -108,11 +108,13 @@ class Settings(BaseSettings):
         default=10.0, gt=0, description="seconds a live client has to send its start message"
     )
     openai_models: list[str] = Field(
-        default_factory=lambda: ["gpt-live-1*"],
+        default_factory=lambda: ["gpt-live-1*", "gpt-realtime*"],
         description="further names of the model that the OpenAI APIs accept, as patterns; clients send OpenAI's names",
     )
     openai_start_seconds: float = Field(
-        default=300.0, gt=0, description="seconds a client of the OpenAI Live API has to send session.start"
+        default=300.0,
+        gt=0,
+        description="seconds a client of the OpenAI APIs has to start the session, by session.start or audio",
     )
     openai_accept_tools: bool = Field(
         default=False, description="accept OpenAI Live sessions with tools, which the model never calls"

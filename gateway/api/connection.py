@@ -18,6 +18,7 @@ from gateway.session.runtime import Runtime
 SUBPROTOCOL = "personaplex.v1"
 KEY_SUBPROTOCOL = "personaplex.key."
 """Prefix of an API key as a subprotocol, for pages, which cannot set headers. Best offered beside SUBPROTOCOL."""
+_KEY_SUBPROTOCOLS = (KEY_SUBPROTOCOL, "openai-insecure-api-key.")
 
 # RFC 6455 section 5.5: a control frame has 125 bytes, two of them for the code.
 _REASON_BYTES = 123
@@ -67,8 +68,8 @@ class Connection:
         check_origin(self.headers, runtime.settings.allowed_origins)
         key = presented_key(self.headers)
         if key is None:
-            found = (name for name in self._offered if name.startswith(KEY_SUBPROTOCOL))
-            key = next((name.removeprefix(KEY_SUBPROTOCOL) for name in found), None)
+            pairs = ((name, prefix) for name in self._offered for prefix in _KEY_SUBPROTOCOLS)
+            key = next((name.removeprefix(prefix) for name, prefix in pairs if name.startswith(prefix)), None)
         return runtime.keys.check(key)
 
     async def receive(self) -> str | bytes:

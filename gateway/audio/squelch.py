@@ -25,7 +25,8 @@ class Squelch:
 
     def __init__(self, sample_rate: int) -> None:
         self._block = sample_rate // _BLOCKS_PER_SECOND
-        self._quiet = _HOLD_FRAMES
+        self.quiet_frames = _HOLD_FRAMES
+        """Frames since the last one with text or sound; 0 while the agent speaks."""
 
     def apply(self, pcm: Floats, text: str) -> Floats:
         """Return the next frame [T] float32 as it is, or zeros; see `passes`."""
@@ -36,8 +37,8 @@ class Squelch:
 
         T: a multiple of 10 ms.
         """
-        self._quiet = 0 if text or self._audible(pcm) else self._quiet + 1
-        return self._quiet <= _HOLD_FRAMES
+        self.quiet_frames = 0 if text or self._audible(pcm) else self.quiet_frames + 1
+        return self.quiet_frames <= _HOLD_FRAMES
 
     def _audible(self, pcm: Floats) -> bool:
         power = np.square(pcm.reshape(-1, self._block)).mean(axis=1)

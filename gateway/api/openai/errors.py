@@ -18,14 +18,16 @@ from gateway.errors import (
     TooManyForKey,
     Unauthorized,
 )
+from gateway.session.events import Ended, Reason
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 FORBIDDEN = "forbidden"
 """The type of a refusal that no retry changes. LiveKit fails at once; other types make it connect three times more."""
 
+NORMAL_CLOSURE = 1000
 POLICY_VIOLATION = 1008
-"""WebSocket close code, RFC 6455 section 7.4.1."""
+"""WebSocket close codes, RFC 6455 section 7.4.1."""
 
 # Type and code of each error of the gateway; subclasses come before their bases.
 _CODES: tuple[tuple[type[GatewayError], str, str], ...] = (
@@ -40,6 +42,17 @@ _CODES: tuple[tuple[type[GatewayError], str, str], ...] = (
     (InvalidRequest, INVALID_REQUEST, "invalid_value"),
     (GatewayError, SERVER_ERROR, "server_error"),
 )
+
+# Code and type of the error that reports the end of a session, and the close code. A client that is refused must not
+# see 1000, which it takes for success. A session that expired was one.
+_ENDS = {
+    Reason.IDLE: ("session_expired", INVALID_REQUEST, NORMAL_CLOSURE),
+    Reason.MAX_DURATION: ("session_expired", INVALID_REQUEST, NORMAL_CLOSURE),
+    Reason.DRAINED: ("server_shutting_down", SERVER_ERROR, Reason.DRAINED.close_code),
+    Reason.SLOW_CLIENT: ("slow_client", INVALID_REQUEST, Reason.SLOW_CLIENT.close_code),
+    Reason.ENGINE: ("server_error", SERVER_ERROR, Reason.ENGINE.close_code),
+    Reason.ERROR: ("server_error", SERVER_ERROR, Reason.ERROR.close_code),
+}
 
 
 class OpenAIError(Exception):
@@ -68,6 +81,16 @@ def translate(error: GatewayError) -> OpenAIError:
     close_code = POLICY_VIOLATION if isinstance(error, InvalidRequest) else error.close_code
     param = "session.instructions" if isinstance(error, PromptTooLong) else None
     return OpenAIError(code, error.message, param, kind=kind, close_code=close_code)
+
+
+def end_error(ended: Ended) -> OpenAIError | None:
+    """Return the error that reports the end of a session, or None if the client has ended it."""
+    if ended.error is not None:
+        return translate(ended.error)
+    if ended.reason not in _ENDS:
+        return None
+    code, kind, close_code = _ENDS[ended.reason]
+    return OpenAIError(code, ended.message, kind=kind, close_code=close_code)
 
 
 def response(error: OpenAIError, status: HTTPStatus) -> JSONResponse:

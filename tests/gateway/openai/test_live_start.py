@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.api.openai.live import MAX_START_CHARACTERS
+from gateway.api.openai.config import MAX_CONFIG_CHARACTERS
 from gateway.session.persona import SYSTEM_PROMPTS
 from tests.gateway.openai.conftest import PATH, Caller, Serve, Server, call
 
@@ -154,7 +154,7 @@ async def test_a_start_without_a_session_is_refused(server: Server) -> None:
 
 
 async def test_a_start_beyond_its_size_limit_is_refused(caller: Caller) -> None:
-    await caller.send("session.start", session={"model": "x" * MAX_START_CHARACTERS})
+    await caller.send("session.start", session={"model": "x" * MAX_CONFIG_CHARACTERS})
     (event,) = await caller.until_closed()
     assert event["error"]["code"] == "invalid_value"
 

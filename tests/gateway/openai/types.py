@@ -7,6 +7,8 @@ from typing import Any, get_args
 from openai.types.live.client_event import ClientEvent
 from openai.types.live.connect_client_event import ConnectClientEvent
 from openai.types.live.server_event import ServerEvent
+from openai.types.realtime.realtime_client_event import RealtimeClientEvent
+from openai.types.realtime.realtime_server_event import RealtimeServerEvent
 from pydantic import BaseModel
 
 
@@ -22,13 +24,26 @@ def _by_type(*unions: Any) -> dict[str, type[BaseModel]]:
 CLIENT_EVENTS = sorted(_by_type(ClientEvent, ConnectClientEvent))
 """Types of all events that a client may send on a primary socket or a sideband."""
 
+REALTIME_CLIENT_EVENTS = sorted(_by_type(RealtimeClientEvent))
+"""Types of all events that a client of the Realtime API may send."""
+
 _SERVER_EVENTS = _by_type(ServerEvent)
+_REALTIME_SERVER_EVENTS = _by_type(RealtimeServerEvent)
+_SESSION_ONLY = {"object", "id"}
+"""Fields of a Realtime session that the API sends and openai-python has no types for."""
 
 
 def check(event: dict[str, Any]) -> None:
-    """Assert that an event has a type of the API, all its fields in the right types, and no others."""
-    model = _SERVER_EVENTS[event["type"]].model_validate(event, strict=True)
-    _assert_no_extras(model)
+    """Assert that an event has a type of the Live API, all its fields in the right types, and no others."""
+    _assert_no_extras(_SERVER_EVENTS[event["type"]].model_validate(event, strict=True))
+
+
+def check_realtime(event: dict[str, Any]) -> None:
+    """The same of the Realtime API."""
+    if "session" in event:
+        known = {name: value for name, value in event["session"].items() if name not in _SESSION_ONLY}
+        event = {**event, "session": known}
+    _assert_no_extras(_REALTIME_SERVER_EVENTS[event["type"]].model_validate(event, strict=True))
 
 
 def _assert_no_extras(value: object) -> None:
@@ -39,3 +54,52 @@ def _assert_no_extras(value: object) -> None:
     elif isinstance(value, list):
         for item in value:
             _assert_no_extras(item)
+
+
+class Order:
+    """Asserts that the events of one Realtime connection come in an order that clients can follow."""
+
+    _OPENING = ("response.output_item.added", "conversation.item.added", "response.content_part.added")
+    _CLOSING = (
+        "response.output_audio.done", "response.output_audio_transcript.done", "response.content_part.done",
+        "response.output_item.done", "conversation.item.done", "response.done",
+    )  # fmt: skip
+    _DELTAS = ("response.output_audio.delta", "response.output_audio_transcript.delta")
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._response: str | None = None
+        self._expected: list[str] = []
+        self._transcript = ""
+
+    def add(self, event: dict[str, Any]) -> None:
+        """The next event."""
+        kind = event["type"]
+        assert event["event_id"] not in self._ids
+        if not self._ids and kind != "error":
+            assert kind == "session.created"
+        self._ids.add(event["event_id"])
+        if self._expected:
+            # Events that belong together are not interrupted by others, errors excepted.
+            assert kind in (self._expected[0], "error")
+        if kind == "response.created":
+            assert self._response is None
+            self._response, self._transcript = event["response"]["id"], ""
+            self._expected = list(self._OPENING)
+        elif kind == self._CLOSING[0]:
+            self._expected = list(self._CLOSING[1:])
+        elif self._expected and kind == self._expected[0]:
+            del self._expected[0]
+        if kind.startswith("response.") and "response_id" in event:
+            assert event["response_id"] == self._response
+        if kind in self._DELTAS:
+            assert self._response is not None
+        if kind == "response.output_audio_transcript.delta":
+            self._transcript += event["delta"]
+        if kind == "response.output_audio_transcript.done":
+            assert event["transcript"] == self._transcript
+        if kind == "input_audio_buffer.speech_started":
+            assert self._response is None
+        if kind == "response.done":
+            assert event["response"]["id"] == self._response
+            self._response = None
