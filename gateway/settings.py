@@ -72,6 +72,13 @@ class Settings(BaseSettings):
         ge=2**16,
         description="size limit of a gRPC message; longer recordings go over REST, longer answers over RespondStream",
     )
+    grpc_connection_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=1e6,
+        description="age in seconds at which a gRPC client must connect again, so that it finds new servers; its calls "
+        "in progress continue",
+    )
     max_audio_seconds: float = Field(default=300.0, gt=0, description="length limit of the user's recording")
     max_voice_seconds: float = Field(default=30.0, gt=0, description="length limit of a voice recording")
     max_steps: int = Field(
@@ -165,6 +172,12 @@ class Settings(BaseSettings):
         default_factory=list, description="further origins whose web pages may call the APIs; * allows any"
     )
 
+    accept_when_full: bool = Field(
+        default=True,
+        description="true: accept a live WebSocket before a slot is reserved for it; without a free slot it is closed "
+        "with 1013, as clients need that do not understand an HTTP refusal. false: reserve first, else answer 503, so "
+        "that a load balancer tries another server",
+    )
     retry_after: int = Field(
         default=5, ge=1, description="value in seconds of Retry-After when a request is refused for lack of capacity"
     )

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import httpx
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from loadtest.apis import LiveClient
 from loadtest.apis.grpc import GrpcClient
@@ -69,6 +69,10 @@ class ChurnUsers:
                 outcome = await self._converse_once(api, seed, seconds, drops)
             except Refused:
                 outcome = REFUSED
+            except InvalidStatus as error:
+                outcome = REFUSED if error.response.status_code == _UNAVAILABLE else FAILED
+                if outcome == FAILED:
+                    self.failures.append(f"{api}: {error}")
             except (CallFailed, httpx.HTTPError, WebSocketException, OSError, TimeoutError) as error:
                 outcome = FAILED
                 self.failures.append(f"{api}: {type(error).__name__}: {error}")

@@ -43,6 +43,18 @@ class Admission:
             raise
 
     @contextmanager
+    def reserve(self, key: KeyHolder | None = None) -> Iterator[Slot]:
+        """Reserve a slot for a call before it is accepted; release it on exit unless a conversation has claimed it.
+
+        Raises what `acquire` raises.
+        """
+        slot = self.acquire(key)
+        try:
+            yield slot
+        finally:
+            slot.cancel()
+
+    @contextmanager
     def upload(self, key: KeyHolder | None, turn_sessions: int) -> Iterator[Upload]:
         """Admit a request whose body is still to be read. It holds a slot meanwhile, so that the body is not in vain.
 
@@ -129,6 +141,11 @@ class Slot:
         self.claimed = True
         return self
 
+    def cancel(self) -> None:
+        """Return a reserved slot, unless a conversation has claimed it."""
+        if not self.claimed:
+            self.release()
+
     def release(self) -> None:
         """Return the slot; idempotent."""
         if self._admission is not None:
@@ -183,5 +200,5 @@ class Upload:
     def close(self) -> None:
         """Release the bytes, and the slot unless a conversation has claimed it."""
         self.body_decoded()
-        if self._slot is not None and not self._slot.claimed:
-            self._slot.release()
+        if self._slot is not None:
+            self._slot.cancel()

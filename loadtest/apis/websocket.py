@@ -25,6 +25,8 @@ _FINAL, _MASKED = 0x80, 0x80
 # The mask protects proxies from content that browsers send; a constant key is good enough here.
 _KEY = b"\x37\xfa\x21\x3d"
 _COMPLETED, _TRY_LATER = 1000, 1013
+_FULL = "503"
+"""Status of a refused upgrade that may be tried again."""
 
 
 class WebSocketClient(asyncio.Protocol):
@@ -44,7 +46,7 @@ class WebSocketClient(asyncio.Protocol):
         self._upgraded = False
         self._index = 0
         self._error = ""
-        self._broken: CallFailed | None = None
+        self._broken: CallFailed | Refused | None = None
         self._ended: dict[str, Any] | None = None
         self._disconnect: Callable[[], None] = lambda: None
         self._writable = asyncio.Event()
@@ -121,7 +123,7 @@ class WebSocketClient(asyncio.Protocol):
                 kind, payload = received[0], bytes(received[at : at + length])
                 del received[: at + length]
                 self._message(kind, payload)
-        except CallFailed as error:
+        except (CallFailed, Refused) as error:
             self._fail(error)
         except (ValueError, KeyError, TypeError) as error:
             self._fail(Malformed(f"a message that the protocol does not define: {error!r}"))
@@ -131,7 +133,10 @@ class WebSocketClient(asyncio.Protocol):
         if not found:
             return
         status = head.split(b"\r\n", 1)[0].decode(errors="replace")
-        if status.split(" ")[1:2] != ["101"]:
+        code = status.split(" ")[1:2]
+        if code == [_FULL]:
+            raise Refused(status)
+        if code != ["101"]:
             raise CallFailed(f"the upgrade was refused: {status}")
         del self._received[: len(head) + 4]
         self._upgraded = True
@@ -184,7 +189,7 @@ class WebSocketClient(asyncio.Protocol):
         message = self._error or (self._ended or {}).get("message") or reason
         return Refused(message) if code == _TRY_LATER else CallFailed(f"closed with {code}: {message}")
 
-    def _fail(self, error: CallFailed) -> None:
+    def _fail(self, error: CallFailed | Refused) -> None:
         self._broken = self._broken or error
         for future in (self._ready, self._close_code):
             if not future.done():

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Response
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from loadtest.conversation import converse, new_record
@@ -208,6 +209,26 @@ async def test_a_server_without_a_free_slot_refuses(call: Callable[..., Awaitabl
     record = await call(full)
     assert (record.outcome, record.reason) == (Outcome.REFUSED, "full")
     assert (record.expected, record.frames) == (FRAMES, 0)
+
+
+async def test_a_refused_upgrade_is_a_refusal_if_it_may_be_tried_again(speech: Speech):
+    for status, outcome in ((503, Outcome.REFUSED), (403, Outcome.FAILED)):
+
+        def refuse(connection: ServerConnection, request: object, status: int = status) -> Response:
+            return connection.respond(status, "")
+
+        async with serve(_never, "127.0.0.1", 0, process_request=refuse) as server:
+            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            plan = Plan(f"http://{address}", address, str(RECORDING), "", 1, SECONDS, setup=5.0, drain=5.0)
+            record = new_record(plan, 0, Api.WEBSOCKET)
+            start = Start(1, 0.01, time.monotonic, lambda _: None)
+            async with asyncio.timeout(20):
+                await converse(record, plan, speech, start, time.monotonic, lambda: None)
+            assert record.outcome == outcome
+
+
+async def _never(_: ServerConnection) -> None:
+    raise AssertionError("the upgrade was refused")
 
 
 async def test_a_conversation_ended_after_admission_is_failed_not_refused(

@@ -29,14 +29,20 @@ _MALFORMED = "expected a personaplex.v1.ConverseRequest, got bytes that are none
 async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None) -> None:
     """Serve one RPC whose messages gRPC passes on as bytes, from `start` to the status.
 
+    A slot is reserved before `start` is read, so that a full server answers at once, before the initial metadata: gRPC
+    clients then retry on another server.
+
     Raises GatewayError for what is refused before the session begins. `Ended` and the status report a later end.
     """
-    start = await _receive_start(context, runtime.settings.handshake_seconds)
-    params = live_params(start)
-    new_codec = choose_codec(start, runtime.manifest.sample_rate)
-    agent, sampling = persona(params, runtime), sampling_params(params, runtime)
-    async with open_live_session(runtime, agent, sampling, params.on_gap or "wait", key) as session:
-        ended = await session.run(ConverseTransport(context, new_codec(), runtime, include_tokens=start.include_tokens))
+    with runtime.admission.reserve(key) as slot:
+        start = await _receive_start(context, runtime.settings.handshake_seconds)
+        params = live_params(start)
+        new_codec = choose_codec(start, runtime.manifest.sample_rate)
+        agent, sampling = persona(params, runtime), sampling_params(params, runtime)
+        on_gap = params.on_gap or "wait"
+        async with open_live_session(runtime, agent, sampling, on_gap, key, slot=slot) as session:
+            transport = ConverseTransport(context, new_codec(), runtime, include_tokens=start.include_tokens)
+            ended = await session.run(transport)
     await _send_status(context, ended, runtime.settings.retry_after)
 
 

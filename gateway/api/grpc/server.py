@@ -174,6 +174,9 @@ def _options(runtime: Runtime) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         # A connection without an RPC is closed.
         ("grpc.max_connection_idle_ms", _IDLE_MS),
+        # A client with a long-lived channel connects again, and so finds new servers. RPCs in progress continue on the
+        # old connection, whose grace period is unlimited by default.
+        ("grpc.max_connection_age_ms", round(1000 * runtime.settings.grpc_connection_seconds)),
         # Clients may send keepalive pings this often.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         # Buffer some seconds of audio that a client sends ahead of time, not megabytes.

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from time import monotonic
 from typing import NamedTuple
@@ -93,26 +93,17 @@ class TelephoneEndpoint:
         limit = min(runtime.settings.max_message_bytes, MAX_MESSAGE_BYTES)
         connection = Connection(scope, receive, send, limit)
         slot: Slot | None = None
-        try:
-            with suppress(TransportClosed):
-                try:
-                    caller = _authenticate(connection, runtime, kind)
-                    if caller is not None:
-                        slot = runtime.admission.acquire(caller.key)
-                except GatewayError as refusal:
-                    logger.info("%s: handshake refused: %s", kind.service, refusal.message)
-                    await connection.deny(problems.response(refusal, runtime.settings.retry_after))
-                    return
-                await connection.accept(kind.subprotocol)
-                await TelephoneCall(connection, runtime, kind()).serve(caller, slot)
-        finally:
-            _release(slot)
-
-
-def _release(slot: Slot | None) -> None:
-    """Return a slot unless a conversation has taken it over; idempotent."""
-    if slot is not None and not slot.claimed:
-        slot.release()
+        with suppress(TransportClosed), ExitStack() as reserved:
+            try:
+                caller = _authenticate(connection, runtime, kind)
+                if caller is not None:
+                    slot = reserved.enter_context(runtime.admission.reserve(caller.key))
+            except GatewayError as refusal:
+                logger.info("%s: handshake refused: %s", kind.service, refusal.message)
+                await connection.deny(problems.response(refusal, runtime.settings.retry_after))
+                return
+            await connection.accept(kind.subprotocol)
+            await TelephoneCall(connection, runtime, kind()).serve(caller, slot)
 
 
 class _Caller(NamedTuple):
@@ -198,7 +189,8 @@ class TelephoneCall:
                 logger.info("call %s is conversation %s", self._name, session.id)
                 ended = await session.run(self)
         except GatewayError as refusal:
-            _release(slot)
+            if slot is not None:
+                slot.cancel()
             logger.info("call %s refused: %s", self._name, refusal.message)
             await connection.close(refusal.close_code, refusal.message)
             return

@@ -1,14 +1,15 @@
-"""The endpoint of a live WebSocket API: accept, authenticate, run the session, report its end, close."""
+"""The endpoint of a live WebSocket API: authenticate, reserve a slot, accept, run the session, close."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.api import problems
 from gateway.api.connection import Connection
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, TryLater
 from gateway.session.events import Event, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.limits import LiveLimits
@@ -69,19 +70,35 @@ class WebSocketEndpoint:
         runtime = self._runtime
         connection = Connection(scope, receive, send, runtime.settings.max_message_bytes)
         transport = self._transport(connection, runtime)
-        with suppress(TransportClosed):
-            await connection.accept()
+        settings = runtime.settings
+        with suppress(TransportClosed), ExitStack() as reserved:
             try:
                 key = connection.authenticate(runtime)
+                slot = None if settings.accept_when_full else reserved.enter_context(runtime.admission.reserve(key))
+            except TryLater as refusal:
+                await connection.deny(problems.response(refusal, settings.retry_after))
+                return
+            except GatewayError as refusal:
+                await connection.accept()
+                await _refuse(connection, transport, refusal)
+                return
+            await connection.accept()
+            try:
                 params = await transport.handshake()
                 agent, sampling = persona(params, runtime), sampling_params(params, runtime)
                 on_gap, limits = params.on_gap or "wait", transport.limits()
-                async with open_live_session(runtime, agent, sampling, on_gap, key, limits) as session:
+                async with open_live_session(runtime, agent, sampling, on_gap, key, limits, slot) as session:
                     ended = await session.run(transport)
             except GatewayError as refusal:
-                await transport.send_error(refusal.code, refusal.message)
-                await connection.close(refusal.close_code, refusal.message)
+                reserved.close()
+                await _refuse(connection, transport, refusal)
                 return
             # The slot is free before the close frame is sent, so that the client may reconnect at once.
             error = ended.error if ended.reason is Reason.CLIENT_ERROR else None
             await connection.close(error.close_code if error else ended.reason.close_code, ended.message)
+
+
+async def _refuse(connection: Connection, transport: WebSocketTransport, refusal: GatewayError) -> None:
+    """Report a refusal on an accepted connection, and close it. Raises TransportClosed."""
+    await transport.send_error(refusal.code, refusal.message)
+    await connection.close(refusal.close_code, refusal.message)

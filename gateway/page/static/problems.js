@@ -15,7 +15,7 @@ const WORDS = {
   missing: ["There is no microphone", "Connect one or switch it on, then start again."],
   busy: ["The microphone cannot be used", "Another program may be using it. Close that one, then start again."],
   sound: ["The sound could not be started", "Check this machine's sound output, then start again."],
-  unreachable: ["The server cannot be reached", "Check your connection, then try again."],
+  unreachable: ["The server cannot be reached", "Check your connection, then try again. It is also possible that all calls are taken."],
   full: ["All calls are taken", "The server holds as many calls as it can."],
   "key-full": ["Your calls are all taken", "Your API key holds as many calls as it may. End one, or wait."],
   draining: ["The server is shutting down", "It takes no new calls."],

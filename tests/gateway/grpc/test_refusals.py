@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from time import monotonic
 
 import grpc
 import pytest
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
 from gateway.audio.wav import wav
 from gateway.settings import Settings
 from tests.gateway.grpc.conftest import END, audio, noise, receive_all, start
@@ -58,6 +60,56 @@ async def test_a_session_beyond_the_slots_is_rejected_until_one_ends(stub, talk)
     assert (await receive_all(first)).code is grpc.StatusCode.OK
     assert (await talk([start(), END])).code is grpc.StatusCode.OK
     second.cancel()
+
+
+async def test_a_full_server_answers_before_the_start_message(stub):
+    first, second = stub.Converse(), stub.Converse()
+    for call in (first, second):
+        await call.write(start())
+        await call.read()
+    began = monotonic()
+    received = await receive_all(stub.Converse())
+    assert received.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert monotonic() - began < 0.5
+    first.cancel()
+    second.cancel()
+
+
+async def test_a_refusal_has_no_initial_metadata(stub, server):
+    """A client's channel may only then repeat the call on another server."""
+    config = {
+        "methodConfig": [
+            {
+                "name": [{"service": "personaplex.v1.PersonaPlex"}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "0.05s",
+                    "backoffMultiplier": 1,
+                    "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+                },
+            }
+        ]
+    }
+    first, second = await on_the_line(stub), await on_the_line(stub)
+    options = [("grpc.service_config", json.dumps(config))]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options) as channel:
+        calls = personaplex_pb2_grpc.PersonaPlexStub(channel)
+        third = calls.Converse(iter([start(), END]))
+        await asyncio.sleep(0.1)
+        await first.write(END)
+        assert (await receive_all(third)).code is grpc.StatusCode.OK
+    second.cancel()
+
+
+async def test_a_client_that_sends_nothing_holds_a_slot_for_the_handshake_only(stub, runtime):
+    runtime.settings.handshake_seconds = 0.2
+    silent = stub.Converse()
+    async with asyncio.timeout(2):
+        while not runtime.admission.taken:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert (await receive_all(silent)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert runtime.admission.taken == 0
 
 
 class TestKeys:

@@ -58,6 +58,17 @@ def test_the_metrics_follow(admission: Admission, metrics: Metrics):
     assert refused(metrics, "capacity") == 1
 
 
+def test_a_reserved_slot_returns_unless_a_conversation_claims_it(admission: Admission):
+    with admission.reserve():
+        assert admission.taken == 1
+    assert admission.taken == 0
+    with admission.reserve() as slot:
+        slot.claim()
+    assert admission.taken == 1
+    slot.release()
+    assert admission.taken == 0
+
+
 def test_an_upload_holds_a_slot_until_it_is_over(admission: Admission):
     with admission.upload(None, turn_sessions=0):
         assert admission.taken == 1
