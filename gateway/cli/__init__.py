@@ -1,4 +1,4 @@
-"""The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, config, doctor, demo.
+"""The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, bench, config, doctor, demo.
 
 Exit codes: 0 success; 2 failure, with the reason in one line on stderr; 130 interrupted.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import admin, build, config, demo, doctor, download, evaluate, respond, serve, voice
+from gateway.cli import admin, bench, build, config, demo, doctor, download, evaluate, respond, serve, voice
 from gateway.cli.console import FAILURE, print_error
 from gateway.errors import GatewayError
 
@@ -34,6 +34,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(voice.app, name="voice", help="Voice presets: add, list, remove.")
+app.add_typer(bench.app, name="bench", help="Run the inputs of a public benchmark through a server: fdb.")
 app.add_typer(admin.app, name="admin", help="Operate a running gateway: drain, undrain, status, sessions, end.")
 
 

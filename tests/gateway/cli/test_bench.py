@@ -1,0 +1,151 @@
+"""`personaplex bench fdb` writes what the benchmark's evaluators read, with the real server or one that echoes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from gateway.cli.full_duplex_bench import CONVERSATION_PROMPT, INTERRUPTION_PROMPT, find_samples
+from gateway.cli.service import Service
+from gateway.client import AsyncClient, ClientError
+from tests.gateway.cli.conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+SAMPLES = {
+    "candor_pause_handling/1": (1.0, 16_000, 1),
+    "candor_pause_handling/2": (2.34, 44_100, 2),
+    "synthetic_user_interruption/1": (3.0, 24_000, 1),
+}
+"""Seconds, rate and channels."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "v1_0"
+    for name, (seconds, rate, channels) in SAMPLES.items():
+        (folder / name).mkdir(parents=True)
+        noise = np.random.default_rng(0).standard_normal((round(seconds * rate), channels)) * 0.05
+        soundfile.write(folder / name / "input.wav", noise, rate)
+    return folder
+
+
+def output(root: Path, name: str, file: str = "output.wav") -> tuple[np.ndarray, int]:
+    pcm, rate = soundfile.read(root / name / file)
+    assert soundfile.info(root / name / file).subtype == "PCM_16"
+    assert pcm.ndim == 1
+    return pcm, rate
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A server that answers each recording with itself; the fields it was sent."""
+    asked: list[dict[str, Any]] = []
+
+    async def respond(_: AsyncClient, files: Mapping[str, bytes], fields: Mapping[str, str]) -> dict[str, Any]:
+        asked.append(dict(fields))
+        pcm, rate = soundfile.read(io.BytesIO(files["audio"]), dtype="float32")
+        assert (rate, len(pcm)) == (24_000, 1920 * int(fields["max_steps"]))
+        answer = io.BytesIO()
+        soundfile.write(answer, pcm, rate, "PCM_16", format="WAV")
+        return {"audio": base64.b64encode(answer.getvalue()).decode(), "transcript": "as you say"}
+
+    monkeypatch.setattr(AsyncClient, "respond", respond)
+    return asked
+
+
+@pytest.mark.parametrize("rate", [24_000, 16_000])
+def test_every_output_is_as_long_as_its_input(personaplex: Run, service: Service, root: Path, rate: int) -> None:
+    outcome = personaplex("bench", "fdb", root, "--server", service.url, "--rate", rate, "--seed", 3)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("3 of 3 samples written")
+    described = json.loads((root.parent / "v1_0.fdb_run.json").read_text())
+    for name, (seconds, _, _) in SAMPLES.items():
+        pcm, written = output(root, name)
+        assert (len(pcm), written) == (round(seconds * rate), rate)
+        file = described["files"][f"{name}/input.wav"]
+        assert file["seconds"] == pytest.approx(seconds, abs=1e-3)
+        assert file["rms"] == pytest.approx(np.sqrt((pcm**2).mean()), abs=1e-4)
+    assert (described["rate"], described["seed"], described["mode"]) == (rate, 3, "respond")
+    assert {path.name for path in root.rglob("*") if path.is_file()} == {"input.wav", "output.wav"}
+
+
+def test_a_live_conversation_gives_the_same_outputs(personaplex: Run, service: Service, root: Path) -> None:
+    common = ("--server", service.url, "--seed", 3, "--again")
+    assert personaplex("bench", "fdb", root, *common).code == 0
+    recorded = {name: output(root, name)[0] for name in SAMPLES}
+    assert personaplex("bench", "fdb", root, *common, "--mode", "converse").code == 0
+    for name, pcm in recorded.items():
+        assert pcm.any()
+        np.testing.assert_array_equal(output(root, name)[0], pcm)
+
+
+@pytest.mark.parametrize(("arguments", "late"), [((), 0.0), (("--shift",), 0.08)])
+def test_outputs_have_the_clock_of_the_input(
+    personaplex: Run, echo: list[dict[str, Any]], root: Path, arguments: tuple[str, ...], late: float
+) -> None:
+    folder = root / "candor_pause_handling" / "1"
+    click = np.zeros(16_000)
+    click[round(0.4 * 16_000)] = 0.9
+    soundfile.write(folder / "input.wav", click, 16_000)
+    assert personaplex("bench", "fdb", root, *arguments).code == 0
+    pcm, rate = output(root, "candor_pause_handling/1")
+    assert np.abs(pcm).argmax() / rate == pytest.approx(0.4 + late, abs=1e-4)
+
+
+def test_each_task_has_its_published_prompt(personaplex: Run, echo: list[dict[str, Any]], root: Path) -> None:
+    assert personaplex("bench", "fdb", root, "--jobs", 1, "--voice", "NATF2").code == 0
+    assert [fields["text_prompt"] for fields in echo] == [CONVERSATION_PROMPT, CONVERSATION_PROMPT, INTERRUPTION_PROMPT]
+    assert {fields["voice"] for fields in echo} == {"NATF2"}
+    listed = personaplex("bench", "fdb", root, "--dry-run", "--task", "interruption").out.splitlines()
+    assert listed == [f"synthetic_user_interruption/1/input.wav\tsynthetic_user_interruption\t{INTERRUPTION_PROMPT}"]
+    assert {sample.task for sample in find_samples(root / "candor_pause_handling")} == {"candor_pause_handling"}
+
+
+def test_clean_inputs_have_outputs_of_their_own(personaplex: Run, echo: list[dict[str, Any]], root: Path) -> None:
+    folder = root / "candor_pause_handling" / "2"
+    soundfile.write(folder / "clean_input.wav", np.zeros(8000), 16_000)
+    assert personaplex("bench", "fdb", root, "--clean").out.startswith("1 of 1 samples")
+    assert len(output(root, "candor_pause_handling/2", "clean_output.wav")[0]) == 12_000
+    assert not (folder / "output.wav").exists()
+
+
+def test_a_run_goes_on_where_it_was(
+    personaplex: Run, echo: list[dict[str, Any]], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = AsyncClient.respond
+
+    async def full(client: AsyncClient, files: Mapping[str, bytes], fields: Mapping[str, str]) -> dict[str, Any]:
+        if len(echo) == 2:
+            raise ClientError("503: every slot is taken")
+        return await answering(client, files, fields)
+
+    monkeypatch.setattr(AsyncClient, "respond", full)
+    outcome = personaplex("bench", "fdb", root, "--jobs", 1)
+    assert outcome.code == 2
+    assert "input.wav: 503: every slot is taken" in outcome.err
+    assert outcome.err.splitlines()[-1].endswith("1 samples failed; run the command again for them")
+    monkeypatch.setattr(AsyncClient, "respond", answering)
+    outcome = personaplex("bench", "fdb", root, "--jobs", 1)
+    assert (outcome.code, len(echo)) == (0, 3)
+    assert "2 samples have an output already" in outcome.err
+    assert len(json.loads((root.parent / "v1_0.fdb_run.json").read_text())["files"]) == 3
+
+
+def test_bad_input_is_named(personaplex: Run, echo: list[dict[str, Any]], root: Path, tmp_path: Path) -> None:
+    assert "expected folders with input.wav" in personaplex("bench", "fdb", tmp_path / "none").error
+    assert "--rate: expected 24000 or 16000, got 8000" in personaplex("bench", "fdb", root, "--rate", 8000).error
+    assert "--mode: expected respond or converse" in personaplex("bench", "fdb", root, "--mode", "live").error
+    (root / "candor_pause_handling" / "1" / "input.wav").write_bytes(b"noise")
+    outcome = personaplex("bench", "fdb", root)
+    assert outcome.code == 2
+    assert "candor_pause_handling/1/input.wav: cannot read" in outcome.err
+    assert outcome.out.startswith("2 of 3 samples written")
