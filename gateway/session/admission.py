@@ -43,15 +43,18 @@ class Admission:
             raise
 
     @contextmanager
-    def reserve(self, key: KeyHolder | None = None) -> Iterator[Slot]:
+    def reserve(self, key: KeyHolder | None = None, seconds: float | None = None) -> Iterator[Slot]:
         """Reserve a slot for a call before it is accepted; release it on exit unless a conversation has claimed it.
 
-        Raises what `acquire` raises.
+        `seconds`: after which the reservation lapses; None for no limit. Raises what `acquire` raises.
         """
         slot = self.acquire(key)
+        lapse = None if seconds is None else asyncio.get_running_loop().call_later(seconds, slot.cancel)
         try:
             yield slot
         finally:
+            if lapse is not None:
+                lapse.cancel()
             slot.cancel()
 
     @contextmanager
@@ -131,13 +134,19 @@ class Slot:
     """The place of one conversation."""
 
     def __init__(self, admission: Admission, key: KeyHolder | None) -> None:
-        self._admission: Admission | None = admission
+        self._admission = admission
         self._key = key
+        self._held = True
         self.claimed = False
         """Whether a conversation has taken over a reservation."""
 
     def claim(self) -> Slot:
-        """Take over a reservation: the conversation releases it."""
+        """Take over a reservation: the conversation releases the slot. If it has lapsed, return a new slot.
+
+        Raises what `Admission.acquire` raises, if it has lapsed.
+        """
+        if not self._held:
+            return self._admission.acquire(self._key)
         self.claimed = True
         return self
 
@@ -148,9 +157,9 @@ class Slot:
 
     def release(self) -> None:
         """Return the slot; idempotent."""
-        if self._admission is not None:
+        if self._held:
+            self._held = False
             self._admission._count(-1)
-            self._admission = None
             if self._key is not None:
                 self._key.give_back()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
 
 from fastapi import APIRouter
@@ -13,13 +13,14 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.api.connection import SUBPROTOCOL, Connection
 from gateway.api.openai.errors import OpenAIError, response, translate
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, TryLater
+from gateway.session.admission import Slot
 from gateway.session.keys import KeyHolder
 from gateway.session.live import TransportClosed
 from gateway.session.runtime import Runtime
 
-Serve = Callable[[Connection, Runtime, KeyHolder | None], Awaitable[None]]
-"""Serves an accepted connection and closes it. May raise TransportClosed."""
+Serve = Callable[[Connection, Runtime, KeyHolder | None, Slot | None], Awaitable[None]]
+"""Serves an accepted connection, for which a slot may be reserved, and closes it. May raise TransportClosed."""
 
 
 def router(runtime: Runtime, path: str, prefix: str, serve: Serve, subprotocol: str = SUBPROTOCOL) -> APIRouter:
@@ -55,16 +56,22 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection. Never raises for what the client does."""
-        runtime = self._runtime
-        connection = Connection(scope, receive, send, runtime.settings.max_message_bytes)
-        with suppress(TransportClosed):
+        runtime, settings = self._runtime, self._runtime.settings
+        connection = Connection(scope, receive, send, settings.max_message_bytes)
+        with suppress(TransportClosed), ExitStack() as reserved:
+            slot = None
             try:
                 key = connection.authenticate(runtime)
+                if not settings.accept_when_full:
+                    # Clients may connect long before they start the session.
+                    reservation = runtime.admission.reserve(key, settings.handshake_seconds)
+                    slot = reserved.enter_context(reservation)
             except GatewayError as refusal:
-                await connection.deny(response(translate(refusal), refusal.http_status))
+                retry_after = refusal.retry_after if isinstance(refusal, TryLater) else None
+                await connection.deny(response(translate(refusal), refusal.http_status, retry_after))
                 return
             await connection.accept(self._subprotocol)
-            await self._serve(connection, runtime, key)
+            await self._serve(connection, runtime, key, slot)
 
 
 class _NoWebSocket:

@@ -93,8 +93,10 @@ def end_error(ended: Ended) -> OpenAIError | None:
     return OpenAIError(code, ended.message, kind=kind, close_code=close_code)
 
 
-def response(error: OpenAIError, status: HTTPStatus) -> JSONResponse:
-    """Render an error as an HTTP response."""
+def response(error: OpenAIError, status: HTTPStatus, retry_after: int | None = None) -> JSONResponse:
+    """Render an error as an HTTP response. `retry_after`: seconds after which to try again."""
     body = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
-    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
+    headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else {}
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
     return JSONResponse({"error": body}, status, headers)

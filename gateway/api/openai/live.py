@@ -26,6 +26,7 @@ from gateway.api.openai.errors import NORMAL_CLOSURE, OpenAIError, end_error, tr
 from gateway.api.openai.live_config import LiveConfig, resolve
 from gateway.audio.squelch import Squelch
 from gateway.errors import GatewayError, HandshakeTimeout
+from gateway.session.admission import Slot
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, WarningEvent
 from gateway.session.input_queue import InputQueue
 from gateway.session.keys import KeyHolder
@@ -52,8 +53,8 @@ def router(runtime: Runtime) -> APIRouter:
     return endpoint.router(runtime, PATH, "/v1/live", _serve)
 
 
-async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None) -> None:
-    await LiveApiTransport(connection, runtime).serve(key)
+async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None, slot: Slot | None) -> None:
+    await LiveApiTransport(connection, runtime).serve(key, slot)
 
 
 class LiveApiTransport:
@@ -74,7 +75,7 @@ class LiveApiTransport:
         self._squelch = Squelch(runtime.manifest.sample_rate)
         self._prompt_steps = 0
 
-    async def serve(self, key: KeyHolder | None) -> None:
+    async def serve(self, key: KeyHolder | None, slot: Slot | None) -> None:
         """Wait for `session.start`, run the session and close. Raises TransportClosed."""
         connection, runtime = self._connection, self._runtime
         try:
@@ -85,10 +86,13 @@ class LiveApiTransport:
             self._config = config = resolve(start.fields.get("session"), runtime)
             agent, sampling = persona(config.params, runtime), sampling_params(config.params, runtime)
             self._instructions = agent.text
-            async with open_live_session(runtime, agent, sampling, "wait", key, live_limits(runtime)) as session:
+            limits = live_limits(runtime)
+            async with open_live_session(runtime, agent, sampling, "wait", key, limits, slot) as session:
                 self._codec = config.codec(self._manifest.sample_rate)
                 ended = await session.run(self)
         except (OpenAIError, GatewayError) as error:
+            if slot is not None:
+                slot.cancel()
             refusal = translate(error) if isinstance(error, GatewayError) else error
             await self._channel.send_error(refusal, self._start_id)
             await connection.close(refusal.close_code, refusal.message)

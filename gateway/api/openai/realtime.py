@@ -29,6 +29,7 @@ from gateway.api.openai.realtime_responses import Responses, UserTurns
 from gateway.audio.duplex import DuplexCodec
 from gateway.audio.squelch import Squelch
 from gateway.errors import GatewayError, HandshakeTimeout
+from gateway.session.admission import Slot
 from gateway.session.events import AgentAudio, Ended, Event
 from gateway.session.input_queue import InputQueue
 from gateway.session.keys import KeyHolder
@@ -73,8 +74,8 @@ def router(runtime: Runtime) -> APIRouter:
     return endpoint.router(runtime, PATH, PATH, _serve, "realtime")
 
 
-async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None) -> None:
-    await RealtimeTransport(connection, runtime).serve(key)
+async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None, slot: Slot | None) -> None:
+    await RealtimeTransport(connection, runtime).serve(key, slot)
 
 
 class RealtimeTransport:
@@ -111,7 +112,7 @@ class RealtimeTransport:
             events.CLEAR_OUTPUT: self._clear_output,
         }
 
-    async def serve(self, key: KeyHolder | None) -> None:
+    async def serve(self, key: KeyHolder | None, slot: Slot | None) -> None:
         """Wait for the first audio, run the session and close. Raises TransportClosed."""
         runtime, config = self._runtime, self._config
         try:
@@ -121,9 +122,11 @@ class RealtimeTransport:
             self._input, self._output = config.codecs(runtime.manifest.sample_rate)
             limits = live_limits(runtime)
             sampling = sampling_params(config.params, runtime)
-            async with open_live_session(runtime, config.persona, sampling, "silence", key, limits) as session:
+            async with open_live_session(runtime, config.persona, sampling, "silence", key, limits, slot) as session:
                 ended = await session.run(self)
         except (OpenAIError, GatewayError) as error:
+            if slot is not None:
+                slot.cancel()
             refusal = translate(error) if isinstance(error, GatewayError) else error
             await self._channel.send_error(refusal, None)
             await self._connection.close(refusal.close_code, refusal.message)

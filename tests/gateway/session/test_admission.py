@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from gateway.errors import AtCapacity, Draining, TooManyForKey, UploadBudgetExceeded
@@ -67,6 +69,31 @@ def test_a_reserved_slot_returns_unless_a_conversation_claims_it(admission: Admi
     assert admission.taken == 1
     slot.release()
     assert admission.taken == 0
+
+
+async def test_a_reservation_lapses_and_is_claimed_anew(admission: Admission):
+    with admission.reserve(seconds=0.01) as slot:
+        await asyncio.sleep(0.05)
+        assert admission.taken == 0
+        claimed = slot.claim()
+        assert admission.taken == 1
+    assert admission.taken == 1
+    claimed.release()
+    with admission.reserve(seconds=0.01) as slot:
+        await asyncio.sleep(0.05)
+        admission.acquire()
+        admission.acquire()
+        with pytest.raises(AtCapacity):
+            slot.claim()
+    assert admission.taken == 2
+
+
+async def test_a_claimed_reservation_does_not_lapse(admission: Admission):
+    with admission.reserve(seconds=0.01) as slot:
+        slot.claim()
+        await asyncio.sleep(0.05)
+        assert admission.taken == 1
+    assert admission.taken == 1
 
 
 def test_an_upload_holds_a_slot_until_it_is_over(admission: Admission):
