@@ -176,7 +176,7 @@ class Settings(BaseSettings):
         default=True,
         description="true: accept a live WebSocket before a slot is reserved for it; without a free slot it is closed "
         "with 1013, as clients need that do not understand an HTTP refusal. false: reserve first, else answer 503, so "
-        "that a load balancer tries another server",
+        "that a load balancer tries another server. /v1/realtime always reserves first",
     )
     retry_after: int = Field(
         default=5, ge=1, description="value in seconds of Retry-After when a request is refused for lack of capacity"

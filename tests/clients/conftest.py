@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.api.openai.live import LiveApiTransport
+from gateway.api.openai.realtime import RealtimeTransport
 from gateway.api.websocket.chat import ChatTransport
 from gateway.session.events import AgentAudio, Event
 from tests.gateway.conftest import manifest_json, write_repository
@@ -66,6 +67,12 @@ async def run_client(python: Path, script: str, *arguments: object) -> dict[str,
 def spoken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts of all agent frames that a Live session of this process sent."""
     return _record(monkeypatch, LiveApiTransport)
+
+
+@pytest.fixture
+def realtime_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same of `/v1/realtime`."""
+    return _record(monkeypatch, RealtimeTransport)
 
 
 @pytest.fixture

@@ -48,7 +48,12 @@ async def talking(serve: Serve, *speech: tuple[float, float], **settings: Any) -
 class TestLiveKit:
     async def call(self, server: Server, seconds: float, **options: Any) -> dict[str, Any]:
         return await run_client(
-            python_of("livekit"), "livekit_live.py", server.url.replace("ws", "http", 1) + "/v1", QUESTION, seconds
+            python_of("livekit"),
+            "livekit_session.py",
+            "live",
+            server.url.replace("ws", "http", 1) + "/v1",
+            QUESTION,
+            seconds,
         )
 
     async def test_a_call_has_a_burst_per_utterance(self, serve: Serve, spoken: list[str]) -> None:
@@ -104,7 +109,9 @@ class TestLiveKit:
 
 class TestPipecat:
     async def call(self, server: Server, *arguments: object) -> dict[str, Any]:
-        return await run_client(python_of("pipecat"), "pipecat_live.py", server.url + LIVE, QUESTION, *arguments)
+        return await run_client(
+            python_of("pipecat"), "pipecat_pipeline.py", "live", server.url + LIVE, QUESTION, *arguments
+        )
 
     async def test_a_call_that_starts_late(self, serve: Serve, spoken: list[str]) -> None:
         """The session starts with the first context, 12 s after the socket is open."""

@@ -31,6 +31,7 @@ SESSION: dict[str, Any] = {
     "delegation": {"type": "client"},
 }
 SECONDS = 10.0
+SCRIPTS = {"livekit": "livekit_session.py", "pipecat": "pipecat_pipeline.py"}
 
 
 def pieces() -> list[str]:
@@ -179,7 +180,7 @@ async def test_a_framework_holds_a_call(
     tiny_service: Service, spoken: list[str], name: str, suffix: str, record_property: Callable[..., None]
 ) -> None:
     url = tiny_service.url if name == "livekit" else tiny_service.url.replace("http", "ws", 1)
-    found = await run_client(python_of(name), f"{name}_live.py", url + suffix, QUESTION, SECONDS)
+    found = await run_client(python_of(name), SCRIPTS[name], "live", url + suffix, QUESTION, SECONDS)
     await asyncio.to_thread(tiny_service.wait_until_free, 1)
     record_property("found", found)
     assert found["errors"] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from fastapi import APIRouter
@@ -23,14 +24,31 @@ Serve = Callable[[Connection, Runtime, KeyHolder | None, Slot | None], Awaitable
 """Serves an accepted connection, for which a slot may be reserved, and closes it. May raise TransportClosed."""
 
 
-def router(runtime: Runtime, path: str, prefix: str, serve: Serve, subprotocol: str = SUBPROTOCOL) -> APIRouter:
-    """Make the routes of an API, to be included in an app.
+Check = Callable[[Connection, Runtime], Awaitable[None]]
+"""Checks a connection before it is accepted. Raises OpenAIError or GatewayError, which are answered by HTTP."""
 
-    `prefix`: of all its paths, `path` among them. `subprotocol`: chosen if it is offered.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """An OpenAI API: one WebSocket route."""
+
+    path: str
+    prefix: str
+    """Of all paths of the API, `path` among them."""
+    serve: Serve
+    subprotocol: str = SUBPROTOCOL
+    """Chosen if it is offered."""
+    check: Check | None = None
+    always_reserves: bool = False
+    """Whether a slot is reserved before the connection is accepted whatever the setting `accept_when_full`."""
+
+
+def router(runtime: Runtime, api: Api) -> APIRouter:
+    """Make the routes of an API, to be included in an app."""
+    path, prefix = api.path, api.prefix
     name = prefix.rpartition("/")[2]
     routes = APIRouter()
-    routes.add_websocket_route(path, _Endpoint(runtime, serve, subprotocol), name=name)  # type: ignore[arg-type]
+    routes.add_websocket_route(path, _Endpoint(runtime, api), name=name)  # type: ignore[arg-type]
 
     def not_found(asked: str) -> Response:
         message = f"{asked}: this server has {path} only, as a WebSocket"
@@ -49,20 +67,21 @@ def router(runtime: Runtime, path: str, prefix: str, serve: Serve, subprotocol: 
 class _Endpoint:
     """ASGI application of the route."""
 
-    def __init__(self, runtime: Runtime, serve: Serve, subprotocol: str) -> None:
+    def __init__(self, runtime: Runtime, api: Api) -> None:
         self._runtime = runtime
-        self._serve = serve
-        self._subprotocol = subprotocol
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection. Never raises for what the client does."""
-        runtime, settings = self._runtime, self._runtime.settings
+        api, runtime, settings = self._api, self._runtime, self._runtime.settings
         connection = Connection(scope, receive, send, settings.max_message_bytes)
         with suppress(TransportClosed), ExitStack() as reserved:
             slot = None
             try:
                 key = connection.authenticate(runtime)
-                if not settings.accept_when_full:
+                if api.check is not None:
+                    await api.check(connection, runtime)
+                if api.always_reserves or not settings.accept_when_full:
                     # Clients may connect long before they start the session.
                     reservation = runtime.admission.reserve(key, settings.handshake_seconds)
                     slot = reserved.enter_context(reservation)
@@ -70,8 +89,11 @@ class _Endpoint:
                 retry_after = refusal.retry_after if isinstance(refusal, TryLater) else None
                 await connection.deny(response(translate(refusal), refusal.http_status, retry_after))
                 return
-            await connection.accept(self._subprotocol)
-            await self._serve(connection, runtime, key, slot)
+            except OpenAIError as refusal:
+                await connection.deny(response(refusal, HTTPStatus.BAD_REQUEST))
+                return
+            await connection.accept(api.subprotocol)
+            await api.serve(connection, runtime, key, slot)
 
 
 class _NoWebSocket:

@@ -50,7 +50,7 @@ _REASONS: dict[Reason, Literal["close_requested", "expired"]] = {
 
 def router(runtime: Runtime) -> APIRouter:
     """Make the routes, to be included in an app. What the API has and this server has not is answered with 404."""
-    return endpoint.router(runtime, PATH, "/v1/live", _serve)
+    return endpoint.router(runtime, endpoint.Api(PATH, "/v1/live", _serve))
 
 
 async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None, slot: Slot | None) -> None:

@@ -28,7 +28,7 @@ from gateway.api.openai.realtime_items import Items, created_item
 from gateway.api.openai.realtime_responses import Responses, UserTurns
 from gateway.audio.duplex import DuplexCodec
 from gateway.audio.squelch import Squelch
-from gateway.errors import GatewayError, HandshakeTimeout
+from gateway.errors import EngineUnavailable, GatewayError, HandshakeTimeout
 from gateway.session.admission import Slot
 from gateway.session.events import AgentAudio, Ended, Event
 from gateway.session.input_queue import InputQueue
@@ -71,7 +71,20 @@ class ItemReference(BaseModel):
 
 def router(runtime: Runtime) -> APIRouter:
     """Make the routes, to be included in an app. What the API has and this server has not is answered with 404."""
-    return endpoint.router(runtime, PATH, PATH, _serve, "realtime")
+    return endpoint.router(runtime, endpoint.Api(PATH, PATH, _serve, "realtime", _check, always_reserves=True))
+
+
+async def _check(connection: Connection, runtime: Runtime) -> None:
+    """Refuse what cannot be served before the connection is accepted: after that, LiveKit connects again at once."""
+    query = connection.query
+    if "realtime" in connection.headers.get("openai-beta", ""):
+        raise OpenAIError("beta_not_supported", "this server has the GA version of the API, not the beta version")
+    if query.get("call_id") is not None or query.get("intent", "realtime") != "realtime":
+        raise OpenAIError("unsupported_value", "this server has neither SIP or WebRTC calls nor transcription")
+    if (model := query.get("model")) is not None:
+        check_model(model, runtime, "model")
+    if not await runtime.readiness.ready():
+        raise EngineUnavailable("the models are not available")
 
 
 async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None, slot: Slot | None) -> None:
@@ -116,7 +129,6 @@ class RealtimeTransport:
         """Wait for the first audio, run the session and close. Raises TransportClosed."""
         runtime, config = self._runtime, self._config
         try:
-            self._check_request()
             await self._emit(events.SessionCreated(session=config.echo()))
             await self._receive_first_audio(runtime.settings.openai_start_seconds)
             self._input, self._output = config.codecs(runtime.manifest.sample_rate)
@@ -162,16 +174,6 @@ class RealtimeTransport:
     def abort(self) -> None:
         """Close the connection at once, without sending what is queued."""
         self._connection.abort()
-
-    def _check_request(self) -> None:
-        """Check headers and query. Raises OpenAIError."""
-        query = self._connection.query
-        if "realtime" in self._connection.headers.get("openai-beta", ""):
-            raise OpenAIError("beta_not_supported", "this server has the GA version of the API, not the beta version")
-        if query.get("call_id") is not None or query.get("intent", "realtime") != "realtime":
-            raise OpenAIError("unsupported_value", "this server has neither SIP or WebRTC calls nor transcription")
-        if (model := query.get("model")) is not None:
-            check_model(model, self._runtime, "model")
 
     async def _receive_first_audio(self, seconds: float) -> None:
         """Answer events until the session is to start: after audio, or the request of a response. Raises GatewayError.

@@ -9,10 +9,12 @@ from uuid import uuid4
 from pydantic import BaseModel, Field
 
 from gateway.api.openai.config import MODEL, CustomVoice, codec, live_params, resolve_voice, validate
+from gateway.api.openai.errors import translate
 from gateway.audio import g711
 from gateway.audio.duplex import DuplexCodec
+from gateway.errors import PromptTooLong
 from gateway.session.params import LiveParams
-from gateway.session.persona import Persona
+from gateway.session.persona import Persona, check_prompt
 from gateway.session.request import persona
 from gateway.session.runtime import Runtime
 
@@ -121,8 +123,14 @@ class RealtimeConfig:
         if not fixed:
             voice = self.params.voice if agent.voice is None else resolve_voice(agent.voice, runtime)
             instructions = self.params.text_prompt if asked.instructions is None else asked.instructions
-            self.params = live_params(voice or runtime.default_voice, instructions or "")
-            self.persona = persona(self.params, runtime)
+            params = live_params(voice or runtime.default_voice, instructions or "")
+            agent_persona = persona(params, runtime)
+            try:
+                check_prompt(runtime.tokenizer.encode_prompt(agent_persona.text), runtime.manifest)
+            except PromptTooLong as error:
+                raise translate(error) from None
+            self.params = params
+            self.persona = agent_persona
             self.input, self.output = user.format or self.input, agent.format or self.output
         if "turn_detection" in user.model_fields_set:
             self.turn_detection = user.turn_detection

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.gateway.openai.types import Order, check, check_realtime
 from tests.gateway.websocket.conftest import FRAME, Server, noise, serve, server
@@ -150,6 +150,16 @@ async def call(server: Server, **options: Any) -> AsyncIterator[Caller]:
     """A connection to the server."""
     async with server.connect(PATH, **options) as socket:
         yield Caller(socket)
+
+
+async def refusal(server: Server, path: str = REALTIME_PATH, **options: Any) -> tuple[int, str]:
+    """Status and code of the error of an opening handshake that is refused."""
+    with pytest.raises(InvalidStatus) as caught:
+        async with server.connect(path, **options):
+            pass
+    response = caught.value.response
+    assert response.body is not None
+    return response.status_code, json.loads(response.body)["error"]["code"]
 
 
 @pytest.fixture

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as tuned
 from hypothesis import strategies as st
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.effort import effort
-from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, MeasuredServer, best_of_three, serve_measured
+from tests.gateway.neighbour import MeasuredServer, best_of_three
 from tests.gateway.openai.conftest import PATH
+from tests.gateway.openai.hostile import (
+    INTERNAL_ERROR,
+    LIMIT,
+    base64_of,
+    event,
+    measure_attack,
+    open_connection,
+    run_random_cases,
+)
 from tests.gateway.openai.types import CLIENT_EVENTS, check
-from tests.gateway.websocket.test_bad_input import Message, json_like, loop_in_thread
+from tests.gateway.websocket.test_bad_input import Message, json_like
 
 CASES = effort(25, 1000)
-LIMIT = 20_000
-INTERNAL_ERROR = 1011
-
-
-def event(kind: str, **fields: Any) -> str:
-    return json.dumps({"type": kind, **fields})
 
 
 def start(**session: Any) -> str:
@@ -37,7 +35,7 @@ def start(**session: Any) -> str:
 
 
 def append(data: bytes) -> str:
-    return event("session.input_audio.append", audio=base64.b64encode(data).decode())
+    return event("session.input_audio.append", audio=base64_of(data))
 
 
 CLOSE = event("session.close")
@@ -76,14 +74,13 @@ cases = st.tuples(
 )
 
 
-async def session(server: MeasuredServer, messages: list[Message], ends: bool) -> None:
+async def session(server: MeasuredServer, case: tuple[Message, list[Message], bool]) -> None:
     """Send all messages; then close the session and wait for the end, or drop the connection."""
+    first, then, ends = case
     received: list[dict[str, Any]] = []
-    client = await connect(
-        server.websocket_url + PATH, compression=None, proxy=None, close_timeout=1, ping_interval=None, max_size=None
-    )
+    client = await open_connection(server.websocket_url + PATH)
     with suppress(ConnectionClosed):
-        for message in [*messages, *([CLOSE] if ends else [])]:
+        for message in [first, *then, *([CLOSE] if ends else [])]:
             await client.send(message)
     if ends:
         with suppress(ConnectionClosed):
@@ -102,44 +99,10 @@ async def session(server: MeasuredServer, messages: list[Message], ends: bool) -
     client.transport.abort()
 
 
-async def until_only_the_neighbour_is_left(server: MeasuredServer) -> None:
-    async with httpx.AsyncClient(base_url=server.url) as client, asyncio.timeout(20):
-        while "personaplex_conversations_active 1.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 @pytest.mark.effort
 @pytest.mark.timeout(900)
 def test_random_events(models: Path) -> None:
-    """On one server, beside one neighbour."""
-    settings: dict[str, Any] = {"max_message_bytes": LIMIT, "openai_start_seconds": 0.5, "live_speed": 0}
-    with loop_in_thread() as run:
-        serving = serve_measured(models, **settings)
-        server = run(serving.__aenter__())
-        neighbour = server.neighbour()
-        felt = run(neighbour.__aenter__())
-
-        @tuned(
-            max_examples=CASES,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-            # No shrinking: it would take hundreds of sessions more.
-            phases=tuned.default.phases[:3],
-        )
-        @given(cases)
-        def run_cases(case: tuple[Message, list[Message], bool]) -> None:
-            first, then, ends = case
-            run(session(server, [first, *then], ends))
-
-        try:
-            run_cases()
-            run(until_only_the_neighbour_is_left(server))
-        finally:
-            run(neighbour.__aexit__(None, None, None))
-            run(serving.__aexit__(None, None, None))
-    print(f"loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
-    assert felt.loop_lag_ms < LOOP_LAG_MS
-    assert felt.frames > 5
+    run_random_cases(models, CASES, cases, session)
 
 
 LARGE = 700_000
@@ -157,25 +120,6 @@ ATTACKS: dict[str, list[Message]] = {
 }
 
 
-async def attack(url: str, messages: list[Message]) -> None:
-    """Send the messages and read the answers for a second, then drop the connection."""
-    client = await connect(url, compression=None, proxy=None, max_size=None)
-
-    async def send() -> None:
-        for message in messages:
-            await client.send(message)
-
-    sending = asyncio.create_task(send())
-    with suppress(ConnectionClosed, TimeoutError):
-        async with asyncio.timeout(1):
-            while True:
-                await client.recv()
-    sending.cancel()
-    with suppress(ConnectionClosed, asyncio.CancelledError):
-        await sending
-    client.transport.abort()
-
-
 SHORT = ("errors",)
 
 
@@ -184,11 +128,4 @@ SHORT = ("errors",)
 )
 @best_of_three
 async def test_other_sessions_are_not_delayed(models: Path, name: str) -> None:
-    async with serve_measured(models) as server, server.neighbour() as felt:
-        for _ in range(2):
-            await attack(server.websocket_url + PATH, ATTACKS[name])
-        await asyncio.sleep(0.3)
-    print(f"{name}: loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
-    assert felt.loop_lag_ms < LOOP_LAG_MS
-    assert felt.frame_gap_ms < FRAME_GAP_MS
-    assert felt.frames > 5
+    await measure_attack(models, PATH, name, ATTACKS[name])

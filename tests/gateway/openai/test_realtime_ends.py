@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gateway.openai.conftest import REALTIME_PATH, RealtimeCaller, Serve, Server, realtime
+from tests.gateway.openai.conftest import REALTIME_PATH, RealtimeCaller, Serve, Server, realtime, refusal
 from tests.gateway.websocket.conftest import FRAME
 from tests.gateway.websocket.test_ends import framed, never_read_from
 
@@ -23,15 +23,6 @@ async def talking(caller: RealtimeCaller) -> None:
     """Start a session whose agent speaks."""
     await caller.append(bytes(2 * FRAME))
     await caller.until(DELTA)
-
-
-async def refused(server: Server) -> tuple[str, int | None]:
-    """The code of the only error of a session that is refused, and of the close."""
-    async with realtime(server) as caller:
-        await caller.append(bytes(2 * FRAME))
-        created, event = await caller.until_closed()
-        assert created["type"] == "session.created"
-        return event["error"]["code"], caller.code
 
 
 async def ended(caller: RealtimeCaller) -> str:
@@ -47,33 +38,36 @@ async def ended(caller: RealtimeCaller) -> str:
 
 
 async def test_a_full_server_refuses_and_takes_the_next_caller_later(serve: Serve) -> None:
+    """Before the connection is accepted: LiveKit would connect again at once."""
     async with serve(slots=1) as server:
         async with realtime(server) as first:
+            assert await refusal(server) == (503, "server_overloaded")
             await talking(first)
-            assert await refused(server) == ("server_overloaded", 1013)
+            assert await refusal(server) == (503, "server_overloaded")
         await server.until_free()
         async with realtime(server) as third:
             await talking(third)
 
 
+async def test_a_late_start_on_a_full_server_is_an_error(serve: Serve) -> None:
+    async with serve(slots=1, handshake_seconds=0.1) as server, realtime(server) as late:
+        await asyncio.sleep(0.3)
+        async with realtime(server) as other:
+            await talking(other)
+            await late.append(bytes(2 * FRAME))
+            _, event = await late.until_closed()
+        assert (event["error"]["code"], late.code) == ("server_overloaded", 1013)
+
+
 async def test_a_draining_server_refuses(server: Server) -> None:
     server.runtime.admission.draining = True
-    assert await refused(server) == ("server_shutting_down", 1012)
+    assert await refusal(server) == (503, "server_shutting_down")
 
 
 async def test_an_engine_that_is_down_refuses(server: Server) -> None:
     server.engine.down = True
-    assert await refused(server) == ("server_error", 1011)
+    assert await refusal(server) == (503, "server_error")
     server.engine.down = False
-
-
-async def test_a_prompt_of_too_many_tokens_is_refused(server: Server) -> None:
-    async with realtime(server) as caller:
-        await caller.update(instructions="Ana? " * 2000)
-        await caller.append(bytes(2 * FRAME))
-        *_, event = await caller.until_closed()
-    assert (event["error"]["code"], event["error"]["param"]) == ("instructions_too_long", "session.instructions")
-    assert caller.code == 1008
 
 
 async def test_a_drain_ends_sessions(serve: Serve) -> None:

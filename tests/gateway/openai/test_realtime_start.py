@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
-from websockets.exceptions import InvalidStatus
 
 from gateway.api.openai.config import MAX_CONFIG_CHARACTERS
 from gateway.session.persona import SYSTEM_PROMPTS
-from tests.gateway.openai.conftest import REALTIME_PATH, RealtimeCaller, Serve, Server, realtime
+from tests.gateway.openai.conftest import REALTIME_PATH, RealtimeCaller, Serve, Server, realtime, refusal
 from tests.gateway.websocket.conftest import FRAME
 
 KEY = "s3cret-key"
@@ -100,6 +98,8 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "transcription"}, "unsupported_value", "session.type"),
     ({"type": "realtime", "instructions": 7}, "invalid_value", "session.instructions"),
     ({"type": "realtime", "instructions": "x " * 20_000}, "instructions_too_long", "session.instructions"),
+    # More tokens than the model's context.
+    ({"type": "realtime", "instructions": "Ana? " * 2000}, "instructions_too_long", "session.instructions"),
     (
         {"type": "realtime", "audio": {"output": {"voice": "nobody"}}},
         "invalid_value", "session.audio.output.voice",
@@ -153,9 +153,11 @@ async def test_the_first_audio_starts_the_session_with_the_configuration_that_fo
     assert first.length - second.length == longer > 0
 
 
-async def test_a_client_may_start_late_and_holds_no_slot_before(server: Server) -> None:
-    async with realtime(server) as caller:
+async def test_a_client_may_start_late_and_holds_no_slot_before(serve: Serve) -> None:
+    """But for the time of a handshake."""
+    async with serve(handshake_seconds=0.2) as server, realtime(server) as caller:
         await caller.update()
+        assert server.runtime.admission.taken == 1
         await asyncio.sleep(0.5)
         assert server.runtime.admission.taken == 0
         await caller.append(bytes(2 * FRAME))
@@ -180,9 +182,8 @@ async def test_a_client_that_never_starts_is_disconnected(serve: Serve) -> None:
 async def test_connections_that_cannot_be_served_are_refused(
     server: Server, query: str, headers: dict[str, str], code: str
 ) -> None:
-    async with realtime(server, REALTIME_PATH + query, additional_headers=headers) as caller:
-        (event,) = await caller.until_closed()
-    assert (event["error"]["code"], caller.code) == (code, 1008)
+    """Before the connection is accepted: LiveKit would connect again at once."""
+    assert await refusal(server, REALTIME_PATH + query, additional_headers=headers) == (400, code)
 
 
 @pytest.mark.parametrize("query", ["", "?model=personaplex", "?model=gpt-realtime-2.1", "?intent=realtime"])
@@ -198,16 +199,9 @@ async def test_a_page_offers_its_key_as_a_subprotocol(serve: Serve) -> None:
             assert socket.subprotocol == "realtime"
             await RealtimeCaller(socket).until("session.created")
         for options in ({}, {"subprotocols": ["realtime", "openai-insecure-api-key.wrong"]}):
-            with pytest.raises(InvalidStatus) as caught:
-                await server.connect(REALTIME_PATH, **options)
-            response = caught.value.response
-            assert response.status_code == 401
-            assert json.loads(response.body)["error"]["code"] == "invalid_api_key"
+            assert await refusal(server, **options) == (401, "invalid_api_key")
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime/calls", "/v1/realtime/client_secrets"])
 async def test_other_routes_of_the_api_are_not_found(server: Server, path: str) -> None:
-    with pytest.raises(InvalidStatus) as caught:
-        await server.connect(path)
-    assert caught.value.response.status_code == 404
-    assert json.loads(caught.value.response.body)["error"]["code"] == "not_found"
+    assert await refusal(server, path) == (404, "not_found")

@@ -1,6 +1,6 @@
-"""A LiveKit `AgentSession` with `GPTLiveModel`, without a room. Runs in an environment of its own.
+"""A LiveKit `AgentSession` without a room, with `GPTLiveModel` or `RealtimeModel`. Runs in an environment of its own.
 
-Usage: livekit_live.py URL WAV SECONDS. Sends the WAV and then silence in real time. Prints one line of JSON.
+Usage: livekit_session.py live|realtime URL WAV SECONDS. Sends the WAV and then silence in real time. Prints JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 from livekit import rtc
 from livekit.agents import Agent, AgentSession
 from livekit.agents.voice import io
-from livekit.plugins.openai.realtime import GPTLiveModel
+from livekit.plugins.openai.realtime import GPTLiveModel, RealtimeModel
 
 STEP_S = 0.02
+MODELS = {"live": GPTLiveModel, "realtime": RealtimeModel}
 
 
 class Microphone(io.AudioInput):
@@ -73,9 +74,9 @@ class Speaker(io.AudioOutput):
             self.on_playback_finished(playback_position=seconds, interrupted=True)
 
 
-async def main(url: str, path: str, seconds: float) -> None:
+async def main(kind: str, url: str, path: str, seconds: float) -> None:
     found: dict[str, Any] = {"states": [], "errors": [], "items": [], "closed": None}
-    session: Any = AgentSession(llm=GPTLiveModel(base_url=url, api_key="K"))
+    session: Any = AgentSession(llm=MODELS[kind](base_url=url, api_key="K"))
     speaker = Speaker()
     session.input.audio, session.output.audio = Microphone(path), speaker
     closed = asyncio.Event()
@@ -104,4 +105,4 @@ async def main(url: str, path: str, seconds: float) -> None:
     print(json.dumps(found))
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+asyncio.run(main(*sys.argv[1:4], float(sys.argv[4])))

@@ -1,7 +1,10 @@
-"""A Pipecat pipeline with `OpenAILiveLLMService`, without a transport. Runs in an environment of its own.
+"""A Pipecat pipeline with `OpenAILiveLLMService` or `OpenAIRealtimeLLMService`, without a transport.
 
-Usage: pipecat_live.py URL WAV SECONDS [START_AFTER [DEVELOPER_MESSAGE]]. Sends the WAV and then silence in real time.
-Prints one line of JSON.
+Runs in an environment of its own. Usage: pipecat_pipeline.py KIND URL WAV SECONDS [START_AFTER [DEVELOPER_MESSAGE]].
+Sends the WAV and then silence in real time. Prints one line of JSON.
+
+KIND: `live`; `realtime`, where the server detects turns; `realtime-manual`, where it does not, and the pipeline
+interrupts the agent once a second.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
     InputAudioRawFrame,
+    InterruptionFrame,
     LLMRunFrame,
     OutputAudioRawFrame,
     TTSTextFrame,
@@ -29,6 +33,8 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.openai.live.llm import OpenAILiveLLMService
+from pipecat.services.openai.realtime import events
+from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 from pipecat.workers.runner import WorkerRunner
@@ -80,18 +86,32 @@ class Speaker(BaseOutputTransport):
         return True
 
 
-async def main(url: str, path: str, seconds: float, start_after: float = 0.0, developer: str = "") -> None:
+def realtime_service(url: str, *, detects: bool) -> Any:
+    detection = events.TurnDetection() if detects else False
+    audio = events.AudioConfiguration(input=events.AudioInput(turn_detection=detection))
+    settings = OpenAIRealtimeLLMService.Settings(session_properties=events.SessionProperties(audio=audio))
+    return OpenAIRealtimeLLMService(api_key="K", base_url=url, settings=settings)
+
+
+async def main(kind: str, url: str, path: str, seconds: float, start_after: float = 0.0, developer: str = "") -> None:
     messages: list[Any] = [{"role": "system", "content": "You are Ana."}]
     if developer:
         messages.append({"role": "developer", "content": developer})
     context = LLMContext(messages)
     pair = LLMContextAggregatorPair(context)
-    service = OpenAILiveLLMService(api_key="K", base_url=url)
     started = asyncio.Event()
+    service: Any
+    if kind == "live":
+        service = OpenAILiveLLMService(api_key="K", base_url=url)
 
-    @service.event_handler("on_session_started")
-    async def on_session_started(*_: Any) -> None:
-        found["started"] = True
+        @service.event_handler("on_session_started")
+        async def on_session_started(*_: Any) -> None:
+            found["started"] = True
+            started.set()
+
+    else:
+        # It has no event for the start.
+        service = realtime_service(url, detects=kind == "realtime")
         started.set()
 
     pipeline = Pipeline([Errors(), pair.user(), service, Watch(), Speaker(), pair.assistant()])
@@ -114,6 +134,8 @@ async def main(url: str, path: str, seconds: float, start_after: float = 0.0, de
             at = 2 * size * round((due - began) / STEP_S)
             piece = data[at : at + 2 * size].ljust(2 * size, b"\0")
             await worker.queue_frames([InputAudioRawFrame(audio=piece, sample_rate=rate, num_channels=1)])
+            if kind == "realtime-manual" and round((due - began) / STEP_S) % round(1 / STEP_S) == 0:
+                await worker.queue_frames([InterruptionFrame()])
             due += STEP_S
             await asyncio.sleep(max(due - time.monotonic(), 0))
         found["seconds"] = time.monotonic() - began
@@ -130,4 +152,4 @@ async def main(url: str, path: str, seconds: float, start_after: float = 0.0, de
     print(json.dumps(found))
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], *map(float, sys.argv[3:5]), *sys.argv[5:6]))
+asyncio.run(main(*sys.argv[1:4], *map(float, sys.argv[4:6]), *sys.argv[6:7]))

@@ -1,0 +1,117 @@
+"""Random and hostile clients of the OpenAI APIs, beside a neighbour whose frames are measured."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as tuned
+from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, MeasuredServer, serve_measured
+from tests.gateway.websocket.test_bad_input import Message, loop_in_thread
+
+LIMIT = 20_000
+"""Characters of a message."""
+INTERNAL_ERROR = 1011
+SETTINGS: dict[str, Any] = {"max_message_bytes": LIMIT, "openai_start_seconds": 0.5, "live_speed": 0}
+
+
+def event(kind: str, **fields: Any) -> str:
+    return json.dumps({"type": kind, **fields})
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+async def open_connection(url: str) -> ClientConnection:
+    """Connect once the slot of the previous connection is free."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await connect(
+                    url, compression=None, proxy=None, close_timeout=1, ping_interval=None, max_size=None
+                )
+            except InvalidStatus as refused:
+                if refused.response.status_code != 503:
+                    raise
+                await asyncio.sleep(0.01)
+
+
+async def until_only_the_neighbour_is_left(server: MeasuredServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client, asyncio.timeout(20):
+        while "personaplex_conversations_active 1.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+def run_random_cases(
+    models: Path, examples: int, cases: st.SearchStrategy[Any], run_case: Callable[..., Awaitable[None]]
+) -> None:
+    """Run cases on one server, beside one neighbour. `run_case`: takes the server and a case."""
+    with loop_in_thread() as run:
+        serving = serve_measured(models, **SETTINGS)
+        server = run(serving.__aenter__())
+        neighbour = server.neighbour()
+        felt = run(neighbour.__aenter__())
+
+        @tuned(
+            max_examples=examples,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+            # No shrinking: it would take hundreds of sessions more.
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        )
+        @given(cases)
+        def run_cases(case: Any) -> None:
+            run(run_case(server, case))
+
+        try:
+            run_cases()
+            run(until_only_the_neighbour_is_left(server))
+        finally:
+            run(neighbour.__aexit__(None, None, None))
+            run(serving.__aexit__(None, None, None))
+    print(f"loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
+    assert felt.loop_lag_ms < LOOP_LAG_MS
+    assert felt.frames > 5
+
+
+async def attack(url: str, messages: list[Message]) -> None:
+    """Send the messages and read the answers for a second, then drop the connection."""
+    client = await open_connection(url)
+
+    async def send() -> None:
+        for message in messages:
+            await client.send(message)
+
+    sending = asyncio.create_task(send())
+    with suppress(ConnectionClosed, TimeoutError):
+        async with asyncio.timeout(1):
+            while True:
+                await client.recv()
+    sending.cancel()
+    with suppress(ConnectionClosed, asyncio.CancelledError):
+        await sending
+    client.transport.abort()
+
+
+async def measure_attack(models: Path, path: str, name: str, messages: list[Message]) -> None:
+    """Attack twice beside a neighbour, whose frames must not be delayed."""
+    async with serve_measured(models) as server, server.neighbour() as felt:
+        for _ in range(2):
+            await attack(server.websocket_url + path, messages)
+        await asyncio.sleep(0.3)
+    print(f"{name}: loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
+    assert felt.loop_lag_ms < LOOP_LAG_MS
+    assert felt.frame_gap_ms < FRAME_GAP_MS
+    assert felt.frames > 5
