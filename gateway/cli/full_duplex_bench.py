@@ -15,18 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
 
 from gateway.audio.wav import pcm16
 from gateway.cli.console import CommandError
-from gateway.client import AsyncClient, ClientError
+from gateway.client import AgentAudio, AsyncClient, AsyncConversation, ClientError, Ended, LiveParams
 
 Floats = npt.NDArray[np.float32]
 
@@ -41,6 +38,9 @@ INTERRUPTION_PROMPT = (
 )
 CONVERSATION_PROMPT = "You enjoy having a good conversation."
 """The prompts of NVIDIA's published figures: the first for tasks with interruptions, the second for all others."""
+
+FULL_WAIT_S = 600.0
+"""How long a sample waits while every slot of the server is taken."""
 
 _DEPTH = 3
 """Folders between the root and an input at most: version, task, sample."""
@@ -127,7 +127,7 @@ async def run_samples(
 ) -> None:
     """Run the samples, `options.jobs` at once. `done` receives each with its result, or None and the reason."""
     waiting = asyncio.Semaphore(options.jobs)
-    async with AsyncClient(options.server, api_key=options.api_key) as client:
+    async with AsyncClient(options.server, api_key=options.api_key, wait_when_full=FULL_WAIT_S) as client:
 
         async def run(sample: Sample) -> None:
             async with waiting:
@@ -210,58 +210,34 @@ async def _respond(pcm: Floats, prompt: str, options: Options, client: AsyncClie
 
 async def _converse(pcm: Floats, prompt: str, options: Options, client: AsyncClient) -> tuple[Floats, str]:
     """The answer of a live conversation in real time: N frames."""
-    start: dict[str, Any] = {
-        "type": "start",
-        "text_prompt": prompt,
-        "seed": options.seed,
-        "on_gap": "wait",
-        "audio": {"format": "pcm_f32le", "sample_rate": SAMPLE_RATE},
-    }
+    params: LiveParams = {"text_prompt": prompt, "seed": options.seed, "on_gap": "wait"}
     if options.voice is not None:
-        start["voice"] = options.voice
-    url = f"ws{client.url.removeprefix('http')}/v1/converse"
-    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
-    try:
-        async with connect(url, additional_headers=headers, max_size=None, proxy=None) as socket:
-            await socket.send(json.dumps(start))
-            return await _live(socket, pcm)
-    except (OSError, WebSocketException) as error:
-        raise ClientError(f"{url}: {error}") from None
-
-
-async def _live(socket: ClientConnection, pcm: Floats) -> tuple[Floats, str]:
-    """Send a frame each 80 ms from `ready` on, and collect the agent's frames until the conversation has ended."""
-    sending: asyncio.Task[None] | None = None
+        params["voice"] = options.voice
     received: list[Floats] = []
-    try:
-        async for message in socket:
-            if isinstance(message, bytes):
-                # As `POST /v1/respond` encodes it.
-                encoded = pcm16(np.frombuffer(message, "<f4"))
-                received.append(np.frombuffer(encoded, "<i2").astype(np.float32) / np.float32(32768))
-                continue
-            event = json.loads(message)
-            if event["type"] == "ready":
-                sending = asyncio.create_task(_send(socket, pcm))
-            elif event["type"] == "error":
-                raise ClientError(event["message"])
-            elif event["type"] == "ended":
-                if event["reason"] != "completed" or event["dropped_frames"]:
-                    raise ClientError(f"the conversation was not whole: {json.dumps(event)}")
-                return np.concatenate(received[: len(pcm)]), str(event["transcript"])
-    finally:
-        if sending is not None:
+    async with client.converse(audio_format="pcm_f32le", sample_rate=SAMPLE_RATE, **params) as conversation:
+        sending = asyncio.create_task(_send(conversation, pcm))
+        try:
+            async for event in conversation:
+                if isinstance(event, AgentAudio):
+                    # As `POST /v1/respond` encodes it.
+                    samples = np.frombuffer(pcm16(event.pcm), "<i2")
+                    received.append(samples.astype(np.float32) / np.float32(32768))
+                elif isinstance(event, Ended):
+                    if event.reason != "completed" or event.dropped_frames:
+                        raise ClientError(f"the conversation was not whole: {event}")
+                    return np.concatenate(received[: len(pcm)]), event.transcript
+        finally:
             sending.cancel()
-    raise ClientError("the server closed the connection before the conversation had ended")
+    raise ClientError("the conversation did not end")
 
 
-async def _send(socket: ClientConnection, pcm: Floats) -> None:
+async def _send(conversation: AsyncConversation, pcm: Floats) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     for index, frame in enumerate(pcm):
         await asyncio.sleep(max(0.0, began + index * FRAME_SECONDS - loop.time()))
-        await socket.send(frame.astype("<f4").tobytes())
-    await socket.send('{"type": "end"}')
+        await conversation.send(frame)
+    await conversation.end()
 
 
 def run_file(root: Path) -> Path:

@@ -1,9 +1,35 @@
-"""Python client of the REST API: `Client` and, for asyncio, `AsyncClient` with the same methods."""
+"""Python client: `Client` and, for asyncio, `AsyncClient`. Both can respond, stream, converse, voices and ready.
+
+with Client("http://127.0.0.1:8998") as client:
+    answer = client.respond({"audio": Path("question.wav").read_bytes()}, {"voice": "NATF0"})
+
+async with AsyncClient("http://127.0.0.1:8998") as client, client.converse(voice="NATF0") as conversation:
+    await conversation.send(pcm)
+    async for event in conversation:
+        ...
+"""
 
 from __future__ import annotations
 
-from gateway.client.asynchronous import AsyncClient
-from gateway.client.http import ClientError
-from gateway.client.synchronous import Client
+from gateway.client.asynchronous import AsyncClient, AsyncConversation
+from gateway.client.events import AgentAudio, AgentText, Ended, Event, Ready, Stats, Warning
+from gateway.client.http import ClientError, ServerBusyError
+from gateway.client.live import LiveParams
+from gateway.client.synchronous import Client, Conversation
 
-__all__ = ["AsyncClient", "Client", "ClientError"]
+__all__ = [
+    "AgentAudio",
+    "AgentText",
+    "AsyncClient",
+    "AsyncConversation",
+    "Client",
+    "ClientError",
+    "Conversation",
+    "Ended",
+    "Event",
+    "LiveParams",
+    "Ready",
+    "ServerBusyError",
+    "Stats",
+    "Warning",
+]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypedDict
@@ -22,6 +24,44 @@ Fields = Mapping[str, str]
 
 class ClientError(GatewayError):
     """The server is unreachable or refused the request; one line, the server's own message if it sent one."""
+
+
+class ServerBusyError(ClientError):
+    """The server takes no more conversations for now. `retry_after`: seconds after which to try again."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Retry:
+    """Waits between attempts at a busy server, for `seconds` in all."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def delay(self, busy: ServerBusyError) -> float:
+        """Return the seconds until the next attempt, spread so that clients do not come back together.
+
+        Raises `busy` if the time is over.
+        """
+        seconds = busy.retry_after * random.uniform(0.5, 1.5)
+        if time.monotonic() + seconds > self._deadline:
+            raise busy
+        return seconds
+
+
+def retry_after(value: str | None) -> float:
+    """Return the seconds of a header Retry-After; 1 without a number."""
+    return float(value) if value and value.isdecimal() else 1.0
+
+
+def refusal(response: httpx.Response) -> ClientError:
+    """Return the error of a response that was read and is not a success."""
+    after = response.headers.get("Retry-After")
+    if response.status_code in (429, 503) and after:
+        return ServerBusyError(problem(response), retry_after(after))
+    return ClientError(problem(response))
 
 
 class Options(TypedDict):

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
+import numpy.typing as npt
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
+from gateway.client.events import Ended, Event, Ready
 from gateway.client.http import (
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
     ClientError,
     Fields,
+    Retry,
+    ServerBusyError,
     json_object,
     options,
     problem,
+    refusal,
     respond_request,
     transport_errors,
+)
+from gateway.client.live import (
+    END,
+    LiveParams,
+    MessageReader,
+    PcmFormat,
+    connect_options,
+    connection_errors,
+    encode,
+    start_message,
 )
 
 
@@ -30,14 +48,24 @@ class Client:
         verify: whether the certificate of an https server must be trusted.
         api_key: API key that the requests carry.
         read_timeout: seconds without data after which a request fails.
+        wait_when_full: seconds for which to try again while every slot is taken. 0: raise ServerBusyError.
 
     All methods raise ClientError if the server is unreachable or refuses the request.
     """
 
     def __init__(
-        self, url: str, *, verify: bool = True, api_key: str | None = None, read_timeout: float = READ_TIMEOUT_S
+        self,
+        url: str,
+        *,
+        verify: bool = True,
+        api_key: str | None = None,
+        read_timeout: float = READ_TIMEOUT_S,
+        wait_when_full: float = 0.0,
     ) -> None:
         self.url = url.rstrip("/")
+        self._verify = verify
+        self._api_key = api_key
+        self._wait_when_full = wait_when_full
         with transport_errors(self.url):
             self._http = httpx.Client(**options(self.url, verify, api_key, read_timeout))
 
@@ -56,6 +84,20 @@ class Client:
         """As `respond`, and yield a WAV in pieces as the server computes it."""
         with self._respond("audio/wav", files, {**fields, "stream": "true"}) as response:
             yield from response.iter_bytes()
+
+    @contextmanager
+    def converse(
+        self, *, audio_format: PcmFormat = "pcm_s16le", sample_rate: int = 24_000, **params: Unpack[LiveParams]
+    ) -> Iterator[Conversation]:
+        """Hold a live conversation: the WebSocket `/v1/converse`. The context is entered when the agent is ready.
+
+        Args:
+            audio_format: of both directions on the wire.
+            sample_rate: of the user's audio in Hz. The agent's is that of `ready`.
+            params: voice, prompt and sampling; see LiveParams.
+        """
+        with ExitStack() as stack:
+            yield self._connect(stack, start_message(params, audio_format, sample_rate), audio_format)
 
     def voices(self) -> dict[str, Any]:
         """Return the voice presets: `GET /v1/voices`."""
@@ -83,13 +125,77 @@ class Client:
     ) -> None:
         self.close()
 
+    def _connect(self, stack: ExitStack, start: str, audio_format: PcmFormat) -> Conversation:
+        """Connect, start a conversation and wait until it is ready. `stack` closes the connection."""
+        retry = Retry(self._wait_when_full)
+        target = connect_options(self.url, self._verify, self._api_key)
+        while True:
+            reader = MessageReader(audio_format)
+            with ExitStack() as attempt:
+                try:
+                    with connection_errors(self.url):
+                        socket = attempt.enter_context(connect(**target))
+                        socket.send(start)
+                        ready = reader.read(socket.recv())
+                except ServerBusyError as busy:
+                    delay = retry.delay(busy)
+                else:
+                    if not isinstance(ready, Ready):
+                        raise ClientError(f"expected `ready` first, got {ready}")
+                    stack.push(attempt.pop_all())
+                    return Conversation(socket, reader, ready, audio_format)
+            time.sleep(delay)
+
     @contextmanager
     def _respond(self, accept: str, files: Mapping[str, bytes], fields: Fields) -> Iterator[httpx.Response]:
-        with (
-            transport_errors(self.url),
-            self._http.stream(**respond_request(accept, files, fields)) as response,
-        ):
-            if not response.is_success:
-                response.read()
-                raise ClientError(problem(response))
-            yield response
+        retry = Retry(self._wait_when_full)
+        with transport_errors(self.url):
+            while True:
+                with self._http.stream(**respond_request(accept, files, fields)) as response:
+                    if response.is_success:
+                        yield response
+                        return
+                    response.read()
+                error = refusal(response)
+                if not isinstance(error, ServerBusyError):
+                    raise error
+                time.sleep(retry.delay(error))
+
+
+class Conversation:
+    """A live conversation: send what the user says, iterate over what the agent does.
+
+    `send` and `end` may be called in one thread while another one iterates. ready: the resolved parameters. Iteration
+    yields AgentText, AgentAudio, Stats, Warning and, last, Ended. It raises ClientError if the conversation fails.
+    """
+
+    def __init__(self, socket: ClientConnection, reader: MessageReader, ready: Ready, audio_format: PcmFormat) -> None:
+        self.ready = ready
+        self._socket = socket
+        self._reader = reader
+        self._format = audio_format
+        self._over = False
+
+    def send(self, pcm: npt.ArrayLike) -> None:
+        """Send samples [T], float within ±1, at the rate given to `converse`: as they are recorded, any number.
+
+        They are dropped if the server has ended the conversation; iteration says why.
+        """
+        with suppress(ConnectionClosed):
+            self._socket.send(encode(pcm, self._format))
+
+    def end(self) -> None:
+        """End the user's audio. The agent's remaining frames and Ended follow."""
+        with suppress(ConnectionClosed):
+            self._socket.send(END)
+
+    def __iter__(self) -> Conversation:
+        return self
+
+    def __next__(self) -> Event:
+        if self._over:
+            raise StopIteration
+        with connection_errors("the server"):
+            event = self._reader.read(self._socket.recv())
+        self._over = isinstance(event, Ended)
+        return event
