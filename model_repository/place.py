@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +19,9 @@ from model_repository.errors import BuildError
 MANIFEST = "manifest.json"
 """Written last: its presence says that the rest is complete."""
 
-_OLD, _NEW = "old", "new"
+_OLD, _NEW, _LOCK = "old", "new", "lock"
+_OLD_SECONDS = 86_400.0
+"""A workshop without a lock that has not changed for so long is abandoned: a build takes minutes."""
 _VOLUMES_OWN = "lost+found"
 
 
@@ -61,7 +63,7 @@ def replacing(models: Path) -> Iterator[Replacement]:
         home.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(home, models)
         workshop = Path(tempfile.mkdtemp(prefix=_prefix(models), dir=home))
-        with _in_use(workshop):
+        with _locked(workshop):
             replacement = Replacement(workshop / _NEW)
             replacement.folder.mkdir()
             yield replacement
@@ -109,28 +111,38 @@ def _prefix(models: Path) -> str:
 
 
 @contextmanager
-def _in_use(workshop: Path) -> Iterator[bool]:
-    """Whether it was nobody's, and is ours now, until our process ends at the latest. Some network file systems have no
-    such locks: there it is nobody's to tell.
+def _locked(workshop: Path) -> Iterator[None]:
+    """Hold the workshop's lock until our process ends at the latest.
+
+    The lock is that of a file open for writing, which NFS has too. The file has its name only when it is locked, so
+    that nobody takes a fresh workshop for an abandoned one.
     """
-    handle = os.open(workshop, os.O_RDONLY)
+    nameless = workshop / f"{_LOCK}.new"
+    with nameless.open("w") as lock:
+        with suppress(OSError):  # a file system without locks: the workshop is left alone until it is old
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            nameless.rename(workshop / _LOCK)
+        yield
+
+
+def _is_abandoned(workshop: Path) -> bool:
+    """Whether the process that made the workshop has ended."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = True
+        with (workshop / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return time.time() - workshop.stat().st_mtime > _OLD_SECONDS
     except OSError:
-        ours = False
-    try:
-        yield ours
-    finally:
-        os.close(handle)
+        return False
 
 
 def _remove_abandoned(home: Path, models: Path) -> None:
-    """What builds of `models` that were killed left behind in `home`."""
+    """Remove what builds of `models` that were killed left behind in `home`."""
     for left in home.glob(f"{_prefix(models)}*"):
         # Another build may be as quick.
-        with suppress(FileNotFoundError), _in_use(left) as abandoned:
-            if abandoned:
+        with suppress(FileNotFoundError):
+            if _is_abandoned(left):
                 if not models.exists() and (left / _OLD).exists():
                     (left / _OLD).rename(models)
                 shutil.rmtree(left, ignore_errors=True)

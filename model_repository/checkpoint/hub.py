@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -116,6 +117,10 @@ class HubRepository:
         disable_progress_bars()
         url = hf_hub_url(self.name, file.name, revision=self.commit, endpoint=self.endpoint)
         with _explained(self.name, self.commit, self.endpoint), part.open("ab") as content:
+            try:
+                fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DownloadError(f"{part}: another download is writing it; wait for it, or end it") from None
             http_get(
                 url,
                 _Counted(content, report),  # type: ignore[arg-type]
@@ -123,10 +128,12 @@ class HubRepository:
                 headers=build_hf_headers(),
                 expected_size=file.size,
             )
-        if not file.is_at(part):
-            part.unlink()
-            raise DownloadError(f"{file.name}: what came is not what {self.name} holds; it is deleted: run it again")
-        part.replace(folder / file.name)
+            content.flush()
+            if not file.is_at(part):
+                part.unlink()
+                what = f"{file.name}: what came is not what {self.name} holds"
+                raise DownloadError(f"{what}; it is deleted: run it again")
+            part.replace(folder / file.name)
 
 
 class _Counted:

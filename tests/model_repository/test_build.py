@@ -200,21 +200,44 @@ def test_others_may_read_what_was_built_as_far_as_the_umask_lets_them(tmp_path: 
 
 
 def test_what_a_killed_build_left_is_removed(tmp_path: Path):
-    left, busy = (tmp_path / f".models.building-{name}" for name in ("left", "busy"))
-    left.mkdir()
-    busy.mkdir()
-    handle = os.open(busy, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    left, busy, fresh, old = (tmp_path / f".models.building-{name}" for name in ("left", "busy", "fresh", "old"))
+    for workshop in (left, busy, fresh, old):
+        workshop.mkdir()
+    (left / "lock").touch()
+    # Open for writing, as network file systems demand of an exclusive lock.
+    with (busy / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.utime(old, (0, 0))
+        build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+        assert {path.name for path in tmp_path.iterdir()} == {"models", busy.name, fresh.name}
+    os.utime(fresh, (0, 0))
     build_repository(CHECKPOINT, tmp_path / "models", slots=1)
-    assert {path.name for path in tmp_path.iterdir()} == {"models", busy.name}
-    os.close(handle)
-    build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_build_is_not_abandoned_while_it_runs(tmp_path: Path):
+    seen: list[str] = []
+
+    def another(what: str, done: float) -> None:
+        if done == 0.0:
+            build_repository(CHECKPOINT, tmp_path / "models", slots=1)
+            return
+        seen.extend(path.name for path in tmp_path.glob(".models.building-*") if what == "voices")
+        if what == "voices" and not (tmp_path / "models" / "second").exists():
+            build_repository(CHECKPOINT, tmp_path / "models", slots=2)
+            (tmp_path / "models" / "second").touch()
+
+    build_repository(CHECKPOINT, tmp_path / "models", slots=3, progress=another, force=True)
+    assert json.loads((tmp_path / "models" / "manifest.json").read_text())["slots"] == 3
+    assert len(set(seen)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
 def test_a_build_killed_while_it_took_its_place_is_undone(earlier: Path, tmp_path: Path):
     (tmp_path / "models" / "voices" / "ANA.safetensors").write_bytes(b"added")
-    (tmp_path / ".models.building-killed").mkdir()
-    (tmp_path / "models").rename(tmp_path / ".models.building-killed" / "old")
+    killed = tmp_path / ".models.building-killed"
+    killed.mkdir()
+    (tmp_path / "models").rename(killed / "old")
+    (killed / "lock").touch()
     build_repository(CHECKPOINT, tmp_path / "models", slots=1)
     assert (tmp_path / "models" / "voices" / "ANA.safetensors").read_bytes() == b"added"

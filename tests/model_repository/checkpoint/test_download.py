@@ -110,6 +110,20 @@ def test_an_interrupted_download_goes_on_in_the_next_attempt(hub: FakeHub, tmp_p
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_two_downloads_do_not_write_one_file(hub: FakeHub, tmp_path: Path) -> None:
+    refusals: list[str] = []
+
+    def another(what: str, done: float) -> None:
+        if what == LM_FILE and not refusals:
+            with pytest.raises(DownloadError) as refusal:
+                download(hub, tmp_path)
+            refusals.append(str(refusal.value))
+
+    download_checkpoint(HubRepository.open(REPOSITORY, "main", hub.url), tmp_path, another)
+    assert refusals[0].endswith(".part: another download is writing it; wait for it, or end it")
+    assert (tmp_path / LM_FILE).read_bytes() == hub.files[LM_FILE]
+
+
 def test_what_was_left_of_another_version_is_not_gone_on_with(hub: FakeHub, tmp_path: Path) -> None:
     interrupted(hub, tmp_path)
     changed = bytearray(hub.files[LM_FILE])
