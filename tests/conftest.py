@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -21,6 +22,7 @@ os.environ.setdefault("PERSONAPLEX_GRPC_PORT", "0")
 GOLDEN = Path(__file__).parent / "golden"
 
 BuiltOnce = Callable[[str, Callable[[Path], object]], Path]
+GoldenVariant = Callable[..., Path]
 
 hypothesis.settings.register_profile("short", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=100, deadline=None)
@@ -55,6 +57,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduler
     return Scheduler(config, log)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _parsed_operators() -> Iterator[None]:
+    """Parse the schema of an ONNX operator once: onnxscript parses it at every node, a quarter of a small build."""
+    from onnx_ir.schemas import OpSignature
+
+    parse, parsed = OpSignature.from_op_schema, dict[tuple[str, str, int], OpSignature]()
+
+    def once(schema: Any) -> OpSignature:
+        key = (schema.domain, schema.name, schema.since_version)
+        if key not in parsed:
+            parsed[key] = parse(schema)
+        return parsed[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpSignature, "from_op_schema", once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> BuiltOnce:
     """Return the folder of a name; the first of all workers to ask for it fills it. Tests only read what is in it."""
@@ -82,24 +102,33 @@ def golden() -> Mapping[str, NDArray[np.generic]]:
 
 
 @pytest.fixture(scope="session")
-def golden_models(built_once: BuiltOnce) -> Path:
-    """The golden checkpoint, built for 8 conversations."""
+def golden_variant(built_once: BuiltOnce) -> GoldenVariant:
+    """Return a function of `variant`, `kv` and `device`: the golden checkpoint, built for 8 conversations."""
     from model_repository.build import build_repository
+    from model_repository.variants import Device, variants_of
 
-    return (
-        built_once("golden", lambda path: build_repository(GOLDEN / "checkpoint", path / "models", slots=8)) / "models"
-    )
+    def models(variant: str = "fp32", kv: str | None = None, device: str = "cpu") -> Path:
+        kv = kv or variants_of(Device(device))[variant].cache
+
+        def build(path: Path) -> None:
+            options = {"variant": variant, "kv": kv if device == "cpu" else None, "device": device}
+            build_repository(GOLDEN / "checkpoint", path / "models", slots=8, **options)
+
+        return built_once(f"golden-{variant}-{kv}-{device}", build) / "models"
+
+    return models
 
 
 @pytest.fixture(scope="session")
-def cuda_models(built_once: BuiltOnce) -> Path:
+def golden_models(golden_variant: GoldenVariant) -> Path:
+    """The golden checkpoint, built for 8 conversations."""
+    return golden_variant()
+
+
+@pytest.fixture(scope="session")
+def cuda_models(golden_variant: GoldenVariant) -> Path:
     """The golden checkpoint, built for CUDA at 16 bits."""
-    from model_repository.build import build_repository
-
-    def build(path: Path) -> None:
-        build_repository(GOLDEN / "checkpoint", path / "models", slots=8, variant="fp16", device="cuda")
-
-    return built_once("cuda", build) / "models"
+    return golden_variant("fp16", device="cuda")
 
 
 @pytest.fixture(scope="session")

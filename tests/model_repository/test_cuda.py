@@ -11,7 +11,7 @@ from model_repository.build import build_repository
 from model_repository.errors import BuildError
 from model_repository.triton_config import MODELS
 from model_repository.variants import CUDA_VARIANTS
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, GoldenVariant
 from tests.model_repository.cuda_kernels import KERNELS, Typed
 from tests.model_repository.serving.conftest import Models, one, sampler
 
@@ -28,10 +28,8 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp(variant) / "models"
-    build_repository(GOLDEN / "checkpoint", models, slots=4, variant=variant, device="cuda")
-    return models
+def built(variant: str, golden_variant: GoldenVariant) -> Path:
+    return golden_variant(variant, device="cuda")
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model_repository.build import build_repository
 from model_repository.variants import VARIANTS
-from tests.conftest import GOLDEN
+from tests.conftest import GoldenVariant
 from tests.model_repository.serving.conftest import Models, one, sampler
 
 LEAST_COSINE = {
@@ -29,9 +27,8 @@ TABLES = ("emb.", "text_emb.", "depformer_emb.", "depformer_text_emb.")
 
 
 @pytest.mark.parametrize(("variant", "kv"), LEAST_COSINE)
-def test_hidden_states_stay_close_through_prefill_and_wrap(golden, tmp_path: Path, variant, kv):
-    build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=2, variant=variant, kv=kv)
-    models = Models(tmp_path / "models", slots=2)
+def test_hidden_states_stay_close_through_prefill_and_wrap(golden, golden_variant: GoldenVariant, variant, kv):
+    models = Models(golden_variant(variant, kv), slots=2)
     columns, hidden = golden["model_input"], golden["hidden"]
     cosines = []
     position = 0
@@ -48,9 +45,8 @@ def test_hidden_states_stay_close_through_prefill_and_wrap(golden, tmp_path: Pat
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_manifest_says_what_rounding_did(tmp_path: Path, variant):
-    build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=1, variant=variant)
-    manifest = json.loads((tmp_path / "models" / "manifest.json").read_text())
+def test_the_manifest_says_what_rounding_did(golden_variant: GoldenVariant, variant):
+    manifest = json.loads((golden_variant(variant) / "manifest.json").read_text())
     assert manifest["variant"] == variant
     assert manifest["kv"] == VARIANTS[variant].cache
     bits = {"fp32": None, "fp16": 16, "int8": 8, "int4": 4}

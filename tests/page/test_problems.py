@@ -124,10 +124,15 @@ def test_a_connection_without_messages_is_closed(visit: Visit, gateway: Gateway)
         server.on_message(lambda message: None if blocked else ws.send(message))
 
     visit.page.route_web_socket("**/v1/converse", relay)
+    visit.page.clock.install()
     visit.page.reload()
     visit.start()
     blocked = True
-    expect(visit.page.locator("#warning")).to_have_text("The server has gone quiet.")
+    warning, over = visit.page.locator("#warning"), visit.page.locator("#after")
+    _hurry(visit, lambda: warning.is_visible())
+    assert warning.inner_text() == "The server has gone quiet."
+    assert not over.is_visible()
+    _hurry(visit, lambda: over.is_visible())
     assert "The connection was lost" in final_message(visit)
 
 
@@ -162,6 +167,16 @@ def test_error_if_the_prompt_is_too_long(visit: Visit) -> None:
     message = visit.error()
     assert "The server refused the call" in message
     assert "more than the model's context" in message
+
+
+def _hurry(visit: Visit, condition: Callable[[], bool]) -> None:
+    """Move the page's clock until `condition` holds, in steps that are too short to look like a paused microphone."""
+    for _ in range(600):
+        if condition():
+            return
+        visit.page.clock.fast_forward(800)
+        visit.page.wait_for_timeout(100)
+    raise AssertionError("the condition did not become true")
 
 
 def _until_gone(page: Page, gateway: Gateway) -> None:

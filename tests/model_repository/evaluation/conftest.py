@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from model_repository.evaluation.conversation import Prompt
 from model_repository.evaluation.repository import Repository
 from model_repository.evaluation.speech import synthetic_speech
 from model_repository.tiny import write_tiny_checkpoint
+from tests.conftest import BuiltOnce
 
 LAYERS = 3
 CHANGED = 1
@@ -22,9 +24,21 @@ FRAMES = 12
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, Repository]:
+def pair(built_once: BuiltOnce) -> tuple[Repository, Repository]:
     """A repository, and one from the same checkpoint with 5 % noise on a feed-forward matrix of layer `CHANGED`."""
-    folder = tmp_path_factory.mktemp("pair")
+    folder = built_once("pair", _build_pair)
+    return Repository.open(folder / "right-models"), Repository.open(folder / "noisy-models")
+
+
+@pytest.fixture(scope="session")
+def pair_for_cuda(pair: tuple[Repository, Repository], built_once: BuiltOnce) -> Path:
+    """The first of the pair, built for CUDA."""
+    checkpoint = pair[0].folder.parent / "right"
+    built = built_once("pair-cuda", lambda path: build_repository(checkpoint, path / "cuda", slots=1, device="cuda"))
+    return built / "cuda"
+
+
+def _build_pair(folder: Path) -> None:
     write_tiny_checkpoint(folder / "right", config={"lm": {"num_layers": LAYERS}}, lm_dtype="float32")
     shutil.copytree(folder / "right", folder / "noisy")
     tensors = load_file(folder / "right" / LM_FILE)
@@ -34,7 +48,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, Reposito
     save_file(tensors, folder / "noisy" / LM_FILE)
     for kind in ("right", "noisy"):
         build_repository(folder / kind, folder / f"{kind}-models", slots=2)
-    return Repository.open(folder / "right-models"), Repository.open(folder / "noisy-models")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from model_repository.build import build_repository
 from model_repository.errors import EvaluationError
 from model_repository.evaluation.conversation import Prompt
 from model_repository.evaluation.evaluate import evaluate
@@ -87,13 +86,12 @@ def test_nothing_to_compare_is_refused(pair: Pair, prompt: Prompt, frames: NDArr
 
 
 def test_a_device_that_is_not_there_is_told(
-    pair: Pair, prompt: Prompt, frames: NDArray[np.float32], tmp_path: Path
+    pair: Pair, pair_for_cuda: Path, prompt: Prompt, frames: NDArray[np.float32]
 ) -> None:
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    build_repository(pair[0].folder.parent / "right", tmp_path / "cuda", slots=1, device="cuda")
     with pytest.raises(EvaluationError, match="cuda: expected onnxruntime with CUDA, found one with"):
-        evaluate([Repository.open(tmp_path / "cuda")], pair[0], prompt, frames[:1])
+        evaluate([Repository.open(pair_for_cuda)], pair[0], prompt, frames[:1])
 
 
 def test_progress_grows_to_the_end(pair: Pair, prompt: Prompt, frames: NDArray[np.float32]) -> None:

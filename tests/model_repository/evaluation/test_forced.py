@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_repository.build import build_repository
 from model_repository.errors import EvaluationError
 from model_repository.evaluation.conversation import AGENT, TEXT, Conversation, Models, Prompt
 from model_repository.evaluation.forced import Record, follow
@@ -77,13 +76,16 @@ def test_a_prompt_longer_than_the_window_is_fed(pair: Pair, prompt: Prompt, spok
 
 
 def test_on_a_device_the_same_is_seen(
-    pair: Pair, prompt: Prompt, spoken: Conversation, followed: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair_for_cuda: Path,
+    prompt: Prompt,
+    spoken: Conversation,
+    followed: Record,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Graphs for CUDA, float32, whose state lies in memory that stands in for a GPU's."""
-    build_repository(pair[0].folder.parent / "right", tmp_path / "cuda", slots=1, device="cuda")
     device = HostMemory()
     monkeypatch.setattr(Repository, "device", lambda _: device)
-    repository = Repository.open(tmp_path / "cuda")
+    repository = Repository.open(pair_for_cuda)
     record = follow(repository, prompt, spoken.columns, [0, 5], lambda _: None)
     assert len(device.blocks) == 2 * repository.layers
     for seen, expected in zip(vars(record).values(), vars(followed).values(), strict=True):

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_repository.build import build_repository
 from model_repository.serving.row_request import BadInputError
-from tests.conftest import GOLDEN
+from tests.conftest import GoldenVariant
 from tests.model_repository.serving.conftest import Array, Models, one, sampler
 
 COLUMNS = 40
@@ -64,11 +63,9 @@ def models(golden_models: Path) -> Models:
 
 
 @pytest.fixture(scope="module", params=["fp16", "int8", "int4"])
-def rounded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rounded(request: pytest.FixtureRequest, golden_variant: GoldenVariant) -> Path:
     """Repositories whose weights, keys and values are not float32."""
-    models = tmp_path_factory.mktemp(request.param) / "models"
-    build_repository(GOLDEN / "checkpoint", models, slots=8, variant=request.param)
-    return models
+    return golden_variant(request.param)
 
 
 @pytest.mark.parametrize("embeddings", [0, 12, COLUMNS])

@@ -8,12 +8,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from model_repository.build import build_repository
 from model_repository.serving import host
 from model_repository.serving.host import HostMemory
 from model_repository.serving.place import open_session
 from model_repository.serving.room import HOST_WORKSPACE_BYTES, WORKSPACE_SHARE, Needs, NoRoomError
-from tests.conftest import GOLDEN
+from tests.conftest import GoldenVariant
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, folder: Path, total: int, free: int) -> None:
@@ -42,9 +41,8 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_would(
         open_session(temporal(golden_models), 6, None)
 
 
-def test_half_precision_matrices_are_counted_as_the_session_holds_them(tmp_path: Path) -> None:
-    build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=1, variant="fp16")
-    model = temporal(tmp_path / "models")
+def test_half_precision_matrices_are_counted_as_the_session_holds_them(golden_variant: GoldenVariant) -> None:
+    model = temporal(golden_variant("fp16"))
     stored = model.with_name("model.onnx.data").stat().st_size
     widened = Needs.of(model, on_cpu=True).weights
     assert Needs.of(model).weights == stored

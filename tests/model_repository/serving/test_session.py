@@ -10,10 +10,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from model_repository.build import build_repository
 from model_repository.serving import session as session_module
 from model_repository.serving.session import StatefulSession, spans, warm_up, warm_up_sizes
-from tests.conftest import GOLDEN
+from tests.conftest import GoldenVariant
 from tests.model_repository.serving.conftest import Models, one, sampler
 
 
@@ -42,9 +41,9 @@ def test_caches_are_written_in_place(golden_models: Path, capfd: pytest.CaptureF
 
 @pytest.mark.parametrize(("kv", "by_the_user", "seen"), [("int8", None, "1"), ("fp32", None, None), ("int8", "0", "0")])
 def test_attention_over_an_8_bit_cache_is_not_in_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv, by_the_user, seen
+    golden_variant: GoldenVariant, monkeypatch: pytest.MonkeyPatch, kv, by_the_user, seen
 ):
-    build_repository(GOLDEN / "checkpoint", tmp_path / "models", slots=1, kv=kv)
+    models = golden_variant(kv=kv)
     name = "ORT_GQA_DISABLE_FLASH_ATTENTION"
     monkeypatch.delenv(name, raising=False)
     if by_the_user is not None:
@@ -56,7 +55,7 @@ def test_attention_over_an_8_bit_cache_is_not_in_blocks(
         return make(*args, **kwargs)
 
     monkeypatch.setattr(ort, "InferenceSession", made)
-    StatefulSession(tmp_path / "models" / "triton" / "temporal" / "1" / "model.onnx", 1)
+    StatefulSession(models / "triton" / "temporal" / "1" / "model.onnx", 1)
     assert found == [seen]
     assert os.environ.get(name) == by_the_user
 
