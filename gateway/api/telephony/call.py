@@ -28,12 +28,22 @@ from gateway.api.connection import Connection
 from gateway.api.loop_share import LoopShare
 from gateway.api.telephony.asterisk import AsteriskSerializer
 from gateway.api.telephony.plivo import PlivoSerializer
-from gateway.api.telephony.serializer import CallEvent, Dtmf, Media, Played, Serializer, ServiceError, Start, Stop
+from gateway.api.telephony.serializer import (
+    AudioFormat,
+    CallEvent,
+    Dtmf,
+    Media,
+    Played,
+    Serializer,
+    ServiceError,
+    Start,
+    Stop,
+)
 from gateway.api.telephony.telnyx import TelnyxSerializer
 from gateway.api.telephony.twilio import TwilioSerializer
 from gateway.api.telephony.vonage import VonageSerializer
 from gateway.audio.duplex import DuplexCodec
-from gateway.errors import GatewayError, HandshakeTimeout, InvalidRequest, NotAllowed, Unauthorized
+from gateway.errors import AudioError, GatewayError, HandshakeTimeout, InvalidRequest, NotAllowed, Unauthorized
 from gateway.session.admission import Slot
 from gateway.session.events import AgentAudio, Event, Ready
 from gateway.session.input_queue import InputQueue
@@ -161,7 +171,9 @@ class TelephoneCall:
         self._share = LoopShare()
         self._codec: DuplexCodec
         self._name = serializer.service
-        self._frame_bytes = 1
+        self._format: AudioFormat
+        self._undecoded = bytearray()
+        self._decoded = 0
         self._unsent = b""
         self._marks: deque[tuple[str, float]] = deque(maxlen=_MARKS)
         self._longest_lag = 0.0
@@ -182,8 +194,8 @@ class TelephoneCall:
             key = runtime.keys.check(api_key) if caller is None else caller.key
             params = _validate({**in_url, **given})
             agent, sampling = persona(params, runtime), sampling_params(params, runtime)
+            self._format = start.format
             self._codec = DuplexCodec(start.format.encoding, start.format.rate, runtime.manifest.sample_rate)
-            self._frame_bytes = start.format.frame_bytes
             limits = replace(LiveLimits.of(runtime.settings), lead_frames=_LEAD_FRAMES, early_frames=_LEAD_FRAMES)
             async with open_live_session(runtime, agent, sampling, "silence", key, limits, slot) as session:
                 logger.info("call %s is conversation %s", self._name, session.id)
@@ -212,7 +224,7 @@ class TelephoneCall:
         """Send audio, and a mark about once a second. The services have no messages for warnings and errors."""
         if isinstance(event, AgentAudio):
             self._unsent += self._codec.encode(event.frame.pcm)
-            whole = len(self._unsent) - len(self._unsent) % self._frame_bytes
+            whole = len(self._unsent) - len(self._unsent) % self._format.frame_bytes
             data, self._unsent = self._unsent[:whole], self._unsent[whole:]
             if data:
                 for message in self._serializer.media(data):
@@ -244,9 +256,10 @@ class TelephoneCall:
 
     async def _handle(self, event: CallEvent, audio: InputQueue) -> None:
         if isinstance(event, Media):
-            await self._put(event.data, audio)
+            await self._add(event.data, audio)
         elif isinstance(event, Stop):
             if not audio.closed:
+                await self._decode(audio)
                 await audio.put(self._codec.finish_input())
                 audio.close()
         elif isinstance(event, Dtmf):
@@ -260,12 +273,26 @@ class TelephoneCall:
         elif isinstance(event, Start):
             raise InvalidRequest("the call has started already")
 
-    async def _put(self, data: bytes, audio: InputQueue) -> None:
-        codec = self._codec
+    async def _add(self, data: bytes, audio: InputQueue) -> None:
+        """Add audio; decode it once it can complete a user frame, because each call of the codec is expensive."""
+        if len(data) % self._format.sample_bytes:
+            raise AudioError(f"expected whole samples of {self._format.sample_bytes} bytes, got {len(data)} bytes")
+        self._undecoded += data
+        manifest = self._runtime.manifest
+        missing = manifest.frame_size - self._decoded % manifest.frame_size
+        samples = len(self._undecoded) // self._format.sample_bytes
+        if samples * manifest.sample_rate >= missing * self._format.rate:
+            await self._decode(audio)
+
+    async def _decode(self, audio: InputQueue) -> None:
+        data, codec = bytes(self._undecoded), self._codec
+        self._undecoded.clear()
         for at in range(0, len(data), codec.piece_bytes):
             if audio.closed:
                 return
-            await audio.put(codec.decode(data[at : at + codec.piece_bytes]))
+            pcm = codec.decode(data[at : at + codec.piece_bytes])
+            self._decoded += len(pcm)
+            await audio.put(pcm)
             await self._share.pause_if_due()
 
     async def _send_mark(self, name: str) -> None:

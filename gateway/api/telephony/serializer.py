@@ -41,8 +41,12 @@ class AudioFormat:
     rate: int
 
     @property
+    def sample_bytes(self) -> int:
+        return 2 if self.encoding == "pcm_s16le" else 1
+
+    @property
     def frame_bytes(self) -> int:
-        return self.rate // FRAMES_PER_SECOND * (2 if self.encoding == "pcm_s16le" else 1)
+        return self.rate // FRAMES_PER_SECOND * self.sample_bytes
 
 
 @dataclass(frozen=True, slots=True)
