@@ -31,6 +31,8 @@ class UsedApi(StrEnum):
 
     GRPC = "grpc"
     WEBSOCKET = "websocket"
+    LIVE = "live"
+    TWILIO = "twilio"
     REST = "rest"
     MIXED = "mixed"
 

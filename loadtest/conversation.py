@@ -7,14 +7,22 @@ from collections.abc import Callable
 
 from loadtest.apis import LiveClient, OnFrame
 from loadtest.apis.grpc import GrpcClient
+from loadtest.apis.live import LiveApiClient
+from loadtest.apis.twilio import TwilioClient
 from loadtest.apis.websocket import WebSocketClient
 from loadtest.pacing import Clock, Start, send_frames
 from loadtest.plan import Plan
 from loadtest.record import Api, CallFailed, Malformed, Outcome, Record, Refused
-from loadtest.speech import FRAME_SIZE, Speech
+from loadtest.speech import Speech
 from loadtest.stats import expected_frames
 
-BYTES_PER_FRAME = 2 * FRAME_SIZE
+CLIENTS: dict[Api, Callable[[Plan, Speech, int, OnFrame], LiveClient]] = {
+    Api.GRPC: GrpcClient,
+    Api.WEBSOCKET: WebSocketClient,
+    Api.LIVE: LiveApiClient,
+    Api.TWILIO: TwilioClient,
+}
+"""The client of each live API."""
 
 
 def new_record(plan: Plan, user: int, api: Api) -> Record:
@@ -32,7 +40,8 @@ async def converse(
 ) -> None:
     """Run the conversation of `record.user`; the result is in `record`. Raises nothing for what a server may do."""
     receiver = _Receiver(record, clock)
-    client = _client(record, plan, speech, receiver.on_frame)
+    client = CLIENTS[record.api](plan, speech, record.user, receiver.on_frame)
+    receiver.frame_bytes = client.frame_bytes
     waiting = True
     try:
         began = clock()
@@ -71,6 +80,7 @@ class _Receiver:
         self._record = record
         self._clock = clock
         self._next = 0
+        self.frame_bytes = 0
         self.start: float | None = None
         self.closed = False
 
@@ -78,8 +88,8 @@ class _Receiver:
         """Frame `index` of `size` bytes was received. Raises Malformed if the protocol does not allow it."""
         if self.closed:
             return
-        if index != self._next or size != BYTES_PER_FRAME:
-            raise Malformed(f"frame {index} of {size} bytes, expected frame {self._next} of {BYTES_PER_FRAME}")
+        if index != self._next or size != self.frame_bytes:
+            raise Malformed(f"frame {index} of {size} bytes, expected frame {self._next} of {self.frame_bytes}")
         self._next += 1
         if index == 0:
             return
@@ -88,8 +98,3 @@ class _Receiver:
         self._record.received.append(self._clock() - self.start)
         self._record.frames += 1
         self._record.bytes += size
-
-
-def _client(record: Record, plan: Plan, speech: Speech, on_frame: OnFrame) -> LiveClient:
-    kind = GrpcClient if record.api is Api.GRPC else WebSocketClient
-    return kind(plan, speech, record.user, on_frame)

@@ -89,6 +89,18 @@ class WebSocketUser(ConversationUser):
     api = Api.WEBSOCKET
 
 
+class LiveApiUser(ConversationUser):
+    """A live conversation over the OpenAI Live API."""
+
+    api = Api.LIVE
+
+
+class TwilioUser(ConversationUser):
+    """A telephone call as Twilio connects it."""
+
+    api = Api.TWILIO
+
+
 class RestUser(ConversationUser):
     """Sends recordings, one after the other."""
 

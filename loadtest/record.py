@@ -14,6 +14,9 @@ class Api(StrEnum):
 
     GRPC = "grpc"
     WEBSOCKET = "websocket"
+    LIVE = "live"
+    """The OpenAI Live API."""
+    TWILIO = "twilio"
     REST = "rest"
 
 

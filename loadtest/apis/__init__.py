@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 OnFrame = Callable[[int, int], None]
 """Called with the index and the size in bytes of each agent frame when it is received."""
@@ -12,6 +12,9 @@ OnFrame = Callable[[int, int], None]
 class LiveClient(Protocol):
     """One live conversation. Every failure is raised as Refused, CallFailed or Malformed."""
 
+    frame_bytes: ClassVar[int]
+    """Size of an agent frame."""
+
     async def open(self) -> None:
         """Connect and send the start message; return when the server is ready."""
 
@@ -19,7 +22,7 @@ class LiveClient(Protocol):
         """Hand user frame u to the transport; return once it has been accepted."""
 
     async def finish(self) -> tuple[int, int]:
-        """End the conversation and wait for the server's end; return its counts of dropped and late frames."""
+        """End the conversation and wait for the server's end; return its counts of dropped and late frames, if any."""
 
     def close(self) -> None:
         """Close the connection."""

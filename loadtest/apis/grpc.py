@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import ClassVar
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from loadtest.apis import OnFrame
@@ -18,6 +19,8 @@ _OK, _RESOURCE_EXHAUSTED = 0, 8
 
 class GrpcClient:
     """See LiveClient."""
+
+    frame_bytes: ClassVar = 2 * FRAME_SIZE
 
     def __init__(self, plan: Plan, speech: Speech, seed: int, on_frame: OnFrame) -> None:
         self._plan = plan

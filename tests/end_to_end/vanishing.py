@@ -20,7 +20,7 @@ import numpy as np
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
 from gateway.audio.ogg_opus import OggOpusWriter
-from loadtest.apis.websocket import masked
+from loadtest.apis.rfc6455 import masked
 from loadtest.http2 import GrpcCall
 from loadtest.record import CallFailed
 from tests.end_to_end.conftest import Service, wav
