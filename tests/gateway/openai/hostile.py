@@ -1,4 +1,4 @@
-"""Random and hostile clients of the OpenAI APIs, beside a neighbour whose frames are measured."""
+"""Random and hostile clients of WebSocket APIs, beside a neighbour whose frames are measured."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, MeasuredServer, serve_measured
+from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, Felt, MeasuredServer, serve_measured
 from tests.gateway.websocket.test_bad_input import Message, loop_in_thread
 
 LIMIT = 20_000
 """Characters of a message."""
 INTERNAL_ERROR = 1011
-SETTINGS: dict[str, Any] = {"max_message_bytes": LIMIT, "openai_start_seconds": 0.5, "live_speed": 0}
+SETTINGS: dict[str, Any] = {
+    "max_message_bytes": LIMIT, "openai_start_seconds": 0.5, "handshake_seconds": 0.5, "live_speed": 0
+}  # fmt: skip
 
 
 def event(kind: str, **fields: Any) -> str:
@@ -34,13 +36,13 @@ def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-async def open_connection(url: str) -> ClientConnection:
+async def open_connection(url: str, **options: Any) -> ClientConnection:
     """Connect once the slot of the previous connection is free."""
     async with asyncio.timeout(20):
         while True:
             try:
                 return await connect(
-                    url, compression=None, proxy=None, close_timeout=1, ping_interval=None, max_size=None
+                    url, compression=None, proxy=None, close_timeout=1, ping_interval=None, max_size=None, **options
                 )
             except InvalidStatus as refused:
                 if refused.response.status_code != 503:
@@ -56,7 +58,7 @@ async def until_only_the_neighbour_is_left(server: MeasuredServer) -> None:
 
 def run_random_cases(
     models: Path, examples: int, cases: st.SearchStrategy[Any], run_case: Callable[..., Awaitable[None]]
-) -> None:
+) -> Felt:
     """Run cases on one server, beside one neighbour. `run_case`: takes the server and a case."""
     with loop_in_thread() as run:
         serving = serve_measured(models, **SETTINGS)
@@ -84,11 +86,12 @@ def run_random_cases(
     print(f"loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
     assert felt.loop_lag_ms < LOOP_LAG_MS
     assert felt.frames > 5
+    return felt
 
 
-async def attack(url: str, messages: list[Message]) -> None:
+async def attack(url: str, messages: list[Message], **options: Any) -> None:
     """Send the messages and read the answers for a second, then drop the connection."""
-    client = await open_connection(url)
+    client = await open_connection(url, **options)
 
     async def send() -> None:
         for message in messages:
@@ -105,11 +108,11 @@ async def attack(url: str, messages: list[Message]) -> None:
     client.transport.abort()
 
 
-async def measure_attack(models: Path, path: str, name: str, messages: list[Message]) -> None:
+async def measure_attack(models: Path, path: str, name: str, messages: list[Message], **options: Any) -> None:
     """Attack twice beside a neighbour, whose frames must not be delayed."""
     async with serve_measured(models) as server, server.neighbour() as felt:
         for _ in range(2):
-            await attack(server.websocket_url + path, messages)
+            await attack(server.websocket_url + path, messages, **options)
         await asyncio.sleep(0.3)
     print(f"{name}: loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
     assert felt.loop_lag_ms < LOOP_LAG_MS

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as tuned
 from hypothesis import strategies as st
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tests.effort import effort
-from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, MeasuredServer, best_of_three, serve_measured
-from tests.gateway.openai.test_live_bad_input import until_only_the_neighbour_is_left
+from tests.gateway.neighbour import FRAME_GAP_MS, MeasuredServer, best_of_three
+from tests.gateway.openai.hostile import INTERNAL_ERROR, LIMIT, measure_attack, open_connection, run_random_cases
 from tests.gateway.telephony.phones import PHONES, Asterisk, Message, Phone, Plivo, Telnyx, Twilio, Vonage
-from tests.gateway.websocket.test_bad_input import json_like, loop_in_thread
+from tests.gateway.websocket.test_bad_input import json_like
 
 CASES = effort(25, 1000)
-LIMIT = 20_000
-INTERNAL_ERROR = 1011
 
 NAMES = ["voice", "text_prompt", "system_prompt", "seed", "greedy", "audio_temperature", "api_key", "x"]
 EVENTS = [
@@ -86,29 +81,14 @@ def cases(draw: Callable[..., Any]) -> tuple[Phone, list[Message], bool]:
     return phone, [*hello, *draw(st.lists(messages(phone), max_size=8))], draw(st.booleans())
 
 
-async def connected(server: MeasuredServer, phone: Phone) -> ClientConnection:
-    """A connection, as soon as the slot of the call before is free."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                return await connect(
-                    server.websocket_url + phone.path,
-                    subprotocols=[Subprotocol(name) for name in phone.subprotocols or []] or None,
-                    compression=None,
-                    proxy=None,
-                    close_timeout=1,
-                    ping_interval=None,
-                    max_size=None,
-                )
-            except InvalidStatus as refused:
-                if refused.response.status_code != 503:
-                    raise
-                await asyncio.sleep(0.01)
+def offered(phone: Phone) -> list[Subprotocol] | None:
+    return [Subprotocol(name) for name in phone.subprotocols or []] or None
 
 
-async def session(server: MeasuredServer, phone: Phone, sent: list[Message], ends: bool) -> None:
+async def session(server: MeasuredServer, case: tuple[Phone, list[Message], bool]) -> None:
     """Send all messages; then end the call and wait for the end, or drop the connection."""
-    client = await connected(server, phone)
+    phone, sent, ends = case
+    client = await open_connection(server.websocket_url + phone.path, subprotocols=offered(phone))
     with suppress(ConnectionClosed):
         for message in sent:
             await client.send(message)
@@ -127,36 +107,9 @@ async def session(server: MeasuredServer, phone: Phone, sent: list[Message], end
 @pytest.mark.effort
 @pytest.mark.timeout(900)
 def test_random_messages(models: Path) -> None:
-    """On one server, beside one neighbour."""
-    settings: dict[str, Any] = {"max_message_bytes": LIMIT, "handshake_seconds": 0.5, "live_speed": 0}
-    with loop_in_thread() as run:
-        serving = serve_measured(models, **settings)
-        server = run(serving.__aenter__())
-        neighbour = server.neighbour()
-        felt = run(neighbour.__aenter__())
-
-        @tuned(
-            max_examples=CASES,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-            # No shrinking: it would take hundreds of sessions more.
-            phases=tuned.default.phases[:3],
-        )
-        @given(cases())
-        def run_cases(case: tuple[Phone, list[Message], bool]) -> None:
-            run(session(server, *case))
-
-        try:
-            run_cases()
-            run(until_only_the_neighbour_is_left(server))
-        finally:
-            run(neighbour.__aexit__(None, None, None))
-            run(serving.__aexit__(None, None, None))
-    print(f"loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
-    assert felt.loop_lag_ms < LOOP_LAG_MS
+    felt = run_random_cases(models, CASES, cases(), session)
     # A minute of wall time on a busy machine: the attacks below have the narrower bound.
     assert felt.frame_gap_ms < 3 * FRAME_GAP_MS
-    assert felt.frames > 5
 
 
 def large(phone: Phone) -> Message:
@@ -186,25 +139,6 @@ ATTACKS = {
 }
 
 
-async def attack(server: MeasuredServer, phone: Phone, sent: list[Message]) -> None:
-    """Send the messages and read the answers for a second, then drop the connection."""
-    client = await connected(server, phone)
-
-    async def send() -> None:
-        for message in sent:
-            await client.send(message)
-
-    sending = asyncio.create_task(send())
-    with suppress(ConnectionClosed, TimeoutError):
-        async with asyncio.timeout(1):
-            while True:
-                await client.recv()
-    sending.cancel()
-    with suppress(ConnectionClosed, asyncio.CancelledError):
-        await sending
-    client.transport.abort()
-
-
 SHORT = ("tiny media",)
 
 
@@ -214,11 +148,4 @@ SHORT = ("tiny media",)
 @best_of_three
 async def test_other_sessions_are_not_delayed(models: Path, name: str) -> None:
     phone, sent = ATTACKS[name]
-    async with serve_measured(models) as server, server.neighbour() as felt:
-        for _ in range(2):
-            await attack(server, phone, sent)
-        await asyncio.sleep(0.3)
-    print(f"{name}: loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
-    assert felt.loop_lag_ms < LOOP_LAG_MS
-    assert felt.frame_gap_ms < FRAME_GAP_MS
-    assert felt.frames > 5
+    await measure_attack(models, phone.path, name, sent, subprotocols=offered(phone))
