@@ -93,3 +93,13 @@ async def call(server: Server, phone: Phone, query: str = "", **options: Any) ->
 def phone(request: pytest.FixtureRequest) -> Phone:
     made: Phone = request.param()
     return made
+
+
+@pytest.fixture(
+    params=[PHONES[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in PHONES[1:])],
+    ids=lambda kind: kind.__name__,
+)
+def any_phone(request: pytest.FixtureRequest) -> Phone:
+    """For what does not depend on the service: one in the short form, all others in the long form."""
+    made: Phone = request.param()
+    return made

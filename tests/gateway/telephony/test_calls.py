@@ -100,10 +100,10 @@ async def in_real_time(caller: Call, seconds: float) -> None:
         await asyncio.sleep(max(due - monotonic(), 0))
 
 
-async def test_silence_takes_the_place_of_audio_that_does_not_come(serve: Serve, phone: Phone) -> None:
-    async with serve(live_speed=1) as server, call(server, phone) as caller:
+async def test_silence_takes_the_place_of_audio_that_does_not_come(serve: Serve, any_phone: Phone) -> None:
+    async with serve(live_speed=1) as server, call(server, any_phone) as caller:
         await caller.begin()
-        await caller.speak(bytes(4 * phone.frame_bytes))
+        await caller.speak(bytes(4 * any_phone.frame_bytes))
         await caller.until_audio(0.8)
         await caller.hang_up()
 
@@ -197,8 +197,8 @@ async def test_a_call_that_ends_before_its_start_is_closed(server: Server) -> No
     assert server.engine.opened == 0
 
 
-async def test_a_lost_connection_frees_the_slot(server: Server, phone: Phone) -> None:
-    async with call(server, phone) as caller:
+async def test_a_lost_connection_frees_the_slot(server: Server, any_phone: Phone) -> None:
+    async with call(server, any_phone) as caller:
         await caller.begin()
         await caller.until_audio(0.02)
         caller.socket.transport.abort()
@@ -207,23 +207,23 @@ async def test_a_lost_connection_frees_the_slot(server: Server, phone: Phone) ->
         assert monotonic() - began < 1
 
 
-async def test_a_call_without_audio_ends(serve: Serve, phone: Phone) -> None:
-    async with serve(idle_seconds=0.3, live_speed=1) as server, call(server, phone) as caller:
+async def test_a_call_without_audio_ends(serve: Serve, any_phone: Phone) -> None:
+    async with serve(idle_seconds=0.3, live_speed=1) as server, call(server, any_phone) as caller:
         await caller.begin()
         await caller.until_closed()
         assert (caller.code, "no audio" in caller.reason) == (1001, True)
         await server.until_free()
 
 
-async def test_the_longest_duration_ends_a_call(serve: Serve, phone: Phone) -> None:
-    async with serve(max_call_seconds=0.4, live_speed=1) as server, call(server, phone) as caller:
+async def test_the_longest_duration_ends_a_call(serve: Serve, any_phone: Phone) -> None:
+    async with serve(max_call_seconds=0.4, live_speed=1) as server, call(server, any_phone) as caller:
         await caller.begin()
         await caller.until_closed()
     assert (caller.code, "longest duration" in caller.reason) == (1001, True)
 
 
-async def test_a_drain_ends_calls(serve: Serve, phone: Phone) -> None:
-    async with serve(drain_seconds=0.2, live_speed=1) as server, call(server, phone) as caller:
+async def test_a_drain_ends_calls(serve: Serve, any_phone: Phone) -> None:
+    async with serve(drain_seconds=0.2, live_speed=1) as server, call(server, any_phone) as caller:
         await caller.begin()
         await caller.until_audio(0.02)
         draining = asyncio.create_task(server.runtime.sessions.drain())
@@ -232,12 +232,12 @@ async def test_a_drain_ends_calls(serve: Serve, phone: Phone) -> None:
         await draining
 
 
-async def test_a_failing_engine_ends_a_call(server: Server, phone: Phone) -> None:
-    async with call(server, phone) as caller:
+async def test_a_failing_engine_ends_a_call(server: Server, any_phone: Phone) -> None:
+    async with call(server, any_phone) as caller:
         await caller.begin()
         await caller.until_audio(0.02)
         server.engine.down = True
-        await caller.speak(bytes(8 * phone.frame_bytes))
+        await caller.speak(bytes(8 * any_phone.frame_bytes))
         await caller.until_closed()
         assert caller.code == 1011
         server.engine.down = False
@@ -271,18 +271,18 @@ async def test_a_full_server_refuses_the_handshake(serve: Serve, phone: Phone) -
             await second.hang_up()
 
 
-async def test_a_draining_server_refuses_the_handshake(server: Server, phone: Phone) -> None:
+async def test_a_draining_server_refuses_the_handshake(server: Server, any_phone: Phone) -> None:
     server.runtime.admission.draining = True
-    status, problem, _ = await refusal(server, phone)
+    status, problem, _ = await refusal(server, any_phone)
     assert (status, problem["type"]) == (503, "urn:personaplex:draining")
 
 
-async def test_a_page_of_another_origin_is_refused(server: Server, phone: Phone) -> None:
-    assert (await refusal(server, phone, origin="https://elsewhere.example"))[0] == 403
+async def test_a_page_of_another_origin_is_refused(server: Server, any_phone: Phone) -> None:
+    assert (await refusal(server, any_phone, origin="https://elsewhere.example"))[0] == 403
 
 
-async def test_a_call_that_never_starts_is_closed(serve: Serve, phone: Phone) -> None:
-    async with serve(handshake_seconds=0.2) as server, call(server, phone) as caller:
+async def test_a_call_that_never_starts_is_closed(serve: Serve, any_phone: Phone) -> None:
+    async with serve(handshake_seconds=0.2) as server, call(server, any_phone) as caller:
         assert server.runtime.admission.taken == 1
         await caller.until_closed()
         assert (caller.code, "no start" in caller.reason) == (1008, True)
