@@ -29,7 +29,7 @@ LONGEST_FIRST = (
     "model_repository/serving/test_long.py",
     "loadtest/test_soak.py",
     "gateway/test_attacks.py",
-    "page/test_trouble.py",
+    "page/test_problems.py",
     "end_to_end/test_drain.py",
     "both services",
     "page/test_call.py",

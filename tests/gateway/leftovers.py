@@ -24,7 +24,7 @@ def traces(owner: int | TritonServer) -> list[str]:
     return processes + [str(region) for region in Path("/dev/shm").glob(f"{prefix}*")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gone() -> Callable[[int | TritonServer], list[str]]:
     """Waits up to 5 s for everything of a server, or of a process's servers, to be gone; what is left after that."""
 

@@ -46,7 +46,10 @@ def load(server: Server, tmp_path: Path) -> Callable[..., Result]:
     return load
 
 
-@pytest.mark.parametrize("api", [api for api in Api if api is not Api.REST])
+# One API in the short form: a mixed load has all of them.
+@pytest.mark.parametrize(
+    "api", [Api.GRPC, *(pytest.param(api, marks=pytest.mark.long) for api in Api if api not in (Api.GRPC, Api.REST))]
+)
 def test_live_users_receive_every_frame(load: Callable[..., Result], api: Api, tmp_path: Path):
     result = load(api.value, 3)
     stats = result.stats[api]
@@ -67,6 +70,7 @@ def test_live_users_receive_every_frame(load: Callable[..., Result], api: Api, t
     assert {"temporal", "mimi_encoder", "triton", "gateway"} <= set(found["cpu_seconds"])
 
 
+@pytest.mark.long
 def test_rest_users_receive_their_responses(load: Callable[..., Result]):
     stats = load("rest", 2).stats[Api.REST]
     assert (stats.completed, stats.received, stats.missing) == (2, 2 * REST_FRAMES, 0)
@@ -79,6 +83,11 @@ def test_all_apis_at_once_and_locusts_own_stats(load: Callable[..., Result], tmp
     result = load("mixed", len(Api))
     assert set(result.stats) == set(Api)
     assert [stats.completed for stats in result.stats.values()] == [1] * len(Api)
+    rest = result.stats[Api.REST]
+    assert (rest.received, rest.missing) == (REST_FRAMES, 0)
+    assert rest.answer is not None
+    assert rest.first_audio is not None
+    assert rest.first_audio.max < rest.answer.max
     page = (tmp_path / "report.html").read_text()
     for row in (*(api.value for api in Api), "first audio", "frame latency"):
         assert row in page
@@ -98,7 +107,7 @@ def locusts_rows(page: str) -> list[dict[str, Any]]:
     return arguments["requests_statistics"]
 
 
-@pytest.mark.parametrize("api", [Api.GRPC, Api.LIVE, Api.TWILIO])
+@pytest.mark.parametrize("api", [Api.LIVE, pytest.param(Api.TWILIO, marks=pytest.mark.long)])
 def test_users_beyond_the_slots_are_refused_and_their_frames_are_missing(load: Callable[..., Result], api: Api):
     result = load(api.value, SLOTS + 1)
     stats = result.stats[api]
@@ -114,14 +123,27 @@ def test_a_server_that_is_not_there_fails_every_user(load: Callable[..., Result]
     assert result.faults()
 
 
-def test_the_command_ends_with_1_if_a_run_did_not_pass(server: Server, tmp_path: Path):
+def test_users_beyond_the_slots_are_refused_their_frames_missing_and_the_command_ends_with_1(
+    server: Server, tmp_path: Path
+):
     command = [sys.executable, "-m", "loadtest", "--server", server.url, "--grpc", server.grpc]
-    options = ["--users", str(SLOTS + 1), "--seconds", "1", "--folder", str(tmp_path), "--recording", str(RECORDING)]
+    options = [
+        "--users",
+        str(SLOTS + 1),
+        "--seconds",
+        str(SECONDS),
+        "--folder",
+        str(tmp_path),
+        "--recording",
+        str(RECORDING),
+    ]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "1 of 9 conversations were refused" in done.stdout
     (results,) = tmp_path.iterdir()
     assert {path.name for path in results.iterdir()} == {"locust.log", "records.json", "report.html", "result.json"}
+    stats = json.loads((results / "result.json").read_text())["stats"]["grpc"]
+    assert (stats["completed"], stats["refused"], stats["failed"], stats["missing"]) == (SLOTS, 1, 0, FRAMES)
 
 
 def test_the_command_ends_with_2_if_there_was_no_run(tmp_path: Path):

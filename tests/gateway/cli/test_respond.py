@@ -187,18 +187,8 @@ def test_an_interrupted_response_leaves_a_readable_file(
     assert soundfile.info(output).frames == 1920
 
 
-def test_models_starts_a_server_responds_and_stops(
+def test_models_starts_a_server_responds_and_stops_whatever_the_environment_sets_for_servers(
     spawn: Callable[..., subprocess.Popen[str]], tiny_models: Path, question: Path, gone: Callable[[int], list[str]]
-) -> None:
-    process = spawn("respond", "--models", tiny_models, "-i", question, "--max-steps", 4, "--seed", 5, "--json")
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
-    assert json.loads(out)["frames"] == 4
-    assert gone(process.pid) == []
-
-
-def test_models_ignores_server_settings_of_the_environment(
-    spawn: Callable[..., subprocess.Popen[str]], tiny_models: Path, question: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         environment = {
@@ -211,6 +201,7 @@ def test_models_ignores_server_settings_of_the_environment(
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert json.loads(out)["frames"] == 4
+    assert gone(process.pid) == []
 
 
 def test_sizes_are_the_only_difference_to_a_streamed_header() -> None:

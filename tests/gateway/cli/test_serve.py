@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
 
@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from gateway.triton_server import TritonServer
-from tests.gateway.cli.conftest import Outcome
+from tests.gateway.cli.conftest import Outcome, spawning
 
 DATA = Path(__file__).parents[2] / "data"
+CERTIFICATE = DATA / "localhost.pem"
 
 Run = Callable[..., Outcome]
 Spawn = Callable[..., subprocess.Popen[str]]
@@ -42,15 +43,8 @@ def tritonserver(process: subprocess.Popen[str]) -> psutil.Process:
     return next(p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "tritonserver")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_a_signal_and_leaves_nothing(
-    spawn: Spawn, tiny_models: Path, question: Path, gone: Gone, number: int
-) -> None:
-    process = spawn("serve", tiny_models, "--port", 0)
-    url = url_of(process)
-    assert httpx.get(f"{url}/readyz").status_code == 200
-    assert post(url, question, max_steps=3).status_code == 200
-    process.send_signal(number)
+def assert_stopped(process: subprocess.Popen[str], gone: Gone) -> None:
+    """Wait for the end of a server that received a signal; nothing of it is left."""
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0
     assert err.splitlines()[-1] == "stopping"
@@ -75,7 +69,9 @@ def test_nothing_survives_a_gateway_that_is_killed(spawn: Spawn, tiny_models: Pa
     assert gone(process.pid) == []
 
 
-def test_an_answer_under_way_is_finished_before_it_stops(spawn: Spawn, tiny_models: Path, question: Path) -> None:
+def test_an_answer_under_way_is_finished_before_sigterm_stops_it(
+    spawn: Spawn, tiny_models: Path, question: Path, gone: Gone
+) -> None:
     process = spawn("serve", tiny_models, "--port", 0)
     answers: Queue[httpx.Response] = Queue()
     url = url_of(process)
@@ -85,10 +81,10 @@ def test_an_answer_under_way_is_finished_before_it_stops(spawn: Spawn, tiny_mode
     process.send_signal(signal.SIGTERM)
     answer = answers.get(timeout=60)
     assert (answer.status_code, len(answer.content)) == (200, 44 + 150 * 3840)
-    assert process.wait(30) == 0
+    assert_stopped(process, gone)
 
 
-def test_a_second_signal_does_not_wait_for_answers(spawn: Spawn, tiny_models: Path, question: Path) -> None:
+def test_a_second_sigint_does_not_wait_for_answers(spawn: Spawn, tiny_models: Path, question: Path, gone: Gone) -> None:
     process = spawn("serve", tiny_models, "--port", 0)
     url = url_of(process)
 
@@ -107,24 +103,10 @@ def test_a_second_signal_does_not_wait_for_answers(spawn: Spawn, tiny_models: Pa
     assert process.poll() is None
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert_stopped(process, gone)
     assert time.monotonic() - began < 15
     answer = answers.get(timeout=10)
     assert isinstance(answer, httpx.HTTPError) or answer.status_code >= 500
-
-
-def test_triton_is_restarted_after_a_crash(spawn: Spawn, tiny_models: Path, question: Path) -> None:
-    process = spawn("serve", tiny_models, "--port", 0)
-    url = url_of(process)
-    assert post(url, question, max_steps=3).status_code == 200
-    tritonserver(process).kill()
-    refused = post(url, question, max_steps=3)
-    assert refused.status_code == 503
-    assert int(refused.headers["Retry-After"]) > 0
-    # The state is up to a second old.
-    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
-    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
-    assert post(url, question, max_steps=3).status_code == 200
 
 
 def figure(url: str, name: str) -> float:
@@ -132,7 +114,7 @@ def figure(url: str, name: str) -> float:
     return float(line.split()[1])
 
 
-def test_a_persona_is_warm_before_it_is_ready_and_after_triton_died(
+def test_triton_is_restarted_after_a_crash_and_personas_are_warm_before_and_after(
     spawn: Spawn, tiny_models: Path, question: Path
 ) -> None:
     process = spawn("serve", tiny_models, "--port", 0, "--warm", "NATF1:teacher", "--warm", "NATM0:You are Ana.")
@@ -143,9 +125,14 @@ def test_a_persona_is_warm_before_it_is_ready_and_after_triton_died(
         assert post(url, question, max_steps=1, **persona).status_code == 200
         assert figure(url, "personaplex_prefill_columns_total") - before == 1
     tritonserver(process).kill()
+    refused = post(url, question, max_steps=3)
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) > 0
+    # The state is up to a second old.
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
     assert figure(url, "personaplex_prefill_columns_total") == 2 * cold + 2
+    assert post(url, question, max_steps=3).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -194,24 +181,29 @@ def test_unusable_tls_files_are_reported(personaplex: Run, tiny_models: Path, tm
     )
 
 
-def test_it_serves_over_tls(
-    spawn: Spawn, personaplex: Run, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    certificate, key = DATA / "localhost.pem", DATA / "localhost-key.pem"
-    process = spawn("serve", tiny_models, "--port", 0, "--tls-certificate", certificate, "--tls-key", key)
-    url = url_of(process)
-    assert url.startswith("https://")
-    trusted = ssl.create_default_context(cafile=str(certificate))
-    assert httpx.get(f"{url}/readyz", verify=trusted).status_code == 200
-    asked = ("respond", "--server", url, "--input", DATA / "question.wav", "--output", tmp_path / "a.wav")
+@pytest.fixture(scope="module")
+def secured(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory, gone: Gone) -> Iterator[str]:
+    """The URL of a server with TLS and the key `a-key`. It ends by SIGINT and leaves nothing."""
+    files = ("--tls-certificate", CERTIFICATE, "--tls-key", DATA / "localhost-key.pem")
+    with spawning(tmp_path_factory.mktemp("secured")) as spawn:
+        process = spawn("serve", tiny_models, "--port", 0, *files, PERSONAPLEX_API_KEYS='["a-key"]')
+        yield url_of(process)
+        process.send_signal(signal.SIGINT)
+        assert_stopped(process, gone)
+
+
+def test_it_serves_over_tls(secured: str, personaplex: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert secured.startswith("https://")
+    trusted = ssl.create_default_context(cafile=str(CERTIFICATE))
+    assert httpx.get(f"{secured}/readyz", verify=trusted).status_code == 200
+    files = ("--input", DATA / "question.wav", "--output", tmp_path / "a.wav")
+    asked = ("respond", "--server", secured, "--api-key", "a-key", *files)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     refused = personaplex(*asked).error
     assert "certificate verify failed" in refused
     assert refused.endswith("; set SSL_CERT_FILE to trust a private authority")
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     assert personaplex(*asked).code == 0
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
 
 
 def test_a_folder_that_is_no_repository_is_reported(personaplex: Run, tmp_path: Path) -> None:
@@ -255,10 +247,10 @@ def test_the_help_names_tritons_port(personaplex: Run) -> None:
 
 
 def test_a_server_with_keys_needs_a_key(
-    spawn: Spawn, personaplex: Run, tiny_models: Path, question: Path, monkeypatch: pytest.MonkeyPatch
+    secured: str, personaplex: Run, question: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = spawn("serve", tiny_models, "--port", 0, PERSONAPLEX_API_KEYS='["a-key"]')
-    ask = ("respond", "--server", url_of(process), "-i", question, "--max-steps", 2, "--json")
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    ask = ("respond", "--server", secured, "-i", question, "--max-steps", 2, "--json")
     assert "a valid API key is needed" in personaplex(*ask).error
     assert "a valid API key is needed" in personaplex(*ask, "--api-key", "another").error
     assert personaplex(*ask, "--api-key", "a-key").code == 0
