@@ -123,9 +123,7 @@ def test_a_server_that_is_not_there_fails_every_user(load: Callable[..., Result]
     assert result.faults()
 
 
-def test_users_beyond_the_slots_are_refused_their_frames_missing_and_the_command_ends_with_1(
-    server: Server, tmp_path: Path
-):
+def test_the_command_ends_with_1_if_users_are_refused(server: Server, tmp_path: Path):
     command = [sys.executable, "-m", "loadtest", "--server", server.url, "--grpc", server.grpc]
     options = [
         "--users",
