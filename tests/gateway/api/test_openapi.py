@@ -106,8 +106,9 @@ def test_the_server_conforms_to_its_document(app: FastAPI, accept: str, cases: i
                     f"{event.recorder.label}: {node.failure_info.failure}" for node in checks if node.failure_info
                 ]
         if isinstance(event, events.NonFatalError):
-            # Its validator knows none of the files that it generates itself.
-            assert "unsupported type: 'Binary'" in str(event.value), event
+            # Schemathesis wraps generated files in a type of its own. Now and then it passes one to jsonschema-rs
+            # unwrapped, which reads JSON types only. The generator fails then, not the server.
+            assert str(event.value).lower() == "unsupported type: 'binary'", event
         assert not isinstance(event, events.FatalError), event
     assert failures == []
     for label in ("GET /v1/voices", "GET /v1/system-prompts", "GET /healthz", "GET /readyz", "GET /metrics"):
