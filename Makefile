@@ -83,10 +83,12 @@ build/speaking/venv/.stamp: pyproject.toml
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
 test: $(DEV) ## run the tests in their short form: WORKERS=3
 	@.ci/chromium
+	@.ci/haproxy
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
 test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, every Kubernetes version
 	@.ci/chromium
+	@.ci/haproxy
 	@$(BIN)/python -m pytest -n $(WORKERS) --long
 
 lint: $(DEV) ## ruff (rules and format), mypy and the allowed imports

@@ -30,7 +30,9 @@ class Release:
         return [manifest for manifest in self.manifests if manifest["kind"] == kind]
 
     def one(self, kind: str) -> Manifest:
-        (manifest,) = self.of(kind)
+        """The only one of its kind, or the one with the name of the release."""
+        found = self.of(kind)
+        (manifest,) = found if len(found) == 1 else [each for each in found if each["metadata"]["name"] == NAME]
         return manifest
 
     @property

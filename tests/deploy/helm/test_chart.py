@@ -71,6 +71,12 @@ CASES: dict[str, dict[str, Any]] = {
     "cpu": {"device": "cpu", "models": {"tiny": True, "variant": "fp32"}, "tls": {"secretName": "certificate"}},
     "a claim with models": {"models": {"volume": {"existingClaim": "weights"}, "folder": "models/int8"}},
     "a claim with a checkpoint": {"models": {"volume": {"existingClaim": "weights"}, "checkpointFolder": "published"}},
+    "pool": {
+        "replicas": 10,
+        "pool": {"enabled": True},
+        "tls": {"secretName": "c"},
+        "monitoring": {"podMonitor": {"enabled": True}},
+    },
     "nothing optional": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}},
 }
 

@@ -29,6 +29,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 app.kubernetes.io/component: server
 {{- end }}
 
+{{/* Selector labels of HAProxy's pods. */}}
+{{- define "personaplex.balancers" -}}
+{{ include "personaplex.selector" . }}
+app.kubernetes.io/component: pool
+{{- end }}
+
 {{/* Image `name` of .Values.image. Takes (dict "root" $ "name" NAME). */}}
 {{- define "personaplex.image" -}}
 {{- $image := .root.Values.image -}}

@@ -1,0 +1,234 @@
+"""Gateways in processes of their own, a name server that knows them, and HAProxy with the chart's configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.deploy.helm.chart import render
+
+ROOT = Path(__file__).parents[2]
+HOST = "calls-personaplex-pods.voice.svc.cluster.local"
+"""The name of the pods' headless service in the rendered chart."""
+_SETTLE_S = 4.0
+
+
+@dataclass
+class Pod:
+    """One gateway. `taken`: its slots in use, by time; `usable`: from when to when it takes calls."""
+
+    address: str
+    slots: int
+    process: asyncio.subprocess.Process
+    taken: list[tuple[float, int]] = field(default_factory=list)
+    usable: tuple[float, float] = (inf, inf)
+    reading: asyncio.Task[None] | None = None
+
+    async def read(self) -> None:
+        """Read its log until it ends."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            entry = json.loads(line)
+            self.taken.append((entry["at"], entry["taken"]))
+
+    def stop_using(self) -> None:
+        """It takes no calls from now on."""
+        self.usable = (self.usable[0], monotonic())
+
+    def drain(self) -> None:
+        """Begin a drain."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"drain\n")
+        self.stop_using()
+
+    def kill(self) -> None:
+        """Kill it as the kernel does when memory is short."""
+        self.process.kill()
+        self.stop_using()
+
+
+class Fleet:
+    """The pods, and the servers in front of them."""
+
+    def __init__(self, models: Path, slots: int, delay: float, settings: dict[str, Any]) -> None:
+        self.pods: list[Pod] = []
+        self.names = NameServer()
+        self._models = models
+        self._slots = slots
+        self._delay = delay
+        self._settings = {"drain_seconds": 60, **settings}
+        # Addresses of this run alone: others on this machine may run the same test.
+        self._network = f"127.{random.randrange(1, 255)}.{random.randrange(256)}"
+
+    async def start(self, count: int = 1) -> list[Pod]:
+        """Start pods. They are not known by name yet."""
+        return await asyncio.gather(*(self._start(f"{self._network}.{len(self.pods) + i + 1}") for i in range(count)))
+
+    async def _start(self, address: str) -> Pod:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", str(ROOT / "tests/fleet/pod.py"), str(self._models), address, str(self._delay)),
+            json.dumps(self._settings),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        pod = Pod(address, self._slots, process)
+        self.pods.append(pod)
+        pod.reading = asyncio.create_task(pod.read())
+        async with asyncio.timeout(60):
+            while not pod.taken:
+                assert process.returncode is None
+                await asyncio.sleep(0.02)
+        return pod
+
+    def publish(self, *pods: Pod) -> None:
+        """Set the pods that the name stands for."""
+        self.names.addresses[:] = [pod.address for pod in pods]
+
+    def free(self) -> list[tuple[float, int]]:
+        """Return the number of free slots of all usable pods, from each time on."""
+        changes: list[tuple[float, int, int]] = []
+        for number, pod in enumerate(self.pods):
+            begin, end = pod.usable
+            for at, taken in pod.taken:
+                if at < end:
+                    changes.append((max(at, begin), number, pod.slots - taken))
+            changes.append((end, number, 0))
+        free, by_pod = [(-inf, 0)], [0] * len(self.pods)
+        for at, number, count in sorted(changes, key=lambda change: change[0]):
+            by_pod[number] = count
+            free.append((at, sum(by_pod)))
+        return free
+
+    async def close(self) -> None:
+        """End everything."""
+        for pod in self.pods:
+            with suppress(ProcessLookupError):
+                pod.process.kill()
+            await pod.process.wait()
+            if pod.reading is not None:
+                await pod.reading
+
+
+def least_free(free: list[tuple[float, int]], begin: float, end: float) -> int:
+    """Return the lowest number of free slots between two times."""
+    before = [count for at, count in free if at <= begin]
+    return min([before[-1], *(count for at, count in free if begin < at < end)])
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Answers every query for IPv4 addresses with `addresses`, and others with nothing, as the cluster's DNS does."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self.port = 0
+        self._transport: asyncio.DatagramTransport
+
+    async def start(self) -> None:
+        """Listen on a free port."""
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+        self.port = self._transport.get_extra_info("sockname")[1]
+
+    def close(self) -> None:
+        """Stop."""
+        self._transport.close()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """RFC 1035."""
+        end = data.index(b"\0", 12) + 5
+        (kind,) = struct.unpack_from(">H", data, end - 4)
+        addresses = list(self.addresses) if kind == 1 else []
+        header = data[:2] + struct.pack(">HHHHH", 0x8580, 1, len(addresses), 0, 0)
+        records = [b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(each) for each in addresses]
+        self._transport.sendto(header + data[12:end] + b"".join(records), addr)
+
+
+@asynccontextmanager
+async def fleet(models: Path, slots: int = 2, delay: float = 0.01, **settings: Any) -> AsyncIterator[Fleet]:
+    """A fleet without pods yet. `settings`: of the gateways."""
+    running = Fleet(models, slots, delay, settings)
+    await running.names.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+        running.names.close()
+
+
+@dataclass
+class Balancer:
+    """A running HAProxy."""
+
+    url: str
+    grpc: str
+    metrics: str
+
+    async def ready(self, count: int) -> None:
+        """Wait until so many pods take calls."""
+        async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(20):
+            while await self.up(client) != count:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+    async def up(self, client: httpx.AsyncClient) -> int:
+        """Return the number of pods that take calls, or -1 while HAProxy starts."""
+        try:
+            text = (await client.get(self.metrics)).text
+        except httpx.TransportError:
+            return -1
+        counts = [
+            len(re.findall(rf'^haproxy_server_status{{proxy="{name}",server="pod\d+",state="UP"}} 1$', text, re.M))
+            for name in ("http", "grpc")
+        ]
+        return counts[0] if counts[0] == counts[1] else -1
+
+
+@asynccontextmanager
+async def balancer(running: Fleet, folder: Path, pods: int, **replaced: str) -> AsyncIterator[Balancer]:
+    """HAProxy with the configuration of a chart with so many pods. Skips without HAProxy.
+
+    `replaced`: whole settings, by their first word.
+    """
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is not installed: .ci/haproxy")
+    config = render({"replicas": pods, "pool": {"enabled": True, "threads": 1}}).one("ConfigMap")["data"]["haproxy.cfg"]
+    ports = [_free_port() for _ in range(3)]
+    for word, new in replaced.items():
+        config, found = re.subn(rf"(?m)^    {word.replace('_', '-')} .*$", f"    {new}", config)
+        assert found == 1
+    config = config.replace("parse-resolv-conf", f"nameserver test 127.0.0.1:{running.names.port}")
+    for standard, port in zip((8998, 8999, 8404), ports, strict=True):
+        config, found = re.subn(rf"bind :{standard}\b", f"bind 127.0.0.1:{port}", config)
+        assert found == 1
+    path = folder / "haproxy.cfg"
+    path.write_text(config)
+    process = await asyncio.create_subprocess_exec("haproxy", "-db", "-f", str(path))
+    try:
+        yield Balancer(*(f"127.0.0.1:{port}" for port in ports[:2]), f"http://127.0.0.1:{ports[2]}/metrics")
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
