@@ -17,7 +17,7 @@ from model_repository.variants import Device, variants_of
 from tests.deploy.helm.chart import CHART, NAME, RELEASE, Release, environment, loaded, render
 
 ROOT = CHART.parents[2]
-CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "GRPCRoute"}
+CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "GRPCRoute", "BackendTLSPolicy"}
 """Kinds of custom resources."""
 
 EVERYTHING: dict[str, Any] = {
@@ -67,7 +67,7 @@ EVERYTHING: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "everything": EVERYTHING,
-    "keda": {"autoscaling": {"enabled": True}},
+    "keda": {"autoscaling": {"enabled": True}, "monitoring": {"podMonitor": {"enabled": True}}},
     "cpu": {"device": "cpu", "models": {"tiny": True, "variant": "fp32"}, "tls": {"secretName": "certificate"}},
     "a claim with models": {"models": {"volume": {"existingClaim": "weights"}, "folder": "models/int8"}},
     "a claim with a checkpoint": {"models": {"volume": {"existingClaim": "weights"}, "checkpointFolder": "published"}},
@@ -200,6 +200,12 @@ def test_variants_are_those_of_the_build():
         ({"ingress": {"enabled": True}}, "hosts"),
         ({"ingress": {"grpc": {"enabled": True}}}, "hosts"),
         ({"autoscaling": {"target": 1.5}}, "target"),
+        ({"autoscaling": {"enabled": True, "kind": "hpa", "min": 5, "max": 4}}, "autoscaling.min is 5"),
+        ({"autoscaling": {"enabled": True, "kind": "keda"}}, "monitoring.podMonitor"),
+        (
+            {"route": {"enabled": True, "parentRefs": [{"name": "g"}]}, "tls": {"secretName": "c"}},
+            "backendTLS.hostname",
+        ),
         ({"drainSeconds": -1}, "drainSeconds"),
     ],
 )

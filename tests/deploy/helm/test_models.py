@@ -46,6 +46,7 @@ def test_only_the_job_can_write_to_the_volume():
     "values",
     [
         {"slots": 16},
+        {"image": {"tag": "1.2"}},
         {"models": {"variant": "int8"}},
         {"models": {"hub": {"revision": "0123abc"}}},
         {"models": {"hub": {"repository": "nvidia/another"}}},

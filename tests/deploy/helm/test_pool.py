@@ -38,7 +38,7 @@ def deployment(release: Release, name: str) -> dict[str, Any]:
     [
         {},
         {"replicas": 10},
-        {"autoscaling": {"enabled": True, "max": 32}},
+        {"autoscaling": {"enabled": True, "kind": "hpa", "max": 32}},
         {"tls": {"secretName": "certificate"}},
         {"settings": {"max_call_seconds": 600.5}},
     ],
@@ -60,7 +60,7 @@ def test_haproxy_accepts_its_configuration(tmp_path: Path, values: dict[str, Any
 
 
 def test_attempts_reach_every_pod_and_addresses_have_room_for_a_rollout():
-    for values, pods in (({"replicas": 5}, 5), ({"autoscaling": {"enabled": True, "max": 12}}, 12)):
+    for values, pods in (({"replicas": 5}, 5), ({"autoscaling": {"enabled": True, "kind": "hpa", "max": 12}}, 12)):
         text = config(render({**values, **POOL}))
         assert f"    retries {3 * pods}\n" in text
         assert f"server-template pod {2 * pods} {NAME}-pods.voice.svc.cluster.local:8998" in text

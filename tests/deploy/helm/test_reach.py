@@ -93,6 +93,18 @@ def test_a_route_has_no_timeouts():
     assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
 
 
+def test_the_gateway_checks_the_certificate_of_the_pods():
+    assert render({"route": ROUTE}).of("BackendTLSPolicy") == []
+    policy = render({"route": ROUTE, "tls": {"secretName": "c"}}).one("BackendTLSPolicy")["spec"]
+    (target,) = policy["targetRefs"]
+    assert (target["kind"], target["name"]) == ("Service", NAME)
+    assert policy["validation"] == {"hostname": ROUTE["hostnames"][0], "wellKnownCACertificates": "System"}
+    own = {**ROUTE, "backendTLS": {"hostname": "pods.internal", "caConfigMap": "ca"}}
+    validation = render({"route": own, "tls": {"secretName": "c"}}).one("BackendTLSPolicy")["spec"]["validation"]
+    assert validation["hostname"] == "pods.internal"
+    assert validation["caCertificateRefs"] == [{"group": "", "kind": "ConfigMap", "name": "ca"}]
+
+
 def policy(**values: Any) -> dict[str, Any]:
     spec: dict[str, Any] = render(values).one("NetworkPolicy")["spec"]
     return spec

@@ -13,7 +13,12 @@ METRIC = "personaplex_conversations_active"
 
 
 def scaled(kind: str, **values: Any) -> dict[str, Any]:
-    return {"slots": 32, "autoscaling": {"enabled": True, "kind": kind, "min": 2, "max": 9, **values}}
+    monitoring = {"podMonitor": {"enabled": True}}
+    return {
+        "slots": 32,
+        "monitoring": monitoring,
+        "autoscaling": {"enabled": True, "kind": kind, "min": 2, "max": 9, **values},
+    }
 
 
 @pytest.mark.parametrize("kind", ["keda", "hpa"])
@@ -34,7 +39,7 @@ def test_the_target_is_a_share_of_the_slots(slots: int, target: float, calls: st
 
 
 def test_keda_queries_the_conversations_of_this_release():
-    release = render({**scaled("keda"), "monitoring": {"podMonitor": {"enabled": True}}})
+    release = render(scaled("keda"))
     query = release.one("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
     (selector,) = selectors(query)
     assert selector.name == METRIC

@@ -58,7 +58,7 @@ app.kubernetes.io/component: pool
 {{- $models := .Values.models -}}
 {{- if $models.folder }}{{ $models.folder }}
 {{- else }}
-{{- $parameters := list .Chart.AppVersion (include "personaplex.checkpoint" .) .Values.device $models.variant $models.kvPrecision (toJson .Values.slots) -}}
+{{- $parameters := list (default .Chart.AppVersion .Values.image.tag) (include "personaplex.checkpoint" .) .Values.device $models.variant $models.kvPrecision (toJson .Values.slots) -}}
 models-{{ toJson $parameters | sha256sum | trunc 10 }}
 {{- end }}
 {{- end }}
