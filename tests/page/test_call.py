@@ -23,6 +23,22 @@ def lag(left: NDArray[np.float32], right: NDArray[np.float32]) -> int:
     return int(np.argmax(correlation[: len(left)]))
 
 
+def echoes(left: NDArray[np.float32], right: NDArray[np.float32]) -> list[int]:
+    """Return the delay, up to 2 s, of each 80 ms of the last two seconds of `right`; silence has none.
+
+    Per frame, since the delay changes where the machine stalls and playback has a gap.
+    """
+    found = []
+    for start in range(len(right) - 2 * RATE, len(right) - FRAME + 1, FRAME):
+        frame, before = right[start : start + FRAME], left[start - 2 * RATE : start + FRAME]
+        if np.sqrt(np.mean(frame**2)) < 0.01:
+            continue
+        energy = np.convolve(before**2, np.ones(FRAME), "valid")
+        likeness = np.correlate(before, frame, "valid") / np.sqrt(np.maximum(energy, 1e-3))
+        found.append(2 * RATE - int(np.argmax(likeness)))
+    return found
+
+
 def test_a_call_shows_levels_text_and_statistics(visit: Visit) -> None:
     visit.start()
     visit.transcript_grows()
@@ -86,8 +102,9 @@ def test_a_focused_prompt_is_not_overwritten(visit: Visit) -> None:
 def test_the_recording_has_the_user_left_and_the_agent_right(visit: Visit, gateway: Gateway) -> None:
     visit.start()
     visit.wait_until(lambda: len(gateway.engine.user_frames) >= 75)
-    delay = visit.page.evaluate("+document.getElementById('delay').innerText") / 1000
     visit.end()
+    # Ending a call takes a while on a busy machine: only the last figure is of the last frames.
+    delay = visit.page.evaluate("+document.getElementById('delay').textContent") / 1000
     left, right = visit.recording().T
     user_audio = np.concatenate(gateway.engine.user_frames)
     # Each side ends with the last whole block before the end; the first may have begun before the call did.
@@ -98,8 +115,8 @@ def test_the_recording_has_the_user_left_and_the_agent_right(visit: Visit, gatew
     start = lag(user_audio, np.pad(left, (FRAME, 0)))
     begin = max(0, FRAME - start)
     assert np.allclose(left[: 20 * FRAME], user_audio[begin : begin + 20 * FRAME], atol=2 / 32768)
-    # The delay of the echo equals the displayed delay of the last two seconds, measured from the end of a frame.
-    assert abs((lag(left[-2 * RATE :], right[-2 * RATE :]) - FRAME) / RATE - delay) < 0.2
+    # The displayed delay is the median of the last two seconds, measured from the end of a user frame.
+    assert abs((np.median(echoes(left, right)) - FRAME) / RATE - delay) < 0.2
 
 
 def test_muting_sends_silence(visit: Visit, gateway: Gateway) -> None:

@@ -137,11 +137,13 @@ export class Session extends EventTarget {
     if (now - this.#lastCapture > 1000) this.#capturingSince = now;
     this.#lastCapture = now;
     const { rate } = this.#audio;
+    const end = at + (pcm.length * RATE) / rate;
     this.#emit("captured", { at, pcm, rate });
-    if (this.state !== "talking") return;
+    // A busy page receives blocks late. One that ended before the call began would delay all that follow.
+    if (this.state !== "talking" || end <= this.#origin) return;
     this.recording.put(LEFT, at, pcm, rate);
     if (this.#wire.send(pcm)) {
-      this.#capturedAt.set(this.#sent++, at + (pcm.length * RATE) / rate);
+      this.#capturedAt.set(this.#sent++, end);
       // Limited to the frames in flight: a call can last for hours.
       this.#capturedAt.delete(this.#sent - 1000);
     }
