@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy.helm.chart import render
+from tests.deploy.helm.chart import SHARED, render
 
 ROOT = Path(__file__).parents[2]
 HOST = "calls-personaplex-pods.voice.svc.cluster.local"
@@ -208,7 +208,9 @@ async def balancer(running: Fleet, folder: Path, pods: int, **replaced: str) -> 
     """
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed: .ci/haproxy")
-    config = render({"replicas": pods, "pool": {"enabled": True, "threads": 1}}).one("ConfigMap")["data"]["haproxy.cfg"]
+    config = render({**SHARED, "replicas": pods, "pool": {"enabled": True, "threads": 1}}).one("ConfigMap")["data"][
+        "haproxy.cfg"
+    ]
     ports = [_free_port() for _ in range(3)]
     for word, new in replaced.items():
         config, found = re.subn(rf"(?m)^    {word.replace('_', '-')} .*$", f"    {new}", config)

@@ -15,6 +15,9 @@ CHART = Path(__file__).parents[3] / "deploy" / "helm" / "personaplex"
 RELEASE, NAMESPACE = "calls", "voice"
 NAME = "calls-personaplex"
 
+SHARED: dict[str, Any] = {"models": {"volume": {"accessModes": ["ReadWriteMany"]}}}
+"""A volume that several pods can use."""
+
 Values = Mapping[str, Any]
 Manifest = dict[str, Any]
 

@@ -14,7 +14,7 @@ import yaml
 from gateway.settings import Settings
 from model_repository.build import KV_PRECISIONS
 from model_repository.variants import Device, variants_of
-from tests.deploy.helm.chart import CHART, NAME, RELEASE, Release, environment, loaded, render
+from tests.deploy.helm.chart import CHART, NAME, RELEASE, SHARED, Release, environment, loaded, render
 
 ROOT = CHART.parents[2]
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "GRPCRoute", "BackendTLSPolicy"}
@@ -67,11 +67,12 @@ EVERYTHING: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "everything": EVERYTHING,
-    "keda": {"autoscaling": {"enabled": True}, "monitoring": {"podMonitor": {"enabled": True}}},
+    "keda": {**SHARED, "autoscaling": {"enabled": True}, "monitoring": {"podMonitor": {"enabled": True}}},
     "cpu": {"device": "cpu", "models": {"tiny": True, "variant": "fp32"}, "tls": {"secretName": "certificate"}},
     "a claim with models": {"models": {"volume": {"existingClaim": "weights"}, "folder": "models/int8"}},
     "a claim with a checkpoint": {"models": {"volume": {"existingClaim": "weights"}, "checkpointFolder": "published"}},
     "pool": {
+        **SHARED,
         "replicas": 10,
         "pool": {"enabled": True},
         "tls": {"secretName": "c"},
@@ -184,6 +185,8 @@ def test_variants_are_those_of_the_build():
     [
         ({"replica": 2}, "replica"),
         ({"replicas": "two"}, "replicas"),
+        ({"replicas": 2}, "ReadWriteMany"),
+        ({"autoscaling": {"enabled": True, "kind": "hpa"}}, "ReadWriteMany"),
         ({"slots": 0}, "slots"),
         ({"device": "tpu"}, "device"),
         ({"settings": {"max_call_secs": 600}}, "max_call_secs"),
@@ -200,8 +203,8 @@ def test_variants_are_those_of_the_build():
         ({"ingress": {"enabled": True}}, "hosts"),
         ({"ingress": {"grpc": {"enabled": True}}}, "hosts"),
         ({"autoscaling": {"target": 1.5}}, "target"),
-        ({"autoscaling": {"enabled": True, "kind": "hpa", "min": 5, "max": 4}}, "autoscaling.min is 5"),
-        ({"autoscaling": {"enabled": True, "kind": "keda"}}, "monitoring.podMonitor"),
+        ({**SHARED, "autoscaling": {"enabled": True, "kind": "hpa", "min": 5, "max": 4}}, "autoscaling.min is 5"),
+        ({**SHARED, "autoscaling": {"enabled": True, "kind": "keda"}}, "monitoring.podMonitor"),
         (
             {"route": {"enabled": True, "parentRefs": [{"name": "g"}]}, "tls": {"secretName": "c"}},
             "backendTLS.hostname",

@@ -68,7 +68,7 @@ def test_the_name_of_the_job_depends_on_its_content():
     changed = render({"build": {"resources": {"limits": {"memory": "9Gi"}}}}).one("Job")
     assert before["spec"] != changed["spec"]
     assert before["metadata"]["name"] != changed["metadata"]["name"]
-    unchanged = render({"replicas": 5, "settings": {"idle_seconds": 5}, "monitoring": {"rules": {"enabled": True}}})
+    unchanged = render({"settings": {"idle_seconds": 5}, "monitoring": {"rules": {"enabled": True}}})
     assert unchanged.one("Job") == before
     assert folders(unchanged) == folders(render())
 
@@ -110,3 +110,23 @@ def test_existing_models_are_neither_built_nor_waited_for():
     assert folders(release) == {"/volume/personaplex/int8"}
     (volume,) = [each for each in release.pod["volumes"] if each["name"] == "models"]
     assert volume["persistentVolumeClaim"]["claimName"] == "weights"
+
+
+def test_a_volume_of_one_node_blocks_neither_the_job_nor_an_upgrade():
+    """Whichever of them mounts it first."""
+    release = render()
+    assert release.one("PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteOnce"]
+    (term,) = release.one("Job")["spec"]["template"]["spec"]["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    pod = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    assert term["labelSelector"]["matchLabels"].items() <= pod.items()
+    assert release.one("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@pytest.mark.parametrize("volume", [{"accessModes": ["ReadWriteMany"]}, {"existingClaim": "weights"}])
+def test_a_volume_of_several_nodes_restricts_nothing(volume: dict[str, Any]):
+    release = render({"replicas": 4, "models": {"volume": volume}})
+    assert "affinity" not in release.one("Job")["spec"]["template"]["spec"]
+    assert release.one("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}

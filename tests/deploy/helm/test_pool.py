@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.helm.chart import NAME, Release, render
+from tests.deploy.helm.chart import NAME, SHARED, Release, render
 
-POOL: dict[str, Any] = {"pool": {"enabled": True}}
+POOL: dict[str, Any] = {**SHARED, "pool": {"enabled": True}}
 
 
 def config(release: Release) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.helm.chart import NAME, NAMESPACE, render
+from tests.deploy.helm.chart import NAME, NAMESPACE, SHARED, render
 from tests.deploy.promql import gateway_series, labels, selectors
 
 METRIC = "personaplex_conversations_active"
@@ -15,6 +15,7 @@ METRIC = "personaplex_conversations_active"
 def scaled(kind: str, **values: Any) -> dict[str, Any]:
     monitoring = {"podMonitor": {"enabled": True}}
     return {
+        **SHARED,
         "slots": 32,
         "monitoring": monitoring,
         "autoscaling": {"enabled": True, "kind": kind, "min": 2, "max": 9, **values},
@@ -24,7 +25,7 @@ def scaled(kind: str, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["keda", "hpa"])
 def test_the_autoscaler_sets_the_number_of_pods(kind: str):
     assert "replicas" not in render(scaled(kind)).one("Deployment")["spec"]
-    assert render({"replicas": 3}).one("Deployment")["spec"]["replicas"] == 3
+    assert render({**SHARED, "replicas": 3}).one("Deployment")["spec"]["replicas"] == 3
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,6 @@ def test_both_autoscalers_have_the_same_bounds_and_behavior():
 
 
 def test_new_pods_start_before_old_ones_stop():
-    strategy = render().one("Deployment")["spec"]["strategy"]
+    strategy = render(SHARED).one("Deployment")["spec"]["strategy"]
     assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert render().one("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1

@@ -45,6 +45,12 @@ app.kubernetes.io/component: pool
 {{- default (printf "%s-models" (include "personaplex.fullname" .)) .Values.models.volume.existingClaim }}
 {{- end }}
 
+{{/* Whether the chart's own volume can be mounted on one node only. */}}
+{{- define "personaplex.oneNode" -}}
+{{- $volume := .Values.models.volume -}}
+{{- if not (or $volume.existingClaim (has "ReadWriteMany" $volume.accessModes) (has "ReadOnlyMany" $volume.accessModes)) }}true{{ end }}
+{{- end }}
+
 {{- define "personaplex.checkpoint" -}}
 {{- $models := .Values.models -}}
 {{- if $models.tiny }}checkpoint-tiny
