@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import count
 from math import inf
 
+_WARM_UP_CALLS = 5
+"""Mean lengths of a call until the fleet, which is empty at first, is as full as later on."""
 _RETURN_S = 60.0
 """Seconds until a pod that failed or drained is replaced."""
 
@@ -138,8 +140,11 @@ def simulate(load: Load, attempts: Attempts, replicas: int = 2, seed: int = 1) -
     for kind, rate in (("fail", load.failures), ("drain", load.drains)):
         if rate:
             schedule(draw.expovariate(rate * load.pods / 3600), kind)
-    while refusals.calls < load.calls:
+    warm = False
+    while not warm or refusals.calls < load.calls:
         now, _, kind, about = heapq.heappop(events)
+        if not warm and now > _WARM_UP_CALLS * load.call:
+            refusals, warm = Refusals(), True
         if kind == "arrive":
             size = 1 if load.burst == 1 else 1 + int(draw.expovariate(1 / (load.burst - 1)) + 0.5)
             for _ in range(size):

@@ -111,8 +111,8 @@ class Scenario:
         added.usable = (added.taken[0][0], added.usable[1])
         await some()
 
-    def check(self, apis: tuple[str, ...]) -> None:
-        """No call was refused while a slot was free; only calls of the killed pod broke."""
+    def check(self, apis: tuple[str, ...], rounds: int = 1) -> None:
+        """No call was refused while a slot was free; only calls of the killed pod broke. `rounds`: of attempts."""
         by_api = Counter((result.api, result.outcome) for result in self.results)
         print("\n".join(f"{api:14} " + " ".join(f"{o}: {by_api[api, o]}" for o in Outcome) for api in apis))
         for api in apis:
@@ -132,7 +132,7 @@ class Scenario:
         assert wrong == []
         assert refused
         # The machine's own pauses are not the pool's.
-        assert times[0] < 0.1
+        assert times[0] < 0.1 * rounds
 
 
 @pytest.mark.effort
@@ -178,7 +178,7 @@ async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: P
         scenario = Scenario(running, stack)
         make: Make = lambda api: grpc_call(api, channel, rounds)  # noqa: E731
         await scenario.run(pods, open_call, settled, make, GRPC_APIS, GRPC_CALLS)
-        scenario.check(GRPC_APIS)
+        scenario.check(GRPC_APIS, rounds)
         await held[0].write(pb.ConverseRequest(audio=bytes(3840)))
         assert (await held[0].read()).WhichOneof("message") == "audio"
         held[0].cancel()
