@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from gateway.api.connection import Connection
 from gateway.api.openai import endpoint
@@ -47,6 +47,7 @@ updates, and Pipecat the instructions with the first audio."""
 _EARLY_CHARACTERS = 2**20
 # Audio that Pipecat may send again after `input_audio_buffer.clear`: as much as its setting usually has.
 _REPEATED_S = 2.0
+_MAX_METADATA = 16
 
 
 class TruncateItem(BaseModel):
@@ -60,7 +61,15 @@ class TruncateItem(BaseModel):
 class CreateResponse(BaseModel):
     """Field `response` of `response.create`. All but the metadata is ignored."""
 
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: dict[str, str] | None = None
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _few(cls, metadata: object) -> object:
+        # Before the entries: 9,000 that are not valid take 90 ms.
+        if isinstance(metadata, dict) and len(metadata) > _MAX_METADATA:
+            raise ValueError(f"expected at most {_MAX_METADATA} entries")
+        return metadata
 
 
 class ItemReference(BaseModel):

@@ -131,6 +131,10 @@ ATTACKS: dict[str, list[Message]] = {
     "clears and appends": [START, *[event("input_audio_buffer.clear"), append(bytes(960))] * 10_000],
     "G.711, 0.7 MB": [G711, *[append(bytes(LARGE))] * 4],
     "loud PCM, 0.7 MB": [update(audio={"input": {"turn_detection": DETECTION}}), *[append(b"\0\x40" * 350_000)] * 4],
+    "metadata": [
+        START,
+        *[event("response.create", response={"metadata": dict.fromkeys(map(str, range(9_000)), 0)})] * 9,
+    ],
     "values": [START, *["[" + "[]," * 9_000 + "0]"] * 40],
 }
 SHORT = ("commits",)

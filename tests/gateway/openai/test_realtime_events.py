@@ -389,10 +389,12 @@ class TestResponseEvents:
             assert (await caller.until("response.created"))["response"]["status"] == "in_progress"
 
     async def test_metadata_that_is_none_is_an_error(self, server: Server) -> None:
+        many = dict.fromkeys(map(str, range(17)), "x")
         async with realtime(server) as caller:
-            await caller.send("response.create", event_id="e", response={"metadata": {"x": 7}})
-            error = await caller.error()
-        assert (error["code"], error["param"], error["event_id"]) == ("invalid_value", "response.metadata.x", "e")
+            for metadata, param in (({"x": 7}, "response.metadata.x"), (many, "response.metadata")):
+                await caller.send("response.create", event_id="e", response={"metadata": metadata})
+                error = await caller.error()
+                assert (error["code"], error["param"], error["event_id"]) == ("invalid_value", param, "e")
 
     async def test_cancel_closes_the_response_and_the_agent_speaks_on_in_another(self, server: Server) -> None:
         async with silent(server) as caller:
