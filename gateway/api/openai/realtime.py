@@ -120,19 +120,6 @@ class RealtimeTransport:
         self._audio: InputQueue | None = None
         self._input: DuplexCodec
         self._output: DuplexCodec
-        self._answers: dict[str, Callable[[ClientEvent], Awaitable[None]]] = {
-            events.UPDATE: self._update,
-            events.APPEND: self._append,
-            events.COMMIT: self._commit,
-            events.CLEAR: self._clear,
-            events.CREATE_ITEM: self._create_item,
-            events.RETRIEVE_ITEM: self._retrieve_item,
-            events.DELETE_ITEM: self._delete_item,
-            events.TRUNCATE_ITEM: self._truncate_item,
-            events.CREATE_RESPONSE: self._create_response,
-            events.CANCEL_RESPONSE: self._cancel_response,
-            events.CLEAR_OUTPUT: self._clear_output,
-        }
 
     async def serve(self, key: KeyHolder | None, slot: Slot | None) -> None:
         """Wait for the first audio, run the session and close. Raises TransportClosed."""
@@ -207,7 +194,7 @@ class RealtimeTransport:
 
     async def _answer(self, event: ClientEvent) -> None:
         try:
-            await self._answers[event.type](event)
+            await _ANSWERS[event.type](self, event)
         except OpenAIError as error:
             await self._channel.send_error(error, event.event_id)
 
@@ -301,3 +288,18 @@ class RealtimeTransport:
             for event in batch:
                 event.event_id = self._channel.new_id()
                 await self._channel.send(event)
+
+
+_ANSWERS: dict[str, Callable[[RealtimeTransport, ClientEvent], Awaitable[None]]] = {
+    events.UPDATE: RealtimeTransport._update,
+    events.APPEND: RealtimeTransport._append,
+    events.COMMIT: RealtimeTransport._commit,
+    events.CLEAR: RealtimeTransport._clear,
+    events.CREATE_ITEM: RealtimeTransport._create_item,
+    events.RETRIEVE_ITEM: RealtimeTransport._retrieve_item,
+    events.DELETE_ITEM: RealtimeTransport._delete_item,
+    events.TRUNCATE_ITEM: RealtimeTransport._truncate_item,
+    events.CREATE_RESPONSE: RealtimeTransport._create_response,
+    events.CANCEL_RESPONSE: RealtimeTransport._cancel_response,
+    events.CLEAR_OUTPUT: RealtimeTransport._clear_output,
+}
