@@ -21,6 +21,10 @@ from gateway.audio.voice_activity import VoiceActivity
 SILENT_FRAMES = 8
 """Frames of 80 ms without text or sound that end a response. Pauses between words are shorter."""
 
+CANCEL_FRAMES = 5
+"""Frames after a cancelled response that open no other one: LiveKit cancels before it closes a session, and then waits
+for all responses, so that it would never close while the agent speaks on."""
+
 
 class Responses:
     """The agent's responses of one session. `items`: those of the conversation."""
@@ -32,6 +36,7 @@ class Responses:
         self._response: _Response | None = None
         self._metadata: dict[str, str] | None = None
         self._user_frames = 0
+        self._cancel_frames = 0
         self.last_id: str | None = None
         """Id of the latest response."""
 
@@ -54,7 +59,9 @@ class Responses:
         """
         self._user_frames += 1
         found: list[ServerEvent] = []
-        if self._response is None and quiet_frames == 0:
+        if self._cancel_frames:
+            self._cancel_frames -= 1
+        elif self._response is None and quiet_frames == 0:
             found += self._open()
         if (response := self._response) is None:
             return found
@@ -68,7 +75,8 @@ class Responses:
         return [*found, *self._close("completed")] if quiet_frames >= SILENT_FRAMES else found
 
     def cancel(self) -> list[ServerEvent]:
-        """Close the response that is open. If the agent speaks on, the next frame opens another one."""
+        """Close the response that is open. If the agent speaks on, another one opens after a pause."""
+        self._cancel_frames = CANCEL_FRAMES
         return self._close("cancelled", {"reason": "client_cancelled"})
 
     def fail(self, error: OpenAIError) -> list[ServerEvent]:
