@@ -117,13 +117,15 @@ def test_the_models_image_installs_the_gpu_extra() -> None:
 def test_the_models_image_installs_the_imports_of_serving() -> None:
     known = {"numpy": "numpy", "onnx": "onnx", "onnxruntime": "onnxruntime-gpu"}
     imported = set()
-    for file in (ROOT / "model_repository" / "serving").glob("*.py"):
+    package = ROOT / "model_repository"
+    for file in (*(package / "serving").glob("*.py"), package / "processors.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {name.name.partition(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom):
-                assert not (node.module or "").startswith("model_repository") or "serving" in (node.module or "")
-                imported.add((node.module or "").partition(".")[0])
+                module = node.module or ""
+                assert not module.startswith("model_repository") or module.split(".")[1] in ("serving", "processors")
+                imported.add(module.partition(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"model_repository", "triton_python_backend_utils"}
     assert foreign == set(known)
     assert set(known.values()) <= set(pins(DEPLOY / "requirements-gpu.txt"))
