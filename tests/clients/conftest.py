@@ -56,8 +56,14 @@ async def run_client(python: Path, script: str, *arguments: object) -> dict[str,
     process = await asyncio.create_subprocess_exec(
         str(python), str(HERE / script), *map(str, arguments), stdout=-1, stderr=-1
     )
-    async with asyncio.timeout(90):
-        output, errors = await process.communicate()
+    try:
+        async with asyncio.timeout(90):
+            output, errors = await process.communicate()
+    finally:
+        # A client that is still there would hold its slot.
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert process.returncode == 0, errors.decode()[-4000:]
     result: dict[str, Any] = json.loads(output.decode().strip().splitlines()[-1])
     return result
