@@ -26,6 +26,7 @@ from gateway.triton_server import TritonServer, TritonSupervisor
 from gateway.voices.registry import VoiceRegistry
 
 POLL_S = 0.1
+AFTER_PREFILL_S = 1.0
 
 
 class Service:
@@ -181,11 +182,15 @@ class Service:
         url = self.url if local is None else self.url.replace(self.settings.host, local)
         # The certificate is valid for the public name, not for this address.
         with Client(url, verify=False) as client:
-            while (missing := client.ready()) is not None:
+            while True:
+                # A prefill may take longer than everything before it. It may end between two of these lines.
+                if self._prefilling():
+                    deadline = max(deadline, time.monotonic() + AFTER_PREFILL_S)
+                if (missing := client.ready()) is None:
+                    return
                 if not self.running():
                     raise CommandError("the gateway ended while starting; see its log")
-                # A prefill may take longer than everything before it.
-                if time.monotonic() > deadline and not self._prefilling():
+                if time.monotonic() > deadline:
                     where = f"Triton at {self.settings.triton_url}"
                     raise CommandError(f"{where} is not ready after {self._wait:g} s: {missing}")
                 time.sleep(POLL_S)

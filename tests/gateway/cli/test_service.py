@@ -16,8 +16,8 @@ from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.settings import Settings
 
-WAIT_S = 0.2
-PREFILL_S = 1.0
+WAIT_S = 0.5
+PREFILL_S = 2.0
 
 
 @pytest.fixture
@@ -44,6 +44,6 @@ def test_a_prefill_may_take_longer_than_the_wait(starting: Service, engine: Fake
 
 def test_models_that_are_not_ready_in_time(starting: Service, engine: FakeBackend) -> None:
     engine.down = True
-    with pytest.raises(CommandError, match=r"is not ready after 0\.2 s: "):
+    with pytest.raises(CommandError, match=r"is not ready after 0\.5 s: "):
         starting.start()
     assert not starting.running()
