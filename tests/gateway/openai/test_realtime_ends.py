@@ -155,8 +155,8 @@ async def test_a_client_in_real_time_gets_all_of_the_agents_audio(serve: Serve, 
         sending.cancel()
         metrics = server.runtime.metrics.registry
         dropped = metrics.get_sample_value("personaplex_dropped_frames_total")
-    seconds = 0.08 * len(caller.of(DELTA))
-    assert seconds == pytest.approx(elapsed, abs=0.3)
+    # Up to six frames are more: the first one, three of early audio, and two that may be ahead.
+    assert elapsed - 0.3 < 0.08 * len(caller.of(DELTA)) < elapsed + 0.08 * 6 + 0.05
     # At the start; then nothing is lost.
     assert dropped is not None
     assert dropped <= 3
