@@ -16,7 +16,7 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-from gateway.cli.published import ON_CPU, ON_CUDA, fitting_slots
+from gateway.cli.published import ON_CPU, ON_CUDA
 from gateway.errors import RepositoryError
 from gateway.manifest import Manifest, Memory
 from gateway.triton_server import TritonError, TritonInstallation, TritonNotInstalledError, TritonServer
@@ -202,7 +202,7 @@ def gateway_port(port: int) -> Check:
 def published() -> Check:
     """Recommend a variant of the published 7B for this machine: how many slots of each fit."""
     try:
-        from model_repository.serving.room import DEVICE_WORKSPACE_BYTES, HOST_WORKSPACE_BYTES, WORKSPACE_SHARE
+        from model_repository.serving.room import DEVICE_WORKSPACE_BYTES, HOST_WORKSPACE_BYTES, WORKSPACE_SHARE, Needs
     except ImportError:
         return Check("PersonaPlex 7B", Status.WARN, "not computed: ONNX Runtime is missing", "fix the line above first")
     device = gpu_memory() if gpu().status is Status.OK else None
@@ -212,7 +212,12 @@ def published() -> Check:
     else:
         free, sizes, workspace = device, ON_CUDA, DEVICE_WORKSPACE_BYTES
         where = f"{_size(free)} on the GPU"
-    slots = {name: fitting_slots(memory, free, workspace, WORKSPACE_SHARE) for name, memory in sizes.items()}
+
+    def needs(memory: Memory) -> Needs:
+        """Each of the four models has a process with a workspace."""
+        return Needs(memory.weights, memory.slot, 4 * workspace + round(WORKSPACE_SHARE * memory.weights))
+
+    slots = {name: needs(memory).fitting(free) for name, memory in sizes.items()}
     fitting = [f"{name} with {count} slots" for name, count in slots.items() if count > 0]
     if not fitting:
         least = sizes["int4"]

@@ -23,12 +23,3 @@ ON_CUDA: Mapping[str, Memory] = {
     "fp16": Memory(weights=15_755_203_588, slot=1_588_734_000),
     "fp32": Memory(weights=31_130_104_836, slot=3_161_073_712),
 }
-
-
-def fitting_slots(memory: Memory, free: int, workspace_bytes: int, workspace_share: float, models: int = 4) -> int:
-    """Number of slots that fit into `free` bytes; negative if not even the weights do.
-
-    Each of the models has a process with a workspace; weights take a share more while they are loaded.
-    """
-    needed = memory.weights + round(workspace_share * memory.weights) + models * workspace_bytes
-    return (free - needed) // memory.slot

@@ -51,17 +51,16 @@ class Retry:
         return seconds
 
 
-def retry_after(value: str | None) -> float:
-    """Return the seconds of a header Retry-After; 1 without a number."""
-    return float(value) if value and value.isdecimal() else 1.0
-
-
 def refusal(response: httpx.Response) -> ClientError:
     """Return the error of a response that was read and is not a success."""
-    after = response.headers.get("Retry-After")
-    if response.status_code in (429, 503) and after:
-        return ServerBusyError(problem(response), retry_after(after))
-    return ClientError(problem(response))
+    return refused(response.status_code, problem(response), response.headers.get("Retry-After"))
+
+
+def refused(status: int, message: str, after: str | None) -> ClientError:
+    """Return the error of an HTTP status; `after` is the value of the header Retry-After."""
+    if status in (429, 503) and after:
+        return ServerBusyError(message, float(after) if after.isdecimal() else 1.0)
+    return ClientError(message)
 
 
 class Options(TypedDict):

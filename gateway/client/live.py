@@ -15,7 +15,7 @@ import numpy.typing as npt
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from gateway.client.events import AgentAudio, AgentText, Ended, Event, Ready, Stats, Warning
-from gateway.client.http import CONNECT_TIMEOUT_S, ClientError, ServerBusyError, retry_after
+from gateway.client.http import CONNECT_TIMEOUT_S, ClientError, ServerBusyError, refused
 
 PATH = "/v1/converse"
 END = '{"type": "end"}'
@@ -123,10 +123,7 @@ def connection_errors(url: str) -> Iterator[None]:
             message = str(json.loads(response.body or b"")["detail"])
         except (ValueError, KeyError, TypeError):
             message = f"{url}{PATH} answered {response.status_code} {response.reason_phrase}"
-        after = response.headers.get("Retry-After")
-        if response.status_code in (429, 503) and after:
-            raise ServerBusyError(message, retry_after(after)) from None
-        raise ClientError(message) from None
+        raise refused(response.status_code, message, response.headers.get("Retry-After")) from None
     except ConnectionClosed as error:
         reason = error.rcvd.reason if error.rcvd else ""
         raise ClientError(f"{url} broke off the conversation{': ' if reason else ''}{reason}") from None

@@ -66,6 +66,10 @@ class Needs:
     def total(self, slots: int) -> int:
         return self.weights + self.workspace + slots * self.slot
 
+    def fitting(self, there: int) -> int:
+        """Slots that fit into so many bytes; negative if not even the weights do."""
+        return (there - self.total(0)) // self.slot if self.slot else 0
+
     def __add__(self, other: Needs) -> Needs:
         return Needs(self.weights + other.weights, self.slot + other.slot, self.workspace + other.workspace)
 
@@ -96,7 +100,7 @@ def _require(name: str, needs: Needs, slots: int, there: int, what: str, said: s
         f"(weights {_gigabytes(needs.weights)}, each slot {_gigabytes(needs.slot)}, "
         f"workspace {_gigabytes(needs.workspace)}) {said.format(_gigabytes(there))}"
     )
-    fitting = (there - needs.total(0)) // needs.slot if needs.slot else 0
+    fitting = needs.fitting(there)
     if fitting < 1:
         raise NoRoomError(f"{need}: not even one slot fits; build a smaller variant or free memory")
     raise NoRoomError(f"{need}; build with --slots {fitting}")
