@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -60,8 +61,13 @@ class RecordedResponse:
         self._silent_frames = round(SILENCE_SECONDS * manifest.frame_rate)
         self._may_stop = max_steps is None
         self.max_steps = frame_limit(pcm, manifest, max_steps, limit)
-        self.user_codes: list[Tokens] = []
-        """User codes [8] per agent frame; complete when `frames` has ended."""
+        self._codebooks = manifest.codebooks
+        self._user_codes = array("q")
+
+    @property
+    def user_codes(self) -> Tokens:
+        """User codes [F, 8] int64, one row per agent frame; complete when `frames` has ended."""
+        return np.reshape(self._user_codes, (-1, self._codebooks))
 
     async def frames(self) -> AsyncIterator[AgentFrame]:
         """Yield the agent's frames as they are generated: from frame 0, or from where an earlier turn ended."""
@@ -76,10 +82,11 @@ class RecordedResponse:
                 break
             frame = await conversation.step(self._user_frame(frame.index - first))
             if frame.user_codes is not None:
-                self.user_codes.append(frame.user_codes)
+                self._user_codes.extend(frame.user_codes.tolist())
         # The last agent frame does not need the codes of its user frame. They are reported nevertheless, and the next
         # turn begins with them.
-        self.user_codes.append(await conversation.encode(self._user_frame(frame.index - first)))
+        last = await conversation.encode(self._user_frame(frame.index - first))
+        self._user_codes.extend(last.tolist())
 
     def _user_frame(self, index: int) -> Floats:
         if index >= self._user_frames:

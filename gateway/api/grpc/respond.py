@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from gateway.api.grpc.params import require, respond_request
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
@@ -95,7 +93,7 @@ async def _chunks(runtime: Runtime, request: RecordedRequest) -> AsyncGenerator[
             transcript="".join(texts).strip(),
             frames=count,
             timings=_timings(run.stats),
-            user_codes=_flat(run.user_codes) if request.with_tokens else None,
+            user_codes=run.user_codes.ravel() if request.with_tokens else None,
         )
     )
 
@@ -115,14 +113,14 @@ def _response(result: RecordedResult) -> pb.RespondResponse:
     return pb.RespondResponse(
         audio=result.wav(),
         transcript=result.transcript,
-        frames=len(result.frames),
+        frames=result.frames,
         sample_rate=result.sample_rate,
         voice=result.request.voice,
         seed=result.request.sampling.seed,
         timings=_timings(result.stats),
-        text_tokens=[frame.text_token for frame in result.frames] if with_tokens else None,
-        agent_codes=_flat([frame.codes for frame in result.frames]) if with_tokens else None,
-        user_codes=_flat(result.user_codes) if with_tokens else None,
+        text_tokens=result.text_tokens if with_tokens else None,
+        agent_codes=result.agent_codes.ravel() if with_tokens else None,
+        user_codes=result.user_codes.ravel() if with_tokens else None,
     )
 
 
@@ -134,7 +132,3 @@ def _timings(stats: SessionStats) -> pb.Timings:
         rtf=stats.rtf,
         **stages,
     )
-
-
-def _flat(codes: Iterable[NDArray[np.int64]]) -> list[int]:
-    return [int(code) for frame in codes for code in frame]

@@ -8,9 +8,7 @@ import logging
 from binascii import b2a_base64
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import asdict
-from typing import Any
 
-import numpy as np
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -39,7 +37,7 @@ def wav_headers(result: RecordedResult) -> dict[str, str]:
     return {
         **conversation,
         "X-PersonaPlex-Seed": str(result.request.sampling.seed),
-        "X-PersonaPlex-Frames": str(len(result.frames)),
+        "X-PersonaPlex-Frames": str(result.frames),
         "X-PersonaPlex-RTF": f"{stats.rtf:.4f}",
         "X-PersonaPlex-Setup-Ms": f"{stats.setup_seconds * 1000:.1f}",
         "X-PersonaPlex-First-Audio-Ms": f"{stats.first_audio_seconds * 1000:.1f}",
@@ -52,7 +50,7 @@ def json_around_audio(result: RecordedResult) -> tuple[bytes, bytes]:
     answer = RespondAnswer(
         audio=_AUDIO,
         transcript=result.transcript,
-        frames=len(result.frames),
+        frames=result.frames,
         sample_rate=result.sample_rate,
         voice=result.request.voice,
         seed=result.request.sampling.seed,
@@ -74,15 +72,11 @@ def json_around_audio(result: RecordedResult) -> tuple[bytes, bytes]:
 
 def _tokens_json(result: RecordedResult) -> bytes:
     """Encode the fields of the tokens, in pieces that hold the GIL for about 1 ms each."""
-    fields: dict[str, list[Any]] = {
-        "text_tokens": [frame.text_token for frame in result.frames],
-        "agent_codes": [frame.codes for frame in result.frames],
-        "user_codes": result.user_codes,
-    }
     pieces = []
-    for name, values in fields.items():
+    for name in ("text_tokens", "agent_codes", "user_codes"):
+        values = getattr(result, name)
         parts = [
-            json.dumps(np.array(values[at : at + _FRAMES_PER_TOKEN_PIECE]).tolist(), separators=(",", ":"))[1:-1]
+            json.dumps(values[at : at + _FRAMES_PER_TOKEN_PIECE].tolist(), separators=(",", ":"))[1:-1]
             for at in range(0, len(values), _FRAMES_PER_TOKEN_PIECE)
         ]
         pieces.append(f',"{name}":[{",".join(parts)}]')
