@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from gateway.errors import RepositoryError
 
-FORMAT = 2
+FORMAT = 3
 VOICES_FOLDER = "voices"
 
 

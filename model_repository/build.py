@@ -30,7 +30,7 @@ from model_repository.place import MANIFEST, check_place, replacing
 from model_repository.triton_config import served_models
 from model_repository.variants import CachePrecision, Device, Variant, variants_of
 
-FORMAT = 2
+FORMAT = 3
 """Version of the manifest's own layout."""
 
 TOKENIZER = "tokenizer.model"

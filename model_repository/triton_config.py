@@ -40,7 +40,7 @@ class ServedModel:
     """Everything a `config.pbtxt` says that differs between the models.
 
     The tensors are those of one conversation; how requests to a stateful model speak for several is said in
-    `serving/triton_io.py`.
+    `serving/members.py`.
     """
 
     name: str

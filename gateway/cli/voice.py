@@ -138,7 +138,7 @@ def _recorded(recording: Path, manifest: Manifest, models: Path) -> VoicePreset:
 def _encode(models: Path, frames: Floats) -> Tokens:
     """Encode frames [N, 1920] float32 to codes [N, 8] int64 with the repository's mimi_encoder."""
     from model_repository.serving.mimi import MimiModel
-    from model_repository.serving.row_request import answer_one
+    from model_repository.serving.row_request import run_one
 
     graph = models / "triton" / "mimi_encoder" / "1" / "model.onnx"
     if not graph.is_file():
@@ -147,10 +147,11 @@ def _encode(models: Path, frames: Floats) -> Tokens:
         encoder = MimiModel(graph, slots=1)
     except Exception as error:  # ONNX Runtime's error classes have no common base but Exception
         raise CommandError(f"{graph} cannot be loaded: {error}") from None
+    encoder.slots.begin(0)
     codes = []
     with progress("encoding", total=len(frames)) as report:
         for index, frame in enumerate(frames):
-            codes.append(answer_one(encoder, 0, {"pcm": frame}, start=index == 0)["codes"])
+            codes.append(run_one(encoder, 0, {"pcm": frame})["codes"])
             report(None, index + 1)
     return np.stack(codes)
 

@@ -13,7 +13,7 @@ from model_repository.evaluation.repository import Repository
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
-from model_repository.serving.row_request import Array, answer_one
+from model_repository.serving.row_request import Array, run_one
 from model_repository.serving.temporal import TemporalModel
 
 TEXT, AGENT, USER = 0, slice(1, 9), slice(9, 17)
@@ -67,28 +67,30 @@ class Models:
         self._slots = slots
 
     def converse(self, prompt: Prompt, frames: NDArray[np.float32], done: Callable[[float], None]) -> Conversation:
-        """BatchResult frames [T, 1920] greedily; `done` is called with the fraction that is done."""
+        """Answer frames [T, 1920] greedily; `done` is called with the fraction that is done."""
         count = len(frames)
         columns = np.full((count + 1, len(self._delayed)), UNKNOWN, np.int64)
         columns[0] = prompt.known
         seconds = np.zeros((count, len(STAGES)))
+        for model in (self.encoder, self.temporal, self.decoder):
+            model.slots.begin(0)
         begun: dict[str, Array] = {"columns": prompt.columns, "embeddings": prompt.embeddings}
-        thought = answer_one(self.temporal, 0, begun | _greedy(prompt.length), start=True)
+        thought = run_one(self.temporal, 0, begun | _greedy(prompt.length))
         self._draw(columns[0], thought, prompt.length)
         for index, frame in enumerate(frames):
             now, following = columns[index], columns[index + 1]
             position = prompt.length + index + 1
             times = [perf_counter()]
-            heard = answer_one(self.encoder, 0, {"pcm": frame}, start=index == 0)["codes"]
+            heard = run_one(self.encoder, 0, {"pcm": frame})["codes"]
             delayed = self._delayed[USER]
             now[USER][~delayed] = heard[~delayed]
             following[USER][delayed] = heard[delayed]
             times.append(perf_counter())
-            thought = answer_one(self.temporal, 0, {"columns": now[None]} | _greedy(position))
+            thought = run_one(self.temporal, 0, {"columns": now[None]} | _greedy(position))
             times.append(perf_counter())
             self._draw(following, thought, position)
             times.append(perf_counter())
-            answer_one(self.decoder, 0, {"codes": np.where(self._delayed, following, now)[AGENT]}, start=index == 0)
+            run_one(self.decoder, 0, {"codes": np.where(self._delayed, following, now)[AGENT]})
             times.append(perf_counter())
             seconds[index] = np.diff(times)
             done((index + 1) / count)
@@ -101,7 +103,7 @@ class Models:
 
     def _draw(self, column: NDArray[np.int64], thought: dict[str, Array], position: int) -> None:
         """Fill in the column at `position` what is drawn for it and not fixed before."""
-        codes = answer_one(self.depformer, 0, thought | _greedy(position))["codes"]
+        codes = run_one(self.depformer, 0, thought | _greedy(position))["codes"]
         if column[TEXT] == UNKNOWN:
             column[TEXT] = thought["text_token"][0]
         agent = column[AGENT]

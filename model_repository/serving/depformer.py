@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,16 @@ from model_repository.serving.place import ExecutionTarget, open_session
 from model_repository.serving.row_request import Array, BatchResult, RowRequest, check, split
 from model_repository.serving.sampler import Samplers
 from model_repository.serving.session import warm_up_sizes
+
+
+@dataclass(frozen=True, eq=False)
+class DepformerRequest:
+    """hidden [N, dim] float32, text_token [N, 1] int64 and how to sample. `rows` are indices of the request."""
+
+    rows: Array
+    hidden: Array
+    text_token: Array
+    samplers: Samplers
 
 
 class DepformerModel:
@@ -33,30 +44,26 @@ class DepformerModel:
         self._card = card
 
     def warm_up(self, slots: int) -> None:
-        """Run once what the first callers would otherwise wait for."""
+        """Run once whatever is slow the first time."""
         for size in warm_up_sizes(slots):
-            inputs: Mapping[str, Array] = {
-                "hidden": np.zeros((size, self._dim), np.float32),
-                "text_token": np.zeros((size, 1), np.int64),
-                "sampler": np.tile([0, 0, 1], (size, 1)),
-                "temperature": np.ones((size, 1), np.float32),
-            }
-            self.run([RowRequest(np.arange(size), np.zeros(size, bool), inputs)])
+            samplers = Samplers(np.tile([0, 0, 1], (size, 1)), np.ones(size, np.float32))
+            hidden, text_token = np.zeros((size, self._dim), np.float32), np.zeros((size, 1), np.int64)
+            self.run([DepformerRequest(np.arange(size), hidden, text_token, samplers)])
 
-    def check(self, request: RowRequest) -> None:
-        """See `Model.check`."""
-        check(request.inputs["hidden"], "hidden", np.float32, (self._dim,))
-        check(request.inputs["text_token"], "text_token", np.int64, (1,), self._text_card)
-        Samplers.of(request.inputs)
+    def parse(self, request: RowRequest) -> DepformerRequest:
+        """See `Model.parse`."""
+        hidden, text_token = request.inputs["hidden"], request.inputs["text_token"]
+        check(hidden, "hidden", np.float32, (self._dim,))
+        check(text_token, "text_token", np.int64, (1,), self._text_card)
+        return DepformerRequest(request.rows, hidden, text_token, Samplers.of(request.inputs))
 
-    def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
-        """See `Model.run`; rows are just places in the batch here."""
-        inputs = RowRequest.merged(requests, self.input_names).inputs
-        samplers = Samplers.of(inputs)
+    def run(self, requests: Sequence[DepformerRequest]) -> list[BatchResult]:
+        """See `Model.run`."""
+        samplers = Samplers.merged([request.samplers for request in requests])
         codes = self._sampled(
             {
-                "hidden": inputs["hidden"],
-                "text_token": inputs["text_token"][:, 0],
+                "hidden": np.concatenate([request.hidden for request in requests]),
+                "text_token": np.concatenate([request.text_token[:, 0] for request in requests]),
                 "noise": samplers.noise(Stream.AUDIO, self._draws),
                 "top_k": samplers.ranks(self._card),
                 "temperature": samplers.temperature,
@@ -86,6 +93,8 @@ class _OnDevice:
 
     def __call__(self, feeds: Mapping[str, Array]) -> Array:
         rows = len(feeds["hidden"])
-        self._session.run(0, rows, feeds)
+        for name, array in feeds.items():
+            self._session.feeds[name][:rows] = array
+        self._session.run(0, rows)
         codes: Array = self._session.results["codes"][:rows].copy()
         return codes

@@ -56,8 +56,8 @@ class DeviceSession:
         require_room(model, slots, device)
         self.slots = slots
         self.static = True
-        self.splits = False
-        self.widest_gap = math.inf
+        self.supports_row_ranges = False
+        self.max_gap = math.inf
         self._device = device
         self._sizes = warm_up_sizes(slots)
         self._session = _open(model, device)

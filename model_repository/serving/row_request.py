@@ -1,10 +1,10 @@
-"""What a model is asked in one execution and what it answers: arrays with one entry per row."""
+"""Requests of one execution and their results: arrays with one entry per row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,72 +16,64 @@ BatchResult = dict[str, Array] | Exception
 
 
 class BadInputError(ValueError):
-    """A request's tensor is not what the model takes; answered to that request alone, and nothing was done for it."""
+    """A request is invalid. Only that request is refused, and no state has changed."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowRequest:
-    """What one request asks of N rows. inputs: arrays [N, ...], valid during the execution.
-
-    rows [N] int64: each named once. With direct sequence batching a row is the same conversation for as long as that
-    lasts. start [N] bool: where a conversation begins.
-    """
+    """Inputs [N, ...] by name for the rows [N] int64, each named once. Valid during one execution."""
 
     rows: Array
-    start: Array
     inputs: Mapping[str, Array]
 
     @classmethod
-    def one(cls, row: int, start: bool, inputs: Mapping[str, Array]) -> RowRequest:
+    def one(cls, row: int, inputs: Mapping[str, Array]) -> RowRequest:
         """One row; `inputs` have no axis for it."""
-        return cls(np.array([row]), np.array([start]), {name: array[None] for name, array in inputs.items()})
-
-    @classmethod
-    def merged(cls, requests: Sequence[RowRequest], names: Sequence[str]) -> RowRequest:
-        """Several requests as one, with the inputs `names`."""
-        if len(requests) == 1:
-            return requests[0]
-        return cls(
-            np.concatenate([request.rows for request in requests]),
-            np.concatenate([request.start for request in requests]),
-            {name: np.concatenate([request.inputs[name] for request in requests]) for name in names},
-        )
+        return cls(np.array([row]), {name: array[None] for name, array in inputs.items()})
 
 
-def split(requests: Sequence[RowRequest], outputs: Mapping[str, Array]) -> list[BatchResult]:
-    """Each request's part of the outputs of `RowRequest.merged`."""
-    answers: list[BatchResult] = []
+class Rows(Protocol):
+    """Anything with rows [N] int64."""
+
+    @property
+    def rows(self) -> Array: ...
+
+
+def split(requests: Sequence[Rows], outputs: Mapping[str, Array]) -> list[BatchResult]:
+    """Split the outputs [N, ...] of all requests together into those of each."""
+    results: list[BatchResult] = []
     first = 0
     for request in requests:
         end = first + len(request.rows)
-        answers.append({name: array[first:end] for name, array in outputs.items()})
+        results.append({name: array[first:end] for name, array in outputs.items()})
         first = end
-    return answers
+    return results
 
 
-class Model(Protocol):
-    """What Triton hands requests to."""
+Parsed = TypeVar("Parsed", bound=Rows)
+"""A model's own form of a request that has been checked."""
+
+
+class Model(Protocol[Parsed]):
+    """A model behind Triton."""
 
     input_names: Sequence[str]
     optional: frozenset[str]
-    """Inputs that a request may leave out; one that has them is of one row."""
+    """Inputs that a request may leave out. A request that has one is about a single row."""
 
-    def check(self, request: RowRequest) -> None:
-        """Raise `BadInputError` if a tensor is not what the model takes."""
+    def parse(self, request: RowRequest) -> Parsed:
+        """Check a request. Raises `BadInputError`."""
 
-    def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
-        """Run every row of every request, each of them checked, in as few graph runs as possible.
-
-        Raises only if the whole batch failed.
-        """
+    def run(self, requests: Sequence[Parsed]) -> list[BatchResult]:
+        """Run all rows of all requests in as few graph runs as possible. Raises if the whole batch failed."""
 
 
-def answer_one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> dict[str, Array]:
-    """Run one row by itself: inputs and outputs without an axis for it. Raises what is its answer otherwise."""
-    (answer,) = model.run([RowRequest.one(row, start, inputs)])
-    if isinstance(answer, Exception):
-        raise answer
-    return {name: array[0] for name, array in answer.items()}
+def run_one(model: Model[Parsed], row: int, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run one row by itself: inputs and outputs without an axis for it. Raises what is its result otherwise."""
+    (result,) = model.run([model.parse(RowRequest.one(row, inputs))])
+    if isinstance(result, Exception):
+        raise result
+    return {name: array[0] for name, array in result.items()}
 
 
 def check(array: Array, name: str, dtype: type, shape: tuple[int, ...], high: int | None = None) -> None:

@@ -1,8 +1,8 @@
-"""The sampling inputs of a request, for all its rows."""
+"""The sampling inputs of a request, for all of its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,14 @@ class Samplers:
                 f"top_k must be >= 0 and temperature finite and >= 0, got {top_k[bad]} and {temperature[bad]}"
             )
         return cls(values, temperature)
+
+    @classmethod
+    def merged(cls, samplers: Sequence[Samplers]) -> Samplers:
+        """Those of several requests, one after the other."""
+        if len(samplers) == 1:
+            return samplers[0]
+        values, temperatures = ([getattr(each, name) for each in samplers] for name in ("values", "temperature"))
+        return cls(np.concatenate(values), np.concatenate(temperatures))
 
     def ranks(self, vocabulary: int) -> NDArray[np.int64]:
         """Candidates [N] of each row: 1 where it takes the maximum."""

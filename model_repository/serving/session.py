@@ -46,10 +46,10 @@ def warm_up(session: Session, run: Callable[[int], None]) -> None:
     sizes = warm_up_sizes(session.slots)
     for size in sizes:
         run(size)
-    if session.splits and session.slots > 1:
+    if session.supports_row_ranges and session.slots > 1:
         one, all_rows = (min(_seconds(run, size) for _ in range(2)) for size in (1, session.slots))
         a_row = max((all_rows - one) / (session.slots - 1), 1e-9)
-        session.widest_gap = max(one / a_row - 1, 0)
+        session.max_gap = max(one / a_row - 1, 0)
 
 
 def _seconds(run: Callable[[int], None], size: int) -> float:
@@ -58,11 +58,11 @@ def _seconds(run: Callable[[int], None], size: int) -> float:
     return perf_counter() - began
 
 
-def spans(rows: Sequence[int], widest_gap: float) -> list[tuple[int, int]]:
+def row_ranges(rows: Sequence[int], max_gap: float) -> list[tuple[int, int]]:
     """Ascending `rows` as runs start..stop-1, which take resting rows along where at most so many lie in between."""
     found: list[tuple[int, int]] = []
     for row in rows:
-        if found and row - found[-1][1] <= widest_gap:
+        if found and row - found[-1][1] <= max_gap:
             found[-1] = found[-1][0], row + 1
         else:
             found.append((row, row + 1))
@@ -75,9 +75,9 @@ class Session(Protocol):
     slots: int
     static: bool
     """Whether every input has a fixed shape per row, a run thus one column."""
-    splits: bool
+    supports_row_ranges: bool
     """Whether a run covers the rows it is asked for and no others."""
-    widest_gap: float
+    max_gap: float
     """How many resting rows cost less in a run than a run of their own for those behind them."""
     feeds: dict[str, Array]
     results: dict[str, Array]
@@ -102,8 +102,8 @@ class StatefulSession:
 
     def __init__(self, model: Path, slots: int) -> None:
         self.slots = slots
-        self.splits = True
-        self.widest_gap = math.inf
+        self.supports_row_ranges = True
+        self.max_gap = math.inf
         self._session = open_on_cpu(model)
         self.static = True
         self._states: dict[str, Array] = {}

@@ -90,8 +90,8 @@ class TimedSession:
         signature = json.loads(model.with_name(SIGNATURE).read_text())
         self.slots = slots
         self.static = not timing.chunked
-        self.splits = False
-        self.widest_gap = math.inf
+        self.supports_row_ranges = False
+        self.max_gap = math.inf
         self._timing = timing
         self._sizes = warm_up_sizes(slots)
         self._lock: IO[bytes] = (model.parents[2] / LOCK).open("ab")

@@ -48,7 +48,7 @@ def main(models: Path, slots: int, steps: int) -> None:
     columns = {"columns": np.ones((1, 17), np.int64), **sampling}
     before = counts()
     for step in range(steps):
-        answers = temporal.run([RowRequest.one(row, False, columns) for row in range(step % slots, slots)])
+        answers = temporal.run([temporal.parse(RowRequest.one(row, columns)) for row in range(step % slots, slots)])
         assert not any(isinstance(answer, Exception) for answer in answers)
     found["temporal"] = since(before) | {"captures": captures}
 
@@ -59,7 +59,7 @@ def main(models: Path, slots: int, steps: int) -> None:
     thought = {"hidden": np.zeros(manifest["dim"], np.float32), "text_token": np.zeros(1, np.int64), **sampling}
     before = counts()
     for step in range(steps):
-        answers = depformer.run([RowRequest.one(row, False, thought) for row in range(1 + step % slots)])
+        answers = depformer.run([depformer.parse(RowRequest.one(row, thought)) for row in range(1 + step % slots)])
         assert not any(isinstance(answer, Exception) for answer in answers)
     found["depformer"] = since(before) | {"captures": captures}
     print(json.dumps(found))

@@ -111,7 +111,7 @@ def refused(words: str):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda members: [*members[:2], (members[2][0], 99)], r"members\[2\]: row \d is not, or no more, that conv"),
+        (lambda members: [*members[:2], (members[2][0], 99)], r"members\[2\]: row \d is not, or no longer, that conv"),
         (lambda members: [*members[:2], (7, 13)], r"members\[2\]: row 7 is not"),
         (lambda members: [*members[:2], (-1, 13)], r"members\[2\]: row -1 is not"),
         (lambda members: [*members[:2], members[0]], "a row is named twice"),
@@ -139,12 +139,12 @@ def test_an_invalid_row_rejects_the_request(sequences, codes, alone):
 def test_an_ended_member_is_rejected_even_if_its_row_is_reused(client, sequences, codes, alone):
     ended = DecoderSequence(client, 21)
     ended.end()
-    with refused("is not, or no more"):
+    with refused("is not, or no longer"):
         sequences[0].ask(codes[:2, 0], [sequences[0].member, ended.member])
     successor = DecoderSequence(client, 22)
     try:
         assert successor.row == ended.row
-        with refused("is not, or no more"):
+        with refused("is not, or no longer"):
             sequences[0].ask(codes[:2, 0], [sequences[0].member, ended.member])
         together = sequences[0].ask(codes[:2, 0], [sequences[0].member, successor.member])
         np.testing.assert_array_equal(together, alone[:2, 0])

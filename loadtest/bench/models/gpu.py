@@ -33,7 +33,7 @@ from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.serving.device import CudaMemory, DeviceError, DeviceMemory
 from model_repository.serving.room import Needs
-from model_repository.serving.row_request import answer_one
+from model_repository.serving.row_request import run_one
 from model_repository.serving.temporal import TemporalModel
 from model_repository.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
@@ -80,13 +80,15 @@ def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS
     reference = TemporalModel(graph(theirs, "temporal"), *sizes)
     columns = np.random.default_rng(0).integers(0, min(manifest["text_card"], manifest["card"]), (steps, 17))
     cosines, equal = [], []
+    for model in (mine, reference):
+        model.slots.begin(1)
     for step in range(steps):
         inputs: dict[str, NDArray[Any]] = {
             "columns": columns[step : step + 1],
             "sampler": np.array([0, step + 1, 1], np.int64),
             "temperature": np.zeros(1, np.float32),
         }
-        a, b = (answer_one(model, 1, inputs, start=step == 0) for model in (mine, reference))
+        a, b = (run_one(model, 1, inputs) for model in (mine, reference))
         cosines.append(a["hidden"] @ b["hidden"] / np.linalg.norm(a["hidden"]) / np.linalg.norm(b["hidden"]))
         equal.append(a["text_token"] == b["text_token"])
     return float(min(cosines)), float(np.mean(equal))

@@ -89,7 +89,7 @@ class Frames:
 def _run(model: Any, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Outputs [rows, ...] of the first rows, which have begun before."""
     rows = len(next(iter(inputs.values())))
-    (answer,) = model.run([RowRequest(np.arange(rows), np.zeros(rows, bool), inputs)])
+    (answer,) = model.run([model.parse(RowRequest(np.arange(rows), inputs))])
     if isinstance(answer, Exception):
         raise answer
     outputs: dict[str, NDArray[Any]] = answer

@@ -37,7 +37,7 @@ from loadtest.machine import machine
 from loadtest.server import build_tiny, started
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
-from model_repository.serving.row_request import answer_one
+from model_repository.serving.row_request import run_one
 from model_repository.serving.temporal import TemporalModel
 
 FRAME_SECONDS = 0.08
@@ -97,6 +97,8 @@ class Graphs:
         self._sampling = manifest["sampling"]
         self._columns = np.zeros((1, 17), np.int64)
         self._frames = 0
+        for model in (self._encoder, self._temporal, self._decoder):
+            model.slots.begin(0)
 
     def frame(self, pcm: NDArray[np.float32]) -> None:
         """Process 80 ms: `pcm` [1920] float32. The tokens of a step are the previous frame's, which costs the same."""
@@ -115,7 +117,7 @@ class Graphs:
         }
 
     def _run(self, model: Any, **inputs: NDArray[Any]) -> Any:
-        return answer_one(model, 0, inputs, start=self._frames == 0)
+        return run_one(model, 0, inputs)
 
 
 class TimedConversation:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from model_repository.serving import triton_io
+from model_repository.serving import triton_model
 from model_repository.serving.temporal import TemporalModel
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        model = triton_io.ModelArguments.of(args)
+        model = triton_model.ModelArguments.of(args)
         loaded = TemporalModel(
             model.graph,
             model.slots,
@@ -18,8 +18,8 @@ class TritonPythonModel:
             model.device,
         )
         loaded.warm_up()
-        self._sequences = triton_io.Sequences(loaded)
-        triton_io.settle()
+        self._sequences = triton_model.SequenceExecutor(loaded, loaded.slots)
+        triton_model.freeze_gc()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self._sequences.execute(requests)

@@ -17,7 +17,7 @@ from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.timed_session import SIGNATURE, TimedSession, Timing
 from model_repository.tiny import TINY_CONFIG
-from tests.model_repository.serving.conftest import together
+from tests.model_repository.serving.conftest import together, turn
 
 GEOMETRY = Geometry.from_config(TINY_CONFIG)
 SLOTS = 8
@@ -51,9 +51,11 @@ def _columns(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 500, (count, 17))
 
 
-def _turn(row: int, columns: np.ndarray, start: bool = False, seed: int = 1, temperature: float = 0.7) -> RowRequest:
+def _turn(
+    model: TemporalModel, row: int, columns: np.ndarray, start: bool = False, seed: int = 1, temperature: float = 0.7
+) -> RowRequest:
     sampler = {"sampler": np.array([seed, 5, 25]), "temperature": np.array([temperature], np.float32)}
-    return RowRequest.one(row, start, {"columns": columns, **sampler})
+    return turn(model, row, {"columns": columns, **sampler}, start=start)
 
 
 def _answer(model: TemporalModel, *requests: RowRequest) -> dict[int, tuple[int, bytes]]:
@@ -86,9 +88,9 @@ def test_a_row_s_outputs_do_not_depend_on_its_company(temporal: Callable[..., Te
     alone, shared = temporal(), temporal()
     columns = _columns(4)
     for step in range(4):
-        mine = _answer(alone, _turn(2, columns[step : step + 1], step == 0))[2]
-        others = [_turn(row, _columns(1, 10 * row + step), step == 0) for row in (0, 5)]
-        assert _answer(shared, *others, _turn(2, columns[step : step + 1], step == 0))[2] == mine
+        mine = _answer(alone, _turn(alone, 2, columns[step : step + 1], step == 0))[2]
+        others = [_turn(shared, row, _columns(1, 10 * row + step), step == 0) for row in (0, 5)]
+        assert _answer(shared, *others, _turn(shared, 2, columns[step : step + 1], step == 0))[2] == mine
 
 
 def test_outputs_depend_on_every_input_and_on_the_past(temporal: Callable[..., TemporalModel]) -> None:
@@ -96,8 +98,8 @@ def test_outputs_depend_on_every_input_and_on_the_past(temporal: Callable[..., T
 
     def last(first: np.ndarray, second: np.ndarray, **sampling: float) -> tuple[int, bytes]:
         model = temporal()
-        _answer(model, _turn(0, first, start=True))
-        return _answer(model, _turn(0, second, **sampling))[0]
+        _answer(model, _turn(model, 0, first, start=True))
+        return _answer(model, _turn(model, 0, second, **sampling))[0]
 
     usual = last(columns[:1], columns[1:])
     assert last(columns[:1], columns[1:]) == usual
@@ -109,19 +111,19 @@ def test_outputs_depend_on_every_input_and_on_the_past(temporal: Callable[..., T
 
 def test_a_start_forgets_the_row_s_past(temporal: Callable[..., TemporalModel]) -> None:
     model = temporal()
-    fresh = _answer(model, _turn(0, _columns(1), start=True))
-    _answer(model, _turn(0, _columns(1, 3)))
-    assert _answer(model, _turn(0, _columns(1), start=True)) == fresh
+    fresh = _answer(model, _turn(model, 0, _columns(1), start=True))
+    _answer(model, _turn(model, 0, _columns(1, 3)))
+    assert _answer(model, _turn(model, 0, _columns(1), start=True)) == fresh
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_prefill_leaves_what_single_steps_leave(temporal: Callable[..., TemporalModel], chunked: bool) -> None:
     columns = _columns(140)
     stepped, prefilled = temporal(), temporal(Timing(0.0, 0.0, chunked=chunked))
-    _answer(prefilled, _turn(1, columns[:139], start=True))
+    _answer(prefilled, _turn(prefilled, 1, columns[:139], start=True))
     for step in range(139):
-        _answer(stepped, _turn(1, columns[step : step + 1], step == 0))
-    assert _answer(prefilled, _turn(1, columns[139:])) == _answer(stepped, _turn(1, columns[139:]))
+        _answer(stepped, _turn(stepped, 1, columns[step : step + 1], step == 0))
+    assert _answer(prefilled, _turn(prefilled, 1, columns[139:])) == _answer(stepped, _turn(stepped, 1, columns[139:]))
 
 
 def test_a_restored_prefix_is_as_good_as_a_fed_one(model: Callable[[str], Path]) -> None:

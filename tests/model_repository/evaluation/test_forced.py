@@ -13,7 +13,7 @@ from model_repository.evaluation.conversation import AGENT, TEXT, Conversation, 
 from model_repository.evaluation.forced import Record, follow
 from model_repository.evaluation.probe import Probe, load
 from model_repository.evaluation.repository import Repository
-from model_repository.serving.row_request import answer_one
+from model_repository.serving.row_request import run_one
 from tests.model_repository.serving.host_memory import HostMemory
 
 Pair = tuple[Repository, Repository]
@@ -42,7 +42,9 @@ def served_hidden(repository: Repository, prompt: Prompt, columns: NDArray[np.in
         "sampler": np.array([0, 0, 1], np.int64),
         "temperature": np.zeros(1, np.float32),
     }
-    hidden: NDArray[np.float32] = answer_one(Models(repository, slots=1).temporal, 0, inputs, start=True)["hidden"]
+    model = Models(repository, slots=1).temporal
+    model.slots.begin(0)
+    hidden: NDArray[np.float32] = run_one(model, 0, inputs)["hidden"]
     return hidden
 
 

@@ -13,9 +13,8 @@ from model_repository.graph import mimi
 from model_repository.mimi_decoder import graph as decoder
 from model_repository.mimi_encoder import graph as encoder
 from model_repository.serving.mimi import MimiModel
-from model_repository.serving.row_request import RowRequest
 from tests.conftest import GOLDEN
-from tests.model_repository.serving.conftest import one, together
+from tests.model_repository.serving.conftest import one, together, turn
 
 ROWS = 4
 
@@ -56,9 +55,9 @@ def test_a_row_is_bit_identical_in_any_company(halves, golden):
     for model, (name, inputs) in zip(halves, heard.items(), strict=True):
         alone = [one(model, 1, {name: frame}, start=step == 0) for step, frame in enumerate(inputs)]
         for step, frame in enumerate(inputs):
-            turns = [RowRequest.one(1, step == 0, {name: frame})]
+            turns = [turn(model, 1, {name: frame}, start=step == 0)]
             turns += [
-                RowRequest.one(row, step == 0 or generator.random() < 0.2, {name: inputs[generator.integers(20)]})
+                turn(model, row, {name: inputs[generator.integers(20)]}, start=step == 0 or generator.random() < 0.2)
                 for row in (0, 2, 3)
                 if step == 0 or generator.random() < 0.6
             ]

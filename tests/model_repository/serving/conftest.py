@@ -64,17 +64,22 @@ def sampler(column: int, *, seed: int = 1, top_k: int = 25, temperature: float =
     }
 
 
-def one(model: Model, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> Mapping[str, Array]:
-    """One row by itself."""
-    return together(model, [RowRequest.one(row, start, inputs)])[row]
+def one(model: Any, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> Mapping[str, Array]:
+    """One row by itself; with `start` a conversation begins there."""
+    return together(model, [turn(model, row, inputs, start=start)])[row]
 
 
-def together(model: Model, requests: Sequence[RowRequest]) -> dict[int, Mapping[str, Array]]:
+def turn(model: Any, row: int, inputs: Mapping[str, Array], *, start: bool = False) -> RowRequest:
+    """A request of one row; with `start` a conversation begins there."""
+    if start:
+        model.slots.begin(row)
+    return RowRequest.one(row, inputs)
+
+
+def together(model: Model[Any], requests: Sequence[RowRequest]) -> dict[int, Mapping[str, Array]]:
     """Outputs by row of several requests, checked, in one execution; any error is raised."""
-    for request in requests:
-        model.check(request)
     outputs: dict[int, Mapping[str, Array]] = {}
-    for request, answer in zip(requests, model.run(requests), strict=True):
+    for request, answer in zip(requests, model.run([model.parse(request) for request in requests]), strict=True):
         if isinstance(answer, Exception):
             raise answer
         for index, row in enumerate(request.rows.tolist()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -106,9 +107,14 @@ def test_a_rows_first_columns_can_be_put_into_another_row(cuda_models: Path):
     expected = one(models.temporal, 1, {"columns": columns[11:], **sampler(12)})
     one(models.temporal, 4, {"columns": columns[:1] * 0, **sampler(1)}, start=True)
     session.restore(4, saved)
-    models.temporal._position[4] = 11
+    models.temporal.slots.position[4] = 11
     answer = one(models.temporal, 4, {"columns": columns[11:], **sampler(12)})
     np.testing.assert_array_equal(answer["hidden"], expected["hidden"])
+
+
+def begin(models: Models, *requests: RowRequest) -> None:
+    for request in requests:
+        models.temporal.slots.begin(int(request.rows[0]))
 
 
 def test_prompts_of_several_rows_share_their_runs(cuda_models: Path, monkeypatch: pytest.MonkeyPatch):
@@ -116,11 +122,15 @@ def test_prompts_of_several_rows_share_their_runs(cuda_models: Path, monkeypatch
     models = Models(cuda_models, SLOTS)
     columns = np.random.default_rng(2).integers(0, 9, (7, 17))
     turns = [
-        RowRequest.one(row, True, {"columns": columns[:count], **sampler(count, temperature=0.8)})
+        RowRequest.one(row, {"columns": columns[:count], **sampler(count, temperature=0.8)})
         for row, count in ((0, 4), (2, 7), (5, 1), (4, 2))
     ]
-    alone = {row: outputs for turn in turns for row, outputs in together(models.temporal, [turn]).items()}
+    alone: dict[int, Any] = {}
+    for request in turns:
+        begin(models, request)
+        alone |= together(models.temporal, [request])
     sizes = bound_rows(models.temporal._session, monkeypatch)
+    begin(models, *turns)
     answers = together(models.temporal, turns)
     assert sizes == [6, 6, 4, 4, 4, 4, 4, 6], "the prompts until row 4 and then row 0 are through, and the one step"
     for row, answer in alone.items():

@@ -132,7 +132,7 @@ def test_ten_hours_into_a_call_positions_are_still_absolute(tiny_models: Path):
     count = layers * models.window + 200
     talk = Talk(models.temporal, random_columns(count, models.text_card, models.card), models.dim)
     talk.feed(0, 1)
-    models.temporal._position[0] = HOURS_10 + 1
+    models.temporal.slots.position[0] = HOURS_10 + 1
     for frame in range(1, count):
         talk.feed(frame, frame + 1)
     hidden = reference(tiny_models.parent / "checkpoint").hidden(talk.columns, first=HOURS_10)

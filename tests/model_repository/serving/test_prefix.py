@@ -154,10 +154,10 @@ def test_a_wrong_digest_is_refused_with_nothing_done(models, first):
     one(models.temporal, 0, persona.ask(), start=True)
     if first:
         one(models.temporal, 0, persona.piece(0, first))
-    position = models.temporal._position[0].copy()
+    position = models.temporal.slots.position[0].copy()
     with pytest.raises(BadInputError, match="are not those of its digest"):
         one(models.temporal, 0, persona.piece(first, COLUMNS))
-    assert models.temporal._position[0] == position == first
+    assert models.temporal.slots.position[0] == position == first
     persona.digest = right
     assert one(models.temporal, 0, persona.piece(first, COLUMNS))["progress"][0] == COLUMNS
     assert is_kept(models, persona)

@@ -14,7 +14,7 @@ import pytest
 
 from model_repository.serving.row_request import BadInputError, RowRequest
 from tests.effort import effort
-from tests.model_repository.serving.conftest import Array, Models, sampler, together
+from tests.model_repository.serving.conftest import Array, Models, sampler, together, turn
 
 ROWS = 8
 CONVERSATIONS = effort(4, ROWS)
@@ -73,7 +73,7 @@ def play(models: Models, scripts: list[Script], schedule: list[dict[int, tuple[i
     for moment in schedule:
         for model in ("encoder", "decoder", "temporal"):
             turns = [
-                RowRequest.one(row, step == 0, scripts[conversation].inputs(step)[model])
+                turn(getattr(models, model), row, scripts[conversation].inputs(step)[model], start=step == 0)
                 for row, (conversation, step) in moment.items()
             ]
             record(model, turns, moment)
@@ -81,7 +81,7 @@ def play(models: Models, scripts: list[Script], schedule: list[dict[int, tuple[i
         for row, (conversation, step) in moment.items():
             thought = {name: trace["temporal", conversation, step, name] for name in ("hidden", "text_token")}
             sampling = scripts[conversation].inputs(step)["temporal"]
-            turns.append(RowRequest.one(row, False, {**sampling, **thought}))
+            turns.append(RowRequest.one(row, {**sampling, **thought}))
         record("depformer", turns, moment)
     return trace
 
@@ -142,8 +142,8 @@ def test_how_rows_are_put_into_runs_changes_nothing(repository, scripts, alone):
     """In one run with all resting rows between them, or each by itself: both happen, as is cheaper on a machine."""
     models = Models(repository)
     for model in (models.encoder, models.decoder, models.temporal):
-        if model._session.splits:
-            model._session.widest_gap = 1
+        if model._session.supports_row_ranges:
+            model._session.max_gap = 1
     apart = play(models, scripts, interleaved(np.random.default_rng(3), list(range(ROWS)), 0.4))
     assert all(np.array_equal(alone[key], value) for key, value in apart.items())
 
@@ -176,7 +176,7 @@ def test_a_row_that_never_ran_is_not_disturbed_by_null_rows(repository, scripts,
 )
 def test_the_codec_names_what_is_wrong(repository, model, inputs, message):
     with pytest.raises(BadInputError, match=message):
-        getattr(Models(repository), model).check(RowRequest.one(0, True, inputs))
+        getattr(Models(repository), model).parse(RowRequest.one(0, inputs))
 
 
 @pytest.mark.parametrize(
@@ -195,4 +195,4 @@ def test_temporal_names_what_is_wrong(repository, change, message):
     models = Models(repository)
     good = {"columns": np.zeros((1, 17), np.int64), "embeddings": models.no_embeddings(), **sampler(1)}
     with pytest.raises(BadInputError, match=message):
-        models.temporal.check(RowRequest.one(0, True, good | change))
+        models.temporal.parse(RowRequest.one(0, good | change))

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.serving import session as session_module
-from model_repository.serving.session import StatefulSession, spans, warm_up, warm_up_sizes
+from model_repository.serving.session import StatefulSession, row_ranges, warm_up, warm_up_sizes
 from tests.conftest import GoldenVariant
 from tests.model_repository.serving.conftest import Models, one, sampler
 
@@ -133,7 +133,7 @@ def test_a_warm_up_covers_every_size_up_to_all_slots():
 
 
 @pytest.mark.parametrize(
-    ("rows", "widest_gap", "expected"),
+    ("rows", "max_gap", "expected"),
     [
         ([], 3, []),
         ([5], 3, [(5, 6)]),
@@ -145,8 +145,8 @@ def test_a_warm_up_covers_every_size_up_to_all_slots():
         ([1, 47], math.inf, [(1, 48)]),
     ],
 )
-def test_runs_take_few_resting_rows_along(rows, widest_gap, expected):
-    assert spans(rows, widest_gap) == expected
+def test_runs_take_few_resting_rows_along(rows, max_gap, expected):
+    assert row_ranges(rows, max_gap) == expected
 
 
 @pytest.mark.parametrize(("fixed", "a_row", "gap"), [(0.004, 0.002, 2), (0.009, 0.0005, 18)])
@@ -159,13 +159,13 @@ def test_a_warm_up_sees_what_a_resting_row_costs_beside_a_run(golden_models: Pat
         now += fixed + rows * a_row
 
     monkeypatch.setattr("model_repository.serving.session.perf_counter", lambda: now)
-    assert session.widest_gap == math.inf
+    assert session.max_gap == math.inf
     warm_up(session, run)
-    assert session.widest_gap == pytest.approx(gap)
-    session.splits = False
-    session.widest_gap = math.inf
+    assert session.max_gap == pytest.approx(gap)
+    session.supports_row_ranges = False
+    session.max_gap = math.inf
     warm_up(session, run)
-    assert session.widest_gap == math.inf, "on a device a run has its size"
+    assert session.max_gap == math.inf, "on a device a run has its size"
 
 
 def test_bindings_are_bounded(golden_models: Path, monkeypatch: pytest.MonkeyPatch):

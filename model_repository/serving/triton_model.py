@@ -1,0 +1,150 @@
+"""The adapter between Triton's Python backend and the models: arguments, executions and responses."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+
+from model_repository.serving.members import Members, required
+from model_repository.serving.place import ExecutionTarget, Place
+from model_repository.serving.row_request import BadInputError, BatchResult, Model, Parsed, RowRequest
+from model_repository.serving.slots import Slots
+from model_repository.serving.triton_tensors import Inputs, output
+
+_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+_END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The arguments of `initialize`: `slots` is `max_batch_size`."""
+
+    graph: Path
+    slots: int
+    parameters: Mapping[str, str]
+
+    @classmethod
+    def of(cls, args: Mapping[str, str]) -> ModelArguments:
+        config = json.loads(args["model_config"])
+        version = Path(args["model_repository"]) / args["model_version"]
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        return cls(version / "model.onnx", config["max_batch_size"], parameters)
+
+    @property
+    def device(self) -> ExecutionTarget:
+        """Where the model runs; None is the CPU."""
+        return Place.of(self.parameters).device
+
+    def integer(self, name: str) -> int:
+        return int(self.parameters[name])
+
+
+def freeze_gc() -> None:
+    """Exclude all objects of a loaded model from garbage collection: a full one takes as long as several frames."""
+    gc.collect()
+    gc.freeze()
+
+
+class SequenceExecutor(Generic[Parsed]):
+    """Executes requests of the direct sequence batcher: the index in the list of requests is the row."""
+
+    def __init__(self, model: Model[Parsed], slots: Slots) -> None:
+        self._model = model
+        self._members = Members(model, slots)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Return one response per request, in order.
+
+        Rows without a request arrive as copies of another one with READY false: they get an empty response.
+        """
+        results: list[BatchResult] = [{} for _ in requests]
+        living: dict[int, Inputs] = {}
+        started: set[int] = set()
+        # First all rows change hands, so that no request is about the previous conversation of a row.
+        for row, request in enumerate(requests):
+            # Copies have no correlation id; READY is what Triton documents, but takes longer to read.
+            if not request.correlation_id():
+                continue
+            inputs = Inputs(request)
+            if not inputs["READY"]:
+                continue
+            flags = request.flags()
+            if flags & _END:
+                self._members.end(row)
+            elif flags & _START:
+                started.add(row)
+                try:
+                    if self._members.start(row, inputs):
+                        living[row] = inputs
+                except BadInputError as error:
+                    results[row] = error
+            else:
+                living[row] = inputs
+        accepted: dict[int, Parsed] = {}
+        used: set[int] = set()
+        for row, inputs in living.items():
+            try:
+                parsed = self._members.parse(inputs, row if row in started else None)
+                rows = set(parsed.rows.tolist())
+                if used & rows:
+                    raise BadInputError(f"members: rows {sorted(used & rows)} are in another request of this execution")
+                used |= rows
+                accepted[row] = parsed
+            except BadInputError as error:
+                results[row] = error
+        for row, result in zip(accepted, _run(self._model, list(accepted.values())), strict=True):
+            results[row] = result
+        return [_respond_to_sequence(result, row if row in started else None) for row, result in enumerate(results)]
+
+
+def execute_independent(model: Model[Parsed], requests: Sequence[Any]) -> list[Any]:
+    """Execute requests of the dynamic batcher: each of any number of rows, without state."""
+    accepted: dict[int, Parsed] = {}
+    results: dict[int, BatchResult] = {}
+    for index, request in enumerate(requests):
+        try:
+            given = Inputs(request)
+            inputs = {name: required(given, name) for name in model.input_names}
+            lengths = [len(array) for array in inputs.values()]
+            if len(set(lengths)) != 1:
+                raise BadInputError(f"expected inputs of the same number of rows, got {lengths}")
+            accepted[index] = model.parse(RowRequest(np.arange(lengths[0]), inputs))
+        except BadInputError as error:
+            results[index] = error
+    results |= zip(accepted, _run(model, list(accepted.values())), strict=True)
+    return [_respond(results[index]) for index in range(len(requests))]
+
+
+def _run(model: Model[Parsed], requests: Sequence[Parsed]) -> list[BatchResult]:
+    if not requests:
+        return []
+    try:
+        return model.run(requests)
+    except Exception as error:  # the result of every request of this batch; the process must live on
+        return [error] * len(requests)
+
+
+def _respond_to_sequence(result: BatchResult, started: int | None) -> Any:
+    """Add Triton's batch dimension, and the row of a sequence that has started."""
+    if isinstance(result, Exception):
+        return _respond(result)
+    outputs = {name: array[None] for name, array in result.items()}
+    if started is not None:
+        outputs["row"] = np.array([[started]], np.int64)
+    return _respond(outputs)
+
+
+def _respond(result: BatchResult) -> Any:
+    """Make a response. A `BadInputError` is the client's error, and says that nothing was done."""
+    if isinstance(result, Exception):
+        error = pb_utils.TritonError
+        code = error.INVALID_ARG if isinstance(result, BadInputError) else error.INTERNAL
+        return pb_utils.InferenceResponse(error=error(str(result), code))
+    return pb_utils.InferenceResponse([output(name, array) for name, array in result.items()])
