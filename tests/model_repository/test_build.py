@@ -7,18 +7,41 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model_repository import build
 from model_repository.build import build_repository
+from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.voice import Voice
 from model_repository.errors import BuildError, CheckpointError
 from model_repository.tiny import write_tiny_checkpoint
 from tests.conftest import GOLDEN
 
 CHECKPOINT = GOLDEN / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def graphs_once() -> Callable[..., Mapping[str, Any]]:
+    made: dict[object, Mapping[str, Any]] = {}
+
+    def graphs_of(source: Checkpoint, variant: object, report: object) -> Mapping[str, Any]:
+        key = (source.path, variant)
+        if key not in made:
+            made[key] = make(source, variant, report)
+        return made[key]
+
+    make = build.graphs_of
+    return graphs_of
+
+
+@pytest.fixture(autouse=True)
+def _the_same_graphs(graphs_once: Callable[..., Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Declare the graphs of a checkpoint once: these tests are of what a build writes, and where."""
+    monkeypatch.setattr(build, "graphs_of", graphs_once)
 
 
 def test_a_repository_is_complete_and_its_manifest_says_what_is_in_it(golden_models: Path):

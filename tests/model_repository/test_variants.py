@@ -22,11 +22,17 @@ LEAST_COSINE = {
 }
 """Of a model 64 wide with random weights, where rounding shows more than in a large one."""
 
+LONG = ("mixed",)
+"""Variants that are made of parts of the others."""
+
 TABLES = ("emb.", "text_emb.", "depformer_emb.", "depformer_text_emb.")
 """How the names of embedding tables begin."""
 
 
-@pytest.mark.parametrize(("variant", "kv"), LEAST_COSINE)
+@pytest.mark.parametrize(
+    ("variant", "kv"),
+    [pytest.param(*both, marks=[pytest.mark.long] if both[0] in LONG else []) for both in LEAST_COSINE],
+)
 def test_hidden_states_stay_close_through_prefill_and_wrap(golden, golden_variant: GoldenVariant, variant, kv):
     models = Models(golden_variant(variant, kv), slots=2)
     columns, hidden = golden["model_input"], golden["hidden"]
@@ -44,7 +50,9 @@ def test_hidden_states_stay_close_through_prefill_and_wrap(golden, golden_varian
     assert codes.shape == (8,)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in VARIANTS]
+)
 def test_the_manifest_says_what_rounding_did(golden_variant: GoldenVariant, variant):
     manifest = json.loads((golden_variant(variant) / "manifest.json").read_text())
     assert manifest["variant"] == variant

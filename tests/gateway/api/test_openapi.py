@@ -78,7 +78,7 @@ def test_problems_are_documented_with_their_kind(document: dict[str, Any]):
     assert set(responses["200"]["content"]) == {"audio/wav", "application/json"}
 
 
-@pytest.mark.parametrize(("accept", "cases"), [("audio/wav", effort(50, 500)), ("application/json", effort(25, 200))])
+@pytest.mark.parametrize(("accept", "cases"), [("audio/wav", effort(25, 500)), ("application/json", effort(15, 200))])
 @pytest.mark.effort
 def test_the_server_conforms_to_its_document(app: FastAPI, accept: str, cases: int):
     """Schemathesis, all phases: examples, boundary values, wrong methods, random bodies that fit and that do not."""

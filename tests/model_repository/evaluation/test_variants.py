@@ -18,11 +18,11 @@ from model_repository.outlier_weights import MIDDLE_SIZE, outlier_weights
 from model_repository.tiny import write_tiny_checkpoint
 from tests.effort import effort
 
-FRAMES = effort(30, 60)
+FRAMES = effort(20, 60)
 SMALL = MIDDLE_SIZE["lm"] | {
-    "dim": 512,
+    "dim": effort(384, 512),
     "num_layers": effort(3, 8),
-    "num_heads": 4,
+    "num_heads": effort(3, 4),
     "text_card": 512,
     "context": 256,
     "depformer_dim": 128,
@@ -30,7 +30,7 @@ SMALL = MIDDLE_SIZE["lm"] | {
     "depformer_num_heads": 2,
     "depformer_dim_feedforward": 528,
 }
-"""Half as wide as the middle size and, in the long form, half as deep; heads and blocks are 128 wide too."""
+"""Half as wide as the middle size and half as deep, or less in the short form; heads and blocks are 128 wide too."""
 
 VARIANTS = effort("fp32 int8 int4", "fp32 fp16 mixed int8 int4").split()
 """Largest first."""
