@@ -1,6 +1,6 @@
 # make demo: send a recording through the whole service. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-libraries bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long lint lock clean
+.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-libraries bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -81,15 +81,17 @@ build/speaking/venv/.stamp: pyproject.toml
 	@touch $@
 
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
-test: $(DEV) ## run the tests in their short form: WORKERS=3
+test: $(DEV) ## run the tests in their short form; at most 6 minutes on two cores: WORKERS=3
 	@.ci/chromium
 	@.ci/haproxy
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, every Kubernetes version
-	@.ci/chromium
+test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, soak, the benchmarks' own tests
 	@.ci/haproxy
-	@$(BIN)/python -m pytest -n $(WORKERS) --long
+	@$(BIN)/python -m pytest -n $(WORKERS) --long --ignore tests/clients
+
+test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI Agents): installs them from PyPI
+	@$(BIN)/python -m pytest --long tests/clients
 
 lint: $(DEV) ## ruff (rules and format), mypy and the allowed imports
 	@$(BIN)/ruff check .

@@ -38,8 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("long" if long else "short")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select the short or the long form of the tests, and put the longest first."""
+    """Select the short or the long form of the tests, and put the longest first; Hypothesis has marked its own."""
     long = config.getoption("--long")
     wanted, others = [], []
     for item in items:
