@@ -5,13 +5,13 @@
 # The stop timeout must exceed the drain time (`serve --drain`, 30 s by default).
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml setup.py requirements.lock README.md LICENSE ./
+COPY pyproject.toml setup.py requirements.lock requirements-dev.lock README.md LICENSE ./
 COPY gateway gateway
 COPY loadtest loadtest
 COPY model_repository model_repository
 # nvidia-pytriton is used for its Triton binary only. Its dependencies, among them an older NumPy, are not installed.
 RUN python -m venv /opt/personaplex \
-    && /opt/personaplex/bin/pip install --no-cache-dir --constraint requirements.lock ".[cpu]" \
+    && /opt/personaplex/bin/pip install --no-cache-dir --constraint requirements.lock --constraint requirements-dev.lock ".[cpu,otel]" \
     && grep '^nvidia-pytriton==' requirements.lock > pytriton.txt \
     && /opt/personaplex/bin/pip install --no-cache-dir --no-deps --requirement pytriton.txt
 

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from opentelemetry.trace import NoOpTracerProvider, TracerProvider, get_tracer
 
 from gateway import page
 from gateway.api import problems
 from gateway.api.grpc.server import GrpcServer
 from gateway.api.openai import live, realtime
+from gateway.api.requests import Requests
 from gateway.api.rest import health, openapi
 from gateway.api.rest import routes as rest
 from gateway.api.telephony import call as telephony
@@ -22,18 +24,22 @@ from gateway.engine.triton.backend import TritonBackend
 from gateway.manifest import Manifest
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
+from gateway.telemetry import traces
 from gateway.telemetry.metrics import Metrics
 
 _DESCRIPTION = "Full-duplex speech-to-speech conversations: send user audio, receive the agent's audio."
 
 
 def create_app(
-    settings: Settings | None = None, backend: Backend | None = None, manifest: Manifest | None = None
+    settings: Settings | None = None,
+    backend: Backend | None = None,
+    manifest: Manifest | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
     """Build the app for one built repository. Arguments that are None are read or made from the environment.
 
-    Raises RepositoryError if `settings.models` is not a usable built repository, and what
-    `gateway.session.warmup.prefix_of` raises for `settings.warm`.
+    Raises RepositoryError if `settings.models` is not a usable built repository, KeysFileError, TracesUnavailable, and
+    what `gateway.session.warmup.prefix_of` raises for `settings.warm`.
     """
     settings = settings or Settings()
     manifest = manifest or Manifest.load(settings.models)
@@ -44,7 +50,9 @@ def create_app(
         prefill_deadline=settings.prefill_deadline,
         release_deadline=settings.release_deadline,
     )
-    runtime = Runtime(settings, manifest, backend, Metrics(manifest.slots))
+    exporting = traces.exporting_provider() if settings.traces else None
+    tracer = get_tracer(traces.NAME, tracer_provider=tracer_provider or exporting or NoOpTracerProvider())
+    runtime = Runtime(settings, manifest, backend, Metrics(manifest.slots), tracer)
     grpc = GrpcServer(runtime)
 
     @asynccontextmanager
@@ -59,6 +67,9 @@ def create_app(
             await asyncio.wait([warming])
             await grpc.stop()
             await runtime.close()
+            if exporting is not None:
+                # Sends the last spans.
+                await asyncio.to_thread(exporting.shutdown)
 
     app = FastAPI(
         title="PersonaPlex",
@@ -87,6 +98,7 @@ def create_app(
             allow_headers=["Authorization", "X-API-Key", "Content-Type"],
             expose_headers=["*"],
         )
+    app.add_middleware(Requests)
     problems.install(app, settings.retry_after)
     openapi.install(app, runtime)
     app.state.runtime = runtime

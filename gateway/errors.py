@@ -18,7 +18,7 @@ GatewayError
 ├── ConversationBusy           a turn of that conversation is in progress
 ├── UnknownConversation        no turn session has that id
 ├── TryLater                   refused for now; `retry_after` in seconds
-│   ├── TooManyForKey          this API key holds as many conversations as it may
+│   ├── TooManyForKey          this API key holds or has begun as many conversations as it may
 │   ├── AtCapacity             every slot is taken
 │   ├── UploadBudgetExceeded   the request bodies in flight exceed the configured total
 │   └── Draining               the server accepts no new conversations
@@ -272,14 +272,14 @@ class TryLater(GatewayError):
 
 
 class TooManyForKey(TryLater):
-    """This API key holds as many conversations as it may."""
+    """This API key holds or has begun as many conversations as it may; `limit` says which."""
 
     code = "too-many-for-key"
     title = "All conversations of this key are taken"
     http_status = HTTPStatus.TOO_MANY_REQUESTS
 
-    def __init__(self, limit: int, retry_after: int) -> None:
-        super().__init__(f"this API key may hold {limit} conversations at once, and does", retry_after)
+    def __init__(self, limit: str, retry_after: int) -> None:
+        super().__init__(f"this API key may {limit}", retry_after)
 
 
 class AtCapacity(TryLater):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +16,9 @@ PREFIX = "PERSONAPLEX_"
 
 READ_ELSEWHERE = frozenset({"INTRA_OP_THREADS", "CPU_KERNELS", "PREFIX_COLUMNS", "API_KEY"})
 """Variables with that prefix that the models and the clients read."""
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 
 class TlsFiles(NamedTuple):
@@ -165,8 +168,15 @@ class Settings(BaseSettings):
     api_keys: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list, description="API keys, one of which each request must carry; none: no key is needed"
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="JSON file of further API keys with names, hashes and limits (`personaplex key`); read again when "
+        "it changes",
+    )
     key_conversations: int = Field(
-        default=0, ge=0, description="limit of concurrent conversations per API key; 0: no limit"
+        default=0,
+        ge=0,
+        description="limit of concurrent conversations per API key that has none of its own; 0: no limit",
     )
     allowed_origins: list[str] = Field(
         default_factory=list, description="further origins whose web pages may call the APIs; * allows any"
@@ -180,6 +190,15 @@ class Settings(BaseSettings):
     )
     retry_after: int = Field(
         default=5, ge=1, description="value in seconds of Retry-After when a request is refused for lack of capacity"
+    )
+
+    log_level: LogLevel = Field(
+        default="warning", description="level of the log on stderr; info: lines at the start and end of conversations"
+    )
+    log_format: LogFormat = Field(default="text", description="format of log lines: text, or json for one object each")
+    traces: bool = Field(
+        default=False,
+        description="send OpenTelemetry traces over OTLP, as the variables OTEL_* say; needs the extra `otel`",
     )
 
     @field_validator("admin_listen")

@@ -13,6 +13,7 @@ SCHEMA = Path(__file__).parent / "personaplex" / "values.schema.json"
 OTHER_VALUES = frozenset(
     {
         "api_keys",
+        "api_keys_file",
         "drain_seconds",
         "grpc_port",
         "host",

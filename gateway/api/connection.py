@@ -14,6 +14,7 @@ from gateway.errors import PayloadTooLarge
 from gateway.session.keys import KeyHolder
 from gateway.session.live import TransportClosed
 from gateway.session.runtime import Runtime
+from gateway.telemetry.requests import HEADER, request_id
 
 SUBPROTOCOL = "personaplex.v1"
 KEY_SUBPROTOCOL = "personaplex.key."
@@ -51,12 +52,12 @@ class Connection:
         chosen = subprotocol if subprotocol in self._offered else None
         # A browser that offered subprotocols fails the connection if none is chosen.
         chosen = chosen or next((name for name in self._offered if name.startswith(KEY_SUBPROTOCOL)), None)
-        await self._put({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
+        await self._put({"type": "websocket.accept", "subprotocol": chosen, "headers": [_request_header()]})
 
     async def deny(self, response: Response) -> None:
         """Answer the opening handshake with an HTTP response instead. Raises TransportClosed."""
         await self._opened()
-        prefix, headers = "websocket.http.response", response.raw_headers
+        prefix, headers = "websocket.http.response", [*response.raw_headers, _request_header()]
         await self._put({"type": f"{prefix}.start", "status": response.status_code, "headers": headers})
         await self._put({"type": f"{prefix}.body", "body": response.body})
 
@@ -108,3 +109,7 @@ class Connection:
             # Servers raise OSError after the client's close, and RuntimeError after their own: for a missing pong or a
             # message that breaks the protocol.
             raise TransportClosed from error
+
+
+def _request_header() -> tuple[bytes, bytes]:
+    return HEADER.encode(), (request_id() or "").encode()

@@ -1,4 +1,4 @@
-"""The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, bench, config, doctor, demo.
+"""The `personaplex` command: download, tiny, build, evaluate, voice, serve, respond, key, bench, config, doctor, demo.
 
 Exit codes: 0 success; 2 failure, with the reason in one line on stderr; 130 interrupted.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import admin, bench, build, config, demo, doctor, download, evaluate, respond, serve, voice
+from gateway.cli import admin, bench, build, config, demo, doctor, download, evaluate, key, respond, serve, voice
 from gateway.cli.console import FAILURE, print_error
 from gateway.errors import GatewayError
 
@@ -28,6 +28,7 @@ for command in (
     evaluate.evaluate,
     serve.serve,
     respond.respond,
+    key.key,
     config.config,
     doctor.doctor,
     demo.demo,

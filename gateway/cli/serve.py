@@ -8,14 +8,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from gateway.cli.console import CommandError, print_status
-from gateway.settings import Settings
+from gateway.settings import LogFormat, LogLevel, Settings
 
 if TYPE_CHECKING:
     from gateway.cli.service import Service
@@ -26,8 +26,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # An embedded Triton takes minutes to load the published checkpoint; an external one should be running.
 WAIT_EMBEDDED_S = 900.0
 WAIT_EXTERNAL_S = 60.0
-
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def serve(
@@ -69,7 +67,10 @@ def serve(
         float | None,
         typer.Option(min=0, help="Seconds running conversations may continue after a signal. [default: 30]"),
     ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="Log level on stderr.")] = "warning",
+    log_level: Annotated[LogLevel | None, typer.Option(help="Log level on stderr. [default: warning]")] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="Log lines as text, or as one JSON object each. [default: text]")
+    ] = None,
 ) -> None:
     """Serve a model repository over HTTP and gRPC until SIGINT or SIGTERM.
 
@@ -77,8 +78,8 @@ def serve(
     them at once.
     """
     from gateway.cli.service import Service
+    from gateway.telemetry.logs import configure
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = settings_with(
         models=models,
         host=host,
@@ -89,10 +90,13 @@ def serve(
         drain_seconds=drain,
         warm=warm or None,
         triton_url=checked_address(triton),
+        log_level=log_level,
+        log_format=log_format,
     )
+    configure(settings.log_level, settings.log_format)
     for name in Settings.unknown(os.environ):
         _log.warning("unknown setting: %s", name)
-    if "PERSONAPLEX_API_KEY" in os.environ and not settings.api_keys:
+    if "PERSONAPLEX_API_KEY" in os.environ and not (settings.api_keys or settings.api_keys_file):
         _log.warning("PERSONAPLEX_API_KEY is read by clients only; set PERSONAPLEX_API_KEYS to require keys")
     default_wait = WAIT_EMBEDDED_S if triton is None else WAIT_EXTERNAL_S
     service = Service(
@@ -156,7 +160,7 @@ def settings_with(**given: object) -> Settings:
 def private_settings(models: Path, **given: object) -> Settings:
     """Return settings of a server for this command only: a free loopback port; no gRPC API, API keys or TLS."""
     settings = settings_with(models=models, host="127.0.0.1", port=0, grpc_port=-1, api_keys=[], **given)
-    return settings.model_copy(update={"tls_certificate": None, "tls_key": None})
+    return settings.model_copy(update={"tls_certificate": None, "tls_key": None, "api_keys_file": None})
 
 
 def checked_address(address: str | None) -> str | None:

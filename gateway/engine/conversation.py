@@ -14,9 +14,15 @@ from gateway.engine.prefix import PromptPrefix
 from gateway.engine.sampling import SamplingParams
 from gateway.engine.scheduler import FrameScheduler
 
+_NUMBERS = 5
+"""Numbers per frame in `Conversation.stage_seconds`."""
+
 
 class Observer(Protocol):
     """Is called as a conversation, or a later turn of it, begins."""
+
+    def starting(self) -> None:
+        """The prompt is about to be fed."""
 
     def started(self, fed: int, cached: int) -> None:
         """The prompt is in the models: `fed` steps were computed, `cached` steps came from the prefix cache."""
@@ -26,6 +32,8 @@ class Observer(Protocol):
 
 
 class _NoObserver:
+    def starting(self) -> None: ...
+
     def started(self, fed: int, cached: int) -> None: ...
 
     def first_audio(self) -> None: ...
@@ -51,10 +59,16 @@ class Conversation:
         self.started = False
         self.stage_seconds = array("d")
 
+    @property
+    def frames(self) -> int:
+        """Agent frames so far."""
+        return self.started + len(self.stage_seconds) // _NUMBERS
+
     async def start(self) -> AgentFrame:
         """Feed the prompt; returns agent frame 0, the forced silence."""
         if self.prefix is None:
             raise RuntimeError("expected a prompt before the start")
+        self.observer.starting()
         frame, prefilled = await self._scheduler.start(self.slot, self.prefix, self._params)
         self.started = True
         self.observer.started(self.prefix.length - prefilled.cached, prefilled.cached)

@@ -50,7 +50,7 @@ class Ready:
 
     conversation_id: str
     voice: str
-    """The name of the preset, or "recording" for a voice taken from audio."""
+    """The name of the preset, or "voice_audio" for a voice taken from audio."""
     seed: int
     setup_seconds: float
     prompt_steps: int

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from uuid import uuid4
+
+from opentelemetry.trace import Tracer
 
 from gateway.engine.conversation import Conversation
 from gateway.engine.prefix import PromptPrefix
@@ -16,6 +19,7 @@ from gateway.manifest import Manifest
 from gateway.session.admission import Admission, Slot
 from gateway.session.keys import KeyHolder
 from gateway.session.persona import Persona, check_prompt, prefix_of_codes, prefix_of_preset
+from gateway.session.record import ConversationRecord
 from gateway.session.recorded import split
 from gateway.session.stats import SessionStats
 from gateway.session.tokenizer import Tokenizer
@@ -31,6 +35,7 @@ class ConversationLease:
     """
 
     conversation: Conversation
+    record: ConversationRecord
     stats: SessionStats
     reason: str = "completed"
 
@@ -46,6 +51,7 @@ class Leases:
         scheduler: FrameScheduler,
         admission: Admission,
         metrics: Metrics,
+        tracer: Tracer,
         release_wait: float,
     ) -> None:
         """`release_wait`: seconds that a client waits for the release of its slot; the release itself goes on."""
@@ -55,17 +61,26 @@ class Leases:
         self._scheduler = scheduler
         self._admission = admission
         self._metrics = metrics
+        self._tracer = tracer
         self._release_wait = release_wait
         self._releasing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def open(
-        self, persona: Persona, sampling: SamplingParams, key: KeyHolder | None = None, slot: Slot | None = None
+        self,
+        persona: Persona,
+        sampling: SamplingParams,
+        key: KeyHolder | None = None,
+        slot: Slot | None = None,
+        identifier: str | None = None,
     ) -> AsyncIterator[ConversationLease]:
         """A conversation in a slot, not started yet. It is released and counted on the way out, whatever happens.
 
-        It counts for `key`, if there is one. `slot`: reserved before; otherwise one is taken. Raises Draining,
-        TooManyForKey, AtCapacity, UnknownVoice, PromptTooLong, AudioError, EngineUnavailable or EngineError.
+        It counts for `key`, if there is one. `slot`: reserved before; otherwise one is taken. `identifier`: of the
+        conversation, if it has one already.
+
+        Raises Draining, TooManyForKey, AtCapacity, UnknownVoice, PromptTooLong, AudioError, EngineUnavailable or
+        EngineError.
         """
         text_tokens = self._tokenizer.encode_prompt(persona.text)
         check_prompt(text_tokens, self._manifest)
@@ -75,21 +90,22 @@ class Leases:
             prefix = prefix_of_preset(preset, text_tokens, self._manifest)
         resources = AsyncExitStack()
         resources.callback((self._admission.acquire(key) if slot is None else slot.claim()).release)
-        stats = self.stats()
-        reason = "error"
+        record = ConversationRecord(identifier or str(uuid4()), key, persona.voice_name, self._metrics, self._tracer)
+        stats = self.stats(record, "setup")
+        frames, reason = 0, "error"
         try:
             conversation = Conversation(self._scheduler, prefix, sampling)
             resources.push_async_callback(conversation.close)
             if not isinstance(persona.voice, str):
-                frames = split(persona.voice, self._manifest.frame_size)
-                codes = await conversation.encode_voice(frames)
+                codes = await conversation.encode_voice(split(persona.voice, self._manifest.frame_size))
                 conversation.prefix = prefix_of_codes(codes, text_tokens, self._manifest)
             stats.watch(conversation)
-            lease = ConversationLease(conversation, stats)
+            lease = ConversationLease(conversation, record, stats)
             try:
                 yield lease
             finally:
                 lease.stats.finish()
+                frames = conversation.frames
             reason = lease.reason
         except (asyncio.CancelledError, GeneratorExit):
             reason = "disconnected"
@@ -98,12 +114,18 @@ class Leases:
             reason = error.end_reason
             raise
         finally:
-            self._metrics.ended.labels(reason).inc()
+            record.end(
+                reason,
+                frames=frames,
+                audio_seconds=frames / self._manifest.frame_rate,
+                setup_seconds=stats.setup_seconds,
+                first_audio_seconds=stats.first_audio_seconds,
+            )
             await self._release(resources)
 
-    def stats(self) -> SessionStats:
-        """New statistics of a conversation or turn."""
-        return SessionStats(self._metrics, 1 / self._manifest.frame_rate)
+    def stats(self, record: ConversationRecord, stage: str) -> SessionStats:
+        """New statistics of a conversation or turn, which begins with `stage`."""
+        return SessionStats(self._metrics, record, 1 / self._manifest.frame_rate, stage)
 
     async def close(self) -> None:
         """Wait for the conversations that are being released."""

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Protocol
-from uuid import uuid4
 
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import GatewayError
@@ -76,10 +75,10 @@ class LiveSession:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         manifest = runtime.manifest
-        self.id = str(uuid4())
+        self.id = lease.record.id
         self._lease = lease
         self._runtime = runtime
-        self._voice = persona.voice if isinstance(persona.voice, str) else "recording"
+        self._voice = persona.voice_name
         self._seed = sampling.seed
         self._on_gap = on_gap
         self._limits = limits
@@ -92,7 +91,6 @@ class LiveSession:
         self._end: asyncio.Future[tuple[Reason, str, GatewayError | None]]
         self._end = asyncio.get_running_loop().create_future()
         self._frames = 0
-        self._late = 0
         self._texts: list[str] = []
         self._counted_drops = 0
         self._counted_gaps = 0
@@ -176,8 +174,7 @@ class LiveSession:
             latency = max(clock() - user_frames.due_at, 0.0)
             metrics.input_to_output_seconds.observe(latency)
             if latency > frame_seconds:
-                self._late += 1
-                metrics.late_frames.inc()
+                self._lease.record.late_frame(frame.index, latency)
 
     async def _write(self, transport: LiveTransport) -> None:
         """Send events in order, until and including Ended."""
@@ -231,6 +228,7 @@ class LiveSession:
         metrics.dropped_frames.inc(user_frames.dropped - self._counted_drops)
         metrics.gap_frames.inc(user_frames.gaps - self._counted_gaps)
         self._counted_drops, self._counted_gaps = user_frames.dropped, user_frames.gaps
+        self._lease.record.dropped_frames = self._counted_drops
 
     def _summary(self) -> Summary:
         self._count_losses()
@@ -239,7 +237,7 @@ class LiveSession:
             seconds=self._frames * self._frame_seconds,
             transcript="".join(self._texts).strip(),
             dropped_frames=self._counted_drops,
-            late_frames=self._late,
+            late_frames=self._lease.record.late_frames,
         )
 
 

@@ -45,6 +45,11 @@ class Persona:
     voice: str | Floats
     text: str
 
+    @property
+    def voice_name(self) -> str:
+        """The name of the preset, or "voice_audio"."""
+        return self.voice if isinstance(self.voice, str) else "voice_audio"
+
 
 def system_prompt(name: str) -> str:
     """Return the text of a preset prompt. Raises UnknownSystemPrompt."""

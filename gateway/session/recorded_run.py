@@ -6,7 +6,6 @@ from array import array
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from uuid import uuid4
 
 import numpy as np
 
@@ -106,7 +105,7 @@ async def open_recorded_run(request: RecordedRequest, runtime: Runtime) -> Async
         )
         run = RecordedRun(response, lease, conversation_id, runtime.settings.retry_after)
         session = request.turn_session
-        info = SessionInfo(str(uuid4()), "recorded", request.voice) if session is None else session.info
+        info = SessionInfo(lease.record.id, "recorded", request.voice) if session is None else session.info
         with runtime.sessions.register(run, info):
             yield run
 

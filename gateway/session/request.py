@@ -50,7 +50,7 @@ class RecordedRequest:
     @property
     def voice(self) -> str:
         """Name of the voice in the response."""
-        return self.persona.voice if isinstance(self.persona.voice, str) else "voice_audio"
+        return self.persona.voice_name
 
 
 async def prepare(params: RespondRequest, runtime: Runtime, key: KeyHolder | None, upload: Upload) -> RecordedRequest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from opentelemetry.trace import NoOpTracer, Tracer
+
 from gateway.audio import loudness
 from gateway.engine.backend import Backend
 from gateway.engine.scheduler import FrameScheduler
@@ -23,8 +25,13 @@ from gateway.voices.registry import VoiceRegistry
 class Runtime:
     """Everything that the APIs share, made from settings, a built repository's manifest and a backend."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, backend: Backend, metrics: Metrics) -> None:
-        """Raises what `warmup.prefix_of` raises for `settings.warm`."""
+    def __init__(
+        self, settings: Settings, manifest: Manifest, backend: Backend, metrics: Metrics, tracer: Tracer | None = None
+    ) -> None:
+        """`tracer`: None for no traces.
+
+        Raises KeysFileError, and what `warmup.prefix_of` raises for `settings.warm`.
+        """
         if settings.allow_voice_audio:
             loudness.load()
         self.settings = settings
@@ -38,7 +45,9 @@ class Runtime:
         )
         self.admission = Admission(manifest.slots, settings.retry_after, metrics, settings.upload_budget_bytes)
         self.sessions = Sessions(self.admission, settings)
-        self.keys = Keys(settings.api_keys, settings.key_conversations, settings.retry_after)
+        self.keys = Keys(
+            settings.api_keys, settings.api_keys_file, settings.key_conversations, settings.retry_after, metrics
+        )
         self.leases = Leases(
             manifest,
             self.voices,
@@ -46,6 +55,7 @@ class Runtime:
             self.scheduler,
             self.admission,
             metrics,
+            tracer or NoOpTracer(),
             settings.release_wait,
         )
         self.turn_sessions = TurnSessions(

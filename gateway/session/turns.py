@@ -37,8 +37,7 @@ class TurnSession:
     @property
     def info(self) -> SessionInfo:
         """Description for the operator API."""
-        voice = self.persona.voice if isinstance(self.persona.voice, str) else "voice_audio"
-        return SessionInfo(self.id, "turn", voice)
+        return SessionInfo(self.id, "turn", self.persona.voice_name)
 
     @property
     def busy(self) -> bool:
@@ -61,14 +60,14 @@ class TurnSession:
         self._stop_timer()
         try:
             if self._lease is None:
-                opened = sessions.leases.open(self.persona, self.sampling, self.key, slot)
+                opened = sessions.leases.open(self.persona, self.sampling, self.key, slot, self.id)
                 self._lease = await self._resources.enter_async_context(opened)
                 self._resources.enter_context(sessions.registry.register(self, self.info))
                 self._began = asyncio.get_running_loop().time()
                 sessions.add(self)
             else:
                 self._lease.stats.finish()
-                self._lease.stats = sessions.leases.stats()
+                self._lease.stats = sessions.leases.stats(self._lease.record, "first audio")
                 self._lease.stats.watch(self._lease.conversation)
             yield self._lease
         except BaseException as error:

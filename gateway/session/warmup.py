@@ -149,6 +149,9 @@ class _Prefilled:
 
     fed = cached = 0
 
+    def starting(self) -> None:
+        """Not used."""
+
     def started(self, fed: int, cached: int) -> None:
         self.fed, self.cached = fed, cached
 

@@ -98,6 +98,18 @@ class Metrics:
         Gauge("personaplex_slots", "Conversations that fit at once", registry=registry).set(slots)
         self.ended = Counter("personaplex_ended", "Conversations ended, by reason", ["reason"], registry=registry)
         self.refused = Counter("personaplex_refused", "Conversations refused, by reason", ["reason"], registry=registry)
+        self.key_conversations = Counter(
+            "personaplex_key_conversations",
+            "Conversations begun, by the name of the API key",
+            ["key"],
+            registry=registry,
+        )
+        self.key_audio_seconds = Counter(
+            "personaplex_key_audio_seconds",
+            "Seconds of agent audio generated, by the name of the API key",
+            ["key"],
+            registry=registry,
+        )
         # A series that begins at its first event has no rate until the second.
         for refusal in REFUSALS:
             self.refused.labels(refusal)

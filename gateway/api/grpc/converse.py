@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from gateway.api.grpc.audio import AudioCodec, choose_codec
 from gateway.api.grpc.params import live_params
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from gateway.api.grpc.status import Code, Metadata, metadata_of
+from gateway.api.grpc.status import Code, Metadata, metadata_of, request_metadata
 from gateway.audio.stream import FROM_INT16, PCM_PIECE_BYTES
 from gateway.errors import HandshakeTimeout, InvalidRequest, MalformedBody, PayloadTooLarge
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
@@ -193,10 +193,10 @@ async def _send_status(context: grpc.aio.ServicerContext, ended: Ended, retry_af
     """Send the status of a session that did not complete, for clients that look at nothing else."""
     if ended.reason in (Reason.COMPLETED, Reason.DISCONNECTED):
         return
-    metadata: Metadata = (("personaplex-reason", ended.reason.value),)
+    metadata: Metadata = (("personaplex-reason", ended.reason.value), *request_metadata())
     if ended.error is not None and ended.reason is Reason.CLIENT_ERROR:
         status = Code[ended.error.grpc_status]
-        metadata = (*metadata, *metadata_of(ended.error, retry_after))
+        metadata = (metadata[0], *metadata_of(ended.error, retry_after))
     else:
         status = Code[ended.reason.grpc_status]
         if status is Code.UNAVAILABLE:

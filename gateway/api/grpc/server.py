@@ -18,12 +18,13 @@ from gateway.api.grpc.health import SERVICE as HEALTH_SERVICE
 from gateway.api.grpc.params import parser
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.respond import respond, respond_stream
-from gateway.api.grpc.status import error_status
+from gateway.api.grpc.status import error_status, request_metadata
 from gateway.api.sending import send_all
 from gateway.errors import GatewayError
 from gateway.session.keys import KeyHolder
 from gateway.session.runtime import Runtime
 from gateway.settings import TlsFiles
+from gateway.telemetry.requests import begin_request
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
 
@@ -100,8 +101,10 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
         assert task is not None  # noqa: S101 (a handler runs in one)
         at_work.add(task)
         task.add_done_callback(at_work.discard)
+        headers = {name: _text(value) for name, value in context.invocation_metadata() or ()}
+        begin_request(headers)
+        context.set_trailing_metadata(request_metadata())
         async with error_status(context, runtime.settings.retry_after):
-            headers = {name: _text(value) for name, value in context.invocation_metadata() or ()}
             try:
                 yield key_holder(runtime.keys, headers)
             except GatewayError:

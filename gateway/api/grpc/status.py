@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import grpc
 
 from gateway.errors import GatewayError, TryLater
+from gateway.telemetry.requests import HEADER, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ async def error_status(context: grpc.aio.ServicerContext, retry_after: int) -> A
         raise
     except Exception:
         logger.exception("a gRPC call failed with an internal error")
-        await context.abort(Code.INTERNAL, "internal error")
+        await context.abort(Code.INTERNAL, "internal error", request_metadata())
 
 
 def metadata_of(error: GatewayError, retry_after: int) -> Metadata:
@@ -51,4 +52,10 @@ def metadata_of(error: GatewayError, retry_after: int) -> Metadata:
         metadata.append(("personaplex-field", ",".join(item.field for item in error.fields)))
     if error.retriable:
         metadata.append(("retry-after", str(getattr(error, "retry_after", retry_after))))
-    return tuple(metadata)
+    return (*metadata, *request_metadata())
+
+
+def request_metadata() -> Metadata:
+    """The id of the request; none for health checks."""
+    identifier = request_id()
+    return () if identifier is None else ((HEADER, identifier),)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.exposition import choose_encoder
 
 from gateway.api import problems
 from gateway.api.rest import openapi
@@ -35,7 +35,9 @@ def router(runtime: Runtime) -> APIRouter:
     @routes.get(
         "/metrics", summary="Metrics for Prometheus", response_class=Response, responses=openapi.METRICS_RESPONSES
     )
-    async def metrics() -> Response:
-        return Response(runtime.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    async def metrics(request: Request) -> Response:
+        """Prometheus' text format, or OpenMetrics, which has the ids of conversations as exemplars, if accepted."""
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(runtime.metrics.registry), media_type=media_type)
 
     return routes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from gateway.session.events import Reason
 from gateway.telemetry.metrics import REFUSALS
 from tests.deploy.helm.chart import CHART, NAME, NAMESPACE, render
 from tests.deploy.promql import counts, gateway_series, labels, rated, selectors
+
+ROOT = Path(__file__).parents[3]
 
 ON: dict[str, Any] = {
     "monitoring": {
@@ -91,6 +95,15 @@ def test_alerts_have_a_severity_and_a_summary():
         assert rule["for"].endswith("m")
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"].endswith(".")
+
+
+def test_each_alert_has_a_runbook():
+    values = {**ON["monitoring"], "rules": {"enabled": True, "runbooks": "https://docs.example.com/operations.md"}}
+    (group,) = render({"monitoring": values}).one("PrometheusRule")["spec"]["groups"]
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    linked = [rule["annotations"]["runbook_url"] for rule in group["rules"]]
+    assert linked == [f"https://docs.example.com/operations.md#{heading.lower()}" for heading in headings]
+    assert all("runbook_url" not in rule["annotations"] for rule in rules())
 
 
 def test_the_config_map_contains_the_dashboard():

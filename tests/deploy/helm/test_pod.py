@@ -126,6 +126,28 @@ def test_api_keys_come_from_a_secret_only():
     assert "PERSONAPLEX_API_KEYS" not in str(render().pod)
 
 
+def test_a_file_of_api_keys_is_mounted_and_changes_with_the_secret():
+    release = render({"apiKeys": {"secretName": "keys", "file": "keys.json"}})
+    gateway = release.containers["gateway"]
+    assert environment(gateway)["PERSONAPLEX_API_KEYS_FILE"] == "/keys/keys.json"
+    assert "PERSONAPLEX_API_KEYS" not in {each["name"] for each in gateway["env"]}
+    (mount,) = [each for each in gateway["volumeMounts"] if each["name"] == "keys"]
+    # Kubernetes does not update a volume with a subPath.
+    assert (mount["mountPath"], mount.keys() & {"subPath"}) == ("/keys", set())
+    (volume,) = [each for each in release.pod["volumes"] if each["name"] == "keys"]
+    assert volume["secret"] == {"secretName": "keys", "defaultMode": 0o440}
+
+
+def test_calls_are_logged_as_json():
+    assert (
+        environment(render().containers["gateway"]).items()
+        >= {
+            "PERSONAPLEX_LOG_FORMAT": "json",
+            "PERSONAPLEX_LOG_LEVEL": "info",
+        }.items()
+    )
+
+
 def test_containers_meet_the_restricted_pod_security_standard():
     """Containers also have a read-only root filesystem."""
     for release in (render(), render(CPU)):

@@ -53,7 +53,10 @@ async def test_the_observer_gets_computed_and_cached_steps(converse: Converse):
     class Observed:
         def __init__(self) -> None:
             self.steps: list[tuple[int, int]] = []
-            self.first = 0
+            self.begun = self.first = 0
+
+        def starting(self) -> None:
+            self.begun += 1
 
         def started(self, fed: int, cached: int) -> None:
             self.steps.append((fed, cached))
@@ -70,7 +73,7 @@ async def test_the_observer_gets_computed_and_cached_steps(converse: Converse):
     assert observed.steps[:2] == [(length, 0), (1, length - 1)]
     assert observed.steps[2][0] > length
     assert observed.steps[2][1] == 0
-    assert observed.first == 0
+    assert (observed.begun, observed.first) == (3, 0)
     for _ in range(3):
         await conversation.step(NOISE[0])
     assert observed.first == 1

@@ -136,7 +136,7 @@ def test_as_many_uploads_as_turn_sessions_are_admitted_without_a_slot(admission:
 
 
 def test_a_key_that_holds_its_limit_is_refused(admission: Admission, metrics: Metrics):
-    key = KeyHolder(1, 7)
+    key = KeyHolder("ana", 7, conversations=1)
     admission.acquire(key)
     with pytest.raises(TooManyForKey), admission.upload(key, turn_sessions=0):
         pass

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from opentelemetry.trace import NoOpTracer
 
 from gateway.engine.conversation import Conversation
+from gateway.session.record import ConversationRecord
 from gateway.session.stats import SessionStats
 from gateway.telemetry.metrics import Metrics
 
@@ -17,8 +19,13 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def stats(metrics: Metrics) -> SessionStats:
-    return SessionStats(metrics, frame_seconds=0.08)
+def record(metrics: Metrics) -> ConversationRecord:
+    return ConversationRecord("7", None, "NATF0", metrics, NoOpTracer())
+
+
+@pytest.fixture
+def stats(metrics: Metrics, record: ConversationRecord) -> SessionStats:
+    return SessionStats(metrics, record, 0.08, "setup")
 
 
 @pytest.fixture
@@ -47,10 +54,10 @@ async def test_stages_are_medians_and_percentiles_in_milliseconds(stats: Session
 
 
 async def test_a_later_turn_has_statistics_of_its_own(
-    stats: SessionStats, conversation: Conversation, metrics: Metrics
+    stats: SessionStats, conversation: Conversation, metrics: Metrics, record: ConversationRecord
 ):
     count(conversation, 0.08)
-    later = SessionStats(metrics, frame_seconds=0.08)
+    later = SessionStats(metrics, record, 0.08, "first audio")
     later.watch(conversation)
     assert later.rtf == 0
     count(conversation, 0.02)

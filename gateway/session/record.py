@@ -1,0 +1,77 @@
+"""The start and the end of a conversation, in the log, in a trace and in the metrics, with the same id."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id, set_span_in_context
+
+from gateway.session.keys import KeyHolder
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.requests import request_id
+
+logger = logging.getLogger(__name__)
+
+_FAILURES = frozenset({"engine", "error"})
+"""Reasons of an end that are the server's fault."""
+
+
+class ConversationRecord:
+    """One conversation, from the slot to the end.
+
+    late_frames, dropped_frames: set by live sessions.
+    """
+
+    def __init__(self, identifier: str, key: KeyHolder | None, voice: str, metrics: Metrics, tracer: Tracer) -> None:
+        self.id = identifier
+        self.late_frames = 0
+        self.dropped_frames = 0
+        self._key = key
+        self._metrics = metrics
+        self._tracer = tracer
+        self._began = perf_counter()
+        self._fields: dict[str, str | None] = {"id": identifier, "voice": voice}
+        if key is not None:
+            self._fields["key"] = key.name
+            metrics.key_conversations.labels(key.name).inc()
+        attributes = {f"conversation.{name}": value for name, value in self._fields.items() if value is not None}
+        self._fields["request_id"] = request_id()
+        self._span = tracer.start_span("conversation", kind=SpanKind.SERVER, attributes=attributes)
+        self.exemplar = {"conversation_id": identifier}
+        """Labels that link a sample of a metric to this conversation."""
+        if (context := self._span.get_span_context()).is_valid:
+            self._fields["trace_id"] = self.exemplar["trace_id"] = format_trace_id(context.trace_id)
+        logger.info("conversation started", extra=self._fields)
+
+    def begin(self, stage: str) -> Span:
+        """Begin a span of a stage; the caller ends it."""
+        return self._tracer.start_span(stage, context=set_span_in_context(self._span))
+
+    def late_frame(self, index: int, latency: float) -> None:
+        """Count an agent frame that came too late; `latency` in seconds."""
+        self.late_frames += 1
+        self._metrics.late_frames.inc(exemplar=self.exemplar)
+        self._span.add_event("late frame", {"index": index, "latency": latency})
+
+    def end(
+        self, reason: str, *, frames: int, audio_seconds: float, setup_seconds: float, first_audio_seconds: float
+    ) -> None:
+        """Record the end. frames, audio_seconds: of the agent, in all turns; the other times are of the first one."""
+        if self._key is not None:
+            self._metrics.key_audio_seconds.labels(self._key.name).inc(audio_seconds)
+        self._metrics.ended.labels(reason).inc(exemplar=self.exemplar)
+        numbers = {
+            "seconds": round(perf_counter() - self._began, 3),
+            "frames": frames,
+            "late": self.late_frames,
+            "dropped": self.dropped_frames,
+            "setup_seconds": round(setup_seconds, 3),
+            "first_audio_seconds": round(first_audio_seconds, 3),
+        }
+        logger.info("conversation ended", extra={**self._fields, "reason": reason, **numbers})
+        self._span.set_attributes({f"conversation.{name}": value for name, value in numbers.items()})
+        self._span.set_attribute("conversation.reason", reason)
+        if reason in _FAILURES:
+            self._span.set_status(Status(StatusCode.ERROR, reason))
+        self._span.end()
