@@ -24,7 +24,7 @@ from tests.gateway.openai.hostile import (
     open_connection,
     run_random_cases,
 )
-from tests.gateway.openai.types import CLIENT_EVENTS, check
+from tests.gateway.openai.types import check, client_events
 from tests.gateway.websocket.test_bad_input import Message, json_like
 
 CASES = effort(25, 1000)
@@ -50,12 +50,13 @@ starts = st.one_of(
     st.dictionaries(st.sampled_from(FIELDS), json_like(), max_size=4).map(lambda fields: start(**fields)),
     st.dictionaries(st.sampled_from(["format", "output", "x"]), json_like()).map(lambda audio: start(audio=audio)),
 )
+kinds = st.deferred(lambda: st.sampled_from(client_events()))
 events = st.one_of(
     starts,
-    st.sampled_from(CLIENT_EVENTS).map(event),
+    kinds.map(event),
     st.builds(
         lambda kind, fields: json.dumps({**fields, "type": kind}),
-        st.sampled_from(CLIENT_EVENTS),
+        kinds,
         st.dictionaries(st.sampled_from(["event_id", "audio", "session", "content", "item"]), json_like()),
     ),
     json_like().map(json.dumps),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.gateway.openai.conftest import DELTA, TEXT, Caller, Server, call
-from tests.gateway.openai.types import CLIENT_EVENTS
+from tests.gateway.openai.types import client_events
 from tests.gateway.websocket.conftest import FRAME
 
 MESSAGE = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]}
@@ -34,7 +34,7 @@ SUPPORTED = {
 
 
 def test_every_client_event_has_a_test() -> None:
-    assert sorted([*UNSUPPORTED, *SUPPORTED]) == CLIENT_EVENTS
+    assert sorted([*UNSUPPORTED, *SUPPORTED]) == client_events()
 
 
 async def test_a_session_from_start_to_close(caller: Caller, noise: Callable[..., Any]) -> None:

@@ -25,7 +25,7 @@ from tests.gateway.openai.hostile import (
     open_connection,
     run_random_cases,
 )
-from tests.gateway.openai.types import REALTIME_CLIENT_EVENTS, Order, check_realtime
+from tests.gateway.openai.types import Order, check_realtime, realtime_client_events
 from tests.gateway.websocket.test_bad_input import Message, json_like
 
 CASES = effort(25, 1000)
@@ -63,13 +63,14 @@ audio = st.one_of(
     st.integers(0, LIMIT // 4).map(lambda size: append(b"\0\x40" * size)),
     st.text(max_size=20).map(lambda text: event("input_audio_buffer.append", audio=text)),
 )
+kinds = st.deferred(lambda: st.sampled_from(realtime_client_events()))
 events = st.one_of(
     updates,
-    st.sampled_from(REALTIME_CLIENT_EVENTS).map(event),
+    kinds.map(event),
     st.sampled_from([create(**MESSAGE), event("response.create"), event("response.cancel")]),
     st.builds(
         lambda kind, fields: json.dumps({**fields, "type": kind}),
-        st.sampled_from(REALTIME_CLIENT_EVENTS),
+        kinds,
         st.dictionaries(st.sampled_from(PARTS), json_like()),
     ),
     json_like().map(json.dumps),

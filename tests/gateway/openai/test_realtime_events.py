@@ -13,7 +13,7 @@ import pytest
 
 from gateway.api.openai.realtime_items import MAX_ITEMS
 from tests.gateway.openai.conftest import RealtimeCaller, Server, realtime
-from tests.gateway.openai.types import REALTIME_CLIENT_EVENTS
+from tests.gateway.openai.types import realtime_client_events
 from tests.gateway.websocket.conftest import FRAME
 
 DELTA = "response.output_audio.delta"
@@ -27,7 +27,7 @@ TESTED = {
 
 
 def test_every_client_event_has_a_test() -> None:
-    assert sorted(TESTED) == REALTIME_CLIENT_EVENTS
+    assert sorted(TESTED) == realtime_client_events()
 
 
 @asynccontextmanager
