@@ -54,6 +54,8 @@ class Manifest(BaseModel):
     card: int
     text_card: int
     text_padding_id: int
+    max_text_top_k: int | None = None
+    """Largest top_k of text tokens; None if there is no limit but the vocabulary."""
     delays: tuple[int, ...]
     context: int
     sampling: SamplingDefaults

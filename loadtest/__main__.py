@@ -54,9 +54,6 @@ def main(
     full_windows: Annotated[
         bool, typer.Option(help="On a fake device: every conversation takes the time of a full window.")
     ] = True,
-    chunked_prefill: Annotated[
-        bool, typer.Option(help="On a fake device: a prefill takes a chunk of positions per run, not one.")
-    ] = False,
     slots: Annotated[int | None, typer.Option(min=1, help="Of the models built here. [default: the users]")] = None,
     server: Annotated[str | None, typer.Option(metavar="URL", help="Load a running server; with --grpc.")] = None,
     grpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="Its gRPC port.")] = "127.0.0.1:8999",
@@ -118,7 +115,6 @@ def main(
                 PROFILES[fake_device],
                 capacity,
                 full_windows=full_windows,
-                chunked_prefill=chunked_prefill,
             )
 
         with _server(folder, build, server, grpc) as at:

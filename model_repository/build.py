@@ -27,6 +27,7 @@ from model_repository.errors import BuildError
 from model_repository.graph.builder import Graph
 from model_repository.graphs import graphs_of
 from model_repository.place import MANIFEST, check_place, replacing
+from model_repository.temporal.graph import max_text_top_k
 from model_repository.triton_config import served_models
 from model_repository.variants import CachePrecision, Device, Variant, variants_of
 
@@ -110,7 +111,7 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
     expected = sum(graph.weight_bytes for graph in graphs.values())
     written = 0
     errors: dict[str, dict[str, Any]] = {}
-    for model in served_models(source.geometry):
+    for model in served_models(source.geometry, recipe.device):
         graph = graphs[model.name]
         version = out / "triton" / model.name / "1"
         version.mkdir(parents=True)
@@ -174,6 +175,7 @@ def manifest_of(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, An
         "card": lm.card,
         "text_card": lm.text_card,
         "text_padding_id": lm.text_padding_id,
+        "max_text_top_k": max_text_top_k(lm, recipe.device),
         "delays": list(lm.delays),
         "context": lm.temporal.context,
         "sampling": SAMPLING_DEFAULTS,

@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry
+from model_repository.temporal.graph import max_text_top_k
 from model_repository.variants import Device
 
 MODELS = ("mimi_encoder", "temporal", "depformer", "mimi_decoder")
@@ -86,8 +87,8 @@ class ServedModel:
         return config
 
 
-def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
-    """The four models, in the order a frame passes through them."""
+def served_models(geometry: Geometry, device: Device = Device.CPU) -> tuple[ServedModel, ...]:
+    """The four models on a device, in the order a frame passes through them."""
     lm = geometry.lm
     frame = Tensor("pcm", "TYPE_FP32", (geometry.mimi.frame_size,))
     codes = Tensor("codes", "TYPE_INT64", (AGENT_CODEBOOKS,))
@@ -106,7 +107,7 @@ def served_models(geometry: Geometry) -> tuple[ServedModel, ...]:
             (columns, embeddings, prefix, *sampling),
             (hidden, text_token, progress),
             True,
-            {**vocabularies, "window": lm.temporal.window},
+            {**vocabularies, "window": lm.temporal.window, "max_text_top_k": max_text_top_k(lm, device)},
         ),
         ServedModel("depformer", (hidden, text_token, *sampling), (codes,), False, vocabularies),
         ServedModel("mimi_decoder", (codes,), (frame,), True, {"card": lm.card}),

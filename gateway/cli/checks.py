@@ -207,15 +207,16 @@ def published() -> Check:
         return Check("PersonaPlex 7B", Status.WARN, "not computed: ONNX Runtime is missing", "fix the line above first")
     device = gpu_memory() if gpu().status is Status.OK else None
     if device is None:
-        free, sizes, workspace = HostMemory().free(), ON_CPU, HOST_WORKSPACE_BYTES
+        free, sizes, workspace, prefixes = HostMemory().free(), ON_CPU, HOST_WORKSPACE_BYTES, 0
         where = f"{_size(free)} of memory"
     else:
-        free, sizes, workspace = device, ON_CUDA, DEVICE_WORKSPACE_BYTES
+        free, sizes, workspace, prefixes = device, ON_CUDA, DEVICE_WORKSPACE_BYTES, 1
         where = f"{_size(free)} on the GPU"
 
     def needs(memory: Memory) -> Needs:
-        """Each of the four models has a process with a workspace."""
-        return Needs(memory.weights, memory.slot, 4 * workspace + round(WORKSPACE_SHARE * memory.weights))
+        """Each of the four models has a process with a workspace; prompts are kept in a window of their own."""
+        extra = prefixes * memory.slot + round(WORKSPACE_SHARE * memory.weights)
+        return Needs(memory.weights, memory.slot, 4 * workspace + extra)
 
     slots = {name: needs(memory).fitting(free) for name, memory in sizes.items()}
     fitting = [f"{name} with {count} slots" for name, count in slots.items() if count > 0]

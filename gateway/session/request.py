@@ -128,6 +128,9 @@ def sampling_params(params: PersonaParams, runtime: Runtime) -> SamplingParams:
         text_temperature=_given(params.text_temperature, default.text_temperature),
         text_top_k=min(_given(params.text_top_k, default.text_top_k), manifest.text_card),
     )
+    most = manifest.max_text_top_k or manifest.text_card
+    if most < manifest.text_card and not 0 < sampling.text_top_k <= most:
+        raise InvalidRequest(f"text_top_k must be in 1..{most} on this server", "text_top_k")
     return sampling.greedy() if params.greedy else sampling
 
 

@@ -37,25 +37,23 @@ def write_fake_repository(
     slots: int,
     *,
     full_windows: bool = True,
-    chunked_prefill: bool = False,
     geometry: Geometry | None = None,
 ) -> Path:
     """Write the repository to the folder `out`, replacing what is there, and return `out`.
 
     `timings`: by model. `full_windows`: rows take the time of full windows from their first frame on.
-    `chunked_prefill`: a prefill takes a chunk of positions per run; False: one position, as graphs for CUDA do today.
     `geometry`: of the published model by default.
     """
     geometry = geometry or Geometry.from_config({})
     lm = geometry.lm
     shutil.rmtree(out, ignore_errors=True)
     pieces = min(lm.text_card, _TOKENIZER_PIECES)
-    for model in served_models(geometry):
+    for model in served_models(geometry, Device.CUDA):
         version = out / "triton" / model.name / "1"
         version.mkdir(parents=True)
         timing = replace(timings[model.name], full_windows=full_windows)
         if model.name == "temporal":
-            timing = replace(timing, window=lm.temporal.window, chunked=chunked_prefill)
+            timing = replace(timing, window=lm.temporal.window)
         (version.parent / "config.pbtxt").write_text(_with_timing(model.pbtxt(slots), timing))
         entry_point = Path(model_repository.__file__).parent / model.name / "1" / "model.py"
         shutil.copyfile(entry_point, version / "model.py")
@@ -86,6 +84,7 @@ def signatures(geometry: Geometry, pieces: int) -> dict[str, Any]:
                 "columns": ["int64", [1, streams]],
                 "embeddings": ["float32", [1, dim]],
                 **row,
+                "filled": ["int64", []],
                 "noise": ["float32", [1]],
                 **sampler,
             },
@@ -95,7 +94,7 @@ def signatures(geometry: Geometry, pieces: int) -> dict[str, Any]:
             "inputs": {
                 "hidden": ["float32", [dim]],
                 "text_token": ["int64", []],
-                "noise": ["float32", [AGENT_CODEBOOKS, 3]],
+                "noise": ["float32", [AGENT_CODEBOOKS, 1]],
                 **sampler,
             },
             "outputs": codes,

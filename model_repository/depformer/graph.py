@@ -11,8 +11,8 @@ import onnx_ir as ir
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Graph, Value
-from model_repository.graph.layers import Weights, gated_feed_forward, rms_norm
-from model_repository.graph.sampling import GUESSES, sample_guessing
+from model_repository.graph.layers import Weights, added_rms_norm, gated_feed_forward
+from model_repository.graph.sampling import GUESSES, sample, sample_guessing
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Device, Precision
 
@@ -24,37 +24,39 @@ def build(
     device: Device = Device.CPU,
     activations: Precision = Precision.FP32,
 ) -> Graph:
-    """`plan`: how matrices are kept; `activations`: the precision of products and attention. For CUDA all shapes follow
+    """`plan`: how matrices are kept; `activations`: the precision of matmuls and attention. For CUDA all shapes follow
     from B and nothing branches, so that a run can be captured.
 
-    Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, GUESSES + 1] float32, top_k [B] int64 and
-    temperature [B] float32 for the audio tokens. Output: codes [B, 8] int64.
+    Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, draws] float32, top_k [B] int64 and temperature
+    [B] float32 for the audio tokens. Output: codes [B, 8] int64. On a CPU a token takes GUESSES + 1 draws, of which
+    mostly the first decides without sorting; on CUDA one, because one launch sorts all rows.
     """
     graph = Graph("depformer")
     op = graph.op
+    cuda = device is Device.CUDA
     hidden = graph.input("hidden", ir.DataType.FLOAT, [ROWS, geometry.temporal.dim])
     text_token = graph.input("text_token", ir.DataType.INT64, [ROWS])
-    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, AGENT_CODEBOOKS, GUESSES + 1])
+    noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, AGENT_CODEBOOKS, 1 if cuda else GUESSES + 1])
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 
     weights = Weights(graph, source, plan, activations)
-    branching = device is not Device.CUDA
     noises = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
-    history = _History(graph, geometry)
+    attend = (_FusedAttention if weights.activations is not Precision.FP32 else _PlainAttention)(graph, geometry)
     entries = [f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS)]
     read = weights.narrow(weights.smoothed(hidden, entries[0]))
     token, table = text_token, "depformer_text_emb.weight"
     codes = []
     for step in range(AGENT_CODEBOOKS):
         entry = weights.wide(weights.linear(read, entries[step]))
-        x = op.Add(entry, weights.rows([table], token))
-        for layer in range(geometry.depformer.num_layers):
-            x = _layer(weights, history, geometry, x, layer, step)
+        x = _layers(weights, attend, geometry, entry, weights.rows([table], token), step, fused=cuda)
         logits = weights.wide(weights.linear(weights.narrow(x), f"linears.{step}.weight"))
         logits.name = f"logits.{step}"
         draws = op.Squeeze(noises[step], graph.constant([1]))
-        token = sample_guessing(graph, logits, geometry.card, draws, top_k, temperature, branching)
+        if cuda:
+            token = sample(graph, logits, draws, top_k, temperature, geometry.card)
+        else:
+            token = sample_guessing(graph, logits, geometry.card, draws, top_k, temperature)
         codes.append(op.Unsqueeze(token, graph.constant([1])))
         table = f"depformer_emb.{step}.weight"
     graph.output("codes", op.Concat(*codes, axis=1))
@@ -62,41 +64,87 @@ def build(
 
 
 class _History:
-    """Keys and values of the steps so far, per layer: [B, heads, steps, head_dim]."""
+    """Keys and values of the steps so far by layer, concatenated along `axis`."""
 
-    def __init__(self, graph: Graph, geometry: LmGeometry) -> None:
-        layers = geometry.depformer.num_layers
+    def __init__(self, graph: Graph, layers: int, axis: int) -> None:
         self._graph = graph
-        self._keys: list[Value | None] = [None] * layers
-        self._values: list[Value | None] = [None] * layers
+        self._axis = axis
+        self._past: list[tuple[Value, Value] | None] = [None] * layers
+        self._steps = [0] * layers
 
     def append(self, layer: int, key: Value, value: Value) -> tuple[Value, Value]:
-        for past, new in ((self._keys, key), (self._values, value)):
-            past[layer] = new if past[layer] is None else self._graph.op.Concat(past[layer], new, axis=2)
-        return self._keys[layer], self._values[layer]
+        if (past := self._past[layer]) is not None:
+            key, value = (
+                self._graph.op.Concat(old, new, axis=self._axis) for old, new in zip(past, (key, value), strict=True)
+            )
+        self._past[layer] = key, value
+        self._steps[layer] += 1
+        return key, value
+
+    def steps(self, layer: int) -> int:
+        """Steps so far; attention over one gives its value."""
+        return self._steps[layer]
 
 
-def _layer(weights: Weights, history: _History, geometry: LmGeometry, x: Value, layer: int, step: int) -> Value:
-    """One layer of one step, with the step's own weights and the layer's shared norms: [B, dim] -> [B, dim]."""
-    graph, op = weights.graph, weights.graph.op
-    transformer = geometry.depformer
-    dim, heads, head_dim = transformer.dim, transformer.num_heads, transformer.head_dim
-    name = f"depformer.layers.{layer}"
+class _PlainAttention:
+    """Attention over the steps so far, as matmuls and a softmax."""
 
-    normed = weights.narrow(rms_norm(weights, x, f"{name}.norm1.alpha"))
-    packed = slice(step * 3 * dim, (step + 1) * 3 * dim)
-    projected = weights.linear(normed, f"{name}.self_attn.in_proj_weight", packed)
-    split = op.Split(projected, axis=-1, num_outputs=3, _outputs=3)
-    query, key, value = (op.Reshape(part, graph.constant([0, heads, 1, head_dim])) for part in split)
-    keys, values = history.append(layer, key, value)
-    if weights.activations is Precision.FP32:
-        scale = graph.constant(np.float32(head_dim**-0.5))
-        scores = op.MatMul(op.Mul(query, scale), op.Transpose(keys, perm=[0, 1, 3, 2]))
+    def __init__(self, graph: Graph, geometry: LmGeometry) -> None:
+        self._graph = graph
+        self._transformer = geometry.depformer
+        self._history = _History(graph, self._transformer.num_layers, axis=2)
+
+    def __call__(self, layer: int, query: Value, key: Value, value: Value) -> Value:
+        """[B, dim] each -> [B, dim]."""
+        graph, op, transformer = self._graph, self._graph.op, self._transformer
+        shape = graph.constant([0, transformer.num_heads, 1, transformer.head_dim])
+        query, key, value = (op.Reshape(part, shape) for part in (query, key, value))
+        keys, values = self._history.append(layer, key, value)
+        scores = op.MatMul(
+            op.Mul(query, graph.constant(np.float32(transformer.head_dim**-0.5))), op.Transpose(keys, perm=[0, 1, 3, 2])
+        )
         mixed = op.MatMul(op.Softmax(scores, axis=-1), values)
-    else:
-        mixed = op.Attention(query, keys, values)
-    attended = op.Reshape(mixed, graph.constant([0, dim]))
-    out = slice(step * dim, (step + 1) * dim)
-    x = op.Add(x, weights.wide(weights.linear(attended, f"{name}.self_attn.out_proj.weight", out)))
-    normed = weights.narrow(rms_norm(weights, x, f"{name}.norm2.alpha"))
-    return op.Add(x, weights.wide(gated_feed_forward(weights, normed, f"{name}.gating.{step}")))
+        return op.Reshape(mixed, graph.constant([0, transformer.dim]))
+
+
+class _FusedAttention:
+    """The same by ONNX Attention, with keys and values [B, steps, dim]: heads need no transposition."""
+
+    def __init__(self, graph: Graph, geometry: LmGeometry) -> None:
+        self._graph = graph
+        self._transformer = geometry.depformer
+        self._history = _History(graph, self._transformer.num_layers, axis=1)
+
+    def __call__(self, layer: int, query: Value, key: Value, value: Value) -> Value:
+        """[B, dim] each -> [B, dim]."""
+        graph, op, heads = self._graph, self._graph.op, self._transformer.num_heads
+        axis = graph.constant([1])
+        keys, values = self._history.append(layer, op.Unsqueeze(key, axis), op.Unsqueeze(value, axis))
+        if self._history.steps(layer) == 1:
+            return value
+        mixed = op.Attention(op.Unsqueeze(query, axis), keys, values, q_num_heads=heads, kv_num_heads=heads)
+        return op.Squeeze(mixed, axis)
+
+
+def _layers(
+    weights: Weights,
+    attend: _FusedAttention | _PlainAttention,
+    geometry: LmGeometry,
+    x: Value,
+    added: Value,
+    step: int,
+    fused: bool,
+) -> Value:
+    """All layers of one step on x + added, with the step's own weights and each layer's shared norms: [B, dim]."""
+    op, dim = weights.graph.op, geometry.depformer.dim
+    for layer in range(geometry.depformer.num_layers):
+        name = f"depformer.layers.{layer}"
+        x, normed = added_rms_norm(weights, x, added, f"{name}.norm1.alpha", fused)
+        packed = slice(step * 3 * dim, (step + 1) * 3 * dim)
+        projected = weights.linear(weights.narrow(normed), f"{name}.self_attn.in_proj_weight", packed)
+        attended = attend(layer, *op.Split(projected, axis=-1, num_outputs=3, _outputs=3))
+        out = slice(step * dim, (step + 1) * dim)
+        attended = weights.wide(weights.linear(attended, f"{name}.self_attn.out_proj.weight", out))
+        x, normed = added_rms_norm(weights, x, attended, f"{name}.norm2.alpha", fused)
+        added = weights.wide(gated_feed_forward(weights, weights.narrow(normed), f"{name}.gating.{step}"))
+    return op.Add(x, added)

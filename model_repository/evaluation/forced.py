@@ -14,7 +14,7 @@ from model_repository.evaluation.probe import Probe, force_codes, load
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.row_request import Array
-from model_repository.serving.temporal import PREFILL_CHUNK
+from model_repository.serving.session import StatefulSession
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +83,9 @@ class _Temporal:
         columns[0, len(prompt.embeddings) :] = prompt.columns
         embeddings = np.zeros((1, prompt.length, self._dim), np.float32)
         embeddings[0, : len(prompt.embeddings)] = prompt.embeddings
-        # Graphs for a GPU take one column.
-        longest = PREFILL_CHUNK if isinstance(self._probe.shapes["columns"][0], str) else 1
         while (at := self._position) < prompt.length:
             # A chunk must not wrap around the ring of keys; past its end columns go one by one.
-            size = max(1, min(longest, self._window - at))
+            size = max(1, min(StatefulSession.chunk, self._window - at))
             self.step(columns[:, at : at + size], embeddings[:, at : at + size])
 
     def step(self, columns: NDArray[np.int64], embeddings: NDArray[np.float32] | None = None) -> dict[str, Array]:
@@ -97,7 +95,9 @@ class _Temporal:
         values = self._probe.run(
             columns=columns,
             embeddings=embeddings,
+            offsets=np.arange(columns.shape[1]),
             position=np.array([self._position], np.int64),
+            filled=np.array([min(self._position + columns.shape[1], self._window)], np.int64),
             noise=np.full((1, 1), 0.5, np.float32),
             top_k=np.ones(1, np.int64),
             temperature=np.zeros(1, np.float32),

@@ -37,7 +37,7 @@ _DTYPES = {
 
 
 class Ring:
-    """The key and value caches of one layer: [rows, heads, window, head_dim] each.
+    """The key and value caches of one layer: [rows, *shape] each, with the ring's slots on the axis before the last.
 
     `activations`: precision of the keys and values that are written. `zeroed`: START zeroes the ring. Required for an
     attention that multiplies entries that were not written by 0: 0 * NaN is NaN.
@@ -47,7 +47,7 @@ class Ring:
         self,
         graph: Graph,
         name: str,
-        geometry: TransformerGeometry,
+        shape: tuple[int, ...],
         scales: CacheScales | None = None,
         activations: Precision = Precision.FP32,
         zeroed: bool = False,
@@ -55,18 +55,17 @@ class Ring:
         self._graph = graph
         self._activations = activations
         self.scales = scales or CacheScales()
-        shape = (geometry.num_heads, geometry.window, geometry.head_dim)
         dtype = _DTYPES[self.scales.precision]
         declare = graph.state if zeroed else graph.cache
         self.key = declare(f"{name}.key", shape, dtype)
         self.value = declare(f"{name}.value", shape, dtype)
 
     def write(self, key: Value, value: Value, position: Value) -> tuple[Value, Value]:
-        """Put key and value [B, heads, S, head_dim] at slots position[b].. (mod window); the updated caches."""
+        """Write S keys and values of each row to slots position[b].. (mod window). Return the updated caches."""
         updated = []
         for cache, new, scale in ((self.key, key, self.scales.key), (self.value, value, self.scales.value)):
             stored = self._stored(new, scale)
-            written = self._graph.op.TensorScatter(cache, stored, position, axis=2, mode="circular")
+            written = self._graph.op.TensorScatter(cache, stored, position, axis=-2, mode="circular")
             self._graph.update(cache, written)
             updated.append(written)
         return updated[0], updated[1]
@@ -80,27 +79,30 @@ class Ring:
 
 
 class FilledAttention:
-    """Grouped-query attention in shared-KV mode: reads only what is filled, at any position of each row.
+    """Grouped-query attention in shared-KV mode, which on a CPU reads only the slots that are filled.
 
-    With S > 1 columns the batch must be one row and its chunk must not wrap: position + S <= window.
+    `filled` [B] int64: slots of each row that are read, new ones included. With S > 1 columns the batch must be one row
+    and the columns must not wrap: position + S <= window. Caches are [rows, heads, window, head_dim].
     """
 
-    def __init__(self, graph: Graph, position: Value, steps: Value, geometry: TransformerGeometry) -> None:
+    def __init__(self, graph: Graph, position: Value, filled: Value, geometry: TransformerGeometry) -> None:
         op = graph.op
         self._graph = graph
         self._geometry = geometry
-        window = graph.constant(np.int64(geometry.window))
-        filled = op.Min(op.Add(position, steps), window)
+        self._position = position
+        self.cache_shape: tuple[int, ...] = (geometry.num_heads, geometry.window, geometry.head_dim)
         self._last = op.Cast(op.Sub(filled, graph.constant(np.int64(1))), to=ir.DataType.INT32)
         self._capacity = graph.constant(np.int32(geometry.window))
         rows = op.Shape(position)
         shape = op.Concat(rows, graph.constant([0, geometry.dim]), axis=0)
         self._nothing_new = op.ConstantOfShape(shape)
 
-    def __call__(self, query: Value, ring: Ring, key: Value, value: Value) -> Value:
-        """query [B, S, dim]; key and value: `ring`'s caches after its `write` -> [B, S, dim]."""
-        heads = self._geometry.num_heads
-        inputs = (query, self._nothing_new, self._nothing_new, key, value, self._last, self._capacity)
+    def __call__(self, query: Value, key: Value, value: Value, ring: Ring) -> Value:
+        """Attend with query to `ring` after key and value were written to it: [B, S, dim] each."""
+        heads, head_dim = self._geometry.num_heads, self._geometry.head_dim
+        key, value = (split_heads(self._graph, new, heads, head_dim) for new in (key, value))
+        keys, values = ring.write(key, value, self._position)
+        inputs = (query, self._nothing_new, self._nothing_new, keys, values, self._last, self._capacity)
         attend = partial(self._graph.contrib.GroupQueryAttention, *inputs, num_heads=heads, kv_num_heads=heads)
         if ring.scales.precision is not CachePrecision.INT8:
             return attend()
@@ -115,25 +117,26 @@ class FilledAttention:
         return attended
 
 
-class StepAttention:
-    """One column of every row over what its ring holds, in the precision of the ring: what CUDA has fast kernels for.
+class CausalAttention:
+    """Causal attention in the precision of the ring: FlashAttention on CUDA, straight on the cache.
 
-    ONNX Attention with the number of filled slots per row and neither mask nor causality is FlashAttention straight
-    on the cache; a mask, or causality with fewer queries than slots, would leave that path. So a step has one column.
+    `filled` [B] int64: slots of each row that are read, new ones included. ONNX Attention without a mask stays with
+    FlashAttention; causality is aligned to the last filled slot, so the columns must not wrap where there are several
+    (S > 1): position + S <= window. Caches are [rows, window, dim]: heads need no transposition.
     """
 
-    def __init__(self, graph: Graph, position: Value, geometry: TransformerGeometry) -> None:
-        op = graph.op
+    def __init__(self, graph: Graph, position: Value, filled: Value, geometry: TransformerGeometry) -> None:
         self._graph = graph
-        self._geometry = geometry
-        self._filled = op.Min(op.Add(position, graph.constant(np.int64(1))), graph.constant(np.int64(geometry.window)))
+        self._position = position
+        self._filled = filled
+        self._heads = geometry.num_heads
+        self.cache_shape: tuple[int, ...] = (geometry.window, geometry.dim)
 
-    def __call__(self, query: Value, ring: Ring, key: Value, value: Value) -> Value:
-        """query [B, 1, dim]; key and value: `ring`'s caches after its `write` -> [B, 1, dim]."""
-        graph, op, geometry = self._graph, self._graph.op, self._geometry
-        heads = op.Reshape(query, graph.constant([0, geometry.num_heads, 1, geometry.head_dim]))
-        attended = op.Attention(heads, key, value, None, None, None, self._filled)
-        return op.Reshape(attended, graph.constant([0, 1, geometry.dim]))
+    def __call__(self, query: Value, key: Value, value: Value, ring: Ring) -> Value:
+        """Attend with query to `ring` after key and value were written to it: [B, S, dim] each."""
+        keys, values = ring.write(key, value, self._position)
+        inputs = (query, keys, values, None, None, None, self._filled)
+        return self._graph.op.Attention(*inputs, is_causal=1, q_num_heads=self._heads, kv_num_heads=self._heads)
 
 
 class MaskedAttention:

@@ -39,6 +39,9 @@ _STATES = ("state.", "cache.")
 ROWS = "rows"
 """Name of the batch dimension of every graph."""
 
+COLUMNS = "columns"
+"""Name of the dimension of positions in time, where it is dynamic."""
+
 
 class Graph:
     """One model's graph: `op` holds ONNX operators, `contrib` those of `com.microsoft`."""

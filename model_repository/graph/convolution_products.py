@@ -31,7 +31,7 @@ class ChannelsLast:
     def convolution(self, x: Value, key: str, length: int, *, stride: int = 1, first: Value | None = None) -> Value:
         graph, op, weights = self._graph, self._graph.op, self._weights
         outputs, channels, kernel = weights.source.shape(f"{key}.weight")
-        if outputs == 1:
+        if outputs == 1 and kernel > stride == 1:
             return self._to_one_channel(x, key, length)
         steps, block, taps = length // stride, stride * channels, kernel // stride
         seen = x if stride == 1 else op.Reshape(x, graph.constant([0, steps, block]))

@@ -101,6 +101,18 @@ def rms_norm(weights: Weights, x: Value, key: str) -> Value:
     return weights.graph.op.RMSNormalization(x, weights.vector(key), axis=-1, epsilon=1e-8)
 
 
+def added_rms_norm(weights: Weights, x: Value, y: Value, key: str, fused: bool) -> tuple[Value, Value]:
+    """x + y, and its `rms_norm`. `fused`: in one operator of `com.microsoft`, which has a kernel on CUDA."""
+    if not fused:
+        total = weights.graph.op.Add(x, y)
+        return total, rms_norm(weights, total, key)
+    normalize = weights.graph.contrib.SkipSimplifiedLayerNormalization
+    normed, mean, deviation, total = normalize(x, y, weights.vector(key), epsilon=1e-8, _outputs=4)
+    # Left out: kernels do not compute them.
+    mean.name = deviation.name = ""
+    return total, normed
+
+
 def layer_norm(weights: Weights, x: Value, key: str) -> Value:
     """LayerNorm with weight and bias, eps 1e-5 (PyTorch's default, as Mimi uses it)."""
     op = weights.graph.op
@@ -108,22 +120,18 @@ def layer_norm(weights: Weights, x: Value, key: str) -> Value:
 
 
 def rotary_tables(
-    graph: Graph, position: Value, steps: Value | None, head_dim: int, max_period: float
+    graph: Graph, position: Value, offsets: Value, head_dim: int, max_period: float
 ) -> tuple[Value, Value]:
     """Cosines and sines [B, S, head_dim / 2] of the angles p * max_period^(-2i / head_dim).
 
-    `position` [B] int64 is each row's first position, `steps` a scalar int64 S, None where that is always 1.
-    Frequencies and angles are float32, as in the reference.
+    Positions p are position [B] int64 plus offsets [S] int64. Frequencies and angles are float32, as in the reference.
     """
     op = graph.op
     half = head_dim // 2
     padded = -(-half // _VECTOR) * _VECTOR
     exponents = np.arange(padded, dtype=np.float32) * np.float32(-np.log(max_period) * 2 / head_dim)
     frequencies = graph.constant(np.exp(exponents, dtype=np.float32))
-    positions = op.Unsqueeze(position, graph.constant([1]))
-    if steps is not None:
-        offsets = op.Range(graph.constant(np.int64(0)), steps, graph.constant(np.int64(1)))
-        positions = op.Add(positions, offsets)
+    positions = op.Add(op.Unsqueeze(position, graph.constant([1])), offsets)
     angles = op.Mul(op.Unsqueeze(op.Cast(positions, to=1), graph.constant([2])), frequencies)
     tables = (op.Cos(angles), op.Sin(angles))
     if padded == half:

@@ -14,38 +14,39 @@ _BLOCK = 32
 
 
 def sample(
-    graph: Graph, logits: Value, noise: Value, top_k: Value, temperature: Value, vocabulary: int | None = None
+    graph: Graph, logits: Value, noise: Value, top_k: Value, temperature: Value, candidates: int | None = None
 ) -> Value:
     """One token per row -> [B] int64, from the softmax of logit / temperature over the top_k largest logits.
 
-    logits [B, V] float32; noise [B, 1] float32, uniform in (0, 1); top_k [B] int64 in 1..V; temperature [B]
-    float32 >= 0. Equal logits rank by id, so temperature 0 is the first maximum, as in the reference. Sorts as many
-    logits as the row with the largest top_k has; what a row draws does not depend on that. With `vocabulary` = V it
-    sorts all of them, always, and so has the same shapes in every run.
+    logits [B, V] float32; noise [B, 1] float32, uniform in (0, 1); top_k [B] int64 in 1..V, and at most `candidates`;
+    temperature [B] float32 >= 0. Equal logits rank by id, so temperature 0 is the first maximum, as in the reference.
+    Sorts as many logits as the row with the largest top_k has; what a row draws does not depend on that. With
+    `candidates` it always sorts so many, and has the same shapes in every run.
     """
     op = graph.op
-    if vocabulary is None:
+    if candidates is None:
         most = op.ReduceMax(top_k, keepdims=1)
         one = graph.constant(np.int64(1))
         ranks = op.Range(graph.constant(np.int64(0)), op.Squeeze(most, graph.constant([0])), one)
     else:
-        most = graph.constant([vocabulary])
-        ranks = graph.constant(np.arange(vocabulary))
+        most = graph.constant([candidates])
+        ranks = graph.constant(np.arange(candidates))
     values, tokens = op.TopK(logits, most, axis=-1, largest=1, sorted=1, _outputs=2)
     divisor = _column(graph, _divisor(graph, temperature))
-    allowed = op.Less(ranks, _column(graph, top_k))
-    first = op.Slice(values, graph.constant([0]), graph.constant([1]), graph.constant([1]))
-    weights = op.Where(allowed, op.Exp(op.Div(op.Sub(values, first), divisor)), graph.constant(np.float32(0)))
-    if vocabulary is None:
+    top_k = _column(graph, op.Where(_greedy(graph, temperature), graph.constant([1]), top_k))
+    allowed = op.Less(ranks, top_k)
+    if candidates is None:
+        first = op.Slice(values, graph.constant([0]), graph.constant([1]), graph.constant([1]))
+        weights = op.Where(allowed, op.Exp(op.Div(op.Sub(values, first), divisor)), graph.constant(np.float32(0)))
         sums = op.CumSum(weights, graph.constant(np.int64(1)))
+        total = op.Slice(sums, graph.constant([-1]), graph.constant([2**31]), graph.constant([1]))
+        noise = op.Mul(noise, total)
     else:
-        # CUDA's CumSum adds up each of its sums from the start.
-        sums = _cumulative(graph, weights, vocabulary)
-    total = op.Slice(sums, graph.constant([-1]), graph.constant([2**31]), graph.constant([1]))
-    rank = _count(graph, op.LessOrEqual(sums, op.Mul(noise, total)))
-    # The product may round up to the total.
-    rank = op.Min(rank, op.Sub(_column(graph, top_k), graph.constant([[1]])))
-    rank = op.Where(_column(graph, _greedy(graph, temperature)), graph.constant([[0]]), rank)
+        # Fewer nodes; and CUDA's CumSum adds up each of its sums from the start.
+        scores = op.Where(allowed, op.Div(values, divisor), graph.constant(np.float32(-1e30)))
+        sums = _cumulative(graph, op.Softmax(scores, axis=-1), candidates)
+    # The last sum may be rounded to less than the noise.
+    rank = op.Min(_count(graph, op.LessOrEqual(sums, noise)), op.Sub(top_k, graph.constant([[1]])))
     return op.Squeeze(op.GatherElements(tokens, rank, axis=-1), graph.constant([1]))
 
 
@@ -56,14 +57,13 @@ def sample_guessing(
     noise: Value,
     top_k: Value,
     temperature: Value,
-    branching: bool = True,
 ) -> Value:
     """The same distribution with less work where top_k is a large part of the vocabulary and holds nearly all of the
     probability: noise [B, GUESSES + 1].
 
     A token drawn from the whole softmax is a draw from its top_k if it is one of them (rejection sampling), and that
     it is takes counting the larger logits, not sorting them. Rows whose guesses are all outside draw by `sample` from
-    the last column of `noise`, whatever the other rows do. Without `branching` all rows are sorted, always.
+    the last column of `noise`, whatever the other rows do.
     """
     op = graph.op
     sums = _cumulative(
@@ -78,10 +78,6 @@ def sample_guessing(
     good = op.Less(larger, _column(graph, top_k))
     last = op.Slice(noise, graph.constant([GUESSES]), graph.constant([GUESSES + 1]), graph.constant([1]))
     greedy = _greedy(graph, temperature)
-    if not branching:
-        sorted_out = sample(graph, logits, last, top_k, temperature, vocabulary)
-        token, found = _first_good(graph, drawn, good)
-        return op.Where(op.And(found, op.Not(greedy)), token, sorted_out)
     best = op.ArgMax(op.Cast(good, to=ir.DataType.UINT8), axis=1, keepdims=1)
     token = op.Squeeze(op.GatherElements(drawn, best, axis=1), graph.constant([1]))
     found = op.Squeeze(op.GatherElements(good, best, axis=1), graph.constant([1]))
@@ -95,19 +91,6 @@ def sample_guessing(
     return graph.choose(
         op.Cast(op.ReduceMax(op.Cast(missed, to=ir.DataType.INT32), keepdims=0), to=ir.DataType.BOOL), sort, settled
     )
-
-
-def _first_good(graph: Graph, drawn: Value, good: Value) -> tuple[Value, Value]:
-    """Of drawn [B, GUESSES] the first that is good, and whether one is, [B] each."""
-    op = graph.op
-    axis = graph.constant([1])
-    tokens = op.Split(drawn, axis=1, num_outputs=GUESSES, _outputs=GUESSES)
-    flags = op.Split(op.Cast(good, to=ir.DataType.INT64), axis=1, num_outputs=GUESSES, _outputs=GUESSES)
-    token, found = tokens[-1], op.Cast(flags[-1], to=ir.DataType.BOOL)
-    for earlier, flag in zip(tokens[-2::-1], flags[-2::-1], strict=True):
-        held = op.Cast(flag, to=ir.DataType.BOOL)
-        token, found = op.Where(held, earlier, token), op.Or(held, found)
-    return op.Squeeze(token, axis), op.Squeeze(found, axis)
 
 
 def _cumulative(graph: Graph, p: Value, vocabulary: int) -> Value:

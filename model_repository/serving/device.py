@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
+_HOST_TO_DEVICE, _DEVICE_TO_HOST, _ON_DEVICE = 1, 2, 3
 """cudaMemcpyKind."""
 
 
@@ -51,14 +51,20 @@ class DeviceMemory(Protocol):
     def clear(self, address: int, size: int) -> None:
         """Zero `size` bytes."""
 
-    def upload(self, rows: Array, address: int, pitch: int = 0) -> None:
-        """Write the contiguous `rows` [n, ...], each `pitch` bytes behind the one before, or densely."""
+    def pinned(self, shape: tuple[int, ...], dtype: type) -> Array:
+        """A zero array in host memory from which, and to which, the device copies by itself."""
 
-    def download(self, rows: Array, address: int, pitch: int = 0) -> None:
-        """The other way."""
+    def upload(self, rows: Array, address: int) -> None:
+        """Write contiguous `rows`, which must not change until `settle`."""
+
+    def download(self, rows: Array, address: int) -> None:
+        """Read into contiguous `rows`, which are valid after `settle`."""
+
+    def copy(self, source: int, target: int, size: int) -> None:
+        """Copy `size` bytes on the device."""
 
     def settle(self) -> None:
-        """Wait until what was uploaded and cleared is there."""
+        """Wait until what was uploaded, downloaded, copied and cleared is there."""
 
 
 class CudaMemory:
@@ -116,28 +122,32 @@ class CudaMemory:
     def clear(self, address: int, size: int) -> None:
         self._call("cudaMemset", ctypes.c_void_p(address), ctypes.c_int(0), ctypes.c_size_t(size))
 
-    def upload(self, rows: Array, address: int, pitch: int = 0) -> None:
-        self._copy(address, pitch, rows.ctypes.data, 0, rows, _HOST_TO_DEVICE)
+    def pinned(self, shape: tuple[int, ...], dtype: type) -> Array:
+        """Never freed: a session's arrays live as long as the process."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        pointer = ctypes.c_void_p()
+        self._call("cudaMallocHost", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
+        bytes_there = (ctypes.c_uint8 * size).from_address(pointer.value or 0)
+        array: Array = np.ctypeslib.as_array(bytes_there).view(dtype).reshape(shape)
+        array[...] = 0
+        return array
 
-    def download(self, rows: Array, address: int, pitch: int = 0) -> None:
-        self._copy(rows.ctypes.data, 0, address, pitch, rows, _DEVICE_TO_HOST)
+    def upload(self, rows: Array, address: int) -> None:
+        self._copy(address, rows.ctypes.data, rows.nbytes, _HOST_TO_DEVICE)
+
+    def download(self, rows: Array, address: int) -> None:
+        self._copy(rows.ctypes.data, address, rows.nbytes, _DEVICE_TO_HOST)
+
+    def copy(self, source: int, target: int, size: int) -> None:
+        self._copy(target, source, size, _ON_DEVICE)
 
     def settle(self) -> None:
         # Sessions have a stream of their own, which does not wait for the default one.
         self._call("cudaStreamSynchronize", ctypes.c_void_p(0))
 
-    def _copy(self, to: int, to_pitch: int, source: int, source_pitch: int, rows: Array, kind: int) -> None:
-        width = rows.nbytes // len(rows)
-        self._call(
-            "cudaMemcpy2D",
-            ctypes.c_void_p(to),
-            ctypes.c_size_t(to_pitch or width),
-            ctypes.c_void_p(source),
-            ctypes.c_size_t(source_pitch or width),
-            ctypes.c_size_t(width),
-            ctypes.c_size_t(len(rows)),
-            ctypes.c_int(kind),
-        )
+    def _copy(self, to: int, source: int, size: int, kind: int) -> None:
+        pointers = ctypes.c_void_p(to), ctypes.c_void_p(source)
+        self._call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(0))
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._runtime, name)(*arguments)

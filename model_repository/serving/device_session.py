@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from model_repository.serving.device import DeviceError, DeviceMemory, row_bytes
 from model_repository.serving.room import require_room
-from model_repository.serving.session import OF_STATES, warm_up_sizes
+from model_repository.serving.session import OF_STATES, OFFSETS, is_state, row_shape, warm_up_sizes
 
 Array = NDArray[Any]
 
-_ELEMENTS: Mapping[str, tuple[int, type]] = {
+ELEMENTS: Mapping[str, tuple[int, type]] = {
     "tensor(float)": (1, np.float32),
     "tensor(int8)": (3, np.int8),
     "tensor(int64)": (7, np.int64),
@@ -35,27 +35,45 @@ _ELEMENTS: Mapping[str, tuple[int, type]] = {
 """ONNX's numbers (TensorProto.DataType) for what ONNX Runtime calls element types, and what they are on the host."""
 
 
+_PER_COLUMN = ("columns", "embeddings")
+"""Inputs of which a prefill run has a buffer of its own."""
+
+
 @dataclass(frozen=True)
 class _Placed:
-    """A tensor of all slots on the device; `host` has its shape and type, and memory of its own if rows are copied."""
+    """A tensor [rows, ...] on the device; `host` has its shape and type, and pinned memory if rows are copied."""
 
     address: int
     element: int
     host: Array
 
-    def bound(self, size: int) -> tuple[int, list[int], int]:
-        """What a binding of the first `size` rows is told."""
-        return self.element, [size, *self.host.shape[1:]], self.address
+    def bound(self, first: int, rows: int) -> tuple[int, list[int], int]:
+        """Type, shape and address of so many rows."""
+        return self.element, [rows, *self.host.shape[1:]], self.address + first * row_bytes(self.host)
+
+
+@dataclass(frozen=True)
+class _SavedPrefix:
+    """The first `columns` entries of a row's caches, one after the other at `address`."""
+
+    address: int
+    columns: int
 
 
 class DeviceSession:
-    """As `StatefulSession`, for graphs in which every shape follows from the number of rows."""
+    """A session on a device, for graphs in which every shape follows from the number of rows or columns.
+
+    Steps of each size are captured. A prefill run is not: it has the addresses of its row.
+    """
+
+    chunk = 64
+    """On an H200 about 5 ms, by estimate, most of it reading the weights."""
+    padded = True
 
     def __init__(self, model: Path, slots: int, device: DeviceMemory) -> None:
         """Raises `DeviceError` if the model does not fit or would not run on the device as a whole."""
         require_room(model, slots, device)
         self.slots = slots
-        self.static = True
         self.supports_row_ranges = False
         self.max_gap = math.inf
         self._device = device
@@ -63,33 +81,51 @@ class DeviceSession:
         self._session = _open(model, device)
         self._states: dict[str, _Placed] = {}
         self._feeds: dict[str, _Placed] = {}
+        self._chunk: dict[str, _Placed] = {}
         self._results: dict[str, _Placed] = {}
+        self._offsets: _Placed | None = None
+        # No run writes more columns than a ring has.
+        windows = [node.shape[1] for node in self._session.get_inputs() if node.name.startswith("cache.")]
+        self.chunk = min([self.chunk, *windows])
         for node in self._session.get_inputs():
-            if node.name.startswith(("state.", "cache.")):
-                self._states[node.name] = self._place(node, copied=False)
-            else:
-                self._feeds[node.name] = self._place(node)
+            if node.name == OFFSETS:
+                self._offsets = self._place(ELEMENTS[node.type], (self.chunk,))
+                self._offsets.host[:] = np.arange(self.chunk)
+                device.upload(self._offsets.host, self._offsets.address)
+                continue
+            placed = self._place_rows(node, copied=not is_state(node.name))
+            (self._states if is_state(node.name) else self._feeds)[node.name] = placed
+            if node.name in _PER_COLUMN:
+                self._chunk[node.name] = self._place(ELEMENTS[node.type], (1, *row_shape(node, self.chunk)))
         for node in self._session.get_outputs():
             if not node.name.endswith(OF_STATES):
-                self._results[node.name] = self._place(node)
+                self._results[node.name] = self._place_rows(node)
         device.settle()
         self.feeds = {name: placed.host for name, placed in self._feeds.items()}
         self.results = {name: placed.host for name, placed in self._results.items()}
         self._bindings: dict[int, tuple[ort.IOBinding, ort.RunOptions]] = {}
+        self._prefill_bindings: dict[int, ort.IOBinding] = {}
+        # -1: neither captured nor replayed.
+        self._not_captured = _run_options(-1)
+        self._saved: set[int] = set()
 
     def close(self) -> None:
         """Give the device's memory back; the session is not to be used again."""
         self._bindings.clear()
+        self._prefill_bindings.clear()
         del self._session
-        for placed in (*self._states.values(), *self._feeds.values(), *self._results.values()):
-            self._device.release(placed.address)
+        placed = [*self._states.values(), *self._feeds.values(), *self._chunk.values(), *self._results.values()]
+        offsets = [] if self._offsets is None else [self._offsets]
+        for address in (*(each.address for each in (*placed, *offsets)), *self._saved):
+            self._device.release(address)
+        self._saved.clear()
 
     def fill(self) -> int:
-        """As `StatefulSession.fill`; the device's memory was taken at once."""
+        """See `Session.fill`; the device's memory was taken at once."""
         return sum(placed.host.nbytes for placed in self._states.values())
 
     def reset(self, row: int) -> None:
-        """Zero all states of `row`: a conversation starts there.
+        """Zero all states of `row`.
 
         Caches too: attention kernels of a device may multiply entries that are masked by 0, and 0 * NaN is NaN. A GPU
         zeroes 1.6 GB in about a millisecond.
@@ -98,67 +134,111 @@ class DeviceSession:
             size = row_bytes(placed.host)
             self._device.clear(placed.address + row * size, size)
 
-    def saved(self, row: int, columns: int) -> dict[str, Array]:
-        """As `StatefulSession.saved`, in the host's memory."""
-        saved = {}
-        for name, placed in self._caches().items():
-            heads, _, width = placed.host.shape[1:]
-            saved[name] = np.empty((heads, columns, width), placed.host.dtype)
-            if columns:
-                self._device.download(saved[name], *_beginning(placed, row))
+    def save(self, row: int, columns: int) -> _SavedPrefix | None:
+        """See `Session.save`: a copy on the device."""
+        size = sum(_column_bytes(placed) for placed in self._caches()) * columns
+        try:
+            saved = _SavedPrefix(self._device.allocate(size), columns)
+        except DeviceError:
+            return None
+        self._saved.add(saved.address)
+        self._copy(row, saved, to_row=False)
         return saved
 
-    def restore(self, row: int, saved: Mapping[str, Array]) -> None:
-        """As `StatefulSession.restore`."""
-        for name, placed in self._caches().items():
-            if saved[name].size:
-                self._device.upload(np.ascontiguousarray(saved[name]), *_beginning(placed, row))
+    def restore(self, row: int, saved: _SavedPrefix) -> None:
+        """See `Session.restore`."""
+        self._copy(row, saved, to_row=True)
 
-    def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
-        """Run at least rows start..stop-1; `dynamic` holds inputs of those rows, copied to their feeds."""
-        for name, array in (dynamic or {}).items():
-            self.feeds[name][start:stop] = array
+    def discard(self, saved: _SavedPrefix) -> None:
+        """See `Session.discard`."""
+        self._saved.discard(saved.address)
+        self._device.release(saved.address)
+
+    def run(self, start: int, stop: int, *, embedded: bool = False) -> None:
+        """See `Session.run`: rows from 0 to the next size."""
         size = next(size for size in self._sizes if size >= stop)
         if size not in self._bindings:
-            self._bindings[size] = self._bind(size)
-        for placed in self._feeds.values():
-            self._device.upload(placed.host[:size], placed.address)
+            self._bindings[size] = self._bind(0, size), _run_options(size)
+        for name, placed in self._feeds.items():
+            if embedded or name != "embeddings":
+                self._device.upload(placed.host[:size], placed.address)
         self._device.settle()
         self._session.run_with_iobinding(*self._bindings[size])
         for placed in self._results.values():
             first = placed.address + start * row_bytes(placed.host)
             self._device.download(placed.host[start:stop], first)
+        self._device.settle()
 
-    def _caches(self) -> dict[str, _Placed]:
-        return {name: placed for name, placed in self._states.items() if name.startswith("cache.")}
+    def prefill(self, row: int, columns: Array, embeddings: Array) -> None:
+        """See `Session.prefill`. Columns behind the given ones are written after them and never read: the row's next
+        steps overwrite them first.
+        """
+        count = len(columns)
+        for name, given in zip(_PER_COLUMN, (columns, embeddings), strict=True):
+            placed = self._chunk[name]
+            placed.host[0, :count], placed.host[0, count:] = given, 0
+            self._device.upload(placed.host, placed.address)
+        self.feeds["filled"][row] = self.feeds["position"][row] + self.chunk
+        for name, placed in self._feeds.items():
+            if name not in self._chunk:
+                self._device.upload(placed.host[row : row + 1], placed.address + row * row_bytes(placed.host))
+        self._device.settle()
+        if row not in self._prefill_bindings:
+            self._prefill_bindings[row] = self._bind(row, 1, self._chunk, self.chunk)
+        self._session.run_with_iobinding(self._prefill_bindings[row], self._not_captured)
 
-    def _place(self, node: Any, copied: bool = True) -> _Placed:
-        if any(isinstance(size, str) for size in node.shape[1:]):
-            raise DeviceError(f"{node.name}: expected a shape that follows from the number of rows, got {node.shape}")
-        element, dtype = _ELEMENTS[node.type]
-        shape = (self.slots, *node.shape[1:])
-        host = np.zeros(shape, dtype) if copied else np.broadcast_to(np.zeros((), dtype), shape)
+    def _caches(self) -> list[_Placed]:
+        return [placed for name, placed in self._states.items() if name.startswith("cache.")]
+
+    def _copy(self, row: int, saved: _SavedPrefix, to_row: bool) -> None:
+        """Copy between a row's caches [window, dim], whose first columns are contiguous, and a saved prefix."""
+        address = saved.address
+        for placed in self._caches():
+            size = saved.columns * _column_bytes(placed)
+            of_row = placed.address + row * row_bytes(placed.host)
+            self._device.copy(*((address, of_row) if to_row else (of_row, address)), size)
+            address += size
+        self._device.settle()
+
+    def _place_rows(self, node: Any, copied: bool = True) -> _Placed:
+        shape = row_shape(node)
+        if any(isinstance(size, str) for size in shape):
+            raise DeviceError(f"{node.name}: expected a shape that follows from rows and columns, got {node.shape}")
+        return self._place(ELEMENTS[node.type], (self.slots, *shape), copied)
+
+    def _place(self, kind: tuple[int, type], shape: tuple[int, ...], copied: bool = True) -> _Placed:
+        element, dtype = kind
+        host = self._device.pinned(shape, dtype) if copied else np.broadcast_to(np.zeros((), dtype), shape)
         return _Placed(self._device.allocate(host.nbytes), element, host)
 
-    def _bind(self, size: int) -> tuple[ort.IOBinding, ort.RunOptions]:
+    def _bind(
+        self, first: int, rows: int, chunk: Mapping[str, _Placed] | None = None, columns: int = 1
+    ) -> ort.IOBinding:
+        """Bind so many rows from `first` on; `chunk`: inputs with another number of columns, of one row."""
         binding = self._session.io_binding()
         where = (self._device.kind, self._device.index)
         for name, placed in (self._feeds | self._states).items():
-            binding.bind_input(name, *where, *placed.bound(size))
+            given = (chunk or {}).get(name)
+            binding.bind_input(name, *where, *(placed.bound(first, rows) if given is None else given.bound(0, 1)))
+        if self._offsets is not None:
+            binding.bind_input(OFFSETS, *where, self._offsets.element, [columns], self._offsets.address)
         for node in self._session.get_outputs():
             of_state = node.name.rpartition(".")[0] if node.name.endswith(OF_STATES) else None
             placed = self._states[of_state] if of_state else self._results[node.name]
-            binding.bind_output(node.name, *where, *placed.bound(size))
-        options = ort.RunOptions()
-        # Each size is a graph of its own; without capturing the entry says nothing.
-        options.add_run_config_entry("gpu_graph_id", str(size))
-        return binding, options
+            binding.bind_output(node.name, *where, *placed.bound(first, rows))
+        return binding
 
 
-def _beginning(placed: _Placed, row: int) -> tuple[int, int]:
-    """Where a row of a cache [slots, heads, window, width] begins, and bytes from one head to the next."""
-    head = placed.host.itemsize * int(np.prod(placed.host.shape[2:], dtype=np.int64))
-    return placed.address + row * row_bytes(placed.host), head
+def _run_options(graph: int) -> ort.RunOptions:
+    """Options of a run that is captured as this CUDA graph, and replayed later; elsewhere they have no effect."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def _column_bytes(placed: _Placed) -> int:
+    """Bytes of one entry of a cache [slots, window, dim]."""
+    return int(placed.host.shape[2]) * placed.host.itemsize
 
 
 def _open(model: Path, device: DeviceMemory) -> ort.InferenceSession:

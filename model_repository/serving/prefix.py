@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class Prefixes:
         self._session = session
         self._limit = limit
         self._longest = min(limit, window)
-        self._kept: OrderedDict[bytes, tuple[int, dict[str, Array]]] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[int, Any]] = OrderedDict()
         self.columns = 0
         """Columns kept now."""
 
@@ -73,10 +74,13 @@ class Prefixes:
         if prefix.columns > self._longest or prefix.digest in self._kept:
             return
         while self.columns + prefix.columns > self._limit:
-            _, (columns, _) = self._kept.popitem(last=False)
+            _, (columns, saved) = self._kept.popitem(last=False)
+            self._session.discard(saved)
             self.columns -= columns
-        self._kept[prefix.digest] = prefix.columns, self._session.saved(row, prefix.columns)
-        self.columns += prefix.columns
+        saved = self._session.save(row, prefix.columns)
+        if saved is not None:
+            self._kept[prefix.digest] = prefix.columns, saved
+            self.columns += prefix.columns
 
 
 class FedPrefix:

@@ -11,6 +11,7 @@ import numpy as np
 
 from model_repository.serving.device import DeviceError
 from model_repository.serving.host import HostMemory
+from model_repository.serving.prefix import most_columns
 
 GIB = 1 << 30
 
@@ -60,7 +61,7 @@ class Needs:
         weights = data.stat().st_size if data.exists() else 0
         if on_cpu:
             weights += _widened_bytes(graph)
-        process = HOST_WORKSPACE_BYTES if on_cpu else DEVICE_WORKSPACE_BYTES
+        process = HOST_WORKSPACE_BYTES if on_cpu else DEVICE_WORKSPACE_BYTES + _prefix_bytes(graph)
         return cls(weights, slot, process + round(WORKSPACE_SHARE * weights))
 
     def total(self, slots: int) -> int:
@@ -104,6 +105,15 @@ def _require(name: str, needs: Needs, slots: int, there: int, what: str, said: s
     if fitting < 1:
         raise NoRoomError(f"{need}: not even one slot fits; build a smaller variant or free memory")
     raise NoRoomError(f"{need}; build with --slots {fitting}")
+
+
+def _prefix_bytes(graph: Any) -> int:
+    """Of the prompt prefixes that are kept on a device, where caches are [rows, window, dim]."""
+    caches = [value for value in graph.input if value.name.startswith("cache.")]
+    if not caches:
+        return 0
+    window = int(caches[0].type.tensor_type.shape.dim[1].dim_value)
+    return sum(map(_row_bytes, caches)) * most_columns(window) // window
 
 
 def _widened_bytes(graph: Any) -> int:

@@ -36,9 +36,28 @@ OF_STATES = (".next", ".same")
 """Endings of the outputs that are bound to the memory of the state they are named after."""
 
 
+COLUMNS = "columns"
+"""Name of a graph's dynamic dimension of positions in time."""
+
+OFFSETS = "offsets"
+"""Input [columns] int64: 0, 1, 2..., the same for all rows."""
+
+
+def is_state(name: str) -> bool:
+    """Whether an input of a graph is state, which the graph updates."""
+    return name.startswith(("state.", "cache."))
+
+
+def row_shape(node: Any, columns: int = 1) -> tuple[int, ...]:
+    """Shape of a row of an input or output, with so many columns where that is dynamic."""
+    return tuple(columns if size == COLUMNS else size for size in node.shape[1:])
+
+
 def warm_up_sizes(slots: int) -> list[int]:
-    """Batches to run once before the first caller comes: ONNX Runtime plans its memory at a shape's first run."""
-    return [*(1 << power for power in range(slots.bit_length()) if 1 << power < slots), slots]
+    """Batch sizes: 1, 2, 4, multiples of 8, and all slots. Each is run once before the first conversation, because ONNX
+    Runtime plans its memory at a shape's first run; on a device a run is padded to the next of them.
+    """
+    return [*(size for size in (1, 2, 4, *range(8, slots, 8)) if size < slots), slots]
 
 
 def warm_up(session: Session, run: Callable[[int], None]) -> None:
@@ -70,11 +89,17 @@ def row_ranges(rows: Sequence[int], max_gap: float) -> list[tuple[int, int]]:
 
 
 class Session(Protocol):
-    """What the models run: see `StatefulSession`, which is one on the CPU."""
+    """One graph with `slots` rows of state.
+
+    Inputs are arrays in `feeds` and outputs are arrays in `results`, both [slots, ...]: write feeds[name][row], run,
+    read results[name][row]. Inputs with a dynamic number of columns have one there.
+    """
 
     slots: int
-    static: bool
-    """Whether every input has a fixed shape per row, a run thus one column."""
+    chunk: int
+    """Most columns of a prefill run."""
+    padded: bool
+    """Whether a prefill run always has `chunk` columns, so that its outputs are not those of the last column given."""
     supports_row_ranges: bool
     """Whether a run covers the rows it is asked for and no others."""
     max_gap: float
@@ -82,43 +107,57 @@ class Session(Protocol):
     feeds: dict[str, Array]
     results: dict[str, Array]
 
-    def fill(self) -> int: ...
+    def fill(self) -> int:
+        """Write all states of all rows, so that their memory is taken; return its bytes."""
 
-    def reset(self, row: int) -> None: ...
+    def reset(self, row: int) -> None:
+        """Clean `row` for a new conversation."""
 
-    def saved(self, row: int, columns: int) -> dict[str, Array]: ...
+    def save(self, row: int, columns: int) -> Any:
+        """Copy the first `columns` entries of a row's caches; None if there is no memory for them."""
 
-    def restore(self, row: int, saved: Mapping[str, Array]) -> None: ...
+    def restore(self, row: int, saved: Any) -> None:
+        """Put what `save` returned, of this or another row, at the beginning of a row's caches."""
 
-    def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None: ...
+    def discard(self, saved: Any) -> None:
+        """Free what `save` returned."""
+
+    def run(self, start: int, stop: int, *, embedded: bool = False) -> None:
+        """Run one column of at least the rows start..stop-1. `embedded`: the input `embeddings` is used."""
+
+    def prefill(self, row: int, columns: Array, embeddings: Array) -> None:
+        """Run columns [S, 17] of one row, with embeddings [S, dim] where the first token is -1.
+
+        position + S, or position + `chunk` if runs are padded, must not be beyond the window.
+        """
 
 
 class StatefulSession:
-    """One graph, `slots` rows of state.
+    """A session on the CPU. See `Session`."""
 
-    Inputs with a fixed shape per row are arrays in `feeds` and outputs are arrays in `results`, both [slots, ...]:
-    write feeds[name][row], run, read results[name][row]. Inputs with a dynamic dimension are given to `run`.
-    """
+    chunk = 128
+    """Enough to be bound by arithmetic, few enough for small intermediate tensors (the scores of attention alone are
+    chunk x window for each head)."""
+    padded = False
 
     def __init__(self, model: Path, slots: int) -> None:
         self.slots = slots
         self.supports_row_ranges = True
         self.max_gap = math.inf
         self._session = open_on_cpu(model)
-        self.static = True
         self._states: dict[str, Array] = {}
+        self._offsets: Array | None = None
         self.feeds: dict[str, Array] = {}
         self.results: dict[str, Array] = {}
         for node in self._session.get_inputs():
-            if any(isinstance(size, str) for size in node.shape[1:]):
-                self.static = False
+            if node.name == OFFSETS:
+                self._offsets = np.arange(self.chunk)
                 continue
-            array = np.zeros((slots, *node.shape[1:]), _DTYPES[node.type])
-            kept = self._states if node.name.startswith(("state.", "cache.")) else self.feeds
-            kept[node.name] = array
+            kept = self._states if is_state(node.name) else self.feeds
+            kept[node.name] = np.zeros((slots, *row_shape(node)), _DTYPES[node.type])
         for node in self._session.get_outputs():
             if not node.name.endswith(OF_STATES):
-                self.results[node.name] = np.zeros((slots, *node.shape[1:]), _DTYPES[node.type])
+                self.results[node.name] = np.zeros((slots, *row_shape(node)), _DTYPES[node.type])
         self._outputs_of = {
             name: [node.name for node in self._session.get_outputs() if node.name.rpartition(".")[0] == name]
             for name in self._states
@@ -129,13 +168,13 @@ class StatefulSession:
         self._of_many.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def fill(self) -> int:
-        """Write all states of all rows, so that their memory is taken; its bytes."""
+        """See `Session.fill`."""
         for array in self._states.values():
             array.fill(0)
         return sum(array.nbytes for array in self._states.values())
 
     def reset(self, row: int) -> None:
-        """Zero the `state.*` states of `row`: a conversation starts there.
+        """Zero the `state.*` states of `row`.
 
         The others, caches of up to a gigabyte, stay as they are: on the CPU no graph reads entries it has not written.
         """
@@ -143,30 +182,39 @@ class StatefulSession:
             if name.startswith("state."):
                 array[row] = 0
 
-    def saved(self, row: int, columns: int) -> dict[str, Array]:
-        """Copies of the first `columns` entries of a row's caches, [heads, columns, head_dim] each."""
-        caches = self._caches().items()
-        return {name: array[row, :, :columns].copy() for name, array in caches}
+    def save(self, row: int, columns: int) -> dict[str, Array]:
+        """See `Session.save`: [heads, columns, head_dim] by name."""
+        return {name: array[row, :, :columns].copy() for name, array in self._caches().items()}
 
     def restore(self, row: int, saved: Mapping[str, Array]) -> None:
-        """Put what `saved` gave, of this or another row, at the beginning of a row's caches."""
+        """See `Session.restore`."""
         for name, array in self._caches().items():
             array[row, :, : saved[name].shape[1]] = saved[name]
 
-    def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
-        """Run rows start..stop-1; `dynamic` holds the inputs without a fixed shape, [rows, columns, ...] each."""
-        binding = self._binding(start, stop)
-        columns = 1
-        for name, array in (dynamic or {}).items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-            columns = array.shape[1]
-        self._session.run_with_iobinding(binding, self._of_many if columns > 1 else None)
+    def discard(self, saved: Mapping[str, Array]) -> None:
+        """See `Session.discard`: nothing to do."""
+
+    def run(self, start: int, stop: int, *, embedded: bool = False) -> None:
+        """See `Session.run`: exactly these rows."""
+        self._session.run_with_iobinding(self._binding(start, stop))
+
+    def prefill(self, row: int, columns: Array, embeddings: Array) -> None:
+        """See `Session.prefill`."""
+        self.feeds["filled"][row] = self.feeds["position"][row] + len(columns)
+        binding = self._bind(row, row + 1)
+        chunk = {"columns": columns, "embeddings": embeddings, OFFSETS: np.arange(len(columns))}
+        for name, array in chunk.items():
+            contiguous = np.ascontiguousarray(array if name == OFFSETS else array[None])
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(contiguous))
+        self._session.run_with_iobinding(binding, self._of_many)
 
     def _caches(self) -> dict[str, Array]:
         return {name: array for name, array in self._states.items() if name.startswith("cache.")}
 
     def _bind(self, start: int, stop: int) -> ort.IOBinding:
         binding = self._session.io_binding()
+        if self._offsets is not None:
+            binding.bind_ortvalue_input(OFFSETS, ort.OrtValue.ortvalue_from_numpy(self._offsets[:1]))
         for name, array in (self.feeds | self._states).items():
             value = ort.OrtValue.ortvalue_from_numpy(array[start:stop])
             binding.bind_ortvalue_input(name, value)

@@ -17,11 +17,6 @@ from model_repository.serving.sampler import IDLE_NOISE, IDLE_TEMPERATURE, IDLE_
 from model_repository.serving.session import row_ranges, warm_up
 from model_repository.serving.slots import Slots
 
-PREFILL_CHUNK = 128
-"""Columns of a prompt per graph run: enough to be bound by arithmetic, few enough for small intermediate tensors (the
-scores of attention alone are chunk x window for each head). A static session takes one of every row, see
-`StepAttention`."""
-
 TILE = 8
 """Rows that ONNX Runtime's own quantized matmuls take together: a chunk of several of them, but not a single column, is
 rounded the same wherever the chunk ends."""
@@ -76,25 +71,29 @@ class TemporalModel:
         card: int,
         window: int,
         device: ExecutionTarget = None,
+        max_top_k: int | None = None,
     ) -> None:
+        """`max_top_k`: most text tokens to sample from, the whole vocabulary by default."""
         self._session = open_session(model, slots, device)
         self.slots = Slots(self._session)
         self._text_card = text_card
+        self._max_top_k = max_top_k or text_card
         self._card = card
         self._cards = np.array([text_card + 1] + 16 * [card + 1], np.uint64)
         self._window = window
         hidden = self._session.results["hidden"]
         self._dim = int(hidden.shape[1])
         self._prefixes = Prefixes(self._session, most_columns(window), window)
-        self._columns = np.zeros((slots, 1, 17), np.int64)
-        self._embeddings = np.zeros((slots, 1, self._dim), np.float32)
-        self._no_embeddings = np.zeros((slots, 1, self._dim), np.float32)
+        self._no_embeddings = np.zeros((1, 0, self._dim), np.float32)
 
     def warm_up(self) -> None:
         """Run once whatever is slow the first time. Rows need not be clean afterwards: a START cleans them."""
-        none = self._no_embeddings
-        self._rest(0, len(none))
-        warm_up(self._session, lambda size: self._run(0, size, self._columns[:size], none[:size]))
+        self._rest()
+        if self._session.padded:
+            nothing = np.zeros((1, 17), np.int64), np.zeros((1, self._dim), np.float32)
+            self._session.prefill(0, *nothing)
+            self._rest()
+        warm_up(self._session, lambda size: self._session.run(0, size))
 
     def parse(self, request: RowRequest) -> TemporalRequest:
         """See `Model.parse`."""
@@ -104,7 +103,7 @@ class TemporalModel:
         if columns.size and not (columns.view(np.uint64) < self._cards).all():
             check(columns[..., 0], "columns[:, 0]", np.int64, (-1,), self._text_card + 1)
             check(columns[..., 1:], "columns[:, 1:]", np.int64, (-1, 16), self._card + 1)
-        embeddings = inputs.get("embeddings", self._no_embeddings[:1, :0])
+        embeddings = inputs.get("embeddings", self._no_embeddings)
         check(embeddings, "embeddings", np.float32, (-1, self._dim))
         if not np.isfinite(embeddings).all():
             raise BadInputError("embeddings: values must be finite")
@@ -113,7 +112,10 @@ class TemporalModel:
             raise BadInputError("columns: expected at least one column")
         if count > 1 and len(rows) > 1:
             raise BadInputError(f"columns: expected one column of each of {len(rows)} rows, got {count}")
-        return TemporalRequest(rows, columns, embeddings, Prefix.of(inputs), Samplers.of(inputs))
+        samplers = Samplers.of(inputs)
+        if self._max_top_k < self._text_card and (most := samplers.ranks(self._text_card).max()) > self._max_top_k:
+            raise BadInputError(f"sampler: top_k must be in 1..{self._max_top_k} on this device, got {most}")
+        return TemporalRequest(rows, columns, embeddings, Prefix.of(inputs), samplers)
 
     def run(self, requests: Sequence[TemporalRequest]) -> list[BatchResult]:
         """See `Model.run`."""
@@ -136,14 +138,12 @@ class TemporalModel:
                     results[index] = self._progress(request, 0.0)
             except BadInputError as error:
                 results[index] = error
-        for group in [prompts] if self._session.static else [[index] for index in prompts]:
+        for index in prompts:
             began = perf_counter()
-            prompted = self._feed([requests[index] for index in group])
-            for index, result in zip(group, prompted, strict=True):
-                results[index] = result
-                if index in fed:
-                    self._fed(requests[index], fed[index])
-                    results[index] = self._progress(requests[index], perf_counter() - began)
+            results[index] = self._prefill(requests[index], needs_outputs=index not in fed)
+            if index in fed:
+                self._fed(requests[index], fed[index])
+                results[index] = self._progress(requests[index], perf_counter() - began)
         if steps:
             results |= zip(steps, self._step([requests[index] for index in steps]), strict=True)
         return [results[index] for index in range(len(requests))]
@@ -177,75 +177,64 @@ class TemporalModel:
     def _progress(self, request: TemporalRequest, seconds: float) -> dict[str, Array]:
         return {"progress": np.array([[self.slots.position[request.rows[0]], round(seconds * 1e6)]], np.int64)}
 
-    def _feed(self, requests: Sequence[TemporalRequest]) -> list[BatchResult]:
-        """Run the columns of one row, or those of several if the session takes them one by one."""
-        return self._in_waves(requests) if self._session.static else [self._in_chunks(*requests)]
-
     def _step(self, requests: Sequence[TemporalRequest]) -> list[BatchResult]:
         """Run one column of each of several rows."""
         rows = np.concatenate([request.rows for request in requests])
-        self._columns[rows] = np.concatenate([request.columns for request in requests])
-        ranges = row_ranges(sorted(rows.tolist()), self._session.max_gap)
-        for start, stop in ranges:
-            self._rest(start, stop)
+        self._rest()
         self._take_part(rows, Samplers.merged([request.samplers for request in requests]))
-        for start, stop in ranges:
-            self._run(start, stop, self._columns[start:stop], self._no_embeddings[start:stop])
+        self._session.feeds["columns"][rows] = np.concatenate([request.columns for request in requests])
+        for start, stop in row_ranges(sorted(rows.tolist()), self._session.max_gap):
+            self._session.run(start, stop)
         self.slots.advance(rows, 1)
         return split(requests, self._outputs(rows))
 
-    def _in_chunks(self, request: TemporalRequest) -> BatchResult:
+    def _prefill(self, request: TemporalRequest, needs_outputs: bool) -> dict[str, Array]:
         """Run many columns of one row, in chunks that do not wrap around the ring; past its end, one by one."""
-        rows, (columns, embeddings) = request.rows, request.prompt()
+        session, rows, (columns, embeddings) = self._session, request.rows, request.prompt()
         row = int(rows[0])
-        self._take_part(rows, request.samplers)
+        # The outputs of a padded run are not those of the last column.
+        in_chunks = len(columns) - (session.padded and needs_outputs)
         done = 0
         while done < len(columns):
-            room = self._window - int(self.slots.position[row])
-            left = len(columns) - done
-            count = max(1, min(left, PREFILL_CHUNK - TILE if left == PREFILL_CHUNK + 1 else PREFILL_CHUNK, room))
-            chunk = slice(done, done + count)
-            self._run(row, row + 1, columns[None, chunk], embeddings[None, chunk])
+            self._rest()
+            self._take_part(rows, request.samplers)
+            count = self._chunk(in_chunks - done, self._window - int(self.slots.position[row]))
+            chunk = columns[done : done + count], embeddings[done : done + count]
+            if count == 1:
+                session.feeds["columns"][row], session.feeds["embeddings"][row] = chunk
+                session.run(row, row + 1, embedded=True)
+            else:
+                session.prefill(row, *chunk)
             self.slots.advance(rows, count)
             done += count
         return self._outputs(rows)
 
-    def _in_waves(self, requests: Sequence[TemporalRequest]) -> list[BatchResult]:
-        """Run many columns of several rows, the next one of each in every run."""
-        results: dict[int, BatchResult] = {}
-        pending = {int(request.rows[0]): (request, *request.prompt()) for request in requests}
-        column = 0
-        while pending:
-            start, stop = min(pending), max(pending) + 1
-            self._rest(start, stop)
-            for row, (request, columns, embeddings) in pending.items():
-                self._take_part(request.rows, request.samplers)
-                self._columns[row], self._embeddings[row] = columns[column], embeddings[column]
-            self._run(start, stop, self._columns[start:stop], self._embeddings[start:stop])
-            column += 1
-            self.slots.advance(np.array(list(pending)), 1)
-            for row in [row for row, (_, columns, _) in pending.items() if len(columns) == column]:
-                results[row] = self._outputs(np.array([row]))
-                del pending[row]
-        return [results[int(request.rows[0])] for request in requests]
+    def _chunk(self, left: int, room: int) -> int:
+        """How many of `left` columns the next run has, where `room` slots of the ring are not filled yet.
 
-    def _rest(self, start: int, stop: int) -> None:
-        """Rows start..stop-1 take no part in the next run."""
+        Not a single one, if that can be avoided: it is rounded differently.
+        """
+        session = self._session
+        if session.padded and room < session.chunk:
+            return 1
+        longest = session.chunk - TILE if left == session.chunk + 1 else session.chunk
+        return max(1, min(left, longest, room))
+
+    def _rest(self) -> None:
+        """No row takes part in the next run: attention reads one slot of each that is run along."""
         feeds = self._session.feeds
-        feeds["noise"][start:stop] = IDLE_NOISE
-        feeds["top_k"][start:stop] = IDLE_TOP_K
-        feeds["temperature"][start:stop] = IDLE_TEMPERATURE
+        feeds["filled"][:] = 1
+        feeds["noise"][:] = IDLE_NOISE
+        feeds["top_k"][:] = IDLE_TOP_K
+        feeds["temperature"][:] = IDLE_TEMPERATURE
 
     def _take_part(self, rows: Array, samplers: Samplers) -> None:
-        """Rows [N] take part in the next run."""
+        """Rows [N] take part in the next run, with one column."""
         feeds = self._session.feeds
+        feeds["filled"][rows] = np.minimum(self.slots.position[rows] + 1, self._window)
         feeds["noise"][rows] = samplers.noise(Stream.TEXT, (1,))
         feeds["top_k"][rows] = samplers.ranks(self._text_card)
         feeds["temperature"][rows] = samplers.temperature
-
-    def _run(self, start: int, stop: int, columns: Array, embeddings: Array) -> None:
-        dynamic = {"columns": columns, "embeddings": embeddings}
-        self._session.run(start, stop, {name: np.ascontiguousarray(array) for name, array in dynamic.items()})
 
     def _outputs(self, rows: Array) -> dict[str, Array]:
         results = self._session.results

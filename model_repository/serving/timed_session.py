@@ -31,7 +31,7 @@ are those of one row; `limit` bounds integers, exclusively."""
 LOCK = "device.lock"
 """In the folder of all models: whoever holds its lock has the device."""
 
-_NOT_HASHED = ("position", "active")
+_NOT_HASHED = ("position", "filled", "active")
 _PER_COLUMN = ("columns", "embeddings")
 _SAMPLES = 256
 """Elements of a row of an input that its outputs depend on, evenly spread: enough to tell rows apart."""
@@ -45,8 +45,8 @@ class Timing:
     """Seconds that a run takes: `run` + `row` x rows + `position` x filled positions of all rows of the run.
 
     restore: seconds per position of a prefix that is copied into a row. window: positions of a full row; 0 for models
-    whose time does not depend on them. full_windows: whether rows count as full from their first position on.
-    chunked: whether a run takes many positions of one row (a prefill in chunks) or one.
+    whose time does not depend on them. full_windows: whether rows that take part count as full from their second
+    position on.
     """
 
     run: float
@@ -55,15 +55,13 @@ class Timing:
     restore: float = 0.0
     window: int = 0
     full_windows: bool = False
-    chunked: bool = False
 
     @classmethod
     def of(cls, parameters: Mapping[str, str]) -> Timing:
         """From the parameters of a model's config, each named `timing.FIELD`. Raises KeyError if one is missing."""
         values: dict[str, Any] = {field.name: parameters[f"timing.{field.name}"] for field in fields(cls)}
         numbers = {name: float(values[name]) for name in ("run", "row", "position", "restore")}
-        flags = {name: values[name] == "1" for name in ("full_windows", "chunked")}
-        return cls(**numbers, window=int(values["window"]), **flags)  # type: ignore[arg-type]
+        return cls(**numbers, window=int(values["window"]), full_windows=values["full_windows"] == "1")
 
     def parameters(self) -> dict[str, str]:
         """The inverse of `of`."""
@@ -73,23 +71,22 @@ class Timing:
             for name, value in values.items()
         }
 
-    def seconds(self, positions: Array) -> float:
-        """Of a run over rows at `positions` [rows] int64, which may be anything for models without a window."""
-        filled = 0
-        if self.window:
-            full = self.window * len(positions)
-            filled = full if self.full_windows else int(np.minimum(positions + 1, self.window).sum())
-        return self.run + self.row * len(positions) + self.position * filled
+    def seconds(self, filled: Array) -> float:
+        """Of a run over rows of which attention reads `filled` [rows] int64 positions each."""
+        read = np.where(filled > 1, self.window, filled) if self.full_windows else filled
+        return self.run + self.row * len(filled) + self.position * (int(read.sum()) if self.window else 0)
 
 
 class TimedSession:
     """See `Session`. As on a device, a run covers the rows from 0 to the next of a few sizes."""
 
+    chunk = 64
+    padded = True
+
     def __init__(self, model: Path, slots: int, timing: Timing) -> None:
         """`model`: where the graph would be; SIGNATURE lies beside it."""
         signature = json.loads(model.with_name(SIGNATURE).read_text())
         self.slots = slots
-        self.static = not timing.chunked
         self.supports_row_ranges = False
         self.max_gap = math.inf
         self._timing = timing
@@ -100,9 +97,6 @@ class TimedSession:
             name: np.zeros((slots, *shape), dtype) for name, (dtype, shape, _) in signature["outputs"].items()
         }
         self._limits = {name: limit for name, (_, _, limit) in signature["outputs"].items()}
-        if timing.chunked:
-            for name in _PER_COLUMN:
-                self.feeds.pop(name, None)
         random = np.random.default_rng(0)
         self._tables = {
             name: (0.05 * random.standard_normal((_TABLE_ROWS, *array.shape[1:]))).astype(np.float32)
@@ -114,37 +108,47 @@ class TimedSession:
         self._at = np.full(slots, -1, np.int64)
 
     def fill(self) -> int:
-        """Bytes of state written: none is kept but a number per row."""
+        """See `Session.fill`: no state is kept but a number per row."""
         return 0
 
     def reset(self, row: int) -> None:
-        """Forget the past of `row`: a conversation starts there."""
+        """Forget the past of `row`."""
         self._past[row] = self._next[row] = 0
         self._at[row] = -1
 
-    def saved(self, row: int, columns: int) -> dict[str, Array]:
+    def save(self, row: int, columns: int) -> tuple[Array, int]:
         """The past of a row at its position, which must be `columns`."""
         moved = self.feeds["position"][row] != self._at[row]
-        return {"past": (self._next if moved else self._past)[row : row + 1].copy(), "columns": np.array([columns])}
+        return (self._next if moved else self._past)[row : row + 1].copy(), columns
 
-    def restore(self, row: int, saved: Mapping[str, Array]) -> None:
-        """Give a row the past that `saved` returned, of this or another row."""
-        self._past[row] = self._next[row] = saved["past"][0]
+    def restore(self, row: int, saved: tuple[Array, int]) -> None:
+        """Give a row the past that `save` returned, of this or another row."""
+        past, columns = saved
+        self._past[row] = self._next[row] = past[0]
         self._at[row] = -1
-        time.sleep(self._timing.restore * int(saved["columns"][0]))
+        time.sleep(self._timing.restore * columns)
 
-    def run(self, start: int, stop: int, dynamic: Mapping[str, Array] | None = None) -> None:
-        """Run rows start..stop-1 and whatever rows come with them; takes the configured time."""
-        inputs = {name: array[start:stop] for name, array in self.feeds.items()} | dict(dynamic or {})
-        columns = inputs["columns"].shape[1] if "columns" in inputs else 1
-        size = stop - start if columns > 1 else next(size for size in self._sizes if size >= stop)
-        first = start if columns > 1 else 0
-        positions = self.feeds.get("position")
-        places = np.zeros(size, np.int64) if positions is None else positions[first : first + size]
-        with self._device(self._timing.seconds(places)):
-            state = self._advance(start, stop, inputs, columns)
+    def discard(self, saved: tuple[Array, int]) -> None:
+        """See `Session.discard`: nothing to do."""
+
+    def run(self, start: int, stop: int, *, embedded: bool = False) -> None:
+        """See `Session.run`; takes the configured time."""
+        inputs = {name: array[start:stop] for name, array in self.feeds.items()}
+        if "embeddings" in inputs and not embedded:
+            inputs["embeddings"] = np.zeros_like(inputs["embeddings"])
+        size = next(size for size in self._sizes if size >= stop)
+        filled = self.feeds.get("filled", np.zeros(size, np.int64))[:size]
+        with self._device(self._timing.seconds(filled)):
+            state = self._advance(start, stop, inputs)
             for name, result in self.results.items():
                 result[start:stop] = self._output(name, state, result.shape[1:])
+
+    def prefill(self, row: int, columns: Array, embeddings: Array) -> None:
+        """See `Session.prefill`; takes the configured time of one row."""
+        inputs = {name: array[row : row + 1] for name, array in self.feeds.items()}
+        filled = self.feeds["position"][row : row + 1] + self.chunk
+        with self._device(self._timing.seconds(filled)):
+            self._advance(row, row + 1, inputs | {"columns": columns[None], "embeddings": embeddings[None]})
 
     @contextmanager
     def _device(self, seconds: float) -> Iterator[None]:
@@ -157,7 +161,7 @@ class TimedSession:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def _advance(self, start: int, stop: int, inputs: Mapping[str, Array], columns: int) -> Array:
+    def _advance(self, start: int, stop: int, inputs: Mapping[str, Array]) -> Array:
         """The rows' state [rows] uint64 after `inputs`, which follow their past."""
         rows = slice(start, stop)
         if "position" not in inputs:
@@ -169,7 +173,7 @@ class TimedSession:
         if "columns" not in inputs:
             self._next[rows] = state = _mixed(state, _hash(inputs))
             return state
-        for column in range(columns):
+        for column in range(inputs["columns"].shape[1]):
             state = _mixed(state, _hash({name: inputs[name][:, column] for name in _PER_COLUMN}))
         self._next[rows] = state
         # The sampler's inputs change what is sampled, not what is remembered.

@@ -9,20 +9,29 @@ import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import LmGeometry
 from model_repository.checkpoint.tensors import TensorSource
-from model_repository.graph.attention import CacheScales, FilledAttention, Ring, StepAttention
-from model_repository.graph.builder import ROWS, Graph, Value
+from model_repository.graph.attention import CacheScales, CausalAttention, FilledAttention, Ring
+from model_repository.graph.builder import COLUMNS, ROWS, Graph, Value
 from model_repository.graph.layers import (
     Weights,
+    added_rms_norm,
     gated_feed_forward,
     rms_norm,
     rotary_tables,
     rotate,
-    split_heads,
     summed,
 )
 from model_repository.graph.sampling import sample
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Device, Precision
+
+CUDA_TEXT_TOP_K = 256
+"""Largest top_k of the text token on CUDA. ONNX Runtime finds up to so many candidates of all rows in one launch. For
+more it sorts each row by itself, in 14 launches."""
+
+
+def max_text_top_k(geometry: LmGeometry, device: Device) -> int:
+    """Largest top_k of the text token."""
+    return min(CUDA_TEXT_TOP_K, geometry.text_card) if device is Device.CUDA else geometry.text_card
 
 
 def build(
@@ -34,60 +43,59 @@ def build(
     activations: Precision = Precision.FP32,
 ) -> Graph:
     """`plan`: how matrices are kept; `caches`: how keys and values of each layer are, float32 by default.
-    `activations`: the precision of products and attention.
+    `activations`: the precision of matmuls and attention.
 
-    Inputs, for B rows and S columns (S = 1 in a step; B = 1 where S > 1; for CUDA S is 1 always, so that all shapes
-    follow from B and a run can be captured):
+    Inputs, for B rows and S columns (S = 1 in a step; B = 1 where S > 1):
 
     columns [B, S, 17] int64; embeddings [B, S, dim] float32, used instead of the tokens in columns whose text token is
-    -1; position [B] int64, the first column's index; noise [B, 1] float32, top_k [B] int64 and temperature [B] float32
-    for the text token. Outputs, both of the last column: hidden [B, dim] float32 (after the final norm) and
-    text_token [B] int64, sampled for the next column.
+    -1; offsets [S] int64, which is 0..S-1; position [B] int64, the first column's index; filled [B] int64, slots of the
+    ring that attention reads: min(position + S, window), or 1 for rows whose result is not needed; noise [B, 1]
+    float32, top_k [B] int64 and temperature [B] float32 for the text token. Outputs, both of the last column: hidden
+    [B, dim] float32 (after the final norm) and text_token [B] int64, sampled for the next column.
     """
     graph = Graph("temporal")
     op = graph.op
     transformer = geometry.temporal
-    static = device is Device.CUDA
-    count = 1 if static else "columns"
-    columns = graph.input("columns", ir.DataType.INT64, [ROWS, count, geometry.num_streams])
-    embeddings = graph.input("embeddings", ir.DataType.FLOAT, [ROWS, count, transformer.dim])
+    columns = graph.input("columns", ir.DataType.INT64, [ROWS, COLUMNS, geometry.num_streams])
+    embeddings = graph.input("embeddings", ir.DataType.FLOAT, [ROWS, COLUMNS, transformer.dim])
+    offsets = graph.input("offsets", ir.DataType.INT64, [COLUMNS])
     position = graph.input("position", ir.DataType.INT64, [ROWS])
+    filled = graph.input("filled", ir.DataType.INT64, [ROWS])
     noise = graph.input("noise", ir.DataType.FLOAT, [ROWS, 1])
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 
     weights = Weights(graph, source, plan, activations)
     x = _embed(weights, geometry, columns, embeddings)
-    steps = None if static else op.Squeeze(op.Shape(columns, start=1, end=2), graph.constant([0]))
-    tables = rotary_tables(graph, position, steps, transformer.head_dim, transformer.max_period)
-    attend: FilledAttention | StepAttention
-    if steps is None:
-        attend = StepAttention(graph, position, transformer)
-    else:
-        attend = FilledAttention(graph, position, steps, transformer)
-    heads, head_dim = transformer.num_heads, transformer.head_dim
-    for index in range(transformer.num_layers):
-        layer = f"transformer.layers.{index}"
-        normed = weights.narrow(rms_norm(weights, x, f"{layer}.norm1.alpha"))
-        projected = weights.linear(normed, f"{layer}.self_attn.in_proj_weight")
-        query, key, value = op.Split(projected, axis=-1, num_outputs=3, _outputs=3)
-        query, key = (weights.narrow(rotate(graph, weights.wide(new), tables, heads)) for new in (query, key))
-        key, value = (split_heads(graph, new, heads, head_dim) for new in (key, value))
-        ring = Ring(graph, f"layers.{index}", transformer, caches[index] if caches else None, activations)
-        attended = attend(query, ring, *ring.write(key, value, position))
-        x = op.Add(x, weights.wide(weights.linear(attended, f"{layer}.self_attn.out_proj.weight")))
-        normed = weights.narrow(rms_norm(weights, x, f"{layer}.norm2.alpha"))
-        x = op.Add(x, weights.wide(gated_feed_forward(weights, normed, f"{layer}.gating")))
+    heads, dim = transformer.num_heads, transformer.dim
+    tables = rotary_tables(graph, position, offsets, transformer.head_dim, transformer.max_period)
+    attention = CausalAttention if device is Device.CUDA else FilledAttention
+    attend = attention(graph, position, filled, transformer)
+    layers = [f"transformer.layers.{index}" for index in range(transformer.num_layers)]
+    fused = device is Device.CUDA
+    normed = rms_norm(weights, x, f"{layers[0]}.norm1.alpha")
+    for index, layer in enumerate(layers):
+        projected = weights.linear(weights.narrow(normed), f"{layer}.self_attn.in_proj_weight")
+        both, value = op.Split(projected, graph.constant([2 * dim, dim]), axis=-1, _outputs=2)
+        rotated = weights.narrow(rotate(graph, weights.wide(both), tables, 2 * heads))
+        query, key = op.Split(rotated, axis=-1, num_outputs=2, _outputs=2)
+        scales = caches[index] if caches else None
+        ring = Ring(graph, f"layers.{index}", attend.cache_shape, scales, activations)
+        attended = attend(query, key, value, ring)
+        attended = weights.wide(weights.linear(attended, f"{layer}.self_attn.out_proj.weight"))
+        x, normed = added_rms_norm(weights, x, attended, f"{layer}.norm2.alpha", fused)
+        fed = weights.wide(gated_feed_forward(weights, weights.narrow(normed), f"{layer}.gating"))
+        following = "out_norm.alpha" if layer == layers[-1] else f"{layers[index + 1]}.norm1.alpha"
+        x, normed = added_rms_norm(weights, x, fed, following, fused)
         x.name = f"layers.{index}.out"
 
-    last = op.Squeeze(x, graph.constant([1])) if static else op.Gather(x, graph.constant(np.int64(-1)), axis=1)
-    hidden = rms_norm(weights, last, "out_norm.alpha")
+    hidden = op.Gather(normed, graph.constant(np.int64(-1)), axis=1)
     text = "text_linear.weight"
     text_logits = weights.wide(weights.linear(weights.narrow(weights.smoothed(hidden, text)), text))
     text_logits.name = "text_logits"
     graph.output("hidden", hidden)
-    vocabulary = geometry.text_card if static else None
-    graph.output("text_token", sample(graph, text_logits, noise, top_k, temperature, vocabulary))
+    candidates = max_text_top_k(geometry, device) if device is Device.CUDA else None
+    graph.output("text_token", sample(graph, text_logits, noise, top_k, temperature, candidates))
     return graph
 
 

@@ -57,6 +57,7 @@ KERNELS: dict[str, frozenset[str]] = {
     "Sigmoid": _FLOATS,
     "Sin": frozenset({"FLOAT"}),
     "Slice": frozenset({"FLOAT", "INT64"}),
+    "SkipSimplifiedLayerNormalization": _FLOATS,
     "Softmax": _FLOATS,
     "Split": _ALL,
     "Squeeze": _ALL,
@@ -87,7 +88,8 @@ class Typed:
         self._types |= {tensor.name: _name(tensor.data_type) for tensor in graph.initializer}
         for node in self.nodes:
             for index, output in enumerate(node.output):
-                self._types[output] = self._result(node, index)
+                if output:
+                    self._types[output] = self._result(node, index)
 
     def operands(self, node: onnx.NodeProto) -> list[str]:
         """Types of a node's operands, those left out not counted."""

@@ -12,7 +12,7 @@ from model_repository.variants import Device
 
 
 def parsed(slots: int = 8, device: Device = Device.CPU):
-    configs = [model.pbtxt(slots, device) for model in served_models(Geometry.from_config({}))]
+    configs = [model.pbtxt(slots, device) for model in served_models(Geometry.from_config({}), device)]
     return {
         config.name: config for config in (text_format.Parse(text, model_config_pb2.ModelConfig()) for text in configs)
     }

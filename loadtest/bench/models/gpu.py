@@ -32,20 +32,20 @@ from loadtest.bench.models.random_checkpoint import is_complete, write_random_ch
 from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.serving.device import CudaMemory, DeviceError, DeviceMemory
+from model_repository.serving.device_session import ELEMENTS
 from model_repository.serving.room import Needs
 from model_repository.serving.row_request import run_one
 from model_repository.serving.temporal import TemporalModel
 from model_repository.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
+from model_repository.variants import CUDA_VARIANTS
 
 ROWS = [1, 2, 4, 8, 16, 32, 64]
 CONTEXTS = [100, 1500, 2999]
-VARIANTS = ("fp32", "fp16", "int8", "int4", "mixed")
+VARIANTS = tuple(CUDA_VARIANTS)
 NO_GPU = 1
 STEPS = 200
 """Steps of the small model: more than its context of 150."""
-
-_NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(bool)": bool}
 
 
 def graph(models: Path, name: str) -> Path:
@@ -62,11 +62,17 @@ def placements(model: Path, device: DeviceMemory) -> Counter[str]:
         if device.kind == "cpu":
             providers = [("CPUExecutionProvider", {})]
         session = ort.InferenceSession(str(model), session_options, providers=providers)
-        feeds = {node.name: np.ones((1, *node.shape[1:]), _NUMBERS[node.type]) for node in session.get_inputs()}
-        session.run(None, feeds)
+        session.run_with_ort_values(None, {node.name: _ones(node) for node in session.get_inputs()})
         events = json.loads(Path(session.end_profiling()).read_text())
     ran = {event["name"]: event["args"]["provider"] for event in events if "provider" in event.get("args", {})}
     return Counter(provider.removesuffix("ExecutionProvider") for provider in ran.values())
+
+
+def _ones(node: Any) -> ort.OrtValue:
+    """One row and one column of an input."""
+    element, dtype = ELEMENTS[node.type]
+    shape = [size if isinstance(size, int) else 1 for size in node.shape]
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ones(shape, dtype), element)
 
 
 def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS) -> tuple[float, float]:
@@ -203,7 +209,7 @@ def _in_process(options: argparse.Namespace, models: Path, capture: bool) -> lis
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu")
-    parser.add_argument("--variant", choices=VARIANTS, default="fp16")
+    parser.add_argument("--variant", choices=VARIANTS, default="bf16")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     parser.add_argument("--frames", type=int, default=50)

@@ -1,6 +1,6 @@
 """Run complete frames in one process: encode, temporal, depformer and decode, at any batch size and context.
 
-The KV caches are filled with random keys and values; the position determines how many of them are used.
+On the CPU the KV caches are filled with random keys and values; the position determines how many of them are used.
 `python -m loadtest.bench.models.graph_frames` is the process that measures. It prints JSON.
 """
 
@@ -25,6 +25,7 @@ from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import DeviceMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import RowRequest
+from model_repository.serving.session import StatefulSession
 from model_repository.serving.temporal import TemporalModel
 
 WARM_UP = 3
@@ -49,9 +50,10 @@ class Frames:
         self._frames = 0
         session = self.temporal._session
         self._position = session.feeds["position"]
-        past = {name: self._filled(cache) for name, cache in session.saved(0, 1).items()}
-        for row in range(slots):
-            session.restore(row, past)
+        if isinstance(session, StatefulSession):
+            past = {name: self._filled(cache) for name, cache in session.save(0, 1).items()}
+            for row in range(slots):
+                session.restore(row, past)
 
     def frame(self, rows: int, context: int) -> dict[str, float]:
         """Run a frame of the first `rows` conversations after `context` steps; return milliseconds by stage."""

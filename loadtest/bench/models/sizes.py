@@ -1,7 +1,9 @@
 """Compute the size of each variant of the published model: `make sizes`. Uses shapes only; nothing is built.
 
 Weights are those of the graphs that a build would write. `loaded` is their size in memory: on a CPU 16-bit matrices
-are converted to float32. A slot holds the keys and values of a full context and the codec's state.
+are converted to float32. A slot holds the keys and values of a full context and the codec's state. The last columns are
+the slots that fit a GPU by the estimate that loading checks: weights and a tenth of them, a GiB for each of the four
+processes, and the prefix cache, which takes as much as a slot.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.plan import Plan
+from model_repository.serving.room import DEVICE_WORKSPACE_BYTES, GIB, WORKSPACE_SHARE, Needs
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CUDA_VARIANTS, VARIANTS, Device, Variant
 
@@ -74,9 +77,20 @@ def sizes(variant: Variant, geometry: Geometry) -> Sizes:
     )
 
 
+GPUS = {"24 GB": 22 * GIB, "80 GB": 79 * GIB, "141 GB": 139 * GIB}
+"""Bytes that are there to allocate, for A10 and L4, A100 and H100, H200."""
+
+
+def slots_on_gpu(found: Sizes, memory: int) -> int:
+    """Compute how many slots fit, at least 0."""
+    workspace = len(found.weights) * DEVICE_WORKSPACE_BYTES + round(WORKSPACE_SHARE * found.loaded) + found.slot
+    return max(0, Needs(found.loaded, found.slot, workspace).fitting(memory))
+
+
 def main() -> None:
     geometry = Geometry.from_config({})
-    table = Table("device", "variant", "temporal", "depformer", "codec", "on disk", "loaded", "a slot", title="GB")
+    columns = ("device", "variant", "temporal", "depformer", "codec", "on disk", "loaded", "a slot")
+    table = Table(*columns, *(f"slots, {name}" for name in GPUS), title="GB; slots computed, not measured")
     for variant in (*VARIANTS.values(), *CUDA_VARIANTS.values()):
         found = sizes(variant, geometry)
         codec = found.weights["mimi_encoder"] + found.weights["mimi_decoder"]
@@ -88,7 +102,8 @@ def main() -> None:
             found.loaded,
             found.slot,
         )
-        table.add_row(variant.device, variant.name, *(f"{value / 1e9:.2f}" for value in row))
+        slots = [str(slots_on_gpu(found, memory)) if variant.device is Device.CUDA else "" for memory in GPUS.values()]
+        table.add_row(variant.device, variant.name, *(f"{value / 1e9:.2f}" for value in row), *slots)
     Console().print(table)
 
 

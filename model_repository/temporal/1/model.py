@@ -16,6 +16,7 @@ class TritonPythonModel:
             model.integer("card"),
             model.integer("window"),
             model.device,
+            model.integer("max_text_top_k"),
         )
         loaded.warm_up()
         self._sequences = triton_model.SequenceExecutor(loaded, loaded.slots)

@@ -8,20 +8,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import onnx
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from gateway.engine.prefill import ChunkPacer, chunk_length
 from loadtest.fake_device.build import signatures, write_fake_repository
 from loadtest.fake_device.profiles import PROFILES, WINDOW, Profile
 from loadtest.paths import RECORDING, ROOT
 from loadtest.server import Server, started
 from model_repository.checkpoint.geometry import Geometry
-from model_repository.serving.timed_session import Timing
+from model_repository.serving.timed_session import TimedSession, Timing
 from model_repository.tiny import TINY_CONFIG
 
 FRAMES = 20
@@ -77,6 +80,24 @@ def test_the_profile_of_an_h200_goes_through_its_estimates(rows: int, millisecon
     assert least < 1000 * _frame_seconds(Profile.H200, rows) < most
 
 
+def test_a_new_persona_delays_no_frame_of_40_full_windows_beyond_its_80_ms() -> None:
+    """By the estimates: a frame that waits for the longest chunk of a prompt of 250 positions, and then runs."""
+    temporal = replace(PROFILES[Profile.H200]["temporal"], window=WINDOW)
+    pacer, done, total, chunks = ChunkPacer(0.08, clock=lambda: 0.0), 0, 250, []
+    while done < total:
+        steps = chunk_length(done, total, pacer.steps(others_talk=True), WINDOW)
+        runs = -(-steps // TimedSession.chunk)
+        seconds = runs * temporal.seconds(np.array([done + steps + TimedSession.chunk]))
+        pacer.measured(steps, seconds)
+        chunks.append(seconds)
+        done += steps
+    assert len(chunks) < 8
+    assert max(chunks) < 0.016, "a fifth of a frame"
+    assert _frame_seconds(Profile.H200, rows=40) + max(chunks) < 0.08
+    one_by_one = temporal.seconds(np.array([WINDOW] * 40)) * total
+    assert one_by_one > 5, "seconds of the device, when each position was a step of all rows"
+
+
 def _frame_seconds(profile: Profile, rows: int) -> float:
     timings = PROFILES[profile].values()
     return sum(timing.run + rows * (timing.row + WINDOW * timing.position) for timing in timings)
@@ -89,7 +110,9 @@ def test_configs_are_those_of_a_real_build_but_for_the_device(tiny_models: Path,
         real, written = (text_format.Parse(path.read_text(), pb.ModelConfig()) for path in (file, _same(file, fake)))
         assert written.parameters["provider"].string_value == "timed"
         for config in (real, written):
-            for name in [name for name in config.parameters if name == "provider" or name.startswith("timing.")]:
+            # Of the device too: a GPU samples text from fewer candidates.
+            other = {"provider", "max_text_top_k"}
+            for name in [name for name in config.parameters if name in other or name.startswith("timing.")]:
                 del config.parameters[name]
         assert written == real
 
@@ -103,11 +126,12 @@ def test_signatures_are_those_of_the_graphs_for_a_gpu(cuda_models: Path) -> None
     geometry = Geometry.from_config(TINY_CONFIG)
     for name, signature in signatures(geometry, 512).items():
         graph = onnx.load(str(cuda_models / "triton" / name / "1" / "model.onnx"), load_external_data=False).graph
-        inputs = {node.name for node in graph.input if not node.name.startswith(("state.", "cache."))}
+        # Offsets are the same for all rows, so a session has them by itself.
+        inputs = {node.name for node in graph.input if not node.name.startswith(("state.", "cache.", "offsets"))}
         assert inputs == set(signature["inputs"])
         for node in graph.input:
             if node.name in inputs:
-                shape = [size.dim_value for size in node.type.tensor_type.shape.dim][1:]
+                shape = [size.dim_value or 1 for size in node.type.tensor_type.shape.dim][1:]
                 expected = signature["inputs"][node.name][1]
                 # The models of this fixture are narrower; all other sizes are the same.
                 assert shape == [manifest["dim"] if size == geometry.lm.temporal.dim else size for size in expected]

@@ -19,7 +19,7 @@ VOCABULARY = 50
 Sampler = tuple[int, int, int, float]
 """Seed, column, top_k and temperature of a row."""
 IDLE: Sampler = (0, 0, 1, 0.0)
-DRAWS = {"sorting": 1, "sorting all": 1, "guessing": GUESSES + 1, "guessing and sorting": GUESSES + 1}
+DRAWS = {"sorting": 1, "sorting all": 1, "guessing": GUESSES + 1}
 
 
 @pytest.fixture(scope="module", params=DRAWS)
@@ -34,10 +34,8 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             token = sample(graph, logits, noise, top_k, temperature)
         case "sorting all":
             token = sample(graph, logits, noise, top_k, temperature, VOCABULARY)
-        case branches:
-            token = sample_guessing(
-                graph, logits, VOCABULARY, noise, top_k, temperature, branching=branches == "guessing"
-            )
+        case _:
+            token = sample_guessing(graph, logits, VOCABULARY, noise, top_k, temperature)
     graph.output("token", token)
     path: Path = tmp_path_factory.mktemp("sampling") / "model.onnx"
     graph.save(path)

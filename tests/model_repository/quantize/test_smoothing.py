@@ -111,15 +111,17 @@ def test_int8_caches_use_their_range_and_cut_off_little(checkpoint, tmp_path: Pa
     graphs = graphs_of(checkpoint, Variant("fp32", Precision.FP32, Precision.FP32, CachePrecision.INT8))
     graphs["temporal"].save(tmp_path / "model.onnx")
     session = StatefulSession(tmp_path / "model.onnx", 1)
-    session.feeds["top_k"][:] = 1
+    session.feeds["top_k"][:] = session.feeds["filled"][:] = 1
     lm, steps = checkpoint.geometry.lm, 60
     generator = np.random.default_rng(1)
     for position in range(steps):
         column = generator.integers(0, lm.card, (1, 1, 17))
         column[..., 0] %= lm.text_card
         session.feeds["position"][:] = position
-        session.run(0, 1, {"columns": column, "embeddings": np.zeros((1, 1, lm.temporal.dim), np.float32)})
-    for name, cache in session.saved(0, steps).items():
+        session.feeds["filled"][:] = min(position + 1, lm.temporal.window)
+        session.feeds["columns"][:] = column
+        session.run(0, 1)
+    for name, cache in session.save(0, steps).items():
         assert cache.dtype == np.int8, name
         assert (np.abs(cache.astype(int)) >= 127).mean() < 1e-3, name
         # The size of values is also chosen for the matrix that they meet.
@@ -136,14 +138,13 @@ def test_calibration_sees_what_the_graph_computes(statistics, checkpoint, tmp_pa
     session = StatefulSession(tmp_path / "model.onnx", 1)
     session.feeds["top_k"][:] = 1
     count = len(voice.embeddings)
-    given = {"columns": np.full((1, count, 17), -1), "embeddings": voice.embeddings[None]}
-    session.run(0, 1, given)
+    session.prefill(0, np.full((count, 17), -1), voice.embeddings)
     from model_repository.quantize.calibration import layer_statistics
 
     alone = layer_statistics(lm.temporal, checkpoint.lm, [voice.embeddings])
     for index, layer in enumerate(alone):
-        keys = session.saved(0, count)[f"cache.layers.{index}.key"]
-        values = session.saved(0, count)[f"cache.layers.{index}.value"]
+        keys = session.save(0, count)[f"cache.layers.{index}.key"]
+        values = session.save(0, count)[f"cache.layers.{index}.value"]
         pairs = np.square(keys).reshape(keys.shape[0], count, -1, 2).mean(axis=(1, 3)).reshape(-1)
         np.testing.assert_allclose(pairs, layer.key, rtol=1e-3)
         np.testing.assert_allclose(np.square(values).mean(axis=1).reshape(-1), layer.value, rtol=1e-3)

@@ -30,6 +30,7 @@ class Models:
         manifest = json.loads((repository / "manifest.json").read_text())
         self.dim, self.text_card, self.card = manifest["dim"], manifest["text_card"], manifest["card"]
         self.window = manifest["context"] - 1
+        self.max_text_top_k = manifest["max_text_top_k"]
         self._repository = repository
         self._slots = slots
         self._device = HostMemory() if manifest["device"] == "cuda" else None
@@ -44,7 +45,8 @@ class Models:
 
     @cached_property
     def temporal(self) -> TemporalModel:
-        return TemporalModel(self._graph("temporal"), self._slots, self.text_card, self.card, self.window, self._device)
+        sizes = self._slots, self.text_card, self.card, self.window
+        return TemporalModel(self._graph("temporal"), *sizes, self._device, self.max_text_top_k)
 
     @cached_property
     def depformer(self) -> DepformerModel:

@@ -39,15 +39,17 @@ class HostMemory:
     def clear(self, address: int, size: int) -> None:
         ctypes.memset(address, 0, size)
 
-    def upload(self, rows: Array, address: int, pitch: int = 0) -> None:
-        width = rows.nbytes // len(rows)
-        for index in range(len(rows)):
-            ctypes.memmove(address + index * (pitch or width), rows.ctypes.data + index * width, width)
+    def pinned(self, shape: tuple[int, ...], dtype: type) -> Array:
+        return np.zeros(shape, dtype)
 
-    def download(self, rows: Array, address: int, pitch: int = 0) -> None:
-        width = rows.nbytes // len(rows)
-        for index in range(len(rows)):
-            ctypes.memmove(rows.ctypes.data + index * width, address + index * (pitch or width), width)
+    def upload(self, rows: Array, address: int) -> None:
+        ctypes.memmove(address, rows.ctypes.data, rows.nbytes)
+
+    def download(self, rows: Array, address: int) -> None:
+        ctypes.memmove(rows.ctypes.data, address, rows.nbytes)
+
+    def copy(self, source: int, target: int, size: int) -> None:
+        ctypes.memmove(target, source, size)
 
     def settle(self) -> None:
         pass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -14,7 +14,7 @@ from model_repository.serving.device import DeviceError
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.room import Needs, NoRoomError, require_room
 from model_repository.serving.row_request import RowRequest
-from tests.model_repository.serving.conftest import Models, one, sampler, together
+from tests.model_repository.serving.conftest import Models, one, sampler
 from tests.model_repository.serving.host_memory import HostMemory
 
 SLOTS = 6
@@ -31,13 +31,13 @@ class Watched(HostMemory):
         super().__init__(size)
         self.up = self.down = 0
 
-    def upload(self, rows: np.ndarray, address: int, pitch: int = 0) -> None:
+    def upload(self, rows: np.ndarray, address: int) -> None:
         self.up += rows.nbytes
-        super().upload(rows, address, pitch)
+        super().upload(rows, address)
 
-    def download(self, rows: np.ndarray, address: int, pitch: int = 0) -> None:
+    def download(self, rows: np.ndarray, address: int) -> None:
         self.down += rows.nbytes
-        super().download(rows, address, pitch)
+        super().download(rows, address)
 
 
 @pytest.fixture
@@ -48,19 +48,25 @@ def device() -> Watched:
 @pytest.fixture
 def session(cuda_models: Path, device: Watched) -> DeviceSession:
     session = DeviceSession(temporal(cuda_models), SLOTS, device)
-    session.feeds["top_k"][:] = 1
+    session.feeds["top_k"][:] = session.feeds["filled"][:] = 1
     return session
 
 
+def cache(session: DeviceSession, device: HostMemory, name: str) -> np.ndarray:
+    """A cache [slots, window, dim] as the device has it."""
+    placed = session._states[name]
+    return device.blocks[placed.address].view(placed.host.dtype).reshape(placed.host.shape)
+
+
 def bound_rows(session: DeviceSession, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each run from now on, and that nothing is allocated or bound for a size again."""
+    """Rows of each step from now on, 0 for a prefill run, and that each size is captured as a graph of its own."""
     sizes: list[int] = []
     run = ort.InferenceSession.run_with_iobinding
 
     def watched(self: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions) -> None:
-        size = next(size for size, (bound, _) in session._bindings.items() if bound is binding)
-        assert options.get_run_config_entry("gpu_graph_id") == str(size)
-        sizes.append(size)
+        captured = [size for size, (bound, _) in session._bindings.items() if bound is binding]
+        assert options.get_run_config_entry("gpu_graph_id") == str(captured[0] if captured else -1)
+        sizes.append(captured[0] if captured else 0)
         run(self, binding, options)
 
     monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", watched)
@@ -81,20 +87,21 @@ def test_only_small_inputs_and_outputs_leave_the_device(session: DeviceSession, 
     device.up = device.down = 0
     session.run(0, SLOTS)
     assert len(device.blocks) == blocks
-    assert device.up == sum(array.nbytes for array in session.feeds.values())
+    assert device.up == sum(array.nbytes for name, array in session.feeds.items() if name != "embeddings")
     assert device.down == sum(array.nbytes for array in session.results.values())
-    caches = sum(placed.host.nbytes for placed in session._caches().values())
+    caches = sum(placed.host.nbytes for placed in session._caches())
     assert caches > 10 * (device.up + device.down)
 
 
-def test_states_are_updated_where_they_lie(session: DeviceSession, capfd: pytest.CaptureFixture[str]):
+def test_states_are_updated_where_they_lie(session: DeviceSession, device: Watched, capfd: pytest.CaptureFixture[str]):
     session.feeds["columns"][:] = 1
     for position in range(3):
         session.feeds["position"][3] = position
         session.run(3, 4)
-    for name, cache in session.saved(3, 5).items():
-        filled = cache.any(axis=(0, 2)).tolist()
-        assert filled == [True] * 3 + [False] * 2, name
+    for name in session._states:
+        written = np.argwhere(cache(session, device, name).any(axis=2)).tolist()
+        # Rows that were run along write into their first slot, which their next step overwrites.
+        assert written == [[0, 0], [1, 0], [2, 0], [3, 0], [3, 1], [3, 2]], name
     assert "in-place optimization not activated" not in capfd.readouterr().err
 
 
@@ -103,7 +110,7 @@ def test_a_rows_first_columns_can_be_put_into_another_row(cuda_models: Path):
     columns = np.random.default_rng(0).integers(0, 9, (12, 17))
     one(models.temporal, 1, {"columns": columns[:11], **sampler(11)}, start=True)
     session = models.temporal._session
-    saved = session.saved(1, 11)
+    saved = session.save(1, 11)
     expected = one(models.temporal, 1, {"columns": columns[11:], **sampler(12)})
     one(models.temporal, 4, {"columns": columns[:1] * 0, **sampler(1)}, start=True)
     session.restore(4, saved)
@@ -112,30 +119,72 @@ def test_a_rows_first_columns_can_be_put_into_another_row(cuda_models: Path):
     np.testing.assert_array_equal(answer["hidden"], expected["hidden"])
 
 
-def begin(models: Models, *requests: RowRequest) -> None:
-    for request in requests:
-        models.temporal.slots.begin(int(request.rows[0]))
+def test_a_prefix_for_which_there_is_no_memory_is_not_kept(session: DeviceSession, device: Watched, monkeypatch):
+    saved = session.save(0, 5)
+    assert saved is not None
+    blocks = len(device.blocks)
+    session.discard(saved)
+    assert len(device.blocks) == blocks - 1
+
+    def full(size: int) -> int:
+        raise DeviceError("out of memory")
+
+    monkeypatch.setattr(device, "allocate", full)
+    assert session.save(0, 5) is None
 
 
-def test_prompts_of_several_rows_share_their_runs(cuda_models: Path, monkeypatch: pytest.MonkeyPatch):
-    """A prompt is fed column by column: as many runs as the longest has columns, not as all have together."""
+def test_a_prompt_is_run_in_chunks_and_its_last_column_as_a_step(cuda_models: Path, monkeypatch: pytest.MonkeyPatch):
+    """Near the end of the window, where a padded chunk would wrap, columns are run one by one."""
+    monkeypatch.setattr(DeviceSession, "chunk", 16)
     models = Models(cuda_models, SLOTS)
-    columns = np.random.default_rng(2).integers(0, 9, (7, 17))
-    turns = [
-        RowRequest.one(row, {"columns": columns[:count], **sampler(count, temperature=0.8)})
-        for row, count in ((0, 4), (2, 7), (5, 1), (4, 2))
-    ]
-    alone: dict[int, Any] = {}
-    for request in turns:
-        begin(models, request)
-        alone |= together(models.temporal, [request])
     sizes = bound_rows(models.temporal._session, monkeypatch)
-    begin(models, *turns)
-    answers = together(models.temporal, turns)
-    assert sizes == [6, 6, 4, 4, 4, 4, 4, 6], "the prompts until row 4 and then row 0 are through, and the one step"
-    for row, answer in alone.items():
-        for name, expected in answer.items():
-            np.testing.assert_array_equal(answers[row][name], expected)
+    columns = np.random.default_rng(2).integers(0, 9, (models.window + 3, 17))
+    prompt = {"columns": columns[:34], **sampler(34, temperature=0.8)}
+    one(models.temporal, 2, prompt, start=True)
+    assert sizes == [0, 0, 0, 4], "33 columns are chunks of 16, 8 and 9, so that none has one column"
+    sizes.clear()
+    one(models.temporal, 2, {"columns": columns[34:], **sampler(len(columns))})
+    assert sizes == [0] + [4] * 8, "55 - 34 slots are left, then 5"
+
+
+@pytest.mark.parametrize("prefilled", [2, 17, 40, 70])
+def test_a_prompt_in_padded_chunks_leaves_what_steps_leave(cuda_models: Path, monkeypatch, golden, prefilled: int):
+    """To rounding; 70 columns wrap around the ring of 55."""
+    monkeypatch.setattr(DeviceSession, "chunk", 16)
+    models = Models(cuda_models, SLOTS)
+    columns = golden["model_input"][: prefilled + 20]
+    one(models.temporal, 1, {"columns": columns[:prefilled], **sampler(prefilled)}, start=True)
+    for at in range(prefilled, len(columns)):
+        answer = one(models.temporal, 1, {"columns": columns[at : at + 1], **sampler(at + 1)})
+        np.testing.assert_allclose(answer["hidden"], golden["hidden"][at], atol=0.02)
+
+
+def test_pieces_of_a_prompt_are_the_whole_to_the_last_bit(cuda_models: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(DeviceSession, "chunk", 16)
+    models = Models(cuda_models, SLOTS)
+    columns = np.random.default_rng(3).integers(0, 9, (36, 17))
+    ends = []
+    for row, cuts in enumerate(([0, 35], [0, 8, 24, 35], [0, 16, 27, 35])):
+        models.temporal.slots.begin(row)
+        for start, stop in pairwise(cuts):
+            request = models.temporal.parse(RowRequest.one(row, {"columns": columns[start:stop], **sampler(stop)}))
+            models.temporal.slots.clean(request.rows)
+            models.temporal._prefill(request, needs_outputs=False)
+        ends.append(one(models.temporal, row, {"columns": columns[35:], **sampler(36)})["hidden"])
+    np.testing.assert_array_equal(ends[1], ends[0])
+    np.testing.assert_array_equal(ends[2], ends[0])
+
+
+def test_rows_that_rest_are_read_in_one_slot(cuda_models: Path):
+    models = Models(cuda_models, SLOTS)
+    step = {"columns": np.ones((1, 17), np.int64)}
+    for row in (0, 2):
+        for position in range(5):
+            one(models.temporal, row, {**step, **sampler(position)}, start=position == 0)
+    feeds = models.temporal._session.feeds
+    one(models.temporal, 2, {**step, **sampler(6)})
+    assert feeds["filled"].tolist() == [1, 1, 6, 1, 1, 1]
+    assert feeds["position"].tolist() == [5, 0, 6, 0, 0, 0]
 
 
 def test_a_reset_zeroes_streaming_states_of_one_row(cuda_models: Path):
@@ -154,11 +203,6 @@ def test_closing_gives_all_memory_back(session: DeviceSession, device: Watched):
     assert device.blocks
     session.close()
     assert not device.blocks
-
-
-def test_a_graph_for_the_cpu_is_refused(golden_models: Path):
-    with pytest.raises(DeviceError, match="columns: expected a shape that follows from the number of rows"):
-        DeviceSession(temporal(golden_models), SLOTS, HostMemory())
 
 
 def test_a_provider_that_cannot_be_loaded_is_told(cuda_models: Path):

@@ -38,7 +38,7 @@ class Script:
         self._sampling: dict[str, Any] = [
             {"temperature": 0.0},
             {"temperature": 0.8, "top_k": 250},
-            {"temperature": 1.3, "top_k": 0},
+            {"temperature": 1.3, "top_k": 0 if models.max_text_top_k == models.text_card else models.max_text_top_k},
             {"temperature": 0.7, "top_k": 5},
         ][seed % 4]
 
