@@ -5,6 +5,9 @@ The onnxruntime-gpu of the locked version is fetched (255 MB) into build/cuda, a
 provider a node is placed on, whether a session may capture its runs, what is allocated and copied by a run. Checked for
 every variant: each model's session runs on CUDA as a whole; each size of batch is captured once; then every run is one
 replay that allocates nothing. Mimi's are only loaded: convolutions need cuDNN. Needs a C compiler.
+
+A ledger then counts what a captured run at the published widths consists of, see `ledger.py`, and compares it with
+`BUDGETS`.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import re
 import subprocess
 import sys
 import venv
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
 from model_repository.build import build_repository
 from model_repository.variants import CUDA_VARIANTS
 from tests.conftest import GOLDEN
+from tests.cuda import published
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "cuda"
@@ -28,6 +33,17 @@ LIBRARIES = ("libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcuda
 PREFIXES = re.compile(r"\b((?:cuda|__cuda|cublas|curand|cu[A-Z])\w*)")
 SLOTS = 4
 STEPS = 20
+
+LEDGER = ("bf16",)
+"""Variants of the ledger. With quantized weights ONNX Runtime unpacks matrices from 8 (int8) or 32 rows (int4) on."""
+ROWS = (1, 8, 32, 64)
+BUDGETS = {"temporal": 770, "depformer": 1000}
+"""Nodes of a captured run. Without the four conversions per layer between the residual stream, which is float32, and
+matmuls of 16 bits, the temporal model would have some 620."""
+FEW_ROWS, SPLIT_NODES = 2, 3
+"""With so few rows FlashAttention splits keys and values and combines the parts: so many more nodes per layer."""
+FORBIDDEN = ("RadixSort", "unknown kernel")
+"""In the name of a node of a captured run of `temporal`: rows are not sorted one by one."""
 
 
 def prepare() -> Path:
@@ -69,6 +85,42 @@ def main() -> int:
     python = prepare()
     (provider,) = (WORK / "venv").rglob("libonnxruntime_providers_cuda.so")
     environment = os.environ | {"LD_LIBRARY_PATH": str(compile_stand_in(provider)), "PYTHONPATH": str(ROOT)}
+    failed = check_sessions(python, environment)
+    for variant in LEDGER:
+        failed |= not check_ledger(python, environment, variant)
+    return int(failed)
+
+
+def check_ledger(python: Path, environment: dict[str, str], variant: str) -> bool:
+    """Print nodes of captured runs by model and rows; whether they keep to the budgets."""
+    folder = WORK / f"ledger-{variant}"
+    published.write(folder, variant)
+    found = {}
+    for name in ("temporal-1", "temporal-2", "depformer"):
+        command = [python, "-m", "tests.cuda.ledger", folder, name, *map(str, ROWS)]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{variant}: {name}: failed\n{done.stderr}")
+            return False
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    good = True
+    for rows in map(str, ROWS):
+        one, two = (Counter(found[f"temporal-{layers}"][rows]) for layers in (1, 2))
+        nodes = {name: one[name] + (published.LAYERS - 1) * (two[name] - one[name]) for name in one.keys() | two.keys()}
+        for model, ledger in (("temporal", nodes), ("depformer", found["depformer"][rows])):
+            total = sum(ledger.values())
+            bad = [name for name in ledger if any(word in name for word in FORBIDDEN) and model == "temporal"]
+            budget = BUDGETS[model]
+            if model == "temporal" and int(rows) <= FEW_ROWS:
+                budget += SPLIT_NODES * published.LAYERS
+            within = total <= budget and not bad
+            good &= within
+            print(f"{variant}: {model}, {rows} rows: {total} nodes{'' if within else f' (not good: {bad})'}")
+    return good
+
+
+def check_sessions(python: Path, environment: dict[str, str]) -> bool:
+    """Check each variant of the golden checkpoint; whether one failed."""
     failed = False
     for variant in CUDA_VARIANTS:
         models = WORK / f"models-{variant}"
@@ -84,7 +136,7 @@ def main() -> int:
         good = found["temporal"] == found["depformer"] == expected
         failed |= not good
         print(f"{variant}: {'good' if good else f'expected {expected} of temporal and depformer'}: {found}")
-    return int(failed)
+    return failed
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
  * device memory is the host's, and kernels compute nothing. The functions that are not here succeed and do nothing;
  * `check.py` adds them. Linked five times, under the names of the libraries that the provider asks for. */
 
+#define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "driver_types.h"
 
@@ -12,6 +14,41 @@ static long allocations, replays, captures;
 long stand_in_allocations(void) { return allocations; }
 long stand_in_replays(void) { return replays; }
 long stand_in_captures(void) { return captures; }
+
+/* What the last capture recorded: names of kernels, of calls of cuBLAS, of copies. */
+static const char *nodes[1 << 16];
+static int capturing, recorded;
+static void record(const char *name) { if (capturing && recorded < 1 << 16) nodes[recorded++] = name; }
+int stand_in_nodes(void) { return recorded; }
+const char *stand_in_node(int index) { return nodes[index]; }
+int cudaStreamBeginCapture(void) { capturing = 1; recorded = 0; return 0; }
+
+/* Kernels are known by the address of their host function. */
+static struct { const void *host; const char *name; } kernels[1 << 17];
+static int registered;
+void __cudaRegisterFunction(void **binary, const char *host, char *device, const char *name) {
+    (void)binary; (void)device;
+    if (registered < 1 << 17) { kernels[registered].host = host; kernels[registered++].name = name; }
+}
+static int launched(const void *host) {
+    for (int index = 0; capturing && index < registered; index++)
+        if (kernels[index].host == host) { record(kernels[index].name); return 0; }
+    record("unknown kernel");
+    return 0;
+}
+int __cudaGetKernel(const void **kernel, const void *host) { *kernel = host; return 0; }
+int __cudaLaunchKernel(const void *kernel) { return launched(kernel); }
+int cudaLaunchKernel(const void *host) { return launched(host); }
+int cudaLaunchCooperativeKernel(const void *host) { return launched(host); }
+int cudaLaunchKernelExC(const void *config, const void *host) { (void)config; return launched(host); }
+#define CUBLAS(name) int name(void) { record(#name); return 0; }
+CUBLAS(cublasGemmEx)
+CUBLAS(cublasGemmBatchedEx)
+CUBLAS(cublasGemmStridedBatchedEx)
+CUBLAS(cublasSgemm_v2)
+CUBLAS(cublasSgemmBatched)
+CUBLAS(cublasSgemmStridedBatched)
+CUBLAS(cublasLtMatmul)
 
 /* One device, like an H100. */
 int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
@@ -81,7 +118,11 @@ int cudaFree(void *pointer) { free(pointer); return 0; }
 int cudaFreeHost(void *pointer) { free(pointer); return 0; }
 int cudaFreeAsync(void *pointer) { free(pointer); return 0; }
 int cudaMemcpy(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }
-int cudaMemcpyAsync(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }
+int cudaMemcpyAsync(void *to, const void *from, size_t size) {
+    record("cudaMemcpyAsync");
+    memcpy(to, from, size);
+    return 0;
+}
 int cudaMemcpy2D(char *to, size_t to_pitch, const char *from, size_t from_pitch, size_t width, size_t height) {
     for (size_t row = 0; row < height; row++) memcpy(to + row * to_pitch, from + row * from_pitch, width);
     return 0;
@@ -89,8 +130,18 @@ int cudaMemcpy2D(char *to, size_t to_pitch, const char *from, size_t from_pitch,
 int cudaMemcpy2DAsync(char *to, size_t to_pitch, const char *from, size_t from_pitch, size_t width, size_t height) {
     return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height);
 }
-int cudaMemset(void *to, int value, size_t size) { memset(to, value, size); return 0; }
-int cudaMemsetAsync(void *to, int value, size_t size) { memset(to, value, size); return 0; }
+static void set(char *to, int value, size_t size) {
+    /* Zeros of a large block are given back to the system: caches take memory only where they are written. */
+    size_t page = 4096, first = -(size_t)to % page;
+    if (value == 0 && size > 1 << 20) {
+        size_t whole = (size - first) / page * page;
+        madvise(to + first, whole, MADV_DONTNEED);
+        memset(to, 0, first);
+        memset(to + first + whole, 0, size - first - whole);
+    } else memset(to, value, size);
+}
+int cudaMemset(void *to, int value, size_t size) { set(to, value, size); return 0; }
+int cudaMemsetAsync(void *to, int value, size_t size) { record("cudaMemsetAsync"); set(to, value, size); return 0; }
 
 /* Handles: anything but null. */
 static int handle(void **made) { *made = (void *)1; return 0; }
@@ -108,7 +159,7 @@ int cudaMemPoolGetAttribute(void *pool, int attribute, unsigned long long *value
 }
 
 int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return 0; }
-int cudaStreamEndCapture(void *stream, void **graph) { (void)stream; return handle(graph); }
+int cudaStreamEndCapture(void *stream, void **graph) { (void)stream; capturing = 0; return handle(graph); }
 int cudaGraphInstantiate(void **executable) { captures++; return handle(executable); }
 int cudaGraphLaunch(void *executable, void *stream) { (void)executable; (void)stream; replays++; return 0; }
 

@@ -1,0 +1,54 @@
+"""Graphs of the published widths, with zeros for weights: `ledger.py` counts what a GPU would be given to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from loadtest.bench.models.sizes import ShapesOnly
+from model_repository.checkpoint.geometry import Geometry
+from model_repository.checkpoint.layout import lm_shapes
+from model_repository.depformer import graph as depformer
+from model_repository.graph.attention import CacheScales
+from model_repository.graph.builder import Graph
+from model_repository.quantize.plan import Plan
+from model_repository.temporal import graph as temporal
+from model_repository.variants import CUDA_VARIANTS
+
+LAYERS = 32
+
+CONTEXT = 200
+"""Shorter than published: a kernel is chosen by widths, heads and rows, and less is allocated."""
+
+
+def write(folder: Path, variant: str) -> None:
+    """Write graphs named temporal-1, temporal-2 (layers) and depformer, with empty weights."""
+    recipe = CUDA_VARIANTS[variant]
+    lm = Geometry.from_config({}).lm
+    for layers in (1, 2):
+        small = replace(lm, temporal=replace(lm.temporal, num_layers=layers, context=CONTEXT))
+        caches = [CacheScales(recipe.cache)] * layers
+        source, plan = ShapesOnly(lm_shapes(small)), Plan(recipe.temporal)
+        graph = temporal.build(small, source, plan, caches, recipe.device, recipe.activations)
+        _save(graph, folder / f"temporal-{layers}" / "1")
+    graph = depformer.build(lm, ShapesOnly(lm_shapes(lm)), Plan(recipe.depformer), recipe.device, recipe.activations)
+    _save(graph, folder / "depformer" / "1")
+
+
+def _save(graph: Graph, folder: Path) -> None:
+    """As `Graph.save`, with zeros that take no room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    at = 0
+    for group in graph._groups.values():
+        for value in group.values:
+            declared = value.const_value
+            value.const_value = ir.ExternalTensor(
+                "model.onnx.data", at, declared.nbytes, declared.dtype, shape=declared.shape, name=value.name
+            )
+            at += -(-int(declared.nbytes) // 4096) * 4096
+    with (folder / "model.onnx.data").open("wb") as file:
+        file.truncate(at)
+    functions = list(graph._functions.values())
+    ir.save(ir.Model(graph._graph, ir_version=11, functions=functions), folder / "model.onnx")
