@@ -84,10 +84,12 @@ build/speaking/venv/.stamp: pyproject.toml
 test: $(DEV) ## run the tests in their short form; at most 6 minutes on two cores: WORKERS=3
 	@.ci/chromium
 	@.ci/haproxy
+	@.ci/node
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
 test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, soak, the benchmarks' own tests
 	@.ci/haproxy
+	@.ci/node
 	@$(BIN)/python -m pytest -n $(WORKERS) --long --ignore tests/clients
 
 test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI Agents): installs them from PyPI

@@ -1,10 +1,12 @@
-"""The web page at `/`: static files of this package, without a build step or external resources."""
+"""The web page at `/`: static files of this package and the built TypeScript client, without external resources."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -52,27 +54,31 @@ class _File:
 
 
 def router() -> APIRouter:
-    """Return the routes of the page: `/` and its files below `/page/`."""
+    """Return the routes of the page: `/`, its files below `/page/` and the client's below `/page/client/`."""
     routes = APIRouter()
-    static = _read()
+    static, client = _read(files(__name__) / "static"), _read(files("gateway") / "client-ts" / "dist")
 
     async def index(request: Request) -> Response:
         return _answer(static[INDEX], request)
 
-    async def asset(request: Request) -> Response:
-        name = request.path_params["name"]
-        return _answer(static[name], request) if name in static else Response("no such file\n", 404)
+    def assets(available: dict[str, _File]) -> Callable[[Request], Awaitable[Response]]:
+        async def asset(request: Request) -> Response:
+            file = available.get(request.path_params["name"])
+            return Response("no such file\n", 404) if file is None else _answer(file, request)
+
+        return asset
 
     # Not part of the REST API.
     routes.add_route("/", index, include_in_schema=False)
-    routes.add_route("/page/{name}", asset, include_in_schema=False)
+    routes.add_route("/page/{name}", assets(static), include_in_schema=False)
+    routes.add_route("/page/client/{name}", assets(client), include_in_schema=False)
     return routes
 
 
-def _read() -> dict[str, _File]:
-    """Return all files by name. Requests can name these only."""
+def _read(folder: Traversable) -> dict[str, _File]:
+    """Return all files of a folder by name. Requests can name these only."""
     static = {}
-    for path in (files(__name__) / "static").iterdir():
+    for path in folder.iterdir():
         suffix = path.name[path.name.rfind(".") :]
         if suffix in _MEDIA_TYPES:
             content = path.read_bytes()

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from gateway import page
 
 ROOT = Path(__file__).parents[2]
-STATIC = Path(page.__file__).parent / "static"
-FILES = sorted(path.name for path in STATIC.iterdir())
+PAGE = Path(page.__file__).parent / "static"
+CLIENT = ROOT / "gateway" / "client-ts" / "dist"
+FILES = [*sorted(path.name for path in PAGE.iterdir()), *sorted(f"client/{path.name}" for path in CLIENT.glob("*.js"))]
 REFERENCE = re.compile(r"""(?:href|src)="([^"#]+)"|(?:from|import)\s*\(?"([^"]+)"|new URL\("([^"]+)", import""")
 
 
@@ -61,11 +62,12 @@ async def test_every_reference_resolves(client: httpx.AsyncClient, name: str) ->
     assert served.headers["x-content-type-options"] == "nosniff"
     references = ["".join(groups) for groups in REFERENCE.findall(served.text)]
     assert name not in ("index.html", "main.js") or len(references) >= 4
+    folder = "client/" if name.startswith("client/") else ""
     for reference in references:
-        assert reference.removeprefix("page/").removeprefix("./") in FILES
+        assert folder + reference.removeprefix("page/").removeprefix("./") in FILES
 
 
 def test_every_file_is_packaged() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["gateway"]
-    for name in FILES:
-        assert any(fnmatch(f"page/static/{name}", pattern) for pattern in patterns)
+    for path in (*PAGE.iterdir(), *CLIENT.glob("*.js")):
+        assert any(fnmatch(str(path.relative_to(ROOT / "gateway")), pattern) for pattern in patterns)

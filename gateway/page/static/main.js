@@ -1,9 +1,9 @@
 // Entry point: switches between the setup view and the call view.
 
 import { CallView } from "./call.js";
-import { socketAddress } from "./voices.js";
 import { Session } from "./session.js";
 import { Setup } from "./setup.js";
+import { clientWith } from "./server.js";
 
 const STEPS = {
   microphone: "Waiting for the microphone …",
@@ -23,9 +23,9 @@ setup.onstart = async () => {
   setup.showProblem(null);
   session = new Session();
   session.addEventListener("state", ({ detail }) => enter(detail));
-  const options = { url: socketAddress("v1/converse"), start: setup.start, key: setup.key, deviceId: setup.deviceId };
+  const { key, start, deviceId } = setup;
   const awake = stayAwake();
-  const outcome = await session.run(options);
+  const outcome = await session.run({ client: clientWith(key), key, start, deviceId });
   awake.then((lock) => lock?.release());
   leave(outcome);
 };

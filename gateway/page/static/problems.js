@@ -15,7 +15,7 @@ const WORDS = {
   missing: ["There is no microphone", "Connect one or switch it on, then start again."],
   busy: ["The microphone cannot be used", "Another program may be using it. Close that one, then start again."],
   sound: ["The sound could not be started", "Check this machine's sound output, then start again."],
-  unreachable: ["The server cannot be reached", "Check your connection, then try again. It is also possible that all calls are taken."],
+  unreachable: ["The server cannot be reached", "Check your connection, then try again."],
   full: ["All calls are taken", "The server holds as many calls as it can."],
   "key-full": ["Your calls are all taken", "Your API key holds as many calls as it may. End one, or wait."],
   draining: ["The server is shutting down", "It takes no new calls."],
@@ -43,9 +43,13 @@ const PASSING = new Set(["full", "key-full", "draining"]);
 // Errors that an API key solves.
 const KEYS = new Set(["unauthorized", "wrong-key", "unfit-key"]);
 
+// Errors that the client has found itself, and words them for programmers.
+const OWN = new Set(["unreachable", "connection-lost", "key-not-sendable"]);
+
 const CODES = {
   at_capacity: "full",
-  capacity: "full",
+  connection_lost: "lost",
+  key_not_sendable: "unfit-key",
   too_many_for_key: "key-full",
   draining: "draining",
   drained: "drained",
@@ -85,26 +89,20 @@ export async function ofMicrophone(error) {
   }
 }
 
-/** The error for a closed WebSocket. `error`: the server's last error message; `ended`: its last message, if any. */
-export function ofClosing({ code, reason, error, ended, opened }) {
-  if (error) return new Problem(kindOf(error.code, code), error.message);
-  if (ended) return ended.reason === "completed" ? null : new Problem(kindOf(ended.reason, code));
-  if (code === 1006 || code === 1005) return new Problem(opened ? "lost" : "unreachable");
-  return new Problem(kindOf("", code), reason);
+/** The error for an error of the client, of requests with `key`. */
+export function ofError(error, key) {
+  if (error.code === "unauthorized") return new Problem(key ? "wrong-key" : "unauthorized");
+  return new Problem(kindOf(error.code) ?? "refused", OWN.has(error.code) ? "" : error.message);
 }
 
-/** The error for an HTTP status other than 200 of a request with `key`. */
-export function ofResponse(response, details, key) {
-  if (response.status === 401) return new Problem(key ? "wrong-key" : "unauthorized");
-  const kind = (details?.type ?? "").split(":").pop().replaceAll("-", "_");
-  return new Problem(CODES[kind] ?? "refused", details?.detail ?? `The answer was ${response.status}.`);
+/** The error for the end of a call by the server; null for an end that the user asked for. */
+export function ofEnd({ reason }) {
+  return reason === "completed" ? null : new Problem(kindOf(reason) ?? "error");
 }
 
-function kindOf(named, code) {
-  const name = (named ?? "").replaceAll("-", "_");
-  if (CODES[name]) return CODES[name];
-  if (name in WORDS) return name;
-  return { 1001: "idle", 1011: "error", 1012: "draining", 1013: "full" }[code] ?? "refused";
+function kindOf(code) {
+  const name = (code ?? "").replaceAll("-", "_");
+  return CODES[name] ?? (name in WORDS ? name : null);
 }
 
 async function remembered() {

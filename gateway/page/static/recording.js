@@ -1,6 +1,6 @@
 // Stereo recording of the call as WAV: user left, agent right, aligned in time as played on this machine.
 
-import { toInt16 } from "./wire.js";
+import { toInt16 } from "./client/pcm.js";
 
 const HEADER = 44;
 const BLOCK_SECONDS = 10;

@@ -1,9 +1,8 @@
-// A call: connects audio, WebSocket and recording, and computes the statistics.
+// A call: connects audio, conversation and recording, and computes the statistics.
 
 import { AudioIO, RATE } from "./audio.js";
 import { LEFT, RIGHT, Recording } from "./recording.js";
-import { Problem, ofClosing } from "./problems.js";
-import { Wire } from "./wire.js";
+import { Problem, ofEnd, ofError } from "./problems.js";
 
 /** Milliseconds without a message from the server until the warning, and until the call ends. */
 const STALLED = 3000;
@@ -13,8 +12,8 @@ const CLOSE_TIMEOUT = 2000;
 const WATCH = 500;
 /** Number of delays in the median that is shown: those of two seconds. */
 const RECENT = 25;
-/** Close code of browsers for a broken connection. */
-const BROKEN = 1006;
+/** Limit of unsent bytes, about a second of speech. More means that the network has stalled. */
+const MOST_UNSENT = 96_000;
 
 /**
  * Events, each a CustomEvent: `state` (detail: "microphone", "connecting", "preparing", "talking", "ending" or "over"),
@@ -26,10 +25,12 @@ export class Session extends EventTarget {
   recording = null;
 
   #audio = null;
-  #wire = null;
+  #conversation = null;
   #cancelled = false;
-  #finished;
-  #finish;
+  #lost = false;
+  #giveUp = new AbortController();
+  #receivedAt = 0;
+  #unsent = 0;
   #sent = 0;
   #played = 0;
   #capturedAt = new Map();
@@ -40,38 +41,38 @@ export class Session extends EventTarget {
   #stalled = false;
   #origin = 0;
 
-  constructor() {
-    super();
-    this.#finished = new Promise((resolve) => (this.#finish = resolve));
-  }
-
   /**
    * Hold a call; resolves when it is over.
-   * @param {{url: URL, start: object, key: string, deviceId: string}} options
-   * @returns {Promise<{problem: Problem | null, ended: object | null}>} the problem that ended the call, if any, and
-   *   the server's last message
+   * @param {{client: Client, key: string, start: object, deviceId: string}} options
+   * @returns {Promise<{problem: Problem | null}>} the problem that ended the call, if any
    */
-  async run({ url, start, key, deviceId }) {
+  async run({ client, key, start, deviceId }) {
     let watch = 0;
-    let outcome = { problem: null, ended: null };
+    let problem = null;
     try {
       this.#become("microphone");
       this.#audio = await AudioIO.open(deviceId);
       if (!this.#cancelled) {
         this.#become("connecting");
         this.#connectAudio();
-        this.#dial(url, { ...start, audio: { sample_rate: Math.round(this.#audio.rate) } }, key);
+        const params = { ...start, audio: { sample_rate: Math.round(this.#audio.rate) } };
+        const onopen = () => this.#become("preparing");
+        this.#conversation = await client.converse(params, { signal: this.#giveUp.signal, onopen });
+        this.#begin();
         watch = setInterval(() => this.#watch(), WATCH);
-        outcome = await this.#finished;
+        const ended = await this.#converse();
+        if (this.#lost || !ended) problem = new Problem("lost");
+        else problem = ofEnd(ended);
       }
     } catch (error) {
-      outcome.problem = error instanceof Problem ? error : new Problem("error", error.message);
+      if (error instanceof Problem) problem = error;
+      else problem = error.code ? ofError(error, key) : new Problem("error", error.message);
     } finally {
       clearInterval(watch);
       this.#audio?.close();
       this.#become("over");
     }
-    return outcome;
+    return { problem: this.#cancelled ? null : problem };
   }
 
   /** Time in seconds on the clock of `at`. */
@@ -91,37 +92,31 @@ export class Session extends EventTarget {
     if (this.state === "talking") {
       this.#become("ending");
       this.#audio.stopPlayback();
-      this.#wire.end();
-      setTimeout(() => this.#wire.close(), CLOSE_TIMEOUT);
+      this.#conversation.end();
+      setTimeout(() => this.#conversation.close(), CLOSE_TIMEOUT);
     } else {
-      this.#wire?.close();
+      this.#giveUp.abort();
+      this.#conversation?.close();
     }
   }
 
-  #dial(url, start, key) {
-    try {
-      this.#wire = new Wire(url, start, key);
-    } catch {
-      // Error of browsers for a subprotocol with characters that are not allowed in a header.
-      throw new Problem("unfit-key");
+  /** Read the agent's events to the end; returns `ended`, or null if the connection was closed. */
+  async #converse() {
+    for await (const event of this.#conversation) {
+      this.#receivedAt = performance.now();
+      if (event.type === "audio") this.#audio.play(this.#played++, event.pcm);
+      else if (event.type === "text") this.#emit("text", event);
+      else if (event.type === "stats") this.#measured(event);
+      else if (event.type === "warning") this.#emit("warning", event);
+      else if (event.type === "ended") return event;
     }
-    Object.assign(this.#wire.on, {
-      opened: () => this.#become("preparing"),
-      ready: () => this.#begin(),
-      audio: (pcm) => this.#audio.play(this.#played++, pcm),
-      text: (message) => this.#emit("text", message),
-      stats: (message) => this.#measured(message),
-      warning: (message) => this.#emit("warning", message),
-    });
-    this.#wire.onclosed = (closing) => {
-      const problem = this.#cancelled ? null : ofClosing(closing);
-      this.#finish({ problem, ended: closing.ended });
-    };
+    return null;
   }
 
   #begin() {
     this.#origin = Math.round(this.#audio.now * RATE);
     this.recording = new Recording(RATE, this.#origin);
+    this.#receivedAt = performance.now();
     this.#become("talking");
   }
 
@@ -142,11 +137,14 @@ export class Session extends EventTarget {
     // A busy page receives blocks late. One that ended before the call began would delay all that follow.
     if (this.state !== "talking" || end <= this.#origin) return;
     this.recording.put(LEFT, at, pcm, rate);
-    if (this.#wire.send(pcm)) {
-      this.#capturedAt.set(this.#sent++, end);
-      // Limited to the frames in flight: a call can last for hours.
-      this.#capturedAt.delete(this.#sent - 1000);
+    if (this.#conversation.unsent > MOST_UNSENT) {
+      this.#unsent += 1;
+      return;
     }
+    this.#conversation.send(pcm);
+    this.#capturedAt.set(this.#sent++, end);
+    // Limited to the frames in flight: a call can last for hours.
+    this.#capturedAt.delete(this.#sent - 1000);
   }
 
   #reportPlayback({ at, pcm, begun, gaps }) {
@@ -171,7 +169,7 @@ export class Session extends EventTarget {
   #measured({ latency_ms: latency, dropped_frames: dropped }) {
     this.#figures.server = latency / 1000;
     this.#figures.lost = dropped;
-    this.#figures.dropped = dropped + this.#wire.unsent;
+    this.#figures.dropped = dropped + this.#unsent;
   }
 
   /** Detect a dead connection earlier than the browser: the server then sends no frames. */
@@ -179,9 +177,11 @@ export class Session extends EventTarget {
     if (this.state !== "talking") return;
     const now = performance.now();
     const capturing = now - this.#lastCapture < 1000;
-    const quiet = capturing ? now - Math.max(this.#wire.receivedAt, this.#capturingSince) : 0;
-    if (quiet > LOST) this.#wire.close(BROKEN);
-    else if (quiet > STALLED && !this.#stalled) this.#emit("warning", { message: "The server has gone quiet." });
+    const quiet = capturing ? now - Math.max(this.#receivedAt, this.#capturingSince) : 0;
+    if (quiet > LOST) {
+      this.#lost = true;
+      this.#conversation.close();
+    } else if (quiet > STALLED && !this.#stalled) this.#emit("warning", { message: "The server has gone quiet." });
     this.#stalled = quiet > STALLED;
   }
 

@@ -1,6 +1,6 @@
 // The setup view: voice, prompt and options of a call.
 
-import { choices, readiness, voicesNow } from "./voices.js";
+import { choices, readiness, voicesNow } from "./server.js";
 import { microphones, obstacle } from "./audio.js";
 
 const FAMILIES = { NATF: "Natural, female", NATM: "Natural, male", VARF: "Varied, female", VARM: "Varied, male" };

@@ -1,0 +1,2 @@
+// Parameters, answers and events, by the names of the API.
+export {};
