@@ -12,8 +12,9 @@ from opentelemetry.trace import NoOpTracerProvider, TracerProvider, get_tracer
 
 from gateway import page
 from gateway.api import problems
+from gateway.api.asyncapi import install as install_schemas
 from gateway.api.grpc.server import GrpcServer
-from gateway.api.openai import live, realtime
+from gateway.api.openai import live, realtime, schemas
 from gateway.api.requests import Requests
 from gateway.api.rest import health, openapi
 from gateway.api.rest import routes as rest
@@ -101,6 +102,7 @@ def create_app(
     app.add_middleware(Requests)
     problems.install(app, settings.retry_after)
     openapi.install(app, runtime)
+    install_schemas(app, [converse.CHANNEL, *chat.CHANNELS, *schemas.CHANNELS])
     app.state.runtime = runtime
     app.state.grpc = grpc
     return app

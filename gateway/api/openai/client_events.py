@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from gateway.api.openai.errors import OpenAIError
 
-_MAX_ID_CHARACTERS = 512
+MAX_ID_CHARACTERS = 512
 # 1 MiB of JSON holds 340,000 lists, which take 140 ms to parse; this many values take 8 ms.
 _MAX_VALUES = 20_000
 
@@ -46,8 +46,8 @@ def parse(message: str | bytes, known: Collection[str]) -> ClientEvent:
     if not isinstance(fields, dict):
         raise ClientEventError("invalid_json", "expected a JSON object", None, None)
     event_id, kind = fields.get("event_id"), fields.get("type")
-    if event_id is not None and not (isinstance(event_id, str) and len(event_id) <= _MAX_ID_CHARACTERS):
-        expected = f"expected a string of at most {_MAX_ID_CHARACTERS} characters"
+    if event_id is not None and not (isinstance(event_id, str) and len(event_id) <= MAX_ID_CHARACTERS):
+        expected = f"expected a string of at most {MAX_ID_CHARACTERS} characters"
         raise ClientEventError("invalid_value", expected, "event_id", None)
     if not isinstance(kind, str):
         raise ClientEventError("unknown_event", "expected the event's type, a string", "type", event_id)

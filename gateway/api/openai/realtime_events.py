@@ -71,7 +71,7 @@ class Committed(ServerEvent):
 
     type: Literal["input_audio_buffer.committed"] = "input_audio_buffer.committed"
     item_id: str
-    previous_item_id: str | None
+    previous_item_id: str | None = None
 
 
 class Cleared(ServerEvent):
@@ -92,7 +92,7 @@ class ItemAdded(ServerEvent):
 
     type: Literal["conversation.item.added"] = "conversation.item.added"
     item: Item
-    previous_item_id: str | None
+    previous_item_id: str | None = None
 
 
 class ItemDone(ServerEvent):
@@ -100,7 +100,7 @@ class ItemDone(ServerEvent):
 
     type: Literal["conversation.item.done"] = "conversation.item.done"
     item: Item
-    previous_item_id: str | None
+    previous_item_id: str | None = None
 
 
 class ItemRetrieved(ServerEvent):

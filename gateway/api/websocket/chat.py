@@ -20,6 +20,7 @@ from time import perf_counter
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
 
+from gateway.api.asyncapi import Channel
 from gateway.api.connection import Connection
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
@@ -34,6 +35,15 @@ from gateway.session.runtime import Runtime
 
 PATH = "/api/chat"
 GATED_PATH = "/gated/api/chat"
+
+_KINDS = "The first byte is the kind: 0 handshake, 1 Ogg/Opus, 2 text in UTF-8, 5 error, 6 ping"
+CHANNELS = tuple(
+    Channel(name, path, description, client_binary=_KINDS, server_binary=_KINDS)
+    for name, path, description in (
+        ("chat", PATH, "The protocol of Moshi and of the reference server."),
+        ("gated-chat", GATED_PATH, "The same, without audio while the agent is silent."),
+    )
+)
 
 HANDSHAKE, AUDIO, TEXT, ERROR, PING = b"\x00", b"\x01", b"\x02", b"\x05", b"\x06"
 

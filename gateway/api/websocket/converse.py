@@ -11,6 +11,7 @@ import asyncio
 
 from fastapi import APIRouter
 
+from gateway.api.asyncapi import Channel
 from gateway.api.connection import Connection
 from gateway.api.websocket import messages
 from gateway.api.websocket.endpoint import FAILURE_CODES, WebSocketEndpoint, WebSocketTransport
@@ -22,6 +23,16 @@ from gateway.session.params import LiveParams
 from gateway.session.runtime import Runtime
 
 PATH = "/v1/converse"
+
+CHANNEL = Channel(
+    "converse",
+    PATH,
+    "A live session in JSON text messages and binary PCM. The first message is Start, the answer Ready.",
+    client=(messages.Start, messages.End),
+    server=(messages.Ready, messages.Text, messages.Stats, messages.Warning, messages.Error, messages.Ended),
+    client_binary="The user's audio: whole samples in the announced format",
+    server_binary="One agent frame of 80 ms, in the format that Ready states",
+)
 
 
 def router(runtime: Runtime) -> APIRouter:

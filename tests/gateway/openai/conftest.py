@@ -1,4 +1,6 @@
-"""Clients of the OpenAI APIs on the fake engine. All events that they receive are checked with openai-python."""
+"""Clients of the OpenAI APIs on the fake engine. All events that they receive are checked with openai-python and
+the published schemas.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.gateway.openai.types import Order, check, check_realtime
+from tests.gateway.schemas import validator
 from tests.gateway.websocket.conftest import FRAME, Server, noise, serve, server
 
 __all__ = ["noise", "serve", "server"]
@@ -37,6 +40,7 @@ class Connection:
     def check(self, event: dict[str, Any]) -> None:
         """Assert that an event is one of the API."""
         check(event)
+        validator("live", "send").validate(event)
 
     async def send(self, kind: str, **fields: Any) -> None:
         await self.socket.send(json.dumps({"type": kind, **fields}))
@@ -121,6 +125,7 @@ class RealtimeCaller(Connection):
 
     def check(self, event: dict[str, Any]) -> None:
         check_realtime(event)
+        validator("realtime", "send").validate(event)
         self._order.add(event)
 
     async def append(self, pcm: NDArray[np.float32] | bytes) -> None:
