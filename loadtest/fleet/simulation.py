@@ -7,12 +7,15 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from math import inf
+
+import numpy as np
 
 _WARM_UP_CALLS = 5
 """Mean lengths of a call until the fleet, which is empty at first, is as full as later on."""
 _RETURN_S = 60.0
 """Seconds until a pod that failed or drained is replaced."""
+_UNUSABLE = np.iinfo(np.int64).max
+"""Calls of a pod that takes none."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,15 @@ class Fleet:
     def __init__(self, pods: int, slots: int, replicas: int) -> None:
         self.slots = slots
         self.taken = [0] * pods
-        self.usable = [True] * pods
-        self.known = [[0] * pods for _ in range(replicas)]
+        self.usable = np.ones(pods, bool)
+        self.known = [np.zeros(pods, np.int64) for _ in range(replicas)]
         self.generation = [0] * pods
         """Counts the failures: calls of an earlier generation have ended."""
         self.free = pods * slots
 
     def accepts(self, pod: int) -> bool:
         """Whether the pod would take a call."""
-        return self.usable[pod] and self.taken[pod] < self.slots
+        return bool(self.usable[pod]) and self.taken[pod] < self.slots
 
 
 Attempts = Callable[[Fleet, int, random.Random], Iterator[int]]
@@ -79,18 +82,16 @@ def least_connections(retries: int) -> Attempts:
     """The usable pod with the fewest known calls, then again without the pod of the attempt before, as HAProxy does."""
 
     def attempts(fleet: Fleet, replica: int, draw: random.Random) -> Iterator[int]:
-        known, before = fleet.known[replica], -1
+        calls = np.where(fleet.usable, fleet.known[replica], _UNUSABLE)
+        others = calls
         for _ in range(retries + 1):
-            fewest, found = inf, list[int]()
-            for pod, number in enumerate(known):
-                if pod != before and fleet.usable[pod] and number <= fewest:
-                    if number < fewest:
-                        fewest, found = number, []
-                    found.append(pod)
-            if not found:
+            fewest = others.min()
+            if fewest == _UNUSABLE:
                 return
-            before = draw.choice(found)
-            yield before
+            pod = int(draw.choice(np.flatnonzero(others == fewest)))
+            yield pod
+            others = calls.copy()
+            others[pod] = _UNUSABLE
 
     return attempts
 
@@ -157,7 +158,7 @@ def simulate(load: Load, attempts: Attempts, replicas: int = 2, seed: int = 1) -
             if fleet.generation[pod] == generation:
                 fleet.taken[pod] -= 1
                 fleet.known[replica][pod] -= 1
-                fleet.free += fleet.usable[pod]
+                fleet.free += bool(fleet.usable[pod])
         elif kind == "return":
             (pod,) = about
             if not fleet.usable[pod]:
@@ -184,7 +185,7 @@ def _arrive(fleet: Fleet, attempts: Attempts, draw: random.Random, refusals: Ref
     """Place a call. Return its pod, the balancer's replica and the pod's generation, or None if it is refused."""
     refusals.calls += 1
     replica = draw.randrange(len(fleet.known))
-    for pod in attempts(fleet, replica, draw) if any(fleet.usable) else ():
+    for pod in attempts(fleet, replica, draw) if fleet.usable.any() else ():
         refusals.attempts += 1
         if fleet.accepts(pod):
             fleet.taken[pod] += 1

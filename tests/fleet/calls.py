@@ -21,6 +21,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1.personaplex_pb2_grpc import PersonaPlexStub
 from gateway.audio.wav import wav
 from gateway.client.grpc_pool import RETRIABLE, begin
+from tests.fleet.fleet import ProcessorWaits
 
 FRAMES = 3
 _FRAME = bytes(3840)
@@ -38,13 +39,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """One call. `answered`: when it was accepted or refused."""
+    """One call. `answered`: when it was accepted or refused. `waited`: seconds that the pool waited for processors."""
 
     api: str
     began: float
     answered: float
     outcome: Outcome
     ended: float
+    waited: float
     detail: str = ""
 
 
@@ -96,8 +98,9 @@ HTTP_APIS = (*WEBSOCKETS, "rest")
 GRPC_APIS = ("Converse", "Respond", "RespondStream")
 
 
-async def http_call(api: str, address: str, client: httpx.AsyncClient) -> Result:
+async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: ProcessorWaits) -> Result:
     """Make a call over REST or a WebSocket."""
+    before = waits.seconds()
     began = answered = monotonic()
     detail = ""
     try:
@@ -131,7 +134,7 @@ async def http_call(api: str, address: str, client: httpx.AsyncClient) -> Result
         IndexError,
     ) as error:
         outcome, detail = Outcome.BROKEN, f"{type(error).__name__}: {error}"
-    return Result(api, began, answered, outcome, monotonic(), detail)
+    return Result(api, began, answered, outcome, monotonic(), waits.seconds() - before, detail)
 
 
 async def _messages(accepted: asyncio.Event) -> AsyncIterator[pb.ConverseRequest]:
@@ -145,7 +148,7 @@ async def _messages(accepted: asyncio.Event) -> AsyncIterator[pb.ConverseRequest
 _RESPOND = pb.RespondRequest(audio=_QUESTION, max_steps=FRAMES)
 
 
-async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int) -> Result:
+async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int, waits: ProcessorWaits) -> Result:
     """Make a call over gRPC, with so many rounds of attempts."""
     stub = PersonaPlexStub(channel)
     accepted = asyncio.Event()
@@ -154,6 +157,7 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int) -> Result:
         request = _messages(accepted) if api == "Converse" else _RESPOND
         return getattr(stub, api)(request, timeout=_SECONDS)
 
+    before = waits.seconds()
     began = monotonic()
     call = await begin(start, rounds)
     answered = monotonic()
@@ -170,6 +174,5 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int) -> Result:
     ended_by = dict(await call.trailing_metadata() or ()).get("personaplex-problem")
     refused = code in RETRIABLE and ended_by in ("at-capacity", "draining")
     outcome = Outcome.COMPLETED if code is grpc.StatusCode.OK else Outcome.REFUSED if refused else Outcome.BROKEN
-    return Result(
-        api, began, answered, outcome, monotonic(), "" if outcome is Outcome.COMPLETED else await call.details()
-    )
+    detail = "" if outcome is Outcome.COMPLETED else await call.details()
+    return Result(api, began, answered, outcome, monotonic(), waits.seconds() - before, detail)

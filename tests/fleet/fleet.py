@@ -70,6 +70,8 @@ class Fleet:
     def __init__(self, models: Path, slots: int, delay: float, settings: dict[str, Any]) -> None:
         self.pods: list[Pod] = []
         self.names = NameServer()
+        self.waits = ProcessorWaits([os.getpid()])
+        """Of the pods, of HAProxy and of the callers."""
         self._models = models
         self._slots = slots
         self._delay = delay
@@ -89,6 +91,7 @@ class Fleet:
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
+        self.waits.processes.append(process.pid)
         pod = Pod(address, self._slots, process)
         self.pods.append(pod)
         pod.reading = asyncio.create_task(pod.read())
@@ -125,6 +128,26 @@ class Fleet:
             await pod.process.wait()
             if pod.reading is not None:
                 await pod.reading
+
+
+class ProcessorWaits:
+    """Time that threads were ready to run and waited for a processor, from the kernel.
+
+    Refusals are timed without it: other processes of this machine must not make them late.
+    """
+
+    def __init__(self, processes: list[int]) -> None:
+        self.processes = processes
+        self._seconds: dict[Path, float] = {}
+
+    def seconds(self) -> float:
+        """Return the sum of all threads so far. An ended thread keeps what it had at the last call."""
+        for process in self.processes:
+            for path in Path(f"/proc/{process}/task").glob("*/schedstat"):
+                with suppress(OSError):
+                    # proc(5): run time, wait in nanoseconds, time slices.
+                    self._seconds[path] = int(path.read_text().split()[1]) / 1e9
+        return sum(self._seconds.values())
 
 
 def least_free(free: list[tuple[float, int]], begin: float, end: float) -> int:
@@ -175,17 +198,24 @@ async def fleet(models: Path, slots: int = 2, delay: float = 0.01, **settings: A
 
 @dataclass
 class Balancer:
-    """A running HAProxy."""
+    """A running HAProxy. `lost`: addresses of the pods that ended without answering a request or in a call."""
 
     url: str
     grpc: str
     metrics: str
+    lost: list[str] = field(default_factory=list)
 
     async def ready(self, count: int) -> None:
         """Wait until so many pods take calls."""
         async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(20):
             while await self.up(client) != count:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
+
+    async def read(self, log: asyncio.StreamReader) -> None:
+        """Read its log until it ends."""
+        async for line in log:
+            if found := re.fullmatch(r"request (\S+) S.\n", line.decode()):
+                self.lost.append(found[1])
 
     async def up(self, client: httpx.AsyncClient) -> int:
         """Return the number of pods that take calls, or -1 while HAProxy starts."""
@@ -219,15 +249,23 @@ async def balancer(running: Fleet, folder: Path, pods: int, **replaced: str) -> 
     for standard, port in zip((8998, 8999, 8404), ports, strict=True):
         config, found = re.subn(rf"bind :{standard}\b", f"bind 127.0.0.1:{port}", config)
         assert found == 1
+    config = config.replace("local0 notice", "local0 info")
+    config = config.replace("    log global\n", '    log global\n    log-format "request %si %ts"\n')
     path = folder / "haproxy.cfg"
     path.write_text(config)
-    process = await asyncio.create_subprocess_exec("haproxy", "-db", "-f", str(path))
+    command = ("haproxy", "-db", "-f", str(path))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    running.waits.processes.append(process.pid)
+    made = Balancer(*(f"127.0.0.1:{port}" for port in ports[:2]), f"http://127.0.0.1:{ports[2]}/metrics")
+    reading = asyncio.create_task(made.read(process.stdout))
     try:
-        yield Balancer(*(f"127.0.0.1:{port}" for port in ports[:2]), f"http://127.0.0.1:{ports[2]}/metrics")
+        yield made
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
+        await reading
 
 
 def _free_port() -> int:

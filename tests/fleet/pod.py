@@ -17,11 +17,11 @@ class PrintedGauge:
     """Takes the place of the metric of taken slots."""
 
     def set(self, taken: int) -> None:
-        _print(at=monotonic(), taken=taken)
+        _print(taken=taken)
 
 
 def _print(**values: Any) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.write(json.dumps({"at": monotonic(), **values}) + "\n")
     sys.stdout.flush()
 
 
@@ -41,7 +41,7 @@ async def _serve(models: str, address: str, delay: str, settings: str) -> None:
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
-    _print(at=monotonic(), taken=0)
+    _print(taken=0)
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while await reader.readline():

@@ -26,9 +26,11 @@ from tests.gateway.conftest import shared_models
 __all__ = ["shared_models"]
 
 SLOTS = 2
-GRPC_CALLS = 3000
+CALLS = 10_000
 AGE = 1.0
 """Seconds after which gRPC clients connect again."""
+REFUSAL_S = 0.1
+"""Longest time of a refusal, with all its attempts, less the time that processes of the test waited for a processor."""
 Make = Callable[[str], Awaitable[Result]]
 
 
@@ -111,28 +113,27 @@ class Scenario:
         added.usable = (added.taken[0][0], added.usable[1])
         await some()
 
-    def check(self, apis: tuple[str, ...], rounds: int = 1) -> None:
-        """No call was refused while a slot was free; only calls of the killed pod broke. `rounds`: of attempts."""
+    def check(self, apis: tuple[str, ...], lost: int) -> None:
+        """No call was refused while a slot was free; no more calls broke than `lost` by the killed pod."""
         by_api = Counter((result.api, result.outcome) for result in self.results)
         print("\n".join(f"{api:14} " + " ".join(f"{o}: {by_api[api, o]}" for o in Outcome) for api in apis))
         for api in apis:
             assert by_api[api, Outcome.COMPLETED] > 0
         killed_at = self.killed.usable[1]
         broken = [result for result in self.results if result.outcome is Outcome.BROKEN]
-        # A pod's last messages of calls that have released their slots break too.
-        assert len(broken) <= 2 * SLOTS
+        print(f"broken {len(broken)}, lost by the killed pod {lost}")
+        assert len(broken) <= lost
         for result in broken:
             assert result.began < killed_at + 0.1 < result.ended + 0.2, result
         refused = [result for result in self.results if result.outcome is Outcome.REFUSED]
         free = self.running.free()
         wrong = [result for result in refused if least_free(free, result.began, result.answered) > 0]
-        times = sorted(result.answered - result.began for result in refused)
         print(f"calls {len(self.results)}, refused {len(refused)}, of those wrongly {len(wrong)}")
-        print(f"a refusal took {median(times) * 1000:.0f} ms (median), {times[-1] * 1000:.0f} ms (longest)")
         assert wrong == []
         assert refused
-        # The machine's own pauses are not the pool's.
-        assert times[0] < 0.1 * rounds
+        times = sorted(result.answered - result.began - result.waited for result in refused)
+        print(f"a refusal took {median(times) * 1000:.0f} ms (median), {times[-1] * 1000:.0f} ms (longest)")
+        assert times[-1] < REFUSAL_S
 
 
 @pytest.mark.effort
@@ -148,9 +149,11 @@ async def test_haproxy_refuses_no_call_while_a_slot_is_free(shared_models: Path,
             held.append(await hold(stack, at.url))
 
         scenario = Scenario(running, stack)
-        make: Make = lambda api: http_call(api, at.url, client)  # noqa: E731
-        await scenario.run(pods, open_call, at.ready, make, HTTP_APIS, effort(120, 10_000))
-        scenario.check(HTTP_APIS)
+        make: Make = lambda api: http_call(api, at.url, client, running.waits)  # noqa: E731
+        await scenario.run(pods, open_call, at.ready, make, HTTP_APIS, effort(120, CALLS))
+        # By HAProxy's log: calls in progress at the killed pod, and requests that it had received and not read yet.
+        assert set(at.lost) <= {scenario.killed.address}
+        scenario.check(HTTP_APIS, len(at.lost))
         assert await still_talks(held[0])
 
 
@@ -176,9 +179,10 @@ async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: P
             await asyncio.sleep(3 * AGE)
 
         scenario = Scenario(running, stack)
-        make: Make = lambda api: grpc_call(api, channel, rounds)  # noqa: E731
-        await scenario.run(pods, open_call, settled, make, GRPC_APIS, GRPC_CALLS)
-        scenario.check(GRPC_APIS, rounds)
+        make: Make = lambda api: grpc_call(api, channel, rounds, running.waits)  # noqa: E731
+        await scenario.run(pods, open_call, settled, make, GRPC_APIS, CALLS)
+        # What had no slot yet began again at another pod. A call's last messages may follow the release of its slot.
+        scenario.check(GRPC_APIS, 2 * SLOTS)
         await held[0].write(pb.ConverseRequest(audio=bytes(3840)))
         assert (await held[0].read()).WhichOneof("message") == "audio"
         held[0].cancel()
