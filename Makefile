@@ -32,7 +32,7 @@ demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, w
 	@$(BIN)/personaplex demo --input tests/data/question.wav --output answer.wav --folder build/demo
 
 # More of its options in LOADTEST, such as LOADTEST="--fake-device h200"; .venv/bin/python -m loadtest --help has them all.
-loadtest: $(DEV) ## load tiny models with users in real time: USERS=32 SECONDS=60 API=grpc|websocket|live|twilio|rest|mixed
+loadtest: $(DEV) ## load tiny models with users in real time: USERS=32 SECONDS=60 API=grpc|websocket|live|realtime|twilio|rest|mixed
 	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --api $(API) $(LOADTEST)
 
 soak: $(DEV) ## start and end conversations over every API, check that memory stays level: MINUTES=30

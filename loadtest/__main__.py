@@ -32,6 +32,7 @@ class UsedApi(StrEnum):
     GRPC = "grpc"
     WEBSOCKET = "websocket"
     LIVE = "live"
+    REALTIME = "realtime"
     TWILIO = "twilio"
     REST = "rest"
     MIXED = "mixed"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from loadtest.apis import LiveClient, OnFrame
 from loadtest.apis.grpc import GrpcClient
 from loadtest.apis.live import LiveApiClient
+from loadtest.apis.realtime import RealtimeClient
 from loadtest.apis.twilio import TwilioClient
 from loadtest.apis.websocket import WebSocketClient
 from loadtest.pacing import Clock, Start, send_frames
@@ -20,6 +21,7 @@ CLIENTS: dict[Api, Callable[[Plan, Speech, int, OnFrame], LiveClient]] = {
     Api.GRPC: GrpcClient,
     Api.WEBSOCKET: WebSocketClient,
     Api.LIVE: LiveApiClient,
+    Api.REALTIME: RealtimeClient,
     Api.TWILIO: TwilioClient,
 }
 """The client of each live API."""

@@ -95,6 +95,12 @@ class LiveApiUser(ConversationUser):
     api = Api.LIVE
 
 
+class RealtimeUser(ConversationUser):
+    """A live conversation over the OpenAI Realtime API."""
+
+    api = Api.REALTIME
+
+
 class TwilioUser(ConversationUser):
     """A telephone call as Twilio connects it."""
 

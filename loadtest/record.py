@@ -16,6 +16,8 @@ class Api(StrEnum):
     WEBSOCKET = "websocket"
     LIVE = "live"
     """The OpenAI Live API."""
+    REALTIME = "realtime"
+    """The OpenAI Realtime API."""
     TWILIO = "twilio"
     REST = "rest"
 

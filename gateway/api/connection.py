@@ -11,9 +11,10 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.api.access import check_origin, presented_key
 from gateway.api.disconnect import abort
 from gateway.errors import PayloadTooLarge
-from gateway.session.keys import KeyHolder
+from gateway.session.caller import Caller
 from gateway.session.live import TransportClosed
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 from gateway.telemetry.requests import HEADER, request_id
 
 SUBPROTOCOL = "personaplex.v1"
@@ -61,8 +62,8 @@ class Connection:
         await self._put({"type": f"{prefix}.start", "status": response.status_code, "headers": headers})
         await self._put({"type": f"{prefix}.body", "body": response.body})
 
-    def authenticate(self, runtime: Runtime) -> KeyHolder | None:
-        """Check the page's origin and the API key; return the key's holder, or None where no keys are needed.
+    def authenticate(self, runtime: Runtime, api: Api) -> Caller:
+        """Check the page's origin and the API key; return who calls over `api`.
 
         Raises NotAllowed for the origin, Unauthorized for the key.
         """
@@ -71,7 +72,7 @@ class Connection:
         if key is None:
             pairs = ((name, prefix) for name in self._offered for prefix in _KEY_SUBPROTOCOLS)
             key = next((name.removeprefix(prefix) for name, prefix in pairs if name.startswith(prefix)), None)
-        return runtime.keys.check(key)
+        return Caller(api, runtime.keys.check(key))
 
     async def receive(self) -> str | bytes:
         """Return the next message, text or binary. Raises PayloadTooLarge, TransportClosed."""

@@ -7,13 +7,17 @@ capacity, body budget, work. Nothing of a body is read before the first two, and
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from gateway.errors import AtCapacity, Draining, TooManyForKey, TryLater, UploadBudgetExceeded
+from gateway.session.caller import Caller
 from gateway.session.keys import KeyHolder
 from gateway.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 class Admission:
@@ -34,21 +38,21 @@ class Admission:
         self._retry_after = retry_after
         self._metrics = metrics
 
-    def acquire(self, key: KeyHolder | None = None) -> Slot:
-        """Take a slot, counted for `key` too. Raises Draining, AtCapacity or TooManyForKey."""
+    def acquire(self, caller: Caller) -> Slot:
+        """Take a slot, counted for the caller's key too. Raises Draining, AtCapacity or TooManyForKey."""
         try:
-            return self._acquire(key)
+            return self._acquire(caller)
         except TryLater as error:
-            self.refuse(error)
+            self.refuse(caller, error)
             raise
 
     @contextmanager
-    def reserve(self, key: KeyHolder | None = None, seconds: float | None = None) -> Iterator[Slot]:
+    def reserve(self, caller: Caller, seconds: float | None = None) -> Iterator[Slot]:
         """Reserve a slot for a call before it is accepted; release it on exit unless a conversation has claimed it.
 
         `seconds`: after which the reservation lapses; None for no limit. Raises what `acquire` raises.
         """
-        slot = self.acquire(key)
+        slot = self.acquire(caller)
         lapse = None if seconds is None else asyncio.get_running_loop().call_later(seconds, slot.cancel)
         try:
             yield slot
@@ -58,31 +62,31 @@ class Admission:
             slot.cancel()
 
     @contextmanager
-    def upload(self, key: KeyHolder | None, turn_sessions: int) -> Iterator[Upload]:
+    def upload(self, caller: Caller, turn_sessions: int) -> Iterator[Upload]:
         """Admit a request whose body is still to be read. It holds a slot meanwhile, so that the body is not in vain.
 
         Without a free slot it is admitted nevertheless if it may be the next turn of a turn session, which has one.
 
         Args:
-            key: of the request.
-            turn_sessions: turn sessions of that key.
+            caller: whose request it is.
+            turn_sessions: turn sessions of the caller's key.
 
         Raises:
             Draining, AtCapacity, TooManyForKey: at once.
         """
-        slot, refusal = None, None
+        slot, refusal, key = None, None, caller.key
         try:
-            slot = self._acquire(key)
+            slot = self._acquire(caller)
         except (AtCapacity, TooManyForKey) as error:
             if self._uploads_without_slot[key] >= turn_sessions:
-                self.refuse(error)
+                self.refuse(caller, error)
                 raise
             refusal = error
         except TryLater as error:
-            self.refuse(error)
+            self.refuse(caller, error)
             raise
         self._uploads_without_slot[key] += slot is None
-        upload = Upload(self, slot, refusal)
+        upload = Upload(self, caller, slot, refusal)
         try:
             yield upload
         finally:
@@ -91,19 +95,27 @@ class Admission:
                 self._uploads_without_slot[key] -= 1
                 self._uploads_without_slot += Counter()  # drop zeros
 
-    def refuse(self, error: TryLater) -> None:
-        """Count a refusal."""
-        self._metrics.refused.labels(REFUSALS[type(error)]).inc()
+    def refuse(self, caller: Caller, error: TryLater) -> None:
+        """Count and log a refusal."""
+        self._metrics.of[caller.api].refused[REFUSALS[type(error)]].inc()
+        logger.info("%s: a conversation was refused: %s", caller.api.value, error.message)
 
-    def _acquire(self, key: KeyHolder | None) -> Slot:
+    def acquire_for_warmup(self) -> Slot | None:
+        """Take a slot for the server itself, without a caller; None if there is none, which is no refusal."""
+        if self.draining or self.taken >= self.slots:
+            return None
+        self._count(+1)
+        return Slot(self, None)
+
+    def _acquire(self, caller: Caller) -> Slot:
         if self.draining:
             raise Draining(self._retry_after)
         if self.taken >= self.slots:
             raise AtCapacity(self.slots, self._retry_after)
-        if key is not None:
-            key.take()
+        if caller.key is not None:
+            caller.key.take()
         self._count(+1)
-        return Slot(self, key)
+        return Slot(self, caller)
 
     def _count(self, change: int) -> None:
         self.taken += change
@@ -113,10 +125,10 @@ class Admission:
         else:
             self.empty.set()
 
-    def _reserve_bytes(self, count: int) -> None:
+    def _reserve_bytes(self, caller: Caller, count: int) -> None:
         if self.upload_bytes + count > self._upload_budget:
             error = UploadBudgetExceeded(self._upload_budget, self._retry_after)
-            self.refuse(error)
+            self.refuse(caller, error)
             raise error
         self.upload_bytes += count
 
@@ -133,9 +145,9 @@ REFUSALS: dict[type[TryLater], str] = {
 class Slot:
     """The place of one conversation."""
 
-    def __init__(self, admission: Admission, key: KeyHolder | None) -> None:
+    def __init__(self, admission: Admission, caller: Caller | None) -> None:
         self._admission = admission
-        self._key = key
+        self._caller = caller
         self._held = True
         self.claimed = False
         """Whether a conversation has taken over a reservation."""
@@ -145,8 +157,8 @@ class Slot:
 
         Raises what `Admission.acquire` raises, if it has lapsed.
         """
-        if not self._held:
-            return self._admission.acquire(self._key)
+        if not self._held and self._caller is not None:
+            return self._admission.acquire(self._caller)
         self.claimed = True
         return self
 
@@ -160,17 +172,18 @@ class Slot:
         if self._held:
             self._held = False
             self._admission._count(-1)
-            if self._key is not None:
-                self._key.give_back()
+            if self._caller is not None and self._caller.key is not None:
+                self._caller.key.give_back()
 
 
 class Upload:
     """One request's body, from before its first byte to after its decoding, and the slot reserved for its answer."""
 
-    def __init__(self, admission: Admission, slot: Slot | None, refusal: TryLater | None) -> None:
+    def __init__(self, admission: Admission, caller: Caller, slot: Slot | None, refusal: TryLater | None) -> None:
         self.resources = ExitStack()
         """Closed with the upload."""
         self._admission = admission
+        self._caller = caller
         self._slot = slot
         self._refusal = refusal
         self._reserved = 0
@@ -178,7 +191,7 @@ class Upload:
     def reserve(self, total: int) -> None:
         """Raise the reservation to `total` bytes. Raises UploadBudgetExceeded."""
         if total > self._reserved:
-            self._admission._reserve_bytes(total - self._reserved)
+            self._admission._reserve_bytes(self._caller, total - self._reserved)
             self._reserved = total
 
     def shrink(self, total: int) -> None:
@@ -197,7 +210,7 @@ class Upload:
         """The reserved slot, for a new conversation to claim. Raises AtCapacity or TooManyForKey if there is none."""
         if self._slot is None:
             assert self._refusal is not None  # noqa: S101
-            self._admission.refuse(self._refusal)
+            self._admission.refuse(self._caller, self._refusal)
             raise self._refusal
         return self._slot
 

@@ -17,7 +17,7 @@ from gateway.engine.scheduler import FrameScheduler
 from gateway.errors import GatewayError
 from gateway.manifest import Manifest
 from gateway.session.admission import Admission, Slot
-from gateway.session.keys import KeyHolder
+from gateway.session.caller import Caller
 from gateway.session.persona import Persona, check_prompt, prefix_of_codes, prefix_of_preset
 from gateway.session.record import ConversationRecord
 from gateway.session.recorded import split
@@ -70,13 +70,13 @@ class Leases:
         self,
         persona: Persona,
         sampling: SamplingParams,
-        key: KeyHolder | None = None,
+        caller: Caller,
         slot: Slot | None = None,
         identifier: str | None = None,
     ) -> AsyncIterator[ConversationLease]:
         """A conversation in a slot, not started yet. It is released and counted on the way out, whatever happens.
 
-        It counts for `key`, if there is one. `slot`: reserved before; otherwise one is taken. `identifier`: of the
+        It counts for `caller`. `slot`: reserved before; otherwise one is taken. `identifier`: of the
         conversation, if it has one already.
 
         Raises Draining, TooManyForKey, AtCapacity, UnknownVoice, PromptTooLong, AudioError, EngineUnavailable or
@@ -89,8 +89,8 @@ class Leases:
             preset = self._voices.require(persona.voice).preset
             prefix = prefix_of_preset(preset, text_tokens, self._manifest)
         resources = AsyncExitStack()
-        resources.callback((self._admission.acquire(key) if slot is None else slot.claim()).release)
-        record = ConversationRecord(identifier or str(uuid4()), key, persona.voice_name, self._metrics, self._tracer)
+        resources.callback((self._admission.acquire(caller) if slot is None else slot.claim()).release)
+        record = ConversationRecord(identifier or str(uuid4()), caller, persona.voice_name, self._metrics, self._tracer)
         stats = self.stats(record, "setup")
         frames, reason = 0, "error"
         try:

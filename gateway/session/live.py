@@ -18,14 +18,15 @@ from typing import Protocol
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import GatewayError
 from gateway.session.admission import Slot
+from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, Summary, WarningEvent
 from gateway.session.input_queue import InputQueue
-from gateway.session.keys import KeyHolder
 from gateway.session.leases import ConversationLease
 from gateway.session.limits import LiveLimits, OnGap
 from gateway.session.persona import Persona
 from gateway.session.runtime import Runtime
 from gateway.session.session_info import SessionInfo
+from gateway.telemetry.metrics import Api
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class LiveSession:
         runtime: Runtime,
         persona: Persona,
         sampling: SamplingParams,
+        api: Api,
         on_gap: OnGap,
         limits: LiveLimits,
         clock: Callable[[], float] = monotonic,
@@ -78,6 +80,8 @@ class LiveSession:
         self.id = lease.record.id
         self._lease = lease
         self._runtime = runtime
+        self._api = api
+        self._metrics = runtime.metrics.of[api]
         self._voice = persona.voice_name
         self._seed = sampling.seed
         self._on_gap = on_gap
@@ -98,7 +102,7 @@ class LiveSession:
     @property
     def info(self) -> SessionInfo:
         """The session as an operator sees it."""
-        return SessionInfo(self.id, "live", self._voice)
+        return SessionInfo(self.id, "live", self._api, self._voice)
 
     def stop(self, reason: Reason, message: str | None = None, error: GatewayError | None = None) -> None:
         """End the session now. The first reason counts."""
@@ -145,7 +149,7 @@ class LiveSession:
     async def _converse(self) -> None:
         """Run the frame loop, from the prompt to the answer to the last user frame."""
         clock, conversation, user_frames, output = self._clock, self._lease.conversation, self._input, self._output
-        metrics, limits, frame_seconds = self._runtime.metrics, self._limits, self._frame_seconds
+        metrics, limits, frame_seconds = self._metrics, self._limits, self._frame_seconds
         began = clock()
         frame = await conversation.start()
         prefix = conversation.prefix
@@ -224,7 +228,7 @@ class LiveSession:
             self._output_added.set_result(None)
 
     def _count_losses(self) -> None:
-        metrics, user_frames = self._runtime.metrics, self._input
+        metrics, user_frames = self._metrics, self._input
         metrics.dropped_frames.inc(user_frames.dropped - self._counted_drops)
         metrics.gap_frames.inc(user_frames.gaps - self._counted_gaps)
         self._counted_drops, self._counted_gaps = user_frames.dropped, user_frames.gaps
@@ -246,8 +250,8 @@ async def open_live_session(
     runtime: Runtime,
     persona: Persona,
     sampling: SamplingParams,
+    caller: Caller,
     on_gap: OnGap = "wait",
-    key: KeyHolder | None = None,
     limits: LiveLimits | None = None,
     slot: Slot | None = None,
 ) -> AsyncIterator[LiveSession]:
@@ -255,9 +259,9 @@ async def open_live_session(
 
     `limits`: None for those of the settings. `slot`: reserved before; otherwise one is taken.
     """
-    async with runtime.leases.open(persona, sampling, key, slot) as lease:
+    async with runtime.leases.open(persona, sampling, caller, slot) as lease:
         limits = limits or LiveLimits.of(runtime.settings)
-        session = LiveSession(lease, runtime, persona, sampling, on_gap, limits)
+        session = LiveSession(lease, runtime, persona, sampling, caller.api, on_gap, limits)
         with runtime.sessions.register(session, session.info):
             yield session
 

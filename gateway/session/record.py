@@ -7,7 +7,7 @@ from time import perf_counter
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id, set_span_in_context
 
-from gateway.session.keys import KeyHolder
+from gateway.session.caller import Caller
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.requests import request_id
 
@@ -23,16 +23,16 @@ class ConversationRecord:
     late_frames, dropped_frames: set by live sessions.
     """
 
-    def __init__(self, identifier: str, key: KeyHolder | None, voice: str, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(self, identifier: str, caller: Caller, voice: str, metrics: Metrics, tracer: Tracer) -> None:
         self.id = identifier
         self.late_frames = 0
         self.dropped_frames = 0
-        self._key = key
+        self._caller = caller
         self._metrics = metrics
         self._tracer = tracer
         self._began = perf_counter()
-        self._fields: dict[str, str | None] = {"id": identifier, "voice": voice}
-        if key is not None:
+        self._fields: dict[str, str | None] = {"id": identifier, "api": caller.api.value, "voice": voice}
+        if (key := caller.key) is not None:
             self._fields["key"] = key.name
             metrics.key_conversations.labels(key.name).inc()
         attributes = {f"conversation.{name}": value for name, value in self._fields.items() if value is not None}
@@ -51,16 +51,16 @@ class ConversationRecord:
     def late_frame(self, index: int, latency: float) -> None:
         """Count an agent frame that came too late; `latency` in seconds."""
         self.late_frames += 1
-        self._metrics.late_frames.inc(exemplar=self.exemplar)
+        self._metrics.of[self._caller.api].late_frames.inc(exemplar=self.exemplar)
         self._span.add_event("late frame", {"index": index, "latency": latency})
 
     def end(
         self, reason: str, *, frames: int, audio_seconds: float, setup_seconds: float, first_audio_seconds: float
     ) -> None:
         """Record the end. frames, audio_seconds: of the agent, in all turns; the other times are of the first one."""
-        if self._key is not None:
-            self._metrics.key_audio_seconds.labels(self._key.name).inc(audio_seconds)
-        self._metrics.ended.labels(reason).inc(exemplar=self.exemplar)
+        if (key := self._caller.key) is not None:
+            self._metrics.key_audio_seconds.labels(key.name).inc(audio_seconds)
+        self._metrics.ended.labels(self._caller.api.value, reason).inc(exemplar=self.exemplar)
         numbers = {
             "seconds": round(perf_counter() - self._began, 3),
             "frames": frames,

@@ -104,8 +104,8 @@ async def open_recorded_run(request: RecordedRequest, runtime: Runtime) -> Async
             lease.conversation, request.pcm, runtime.manifest, request.max_steps, limit=runtime.settings.max_steps
         )
         run = RecordedRun(response, lease, conversation_id, runtime.settings.retry_after)
-        session = request.turn_session
-        info = SessionInfo(lease.record.id, "recorded", request.voice) if session is None else session.info
+        session, api = request.turn_session, request.caller.api
+        info = SessionInfo(lease.record.id, "recorded", api, request.voice) if session is None else session.info
         with runtime.sessions.register(run, info):
             yield run
 
@@ -137,7 +137,7 @@ async def _lease(request: RecordedRequest, runtime: Runtime) -> AsyncIterator[tu
     """A lease for this request alone, or that of its turn session and, if the session continues, its id."""
     session = request.turn_session
     if session is None:
-        async with runtime.leases.open(request.persona, request.sampling, request.key, request.slot) as lease:
+        async with runtime.leases.open(request.persona, request.sampling, request.caller, request.slot) as lease:
             yield lease, None
         return
     async with session.turn(request.slot) as lease:

@@ -12,7 +12,7 @@ from gateway.engine.backend import Floats
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import InvalidRequest, NotAllowed
 from gateway.session.admission import Slot, Upload
-from gateway.session.keys import KeyHolder
+from gateway.session.caller import Caller
 from gateway.session.params import PersonaParams, RespondRequest
 from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, Persona, system_prompt
 from gateway.session.runtime import Runtime
@@ -39,7 +39,7 @@ class RecordedRequest:
     sampling: SamplingParams
     max_steps: int | None
     with_tokens: bool
-    key: KeyHolder | None = None
+    caller: Caller
     turn_session: TurnSession | None = None
     """The session that this request is a turn of."""
     keep: bool = False
@@ -53,13 +53,13 @@ class RecordedRequest:
         return self.persona.voice_name
 
 
-async def prepare(params: RespondRequest, runtime: Runtime, key: KeyHolder | None, upload: Upload) -> RecordedRequest:
+async def prepare(params: RespondRequest, runtime: Runtime, caller: Caller, upload: Upload) -> RecordedRequest:
     """Check a request and decode its audio, whose bytes are then released.
 
     Args:
         params: the request as received.
         runtime: provides voices, prompts and turn sessions.
-        key: of the request.
+        caller: whose request it is.
         upload: holds the request's bytes and a slot for a new conversation.
 
     Raises:
@@ -67,20 +67,20 @@ async def prepare(params: RespondRequest, runtime: Runtime, key: KeyHolder | Non
         AtCapacity, TooManyForKey: it needs a slot, and was admitted as the turn of a conversation.
     """
     try:
-        return await _prepare(params, runtime, key, upload)
+        return await _prepare(params, runtime, caller, upload)
     finally:
         # Closing a file of 64 MiB takes 25 ms.
         asyncio.get_running_loop().run_in_executor(None, params.close)
         upload.body_decoded()
 
 
-async def _prepare(params: RespondRequest, runtime: Runtime, key: KeyHolder | None, upload: Upload) -> RecordedRequest:
+async def _prepare(params: RespondRequest, runtime: Runtime, caller: Caller, upload: Upload) -> RecordedRequest:
     settings, manifest = runtime.settings, runtime.manifest
     if params.max_steps is not None and params.max_steps > settings.max_steps:
         raise InvalidRequest(f"expected at most {settings.max_steps} steps, got {params.max_steps}", field="max_steps")
     if params.conversation_id is not None:
         upload.release_slot()
-        return await _next_turn(params, runtime, key)
+        return await _next_turn(params, runtime, caller)
     slot = upload.slot()
     agent = persona(params, runtime)
     if params.voice_audio is not None:
@@ -95,21 +95,23 @@ async def _prepare(params: RespondRequest, runtime: Runtime, key: KeyHolder | No
         agent = Persona(voice, agent.text)
     pcm = await asyncio.to_thread(decode, params.audio, manifest.sample_rate, settings.max_audio_seconds)
     sampling = sampling_params(params, runtime)
-    session = runtime.turn_sessions.new(agent, sampling, key) if params.keep else None
+    session = runtime.turn_sessions.new(agent, sampling, caller) if params.keep else None
     with_tokens = "tokens" in (params.include or ())
-    return RecordedRequest(pcm, agent, sampling, params.max_steps, with_tokens, key, session, bool(params.keep), slot)
+    return RecordedRequest(
+        pcm, agent, sampling, params.max_steps, with_tokens, caller, session, bool(params.keep), slot
+    )
 
 
-async def _next_turn(params: RespondRequest, runtime: Runtime, key: KeyHolder | None) -> RecordedRequest:
+async def _next_turn(params: RespondRequest, runtime: Runtime, caller: Caller) -> RecordedRequest:
     """Prepare a turn of an existing conversation, whose persona and sampling do not change."""
     for field in _FIXED_AT_START:
         if getattr(params, field) is not None:
             raise InvalidRequest(f"{field} cannot change in a conversation that is under way", field)
-    session = runtime.turn_sessions.find(params.conversation_id or "", key)
+    session = runtime.turn_sessions.find(params.conversation_id or "", caller.key)
     sample_rate, seconds = runtime.manifest.sample_rate, runtime.settings.max_audio_seconds
     pcm = await asyncio.to_thread(decode, params.audio, sample_rate, seconds)
     with_tokens, keep = "tokens" in (params.include or ()), params.keep is not False
-    return RecordedRequest(pcm, session.persona, session.sampling, params.max_steps, with_tokens, key, session, keep)
+    return RecordedRequest(pcm, session.persona, session.sampling, params.max_steps, with_tokens, caller, session, keep)
 
 
 def persona(params: PersonaParams, runtime: Runtime) -> Persona:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from gateway.audio import loudness
@@ -18,7 +20,7 @@ from gateway.session.tokenizer import Tokenizer
 from gateway.session.turns import TurnSessions
 from gateway.session.warmup import Warmup
 from gateway.settings import Settings
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Api, Metrics
 from gateway.voices.registry import VoiceRegistry
 
 
@@ -73,9 +75,10 @@ class Runtime:
             self.readiness,
             metrics,
         )
+
         # A series that begins at its first event has no rate until the second.
-        for reason in Reason:
-            metrics.ended.labels(reason.value)
+        for api, reason in product(Api, Reason):
+            metrics.ended.labels(api.value, reason.value)
 
     @property
     def default_voice(self) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Literal
 
+from gateway.telemetry.metrics import Api
+
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
@@ -13,5 +15,6 @@ class SessionInfo:
 
     id: str
     kind: Literal["live", "turn", "recorded"]
+    api: Api
     voice: str
     began: float = field(default_factory=time)

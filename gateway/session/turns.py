@@ -10,6 +10,7 @@ from uuid import uuid4
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import ConversationBusy, UnknownConversation
 from gateway.session.admission import Slot
+from gateway.session.caller import Caller
 from gateway.session.keys import KeyHolder
 from gateway.session.leases import ConversationLease, Leases
 from gateway.session.persona import Persona
@@ -20,13 +21,11 @@ from gateway.session.sessions import Sessions
 class TurnSession:
     """A conversation of several turns. It holds a slot from its first turn until it ends."""
 
-    def __init__(
-        self, sessions: TurnSessions, persona: Persona, sampling: SamplingParams, key: KeyHolder | None
-    ) -> None:
+    def __init__(self, sessions: TurnSessions, persona: Persona, sampling: SamplingParams, caller: Caller) -> None:
         self.id = str(uuid4())
         self.persona = persona
         self.sampling = sampling
-        self.key = key
+        self.caller = caller
         self._sessions = sessions
         self._resources = AsyncExitStack()
         self._busy = False
@@ -37,7 +36,7 @@ class TurnSession:
     @property
     def info(self) -> SessionInfo:
         """Description for the operator API."""
-        return SessionInfo(self.id, "turn", self.persona.voice_name)
+        return SessionInfo(self.id, "turn", self.caller.api, self.persona.voice_name)
 
     @property
     def busy(self) -> bool:
@@ -53,14 +52,14 @@ class TurnSession:
         """
         sessions = self._sessions
         if self._lease is not None:
-            sessions.find(self.id, self.key)
+            sessions.find(self.id, self.caller.key)
         if self._busy:
             raise ConversationBusy(self.id)
         self._busy = True
         self._stop_timer()
         try:
             if self._lease is None:
-                opened = sessions.leases.open(self.persona, self.sampling, self.key, slot, self.id)
+                opened = sessions.leases.open(self.persona, self.sampling, self.caller, slot, self.id)
                 self._lease = await self._resources.enter_async_context(opened)
                 self._resources.enter_context(sessions.registry.register(self, self.info))
                 self._began = asyncio.get_running_loop().time()
@@ -121,18 +120,18 @@ class TurnSessions:
         self._by_id: dict[str, TurnSession] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
-    def new(self, persona: Persona, sampling: SamplingParams, key: KeyHolder | None) -> TurnSession:
+    def new(self, persona: Persona, sampling: SamplingParams, caller: Caller) -> TurnSession:
         """Make a session. It begins with its first turn."""
-        return TurnSession(self, persona, sampling, key)
+        return TurnSession(self, persona, sampling, caller)
 
     def count(self, key: KeyHolder | None) -> int:
         """Return the number of sessions of a key."""
-        return sum(session.key is key for session in self._by_id.values())
+        return sum(session.caller.key is key for session in self._by_id.values())
 
     def find(self, conversation_id: str, key: KeyHolder | None) -> TurnSession:
         """Return a session. Raises UnknownConversation, also for the id of another key's session."""
         session = self._by_id.get(conversation_id)
-        if session is None or session.key is not key:
+        if session is None or session.caller.key is not key:
             raise UnknownConversation(f"no conversation {conversation_id[:64]!r}: it never existed, or it has ended")
         return session
 

@@ -128,9 +128,9 @@ class Warmup:
 
     async def _prefill(self, prefix: PromptPrefix) -> int | None:
         """Steps that came from the prefix cache; None if every slot is taken."""
-        if self._admission.draining or self._admission.taken >= self._admission.slots:
+        slot = self._admission.acquire_for_warmup()
+        if slot is None:
             return None
-        slot = self._admission.acquire()
         conversation = Conversation(self._scheduler, prefix, _GREEDY)
         observed = _Prefilled()
         conversation.observer = observed

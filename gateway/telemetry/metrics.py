@@ -5,6 +5,8 @@ Metrics are objects of prometheus_client. Callers use their methods `inc` and `o
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, disable_created_metrics
 from prometheus_client import generate_latest as exposition
 
@@ -18,6 +20,39 @@ _QUEUE_BUCKETS = (0, 1, 2, 3, 5, 10, 20)
 
 # Without a second series per counter for its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Api(StrEnum):
+    """The API of a conversation: label `api` of metrics, and in log lines."""
+
+    REST = "rest"
+    GRPC = "grpc"
+    CONVERSE = "converse"
+    """WebSocket `/v1/converse`."""
+    CHAT = "chat"
+    """WebSockets `/api/chat` and `/gated/api/chat`."""
+    LIVE = "live"
+    """OpenAI Live API."""
+    REALTIME = "realtime"
+    """OpenAI Realtime API."""
+    TWILIO = "twilio"
+    TELNYX = "telnyx"
+    PLIVO = "plivo"
+    VONAGE = "vonage"
+    ASTERISK = "asterisk"
+
+
+class ApiMetrics:
+    """The series of one API."""
+
+    def __init__(self, api: Api, metrics: Metrics) -> None:
+        label = api.value
+        self.input_to_output_seconds = metrics.input_to_output_seconds.labels(label)
+        self.late_frames = metrics.late_frames.labels(label)
+        self.dropped_frames = metrics.dropped_frames.labels(label)
+        self.gap_frames = metrics.gap_frames.labels(label)
+        # A series that begins at its first event has no rate until the second.
+        self.refused = {reason: metrics.refused.labels(label, reason) for reason in REFUSALS}
 
 
 class Metrics:
@@ -43,6 +78,7 @@ class Metrics:
         self.input_to_output_seconds = Histogram(
             "personaplex_input_to_output_seconds",
             "From the end of a live user frame at the gateway (or when it was due, if sent ahead) to its answer",
+            ["api"],
             buckets=_FRAME_BUCKETS,
             registry=registry,
         )
@@ -65,15 +101,19 @@ class Metrics:
             registry=registry,
         )
         self.late_frames = Counter(
-            "personaplex_late_frames", "Live frames answered later than the 80 ms of a frame", registry=registry
+            "personaplex_late_frames",
+            "Live frames answered later than the 80 ms of a frame",
+            ["api"],
+            registry=registry,
         )
         self.dropped_frames = Counter(
             "personaplex_dropped_frames",
             "Live user frames dropped: too old for the server to take, or replaced by silence before they came",
+            ["api"],
             registry=registry,
         )
         self.gap_frames = Counter(
-            "personaplex_gap_frames", "Frames of silence used in place of late user audio", registry=registry
+            "personaplex_gap_frames", "Frames of silence used in place of late user audio", ["api"], registry=registry
         )
         self.input_queue_frames = Histogram(
             "personaplex_input_queue_frames",
@@ -96,8 +136,12 @@ class Metrics:
         )
         self.active = Gauge("personaplex_conversations_active", "Conversations that hold a slot", registry=registry)
         Gauge("personaplex_slots", "Conversations that fit at once", registry=registry).set(slots)
-        self.ended = Counter("personaplex_ended", "Conversations ended, by reason", ["reason"], registry=registry)
-        self.refused = Counter("personaplex_refused", "Conversations refused, by reason", ["reason"], registry=registry)
+        self.ended = Counter(
+            "personaplex_ended", "Conversations ended, by API and reason", ["api", "reason"], registry=registry
+        )
+        self.refused = Counter(
+            "personaplex_refused", "Conversations refused, by API and reason", ["api", "reason"], registry=registry
+        )
         self.key_conversations = Counter(
             "personaplex_key_conversations",
             "Conversations begun, by the name of the API key",
@@ -110,9 +154,7 @@ class Metrics:
             ["key"],
             registry=registry,
         )
-        # A series that begins at its first event has no rate until the second.
-        for refusal in REFUSALS:
-            self.refused.labels(refusal)
+        self.of = {api: ApiMetrics(api, self) for api in Api}
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format 0.0.4."""

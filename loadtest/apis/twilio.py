@@ -1,12 +1,7 @@
-"""A telephone call as Twilio connects it, /v1/telephony/twilio: μ-law at 8 kHz, 20 ms per message.
-
-The server answers in real time, with silence in place of audio that does not come. So from the first agent frame on the
-user sends silence, until the common start; agent frames that answer it are not counted.
-"""
+"""A telephone call as Twilio connects it, /v1/telephony/twilio: μ-law at 8 kHz, 20 ms per message."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from typing import Any, ClassVar
@@ -15,9 +10,10 @@ import av
 import numpy as np
 
 from loadtest.apis import OnFrame
-from loadtest.apis.rfc6455 import COMPLETED, TEXT, WebSocketConnection, masked
+from loadtest.apis.real_time import RealTimeConnection
+from loadtest.apis.rfc6455 import COMPLETED, TEXT, masked
 from loadtest.plan import Plan
-from loadtest.record import FRAME_SECONDS, CallFailed, Malformed, Refused
+from loadtest.record import Malformed
 from loadtest.speech import RATE, Speech
 
 _STREAM = "MZ00000000000000000000000000000000"
@@ -26,41 +22,23 @@ _SILENCE = b"\xff"
 _PAYLOAD, _END = b'"payload":"', b'"}}'
 
 
-class TwilioClient(WebSocketConnection):
+class TwilioClient(RealTimeConnection):
     """See LiveClient. The protocol reports no counts."""
 
     path: ClassVar = "/v1/telephony/twilio"
     frame_bytes: ClassVar = 4 * _CHUNK
 
     def __init__(self, plan: Plan, speech: Speech, seed: int, on_frame: OnFrame) -> None:
-        super().__init__(plan)
-        self._on_frame = on_frame
+        frames = [_media(frame) for frame in _ulaw(speech)]
+        super().__init__(plan, on_frame, frames, _media(_SILENCE * self.frame_bytes))
         self._seed = seed
-        self._frames = [_media(frame) for frame in _ulaw(speech)]
-        self._silent = _media(_SILENCE * self.frame_bytes)
-        self._index = 0
-        self._before = self._sent = 0
-        self._waiting: asyncio.Task[None] | None = None
-        self._last: int | None = None
-
-    async def send(self, u: int) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-        self._sent = u + 1
-        await self.send_message(self._frames[u % len(self._frames)])
+        self._begun = False
 
     async def finish(self) -> tuple[int, int]:
-        self._last = self._sent
         self.write(_text(event="stop", streamSid=_STREAM, stop={"callSid": "CA1"}))
         if await self.close_code != COMPLETED:
             raise self.failure()
         return 0, 0
-
-    def close(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-        super().close()
 
     def on_upgraded(self) -> None:
         parameters = {"seed": str(self._seed), "api_key": self._plan.api_key}
@@ -81,34 +59,16 @@ class TwilioClient(WebSocketConnection):
         self.write(_text(event="mark", streamSid=_STREAM, mark=fields["mark"]))
 
     def _on_media(self, size: int) -> None:
-        index, self._index = self._index, self._index + 1
-        if index == 0:
-            # Its resampler holds 2 ms back, so the first frame is 20 ms shorter.
-            if size != self.frame_bytes - _CHUNK:
-                raise Malformed(f"a first frame of {size} bytes")
-            self._on_frame(0, self.frame_bytes)
-            # The same at the server: these 20 ms complete each of the following frames as soon as it arrives.
-            self.write(_media(_SILENCE * _CHUNK))
-            self._waiting = asyncio.create_task(self._wait())
-            self.ready.set_result(None)
+        if self._begun:
+            self.received(size)
             return
-        number = index - self._before
-        # After the end comes the answer to what was sent ahead, padded to a frame.
-        over = self._last is not None and number > self._last
-        if number > 0 and self._waiting is None and not over:
-            self._on_frame(number, size)
-
-    async def _wait(self) -> None:
-        """Send silence in real time."""
-        due = asyncio.get_running_loop().time()
-        try:
-            while True:
-                self._before += 1
-                await self.send_message(self._silent)
-                due += FRAME_SECONDS
-                await asyncio.sleep(max(due - asyncio.get_running_loop().time(), 0))
-        except (CallFailed, Refused):
-            return
+        self._begun = True
+        # Its resampler holds 2 ms back, so the first frame is 20 ms shorter.
+        if size != self.frame_bytes - _CHUNK:
+            raise Malformed(f"a first frame of {size} bytes")
+        # The same at the server: these 20 ms complete each of the following frames as soon as it arrives.
+        self.write(_media(_SILENCE * _CHUNK))
+        self.received(self.frame_bytes)
 
 
 def _ulaw(speech: Speech) -> list[bytes]:

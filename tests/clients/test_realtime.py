@@ -15,6 +15,7 @@ from tests.clients.conftest import QUESTION, python_of, run_client
 from tests.clients.test_clients import talking
 from tests.gateway.openai.conftest import REALTIME_PATH, Serve
 from tests.gateway.websocket.conftest import Server
+from tests.series import total
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -46,8 +47,7 @@ def without_spaces(*texts: str) -> str:
 
 def refused(server: Server, reason: str) -> float:
     """How often the server has refused a session."""
-    value = server.runtime.metrics.registry.get_sample_value("personaplex_refused_total", {"reason": reason})
-    return value or 0.0
+    return total(server.runtime.metrics, "personaplex_refused_total", api="realtime", reason=reason)
 
 
 class TestLiveKit:

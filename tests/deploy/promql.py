@@ -10,7 +10,7 @@ import promql_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.session.events import Reason
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Api, Metrics
 
 _CHILDREN = ("lhs", "rhs", "expr", "param", "vector_selector", "args")
 
@@ -19,8 +19,7 @@ def gateway_series() -> dict[str, set[str]]:
     """Return the labels of every series in the gateway's /metrics, by name."""
     found: dict[str, set[str]] = {}
     metrics = Metrics(1)
-    for reason in Reason:  # as Runtime does at its start
-        metrics.ended.labels(reason.value)
+    metrics.ended.labels(Api.REST, Reason.ERROR)  # as Runtime does at its start
     for family in text_string_to_metric_families(metrics.text().decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)

@@ -100,11 +100,8 @@ def tritonserver(server: Server) -> psutil.Process:
 
 async def ended_by_engine(client: httpx.AsyncClient) -> float:
     page = (await client.get("/metrics")).text
-    return next(
-        float(line.split()[1])
-        for line in page.splitlines()
-        if line.startswith('personaplex_ended_total{reason="engine"}')
-    )
+    lines = [line for line in page.splitlines() if line.startswith("personaplex_ended_total{")]
+    return sum(float(line.split()[1]) for line in lines if 'reason="engine"' in line)
 
 
 async def test_all_sessions_end_and_the_service_comes_back(serve: Callable[..., Server]) -> None:

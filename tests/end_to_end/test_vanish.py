@@ -20,6 +20,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
 from tests.effort import effort
 from tests.end_to_end.conftest import Service
 from tests.end_to_end.vanishing import PCM, Clients, random_visits
+from tests.series import total
 
 SLOTS = 8
 VISITS = effort(300, 2000)
@@ -91,12 +92,12 @@ def settled(service: Service, before: Held) -> Held:
 @pytest.mark.effort
 def test_disconnected_clients_leave_nothing_behind(tiny_service: Service) -> None:
     service = tiny_service
-    metrics = service.app.state.runtime.metrics.registry
+    metrics = service.app.state.runtime.metrics
     expected = conversation(service)
     assert expected.shape == (9, 9)
 
     def ended(reason: str) -> float:
-        return metrics.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
+        return total(metrics, "personaplex_ended_total", reason=reason)
 
     async def disconnect_many() -> tuple[Held, int]:
         async def undisturbed() -> int:

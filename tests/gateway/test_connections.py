@@ -18,8 +18,10 @@ from gateway.app import create_app
 from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.server import GatewayServer
+from gateway.session.caller import Caller
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Api
 
 Serve = Callable[..., AbstractAsyncContextManager[tuple[int, Runtime]]]
 HEAD = "POST /v1/respond HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
@@ -121,7 +123,11 @@ async def test_a_large_body_is_refused_within_100_ms_and_not_read_for_ever(
     """Of a body declared as 48 MiB nothing needs to be sent, and what is sent later is discarded for a while."""
     monkeypatch.setattr(protocol, "_DISCARD_S", 0.5)
     async with serve(api_keys=["key"]) as (port, runtime):
-        slots = [runtime.admission.acquire() for _ in range(runtime.manifest.slots)] if reason == "full" else []
+        slots = (
+            [runtime.admission.acquire(Caller(Api.REST)) for _ in range(runtime.manifest.slots)]
+            if reason == "full"
+            else []
+        )
         if reason == "draining":
             runtime.sessions.begin_drain()
         took = []

@@ -113,8 +113,9 @@ def over_grpc(client: TestClient) -> str:
     return identifier
 
 
-@pytest.mark.parametrize("talk", [over_websocket, over_rest, over_grpc], ids=["converse", "rest", "grpc"])
+@pytest.mark.parametrize(("api", "talk"), [("converse", over_websocket), ("rest", over_rest), ("grpc", over_grpc)])
 def test_log_trace_and_metrics_have_the_id(
+    api: str,
     talk: Callable[[TestClient], str],
     client: TestClient,
     spans: InMemorySpanExporter,
@@ -124,7 +125,7 @@ def test_log_trace_and_metrics_have_the_id(
 
     lines = [line for line in log() if line.get("id") == identifier]
     started, ended = lines
-    known = {"key": "key1", "voice": "NATF0", "request_id": REQUEST, "trace_id": TRACE}
+    known = {"key": "key1", "api": api, "voice": "NATF0", "request_id": REQUEST, "trace_id": TRACE}
     assert known.items() <= started.items()
     assert started["message"] == "conversation started"
     assert known.items() <= ended.items()

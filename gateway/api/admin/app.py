@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from gateway.api import problems
 from gateway.errors import NotAllowed, UnknownConversation
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
 # Hosts that a request may name: an attacker's DNS name that resolves to this machine is not among them.
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "personaplex"})
@@ -32,6 +33,7 @@ class Session(BaseModel):
 
     id: str
     kind: Literal["live", "turn", "recorded"]
+    api: Api
     voice: str
     began: float = Field(description="Unix time in seconds")
 
@@ -84,7 +86,7 @@ def create_admin_app(runtime: Runtime, host: str = "") -> FastAPI:
     async def sessions() -> Sessions:
         return Sessions(
             sessions=[
-                Session(id=info.id, kind=info.kind, voice=info.voice, began=info.began)
+                Session(id=info.id, kind=info.kind, api=info.api, voice=info.voice, began=info.began)
                 for info in runtime.sessions.running()
             ]
         )

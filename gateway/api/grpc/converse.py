@@ -14,9 +14,9 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.status import Code, Metadata, metadata_of, request_metadata
 from gateway.audio.stream import FROM_INT16, PCM_PIECE_BYTES
 from gateway.errors import HandshakeTimeout, InvalidRequest, MalformedBody, PayloadTooLarge
+from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
-from gateway.session.keys import KeyHolder
 from gateway.session.live import TransportClosed, open_live_session
 from gateway.session.request import persona, sampling_params
 from gateway.session.runtime import Runtime
@@ -26,7 +26,7 @@ _CANCELLATION_S = 0.02
 _MALFORMED = "expected a personaplex.v1.ConverseRequest, got bytes that are none"
 
 
-async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None) -> None:
+async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, caller: Caller) -> None:
     """Serve one RPC whose messages gRPC passes on as bytes, from `start` to the status.
 
     A slot is reserved before `start` is read, so that a full server answers at once, before the initial metadata: gRPC
@@ -34,13 +34,13 @@ async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, key: Key
 
     Raises GatewayError for what is refused before the session begins. `Ended` and the status report a later end.
     """
-    with runtime.admission.reserve(key) as slot:
+    with runtime.admission.reserve(caller) as slot:
         start = await _receive_start(context, runtime.settings.handshake_seconds)
         params = live_params(start)
         new_codec = choose_codec(start, runtime.manifest.sample_rate)
         agent, sampling = persona(params, runtime), sampling_params(params, runtime)
         on_gap = params.on_gap or "wait"
-        async with open_live_session(runtime, agent, sampling, on_gap, key, slot=slot) as session:
+        async with open_live_session(runtime, agent, sampling, caller, on_gap, slot=slot) as session:
             transport = ConverseTransport(context, new_codec(), runtime, include_tokens=start.include_tokens)
             ended = await session.run(transport)
     await _send_status(context, ended, runtime.settings.retry_after)

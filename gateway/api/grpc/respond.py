@@ -14,7 +14,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.audio.wav import pcm16
 from gateway.errors import InvalidRequest, MalformedBody, UploadTimeout
 from gateway.session.admission import Upload
-from gateway.session.keys import KeyHolder
+from gateway.session.caller import Caller
 from gateway.session.recorded import frame_limit
 from gateway.session.recorded_run import RecordedResult, open_recorded_run, run_recorded
 from gateway.session.request import RecordedRequest, prepare
@@ -22,28 +22,28 @@ from gateway.session.runtime import Runtime
 from gateway.session.stats import SessionStats
 
 
-async def respond(runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None) -> pb.RespondResponse:
+async def respond(runtime: Runtime, context: grpc.aio.ServicerContext, caller: Caller) -> pb.RespondResponse:
     """Respond to a recording in one message. Raises GatewayError."""
-    with runtime.admission.upload(key, 0) as upload:
-        request = await _receive(runtime, context, key, upload)
+    with runtime.admission.upload(caller, 0) as upload:
+        request = await _receive(runtime, context, caller, upload)
         _check_response_fits(request, runtime)
         result = await run_recorded(request, runtime)
     return await asyncio.to_thread(_response, result)
 
 
 async def respond_stream(
-    runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None
+    runtime: Runtime, context: grpc.aio.ServicerContext, caller: Caller
 ) -> AsyncGenerator[pb.RespondChunk, None]:
     """Yield a header after the prefill, the frames as they are generated, and a summary. Raises GatewayError."""
-    with runtime.admission.upload(key, 0) as upload:
-        request = await _receive(runtime, context, key, upload)
+    with runtime.admission.upload(caller, 0) as upload:
+        request = await _receive(runtime, context, caller, upload)
         async with aclosing(_chunks(runtime, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
 
 async def _receive(
-    runtime: Runtime, context: grpc.aio.ServicerContext, key: KeyHolder | None, upload: Upload
+    runtime: Runtime, context: grpc.aio.ServicerContext, caller: Caller, upload: Upload
 ) -> RecordedRequest:
     """Read the one message of an admitted request.
 
@@ -61,7 +61,7 @@ async def _receive(
     params = respond_request(require(message, "RespondRequest"))
     upload.shrink(message.ByteSize())
     del message
-    return await prepare(params, runtime, key, upload)
+    return await prepare(params, runtime, caller, upload)
 
 
 def _check_response_fits(request: RecordedRequest, runtime: Runtime) -> None:

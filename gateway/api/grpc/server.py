@@ -21,9 +21,10 @@ from gateway.api.grpc.respond import respond, respond_stream
 from gateway.api.grpc.status import error_status, request_metadata
 from gateway.api.sending import send_all
 from gateway.errors import GatewayError
-from gateway.session.keys import KeyHolder
+from gateway.session.caller import Caller
 from gateway.session.runtime import Runtime
 from gateway.settings import TlsFiles
+from gateway.telemetry.metrics import Api
 from gateway.telemetry.requests import begin_request
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["PersonaPlex"].full_name
@@ -96,7 +97,7 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
     """Return the three methods. Each checks the API key, reports errors as statuses and adds its task to `at_work`."""
 
     @asynccontextmanager
-    async def authenticated(context: grpc.aio.ServicerContext) -> AsyncIterator[KeyHolder | None]:
+    async def authenticated(context: grpc.aio.ServicerContext) -> AsyncIterator[Caller]:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 (a handler runs in one)
         at_work.add(task)
@@ -106,7 +107,7 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
         context.set_trailing_metadata(request_metadata())
         async with error_status(context, runtime.settings.retry_after):
             try:
-                yield key_holder(runtime.keys, headers)
+                yield Caller(Api.GRPC, key_holder(runtime.keys, headers))
             except GatewayError:
                 # A client that gets its status while it still sends a small message may report INTERNAL instead.
                 with suppress(TimeoutError, grpc.aio.BaseError, grpc.aio.UsageError):
@@ -115,16 +116,16 @@ def _handlers(runtime: Runtime, at_work: set[asyncio.Task[object]]) -> grpc.Gene
                 raise
 
     async def on_respond(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> pb.RespondResponse:
-        async with authenticated(context) as key:
-            return await respond(runtime, context, key)
+        async with authenticated(context) as caller:
+            return await respond(runtime, context, caller)
 
     async def on_respond_stream(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-        async with authenticated(context) as key:
-            await send_all(respond_stream(runtime, context, key), context.write, runtime)
+        async with authenticated(context) as caller:
+            await send_all(respond_stream(runtime, context, caller), context.write, runtime)
 
     async def on_converse(_messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-        async with authenticated(context) as key:
-            await converse(runtime, context, key)
+        async with authenticated(context) as caller:
+            await converse(runtime, context, caller)
 
     request, response = parser(pb.RespondRequest), pb.RespondResponse.SerializeToString
     chunk = pb.RespondChunk.SerializeToString

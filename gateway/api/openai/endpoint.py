@@ -16,11 +16,12 @@ from gateway.api.connection import SUBPROTOCOL, Connection
 from gateway.api.openai.errors import OpenAIError, response, translate
 from gateway.errors import GatewayError, TryLater
 from gateway.session.admission import Slot
-from gateway.session.keys import KeyHolder
+from gateway.session.caller import Caller
 from gateway.session.live import TransportClosed
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
-Serve = Callable[[Connection, Runtime, KeyHolder | None, Slot | None], Awaitable[None]]
+Serve = Callable[[Connection, Runtime, Caller, Slot | None], Awaitable[None]]
 """Serves an accepted connection, for which a slot may be reserved, and closes it. May raise TransportClosed."""
 
 
@@ -29,9 +30,10 @@ Check = Callable[[Connection, Runtime], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Api:
+class OpenAIApi:
     """An OpenAI API: one WebSocket route."""
 
+    api: Api
     path: str
     prefix: str
     """Of all paths of the API, `path` among them."""
@@ -43,7 +45,7 @@ class Api:
     """Whether a slot is reserved before the connection is accepted whatever the setting `accept_when_full`."""
 
 
-def router(runtime: Runtime, api: Api) -> APIRouter:
+def router(runtime: Runtime, api: OpenAIApi) -> APIRouter:
     """Make the routes of an API, to be included in an app."""
     path, prefix = api.path, api.prefix
     name = prefix.rpartition("/")[2]
@@ -67,7 +69,7 @@ def router(runtime: Runtime, api: Api) -> APIRouter:
 class _Endpoint:
     """ASGI application of the route."""
 
-    def __init__(self, runtime: Runtime, api: Api) -> None:
+    def __init__(self, runtime: Runtime, api: OpenAIApi) -> None:
         self._runtime = runtime
         self._api = api
 
@@ -78,12 +80,12 @@ class _Endpoint:
         with suppress(TransportClosed), ExitStack() as reserved:
             slot = None
             try:
-                key = connection.authenticate(runtime)
+                caller = connection.authenticate(runtime, api.api)
                 if api.check is not None:
                     await api.check(connection, runtime)
                 if api.always_reserves or not settings.accept_when_full:
                     # Clients may connect long before they start the session.
-                    reservation = runtime.admission.reserve(key, settings.handshake_seconds)
+                    reservation = runtime.admission.reserve(caller, settings.handshake_seconds)
                     slot = reserved.enter_context(reservation)
             except GatewayError as refusal:
                 retry_after = refusal.retry_after if isinstance(refusal, TryLater) else None
@@ -93,7 +95,7 @@ class _Endpoint:
                 await connection.deny(response(refusal, HTTPStatus.BAD_REQUEST))
                 return
             await connection.accept(api.subprotocol)
-            await api.serve(connection, runtime, key, slot)
+            await api.serve(connection, runtime, caller, slot)
 
 
 class _NoWebSocket:

@@ -27,12 +27,13 @@ from gateway.api.openai.live_config import LiveConfig, resolve
 from gateway.audio.squelch import Squelch
 from gateway.errors import GatewayError, HandshakeTimeout
 from gateway.session.admission import Slot
+from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, WarningEvent
 from gateway.session.input_queue import InputQueue
-from gateway.session.keys import KeyHolder
 from gateway.session.live import open_live_session
 from gateway.session.request import persona, sampling_params
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
 PATH = "/v1/live/sessions"
 
@@ -50,11 +51,11 @@ _REASONS: dict[Reason, Literal["close_requested", "expired"]] = {
 
 def router(runtime: Runtime) -> APIRouter:
     """Make the routes, to be included in an app. What the API has and this server has not is answered with 404."""
-    return endpoint.router(runtime, endpoint.Api(PATH, "/v1/live", _serve))
+    return endpoint.router(runtime, endpoint.OpenAIApi(Api.LIVE, PATH, "/v1/live", _serve))
 
 
-async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None, slot: Slot | None) -> None:
-    await LiveApiTransport(connection, runtime).serve(key, slot)
+async def _serve(connection: Connection, runtime: Runtime, caller: Caller, slot: Slot | None) -> None:
+    await LiveApiTransport(connection, runtime).serve(caller, slot)
 
 
 class LiveApiTransport:
@@ -75,7 +76,7 @@ class LiveApiTransport:
         self._squelch = Squelch(runtime.manifest.sample_rate)
         self._prompt_steps = 0
 
-    async def serve(self, key: KeyHolder | None, slot: Slot | None) -> None:
+    async def serve(self, caller: Caller, slot: Slot | None) -> None:
         """Wait for `session.start`, run the session and close. Raises TransportClosed."""
         connection, runtime = self._connection, self._runtime
         try:
@@ -87,7 +88,7 @@ class LiveApiTransport:
             agent, sampling = persona(config.params, runtime), sampling_params(config.params, runtime)
             self._instructions = agent.text
             limits = live_limits(runtime)
-            async with open_live_session(runtime, agent, sampling, "wait", key, limits, slot) as session:
+            async with open_live_session(runtime, agent, sampling, caller, "wait", limits, slot) as session:
                 self._codec = config.codec(self._manifest.sample_rate)
                 ended = await session.run(self)
         except (OpenAIError, GatewayError) as error:

@@ -30,12 +30,13 @@ from gateway.audio.duplex import DuplexCodec
 from gateway.audio.squelch import Squelch
 from gateway.errors import EngineUnavailable, GatewayError, HandshakeTimeout
 from gateway.session.admission import Slot
+from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event
 from gateway.session.input_queue import InputQueue
-from gateway.session.keys import KeyHolder
 from gateway.session.live import open_live_session
 from gateway.session.request import sampling_params
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
 PATH = "/v1/realtime"
 
@@ -80,7 +81,8 @@ class ItemReference(BaseModel):
 
 def router(runtime: Runtime) -> APIRouter:
     """Make the routes, to be included in an app. What the API has and this server has not is answered with 404."""
-    return endpoint.router(runtime, endpoint.Api(PATH, PATH, _serve, "realtime", _check, always_reserves=True))
+    api = endpoint.OpenAIApi(Api.REALTIME, PATH, PATH, _serve, "realtime", _check, always_reserves=True)
+    return endpoint.router(runtime, api)
 
 
 async def _check(connection: Connection, runtime: Runtime) -> None:
@@ -96,8 +98,8 @@ async def _check(connection: Connection, runtime: Runtime) -> None:
         raise EngineUnavailable("the models are not available")
 
 
-async def _serve(connection: Connection, runtime: Runtime, key: KeyHolder | None, slot: Slot | None) -> None:
-    await RealtimeTransport(connection, runtime).serve(key, slot)
+async def _serve(connection: Connection, runtime: Runtime, caller: Caller, slot: Slot | None) -> None:
+    await RealtimeTransport(connection, runtime).serve(caller, slot)
 
 
 class RealtimeTransport:
@@ -121,7 +123,7 @@ class RealtimeTransport:
         self._input: DuplexCodec
         self._output: DuplexCodec
 
-    async def serve(self, key: KeyHolder | None, slot: Slot | None) -> None:
+    async def serve(self, caller: Caller, slot: Slot | None) -> None:
         """Wait for the first audio, run the session and close. Raises TransportClosed."""
         runtime, config = self._runtime, self._config
         try:
@@ -130,7 +132,7 @@ class RealtimeTransport:
             self._input, self._output = config.codecs(runtime.manifest.sample_rate)
             limits = live_limits(runtime)
             sampling = sampling_params(config.params, runtime)
-            async with open_live_session(runtime, config.persona, sampling, "silence", key, limits, slot) as session:
+            async with open_live_session(runtime, config.persona, sampling, caller, "silence", limits, slot) as session:
                 ended = await session.run(self)
         except (OpenAIError, GatewayError) as error:
             if slot is not None:

@@ -14,10 +14,12 @@ from gateway.api.rest import body, openapi, responses
 from gateway.api.rest.negotiation import prefers_json
 from gateway.api.rest.schemas import SystemPrompt, SystemPrompts, Voice, Voices
 from gateway.errors import InvalidRequest
+from gateway.session.caller import Caller
 from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
 from gateway.session.recorded_run import run_recorded
 from gateway.session.request import prepare
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
 # Status of nginx for a client that disconnected. It is only logged.
 CLIENT_GONE = 499
@@ -41,17 +43,17 @@ def router(runtime: Runtime) -> APIRouter:
         frame; the first is silence. After the end of the recording the input is silence.
         """
         check_origin(request.headers, runtime.settings.allowed_origins)
-        key = key_holder(runtime.keys, request.headers)
+        caller = Caller(Api.REST, key_holder(runtime.keys, request.headers))
         json = prefers_json(request.headers.getlist("accept"))
         try:
-            with runtime.admission.upload(key, runtime.turn_sessions.count(key)) as upload:
+            with runtime.admission.upload(caller, runtime.turn_sessions.count(caller.key)) as upload:
                 params = await body.read(request, upload, runtime.settings)
                 stream = params.stream
                 if json and stream:
                     raise InvalidRequest(
                         "a JSON response cannot be streamed: accept audio/wav, or leave stream out", "stream"
                     )
-                recorded = await prepare(params, runtime, key, upload)
+                recorded = await prepare(params, runtime, caller, upload)
                 if stream:
                     pieces = responses.wav_stream(recorded, runtime)
                     # Rejections and failures of the prefill get a status of their own: the status line is sent later.

@@ -23,6 +23,7 @@ from gateway.api.telephony.serializer import (
 )
 from gateway.audio.duplex import Encoding
 from gateway.errors import InvalidRequest
+from gateway.telemetry.metrics import Api
 
 _LINEAR = {"slin": 8_000, "slin12": 12_000, "slin16": 16_000, "slin24": 24_000, "slin32": 32_000, "slin48": 48_000}
 _LAWS: dict[str, Encoding] = {"ulaw": "ulaw", "alaw": "alaw"}
@@ -31,7 +32,7 @@ _LAWS: dict[str, Encoding] = {"ulaw": "ulaw", "alaw": "alaw"}
 class AsteriskSerializer(Serializer):
     """See Serializer. The end of a call is the close of the connection."""
 
-    service = "asterisk"
+    service = Api.ASTERISK
     subprotocol = "media"
 
     def __init__(self) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from time import monotonic
-from typing import NamedTuple
 
 from fastapi import APIRouter
 from pydantic import ValidationError
@@ -45,9 +44,9 @@ from gateway.api.telephony.vonage import VonageSerializer
 from gateway.audio.duplex import DuplexCodec
 from gateway.errors import AudioError, GatewayError, HandshakeTimeout, InvalidRequest, NotAllowed, Unauthorized
 from gateway.session.admission import Slot
+from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Event, Ready
 from gateway.session.input_queue import InputQueue
-from gateway.session.keys import KeyHolder
 from gateway.session.limits import LiveLimits
 from gateway.session.live import TransportClosed, open_live_session
 from gateway.session.params import LiveParams, PersonaParams, invalid_params
@@ -107,7 +106,7 @@ class TelephoneEndpoint:
             try:
                 caller = _authenticate(connection, runtime, kind)
                 if caller is not None:
-                    slot = reserved.enter_context(runtime.admission.reserve(caller.key))
+                    slot = reserved.enter_context(runtime.admission.reserve(caller))
             except GatewayError as refusal:
                 logger.info("%s: handshake refused: %s", kind.service, refusal.message)
                 await connection.deny(problems.response(refusal, runtime.settings.retry_after))
@@ -116,13 +115,7 @@ class TelephoneEndpoint:
             await TelephoneCall(connection, runtime, kind()).serve(caller, slot)
 
 
-class _Caller(NamedTuple):
-    """Who is authenticated. `key`: the holder of the API key; None where a signature or nothing is needed."""
-
-    key: KeyHolder | None
-
-
-def _authenticate(connection: Connection, runtime: Runtime, kind: type[Serializer]) -> _Caller | None:
+def _authenticate(connection: Connection, runtime: Runtime, kind: type[Serializer]) -> Caller | None:
     """Check the opening handshake; None if an API key must come in the start. Raises NotAllowed or Unauthorized.
 
     Where the service signs and its secret is configured, the signature decides, and no API key is needed.
@@ -133,10 +126,10 @@ def _authenticate(connection: Connection, runtime: Runtime, kind: type[Serialize
         url = connection.url(settings.public_url)
         if not any(kind.signed(headers, url, secret) for secret in secrets):
             raise NotAllowed(f"expected a signature of {kind.service} for {url}")
-        return _Caller(None)
+        return Caller(kind.service)
     presented = (headers.get(kind.key_header) if kind.key_header else None) or presented_key(headers)
     try:
-        return _Caller(runtime.keys.check(presented))
+        return Caller(kind.service, runtime.keys.check(presented))
     except Unauthorized:
         if presented is None and kind.key_in_start:
             return None
@@ -170,7 +163,7 @@ class TelephoneCall:
         self._serializer = serializer
         self._share = LoopShare()
         self._codec: DuplexCodec
-        self._name = serializer.service
+        self._name: str = serializer.service
         self._format: AudioFormat
         self._undecoded = bytearray()
         self._decoded = 0
@@ -178,7 +171,7 @@ class TelephoneCall:
         self._marks: deque[tuple[str, float]] = deque(maxlen=_MARKS)
         self._longest_lag = 0.0
 
-    async def serve(self, caller: _Caller | None, slot: Slot | None) -> None:
+    async def serve(self, caller: Caller | None, slot: Slot | None) -> None:
         """Wait for the start of the call, run the session and close. Raises TransportClosed."""
         connection, runtime = self._connection, self._runtime
         try:
@@ -191,13 +184,14 @@ class TelephoneCall:
             in_url, given = _parameters(connection.query), _parameters(start.parameters)
             in_url.pop("api_key", None)
             api_key = given.pop("api_key", None)
-            key = runtime.keys.check(api_key) if caller is None else caller.key
+            if caller is None:
+                caller = Caller(self._serializer.service, runtime.keys.check(api_key))
             params = _validate({**in_url, **given})
             agent, sampling = persona(params, runtime), sampling_params(params, runtime)
             self._format = start.format
             self._codec = DuplexCodec(start.format.encoding, start.format.rate, runtime.manifest.sample_rate)
             limits = replace(LiveLimits.of(runtime.settings), lead_frames=_LEAD_FRAMES, early_frames=_LEAD_FRAMES)
-            async with open_live_session(runtime, agent, sampling, "silence", key, limits, slot) as session:
+            async with open_live_session(runtime, agent, sampling, caller, "silence", limits, slot) as session:
                 logger.info("call %s is conversation %s", self._name, session.id)
                 ended = await session.run(self)
         except GatewayError as refusal:

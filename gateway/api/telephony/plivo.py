@@ -30,6 +30,7 @@ from gateway.api.telephony.serializer import (
     string,
 )
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Api
 
 _CONTENT_TYPES = {"ulaw": "audio/x-mulaw", "alaw": "audio/x-alaw", "pcm_s16le": "audio/x-l16"}
 # Plivo may prefix the names of extra headers, as it does for SIP.
@@ -39,7 +40,7 @@ _HEADER_PREFIX = re.compile("^x-ph-", re.IGNORECASE)
 class PlivoSerializer(Serializer):
     """See Serializer."""
 
-    service = "plivo"
+    service = Api.PLIVO
     key_in_start = True
 
     def __init__(self) -> None:

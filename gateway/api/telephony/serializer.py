@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from gateway.audio.duplex import Encoding
 from gateway.errors import InvalidRequest
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Api
 
 FRAMES_PER_SECOND = 50
 """Telephone services send and expect audio in frames of 20 ms."""
@@ -97,7 +98,7 @@ CallEvent = Start | Media | Dtmf | Played | Stop | ServiceError
 class Serializer(ABC):
     """The messages of one service on one connection."""
 
-    service: ClassVar[str]
+    service: ClassVar[Api]
     """Name in the route and in logs."""
     subprotocol: ClassVar[str | None] = None
     """WebSocket subprotocol that the service offers and expects."""

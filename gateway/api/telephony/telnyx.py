@@ -27,6 +27,7 @@ from gateway.api.telephony.serializer import (
     strings,
 )
 from gateway.errors import InvalidRequest
+from gateway.telemetry.metrics import Api
 
 # Chunks of 20 ms that wait for one that is missing.
 _WINDOW = 3
@@ -35,7 +36,7 @@ _WINDOW = 3
 class TelnyxSerializer(Serializer):
     """See Serializer."""
 
-    service = "telnyx"
+    service = Api.TELNYX
     key_header = "x-telnyx-streaming-auth-token"
 
     def __init__(self) -> None:

@@ -32,12 +32,13 @@ from gateway.api.telephony.serializer import (
     strings,
 )
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Api
 
 
 class TwilioSerializer(Serializer):
     """See Serializer."""
 
-    service = "twilio"
+    service = Api.TWILIO
     key_in_start = True
 
     def __init__(self) -> None:

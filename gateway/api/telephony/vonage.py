@@ -31,6 +31,7 @@ from gateway.api.telephony.serializer import (
 )
 from gateway.errors import InvalidRequest
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Api
 
 # A token is made for one request. Five minutes allow for clocks that differ.
 _TOKEN_AGE_S = 300
@@ -40,7 +41,7 @@ _CONTENT_TYPE = re.compile(r"(audio/l16)\s*;\s*rate=(\d{1,6})", re.IGNORECASE)
 class VonageSerializer(Serializer):
     """See Serializer. The end of a call is the close of the connection."""
 
-    service = "vonage"
+    service = Api.VONAGE
 
     def __init__(self) -> None:
         self._format: AudioFormat | None = None

@@ -32,6 +32,7 @@ from gateway.session.limits import LiveLimits
 from gateway.session.live import TransportClosed
 from gateway.session.params import MAX_PROMPT_CHARACTERS, SEED_BITS, LiveParams, Temperature, TopK
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
 PATH = "/api/chat"
 GATED_PATH = "/gated/api/chat"
@@ -120,6 +121,8 @@ def router(runtime: Runtime) -> APIRouter:
 
 class ChatTransport(WebSocketTransport):
     """The messages of one `/api/chat` connection."""
+
+    api = Api.CHAT
 
     def __init__(self, connection: Connection, runtime: Runtime) -> None:
         super().__init__(connection, runtime)

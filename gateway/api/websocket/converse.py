@@ -21,6 +21,7 @@ from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.params import LiveParams
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
 PATH = "/v1/converse"
 
@@ -45,6 +46,8 @@ def router(runtime: Runtime) -> APIRouter:
 
 class ConverseTransport(WebSocketTransport):
     """The messages of one `/v1/converse` connection."""
+
+    api = Api.CONVERSE
 
     def __init__(self, connection: Connection, runtime: Runtime) -> None:
         super().__init__(connection, runtime)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
+from typing import ClassVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +18,7 @@ from gateway.session.live import TransportClosed, open_live_session
 from gateway.session.params import LiveParams
 from gateway.session.request import persona, sampling_params
 from gateway.session.runtime import Runtime
+from gateway.telemetry.metrics import Api
 
 # Failures are sent as an error, with this code, before the end of the session.
 FAILURE_CODES = {
@@ -28,6 +30,8 @@ FAILURE_CODES = {
 
 class WebSocketTransport(ABC):
     """The messages of one WebSocket API on one connection. See `LiveTransport`."""
+
+    api: ClassVar[Api]
 
     def __init__(self, connection: Connection, runtime: Runtime) -> None:
         self.connection = connection
@@ -73,8 +77,8 @@ class WebSocketEndpoint:
         settings = runtime.settings
         with suppress(TransportClosed), ExitStack() as reserved:
             try:
-                key = connection.authenticate(runtime)
-                slot = None if settings.accept_when_full else reserved.enter_context(runtime.admission.reserve(key))
+                caller = connection.authenticate(runtime, transport.api)
+                slot = None if settings.accept_when_full else reserved.enter_context(runtime.admission.reserve(caller))
             except TryLater as refusal:
                 await connection.deny(problems.response(refusal, settings.retry_after))
                 return
@@ -87,7 +91,7 @@ class WebSocketEndpoint:
                 params = await transport.handshake()
                 agent, sampling = persona(params, runtime), sampling_params(params, runtime)
                 on_gap, limits = params.on_gap or "wait", transport.limits()
-                async with open_live_session(runtime, agent, sampling, on_gap, key, limits, slot) as session:
+                async with open_live_session(runtime, agent, sampling, caller, on_gap, limits, slot) as session:
                     ended = await session.run(transport)
             except GatewayError as refusal:
                 reserved.close()

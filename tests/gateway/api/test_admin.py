@@ -89,8 +89,8 @@ async def test_sessions_are_listed_and_ended(admin, app, ask: Ask, engine):
     answer = asyncio.create_task(ask(max_steps=400))
     await asyncio.sleep(0.05)
     turn, recorded = (await admin.get("/admin/sessions")).json()["sessions"]
-    assert (turn["id"], turn["kind"], turn["voice"]) == (kept, "turn", "NATM1")
-    assert (recorded["kind"], recorded["voice"]) == ("recorded", "NATF0")
+    assert (turn["id"], turn["kind"], turn["api"], turn["voice"]) == (kept, "turn", "rest", "NATM1")
+    assert (recorded["kind"], recorded["api"], recorded["voice"]) == ("recorded", "rest", "NATF0")
     for session in (turn, recorded):
         assert (await admin.delete(f"/admin/sessions/{session['id']}")).status_code == 204
     assert (await answer).status_code == 503

@@ -15,6 +15,7 @@ from gateway.api.disconnect import ABORT, ClientGone, while_connected
 from gateway.engine.fake import FakeBackend
 from gateway.errors import EngineUnavailable
 from gateway.settings import Settings
+from tests.series import total
 
 Make = Callable[..., bytes]
 
@@ -78,7 +79,7 @@ def free(app: FastAPI, engine: FakeBackend) -> bool:
 
 
 def ended(app: FastAPI, reason: str) -> float:
-    return app.state.runtime.metrics.registry.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
+    return total(app.state.runtime.metrics, "personaplex_ended_total", reason=reason)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -53,8 +53,8 @@ async def test_metrics_count_frames_stages_and_ends(client: httpx.AsyncClient, a
     assert found["personaplex_frames_total"] == 6
     assert found["personaplex_frame_seconds_count"] == 5
     assert {found[f"personaplex_stage_seconds_count[{stage}]"] for stage in ("encode", "temporal", "decode")} == {5}
-    assert found["personaplex_ended_total[completed]"] == 1
-    assert found["personaplex_ended_total[engine]"] == 1
+    assert found["personaplex_ended_total[completed][rest]"] == 1
+    assert found["personaplex_ended_total[engine][rest]"] == 1
     assert found["personaplex_rtf_count"] == 1
     assert found["personaplex_setup_seconds_count"] == 1
     assert found["personaplex_time_to_first_audio_seconds_count"] == 1

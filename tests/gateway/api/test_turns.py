@@ -14,7 +14,10 @@ from gateway.audio.wav import wav
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import UnknownConversation
 from gateway.session import request as question
+from gateway.session.caller import Caller
 from gateway.session.persona import Persona
+from gateway.telemetry.metrics import Api
+from tests.series import total
 
 SAMPLING = SamplingParams(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
 
@@ -69,7 +72,7 @@ async def test_a_turn_session_ends_after_its_idle_time(ask, app):
     await asyncio.sleep(0.2)
     assert app.state.runtime.admission.taken == 0
     assert (await ask(conversation_id=name)).status_code == 404
-    assert 'personaplex_ended_total{reason="idle"} 1.0' in app.state.runtime.metrics.text().decode()
+    assert total(app.state.runtime.metrics, "personaplex_ended_total", api="rest", reason="idle") == 1
 
 
 async def test_a_turn_session_ends_after_its_maximum_duration(ask, app):
@@ -81,7 +84,7 @@ async def test_a_turn_session_ends_after_its_maximum_duration(ask, app):
     assert answer.status_code == 404
     async with asyncio.timeout(5):
         await app.state.runtime.admission.empty.wait()
-    assert 'personaplex_ended_total{reason="max_duration"} 1.0' in app.state.runtime.metrics.text().decode()
+    assert total(app.state.runtime.metrics, "personaplex_ended_total", api="rest", reason="max_duration") == 1
 
 
 @pytest.mark.parametrize("how", ["deleted", "idle", "drained", "its last turn"])
@@ -118,7 +121,7 @@ async def test_a_turn_session_may_end_while_the_next_turn_is_uploaded(ask, clien
 
 async def test_no_turn_begins_while_the_session_is_ending(app):
     """As when both are due in the same pass of the event loop."""
-    kept = app.state.runtime.turn_sessions.new(Persona("NATF0", ""), SAMPLING, None)
+    kept = app.state.runtime.turn_sessions.new(Persona("NATF0", ""), SAMPLING, Caller(Api.REST))
     async with kept.turn():
         pass
     ending = asyncio.create_task(app.state.runtime.turn_sessions.end_waiting())

@@ -21,7 +21,10 @@ import soundfile
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
 
+from gateway.session.caller import Caller
+from gateway.telemetry.metrics import Api
 from tests.gateway.websocket.conftest import Server
+from tests.series import total
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "gateway" / "client-ts"
@@ -155,22 +158,17 @@ async def test_keys_are_sent(serve: Callable[..., Any], run: Run) -> None:
         assert (await run("converse", server.url))["error"]["code"] == "unauthorized"
 
 
-def refusals(server: Server) -> float:
-    labels = {"reason": "capacity"}
-    return server.runtime.metrics.registry.get_sample_value("personaplex_refused_total", labels) or 0.0
-
-
 @pytest.mark.parametrize("accepts", [True, False])
 async def test_a_full_server_is_asked_again(serve: Callable[..., Any], run: Run, accepts: bool) -> None:
     async with serve(slots=1, accept_when_full=accepts, retry_after=3) as server:
-        slot = server.runtime.admission.acquire()
+        slot = server.runtime.admission.acquire(Caller(Api.REST))
         for kind in ("converse", "respond"):
             error = (await run(kind, server.url))["error"]
             assert (error["name"], error["code"]) == ("ServerBusyError", "at-capacity")
             assert error["retryAfter"] == (1 if kind == "converse" else 3)
         waiting = asyncio.create_task(run("converse", server.url, client={"waitWhenFull": 30}))
-        refused = refusals(server)
-        while refusals(server) == refused:  # noqa: ASYNC110
+        refused = total(server.runtime.metrics, "personaplex_refused_total")
+        while total(server.runtime.metrics, "personaplex_refused_total") == refused:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         slot.release()
         assert (await waiting)["answer"]["ready"]["voice"] == "NATF0"

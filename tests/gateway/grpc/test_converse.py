@@ -18,6 +18,7 @@ from gateway.audio.stream import to_bytes
 from gateway.session.recorded import split
 from gateway.settings import Settings
 from tests.gateway.grpc.conftest import END, FRAME, audio, noise, pieces, receive_all, start
+from tests.series import total
 
 FIXED = {"text_prompt": "You are Ana.", "voice": "NATF0", "include_tokens": True, "sampling": pb.Sampling(seed=1)}
 
@@ -217,7 +218,7 @@ class TestLimits:
             await call.write(audio(bytes(40 * 7680)))
             async with asyncio.timeout(5):
                 await runtime.admission.empty.wait()
-            assert 'personaplex_ended_total{reason="slow_client"} 1.0' in runtime.metrics.text().decode()
+            assert total(runtime.metrics, "personaplex_ended_total", api="grpc", reason="slow_client") == 1
             received = await receive_all(call)
             assert received.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert received.trailing["personaplex-reason"] == "slow_client"
@@ -236,7 +237,7 @@ async def test_flow_control_limits_a_client_that_sends_ahead(stub, engine, runti
                 sent += 10
     # The capacity of the input queue and the transport's buffers, and the frames processed meanwhile.
     assert sent < 250
-    assert runtime.metrics.registry.get_sample_value("personaplex_dropped_frames_total") == 0
+    assert total(runtime.metrics, "personaplex_dropped_frames_total", api="grpc") == 0
     call.cancel()
 
 
@@ -246,7 +247,7 @@ async def test_a_cancelled_rpc_frees_the_slot(talk_open, runtime):
     call.cancel()
     async with asyncio.timeout(2):
         await runtime.admission.empty.wait()
-    assert 'personaplex_ended_total{reason="disconnected"} 1.0' in runtime.metrics.text().decode()
+    assert total(runtime.metrics, "personaplex_ended_total", api="grpc", reason="disconnected") == 1
 
 
 async def test_a_lost_connection_frees_the_slot(server, runtime):
@@ -288,7 +289,7 @@ class TestHalfOpen:
         swallow.set()
         async with asyncio.timeout(5):
             await runtime.admission.empty.wait()
-        assert 'personaplex_ended_total{reason="disconnected"} 1.0' in runtime.metrics.text().decode()
+        assert total(runtime.metrics, "personaplex_ended_total", api="grpc", reason="disconnected") == 1
         call.cancel()
         await channel.close()
         proxy.close()

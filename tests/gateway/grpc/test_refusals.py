@@ -14,6 +14,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc
 from gateway.audio.wav import wav
 from gateway.settings import Settings
 from tests.gateway.grpc.conftest import END, audio, noise, receive_all, start
+from tests.series import total
 
 QUESTION = pb.RespondRequest(audio=wav(noise(5), 24_000), max_steps=3)
 
@@ -171,5 +172,4 @@ class TestDraining:
             await answer
         assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
         await runtime.sessions.drain()
-        text = runtime.metrics.text().decode()
-        assert 'personaplex_ended_total{reason="drained"} 2.0' in text
+        assert total(runtime.metrics, "personaplex_ended_total", api="grpc", reason="drained") == 2

@@ -14,6 +14,7 @@ import pytest
 from tests.gateway.openai.conftest import DELTA, PATH, Caller, Serve, Server, call
 from tests.gateway.websocket.conftest import FRAME
 from tests.gateway.websocket.test_ends import framed, never_read_from
+from tests.series import total
 
 
 async def refused(server: Server, **options: Any) -> tuple[dict[str, Any], int | None]:
@@ -41,6 +42,8 @@ async def test_a_full_server_refuses_and_takes_the_next_caller_later(serve: Serv
             error, code = await refused(server)
             assert (error["type"], error["code"], code) == ("server_error", "server_overloaded", 1013)
         await server.until_free()
+        assert total(server.runtime.metrics, "personaplex_refused_total", api="live", reason="capacity") == 1
+        assert total(server.runtime.metrics, "personaplex_ended_total", api="live") == 1
         async with call(server) as third:
             await third.start()
             await third.close()

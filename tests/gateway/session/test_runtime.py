@@ -12,14 +12,17 @@ from gateway.engine.fake import FakeBackend
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import AtCapacity, AudioError, EngineUnavailable, PromptTooLong, SlowClient, UnknownVoice
 from gateway.manifest import Manifest
+from gateway.session.caller import Caller
 from gateway.session.leases import ConversationLease
 from gateway.session.persona import Persona
 from gateway.session.recorded import RecordedResponse
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Api, Metrics
+from tests.series import total
 
 SAMPLING = SamplingParams(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
+CALLER = Caller(Api.REST)
 ANA = Persona("NATF0", "You are Ana.")
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 1920)).astype(np.float32)
 
@@ -30,7 +33,7 @@ def runtime(models: Path, manifest: Manifest, engine: FakeBackend) -> Runtime:
 
 
 def ended(runtime: Runtime, reason: str) -> float:
-    return runtime.metrics.registry.get_sample_value("personaplex_ended_total", {"reason": reason}) or 0.0
+    return total(runtime.metrics, "personaplex_ended_total", api="rest", reason=reason)
 
 
 async def talk(call: ConversationLease, frames: int = 6) -> list[list[int]]:
@@ -41,7 +44,7 @@ async def talk(call: ConversationLease, frames: int = 6) -> list[list[int]]:
 
 
 async def test_a_call_holds_a_slot_and_gives_it_back(runtime: Runtime, engine: FakeBackend):
-    async with runtime.leases.open(ANA, SAMPLING) as call:
+    async with runtime.leases.open(ANA, SAMPLING, CALLER) as call:
         assert runtime.admission.taken == 1
         await talk(call)
     assert runtime.admission.taken == 0
@@ -63,7 +66,7 @@ async def test_however_a_call_ends_it_is_released_and_counted(
     runtime: Runtime, engine: FakeBackend, error: BaseException, reason: str
 ):
     with pytest.raises(type(error)):
-        async with runtime.leases.open(ANA, SAMPLING):
+        async with runtime.leases.open(ANA, SAMPLING, CALLER):
             raise error
     assert runtime.admission.taken == 0
     assert engine.opened == engine.closed
@@ -77,17 +80,17 @@ async def test_however_a_call_ends_it_is_released_and_counted(
 async def test_what_can_be_refused_is_refused_before_a_slot_is_taken(
     runtime: Runtime, engine: FakeBackend, persona: Persona, error: type[Exception]
 ):
-    async with runtime.leases.open(ANA, SAMPLING), runtime.leases.open(ANA, SAMPLING):
+    async with runtime.leases.open(ANA, SAMPLING, CALLER), runtime.leases.open(ANA, SAMPLING, CALLER):
         with pytest.raises(error):
-            async with runtime.leases.open(persona, SAMPLING):
+            async with runtime.leases.open(persona, SAMPLING, CALLER):
                 pass
         assert runtime.admission.taken == 2
 
 
 async def test_a_third_call_on_two_slots_opens_nothing(runtime: Runtime, engine: FakeBackend):
-    async with runtime.leases.open(ANA, SAMPLING), runtime.leases.open(ANA, SAMPLING):
+    async with runtime.leases.open(ANA, SAMPLING, CALLER), runtime.leases.open(ANA, SAMPLING, CALLER):
         with pytest.raises(AtCapacity):
-            async with runtime.leases.open(ANA, SAMPLING):
+            async with runtime.leases.open(ANA, SAMPLING, CALLER):
                 pass
         assert runtime.admission.taken == 2
     assert runtime.admission.taken == 0
@@ -104,7 +107,7 @@ async def test_a_slot_is_not_free_before_its_rows_are(
 
     monkeypatch.setattr(engine, "release", release)
     async with asyncio.timeout(1):
-        async with runtime.leases.open(ANA, SAMPLING):
+        async with runtime.leases.open(ANA, SAMPLING, CALLER):
             pass
     assert runtime.admission.taken == 1  # the lease has ended after `release_wait`; the slot is not free yet
     released.set()
@@ -116,7 +119,7 @@ async def test_a_call_cancelled_while_it_is_released_is_released_all_the_same(ru
     runtime.leases._release_wait = 60
 
     async def run() -> None:
-        async with runtime.leases.open(ANA, SAMPLING) as call:
+        async with runtime.leases.open(ANA, SAMPLING, CALLER) as call:
             await call.conversation.start()
             engine.delay = 0.05
 
@@ -133,7 +136,7 @@ async def test_a_call_cancelled_while_it_is_released_is_released_all_the_same(ru
 async def test_a_recorded_voice_is_encoded_in_the_slot_that_then_starts_from_clean_state(
     runtime: Runtime, engine: FakeBackend
 ):
-    async with runtime.leases.open(Persona(NOISE.reshape(-1)[:10_000], ""), SAMPLING) as call:
+    async with runtime.leases.open(Persona(NOISE.reshape(-1)[:10_000], ""), SAMPLING, CALLER) as call:
         await call.conversation.start()
     columns, embeddings = engine.prefills[-1].steps, engine.prefills[-1].embeddings
     assert len(embeddings) == 0
@@ -145,7 +148,7 @@ async def test_a_recorded_voice_is_encoded_in_the_slot_that_then_starts_from_cle
 async def test_an_engine_that_fails_while_a_voice_is_encoded_leaves_nothing_open(runtime: Runtime, engine: FakeBackend):
     engine.down = True
     with pytest.raises(EngineUnavailable):
-        async with runtime.leases.open(Persona(NOISE.reshape(-1), ""), SAMPLING):
+        async with runtime.leases.open(Persona(NOISE.reshape(-1), ""), SAMPLING, CALLER):
             pass
     assert runtime.admission.taken == 0
     assert (engine.opened, engine.closed) == (1, 1)
@@ -158,7 +161,9 @@ async def test_conversations_at_once_give_what_each_gives_alone(models: Path, ma
 
     async def run(seed: int) -> list[list[int]]:
         sampling = SamplingParams(seed, 0.8, 250, 0.7, 25)
-        async with runtime.leases.open(Persona("NATM1" if seed % 2 else "NATF0", f"You are {seed}."), sampling) as call:
+        async with runtime.leases.open(
+            Persona("NATM1" if seed % 2 else "NATF0", f"You are {seed}."), sampling, CALLER
+        ) as call:
             reply = RecordedResponse(call.conversation, NOISE.reshape(-1) * np.float32(seed / 8), manifest, 12)
             return [frame.codes.tolist() async for frame in reply.frames()]
 

@@ -8,9 +8,10 @@ import pytest
 from opentelemetry.trace import NoOpTracer
 
 from gateway.engine.conversation import Conversation
+from gateway.session.caller import Caller
 from gateway.session.record import ConversationRecord
 from gateway.session.stats import SessionStats
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Api, Metrics
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def record(metrics: Metrics) -> ConversationRecord:
-    return ConversationRecord("7", None, "NATF0", metrics, NoOpTracer())
+    return ConversationRecord("7", Caller(Api.LIVE), "NATF0", metrics, NoOpTracer())
 
 
 @pytest.fixture

@@ -16,11 +16,13 @@ from gateway.engine.sampling import SamplingParams
 from gateway.errors import GatewayError, UnknownSystemPrompt, UnknownVoice
 from gateway.manifest import Manifest
 from gateway.session import warmup as warm
+from gateway.session.caller import Caller
 from gateway.session.persona import SYSTEM_PROMPTS, prefix_of_preset
 from gateway.session.runtime import Runtime
 from gateway.session.tokenizer import Tokenizer
 from gateway.session.warmup import prefix_of
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Api
 from gateway.voices.registry import VoiceRegistry
 
 SAMPLING = SamplingParams(1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
@@ -146,7 +148,7 @@ async def test_a_full_server_stays_ready_after_an_outage_that_its_conversations_
     async with running(manifest, engine, "NATF0") as runtime:
         runtime.readiness.period = 0
         await until(lambda: runtime.warmup._warm)
-        slots = [runtime.admission.acquire() for _ in range(manifest.slots)]
+        slots = [runtime.admission.acquire(Caller(Api.REST)) for _ in range(manifest.slots)]
         engine.down = True
         await until(lambda: not runtime.warmup._warm)
         assert not await runtime.warmup.ready()
@@ -160,7 +162,7 @@ async def test_a_full_server_stays_ready_after_an_outage_that_its_conversations_
 async def test_it_waits_for_a_slot(manifest: Manifest, engine: FakeBackend):
     engine.down = True
     async with running(manifest, engine, "NATF0") as runtime:
-        slots = [runtime.admission.acquire() for _ in range(manifest.slots)]
+        slots = [runtime.admission.acquire(Caller(Api.REST)) for _ in range(manifest.slots)]
         engine.down = False
         await asyncio.sleep(0.05)
         assert engine.opened == 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import product
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.telemetry.metrics import REFUSALS, Metrics
+from gateway.telemetry.metrics import REFUSALS, Api, Metrics
+from tests.series import total
 
 SLOTS = 3
 SAMPLE = re.compile(r'(?P<name>[a-z][a-z0-9_]*)(?:\{(?P<labels>(?:[a-z_]+="[^"\\\n]*",?)+)\})? (?P<value>\S+)\Z')
@@ -26,11 +28,16 @@ def metrics() -> Metrics:
     metrics = Metrics(SLOTS)
     metrics.frames.inc(3)
     for size, seconds in enumerate((0.05, 0.09), 2):
-        for stage in (metrics.frame_seconds, metrics.input_to_output_seconds, metrics.encode, metrics.temporal):
+        for stage in (
+            metrics.frame_seconds,
+            metrics.of[Api.LIVE].input_to_output_seconds,
+            metrics.encode,
+            metrics.temporal,
+        ):
             stage.observe(seconds)
         metrics.batch_size.observe(size)
         metrics.input_queue_frames.observe(size)
-    metrics.late_frames.inc()
+    metrics.of[Api.LIVE].late_frames.inc()
     metrics.prefill_steps.inc(7)
     metrics.cached_steps.inc(30)
     return metrics
@@ -138,16 +145,19 @@ def test_buckets_add_up(page: str):
     ],
 )
 def test_values(metrics: Metrics, name: str, value: float):
-    assert metrics.registry.get_sample_value(name) == pytest.approx(value)
+    assert total(metrics, name) == pytest.approx(value)
 
 
 def test_80_ms_is_a_bucket_of_its_own_neighbourhood(page: str):
     for name in ("personaplex_frame_seconds", "personaplex_input_to_output_seconds"):
-        counts = {edge: f'{name}_bucket{{le="{edge}"}} {count}\n' for edge, count in (("0.08", 1.0), ("0.09", 2.0))}
+        label = 'api="live",' if name.startswith("personaplex_input") else ""
+        counts = {
+            edge: f'{name}_bucket{{{label}le="{edge}"}} {count}\n' for edge, count in (("0.08", 1.0), ("0.09", 2.0))
+        }
         assert all(line in page for line in counts.values())
 
 
 def test_every_refusal_has_a_series_before_its_first_event():
     registry = Metrics(1).registry
-    for reason in REFUSALS:
-        assert registry.get_sample_value("personaplex_refused_total", {"reason": reason}) == 0
+    for api, reason in product(Api, REFUSALS):
+        assert registry.get_sample_value("personaplex_refused_total", {"api": api, "reason": reason}) == 0

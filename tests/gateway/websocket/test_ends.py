@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from tests.gateway.websocket.conftest import END, FRAME, Server, receive_all, start
+from tests.series import total
 
 PATHS = ["/v1/converse", "/api/chat"]
 
@@ -245,10 +246,7 @@ async def test_a_client_that_disconnects_leaves_nothing_behind(serve: Callable[.
             client.transport.abort()
             await server.until_free()
         if when != "connected":
-            ended = server.runtime.metrics.registry.get_sample_value(
-                "personaplex_ended_total", {"reason": "disconnected"}
-            )
-            assert ended == 5
+            assert total(server.runtime.metrics, "personaplex_ended_total", reason="disconnected") == 5
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gateway.engine.fake import FakeBackend
 from gateway.engine.sampling import SamplingParams
 from gateway.manifest import Manifest
+from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.limits import LiveLimits, OnGap
@@ -24,9 +25,11 @@ from gateway.session.persona import Persona
 from gateway.session.recorded import RecordedResponse
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Api, Metrics
+from tests.series import total
 
 SAMPLING = SamplingParams(seed=1, audio_temperature=0.8, audio_top_k=250, text_temperature=0.7, text_top_k=25)
+CALLER = Caller(Api.CONVERSE)
 ANA = Persona("NATF0", "You are Ana.")
 FRAME = 1920
 FRAME_S = 0.08
@@ -82,12 +85,12 @@ def runtime(models: Path, manifest: Manifest, engine: FakeBackend) -> Runtime:
 
 
 def metric(runtime: Runtime, name: str, **labels: str) -> float:
-    return runtime.metrics.registry.get_sample_value(f"personaplex_{name}", labels) or 0.0
+    return total(runtime.metrics, f"personaplex_{name}", **labels)
 
 
 async def offline(runtime: Runtime, pcm: NDArray[np.float32], frames: int) -> list[list[int]]:
     """Tokens [frames, 9] of a recorded request with the same audio."""
-    async with runtime.leases.open(ANA, SAMPLING) as lease:
+    async with runtime.leases.open(ANA, SAMPLING, CALLER) as lease:
         reply = RecordedResponse(lease.conversation, pcm, runtime.manifest, frames)
         return [[frame.text_token, *frame.codes.tolist()] async for frame in reply.frames()]
 
@@ -216,10 +219,10 @@ def connect(runtime: Runtime) -> Connect:
         on_gap: OnGap = "wait", reads: bool = True, sampling: SamplingParams = SAMPLING, **limits: float
     ) -> AsyncIterator[Client]:
         client = Client(reads=reads)
-        async with runtime.leases.open(ANA, sampling) as lease:
+        async with runtime.leases.open(ANA, sampling, CALLER) as lease:
             chosen = replace(LiveLimits(), **limits)  # type: ignore[arg-type]
             clock = asyncio.get_running_loop().time
-            client.session = LiveSession(lease, runtime, ANA, sampling, on_gap, chosen, clock)
+            client.session = LiveSession(lease, runtime, ANA, sampling, CALLER.api, on_gap, chosen, clock)
             running = asyncio.create_task(client.run())
             try:
                 yield client
