@@ -11,7 +11,10 @@ from pythonjsonlogger.json import JsonFormatter
 from gateway.settings import LogFormat, LogLevel
 from gateway.telemetry.requests import request_id
 
-_RESERVED = frozenset({*RESERVED_ATTRS, "taskName"})
+# uvicorn's `color_message` repeats the message.
+_RESERVED = frozenset({*RESERVED_ATTRS, "taskName", "color_message"})
+_PER_REQUEST = ("uvicorn.access", "httpx")
+"""Loggers with a line per request: probes come every few seconds, and conversations have lines of their own."""
 
 
 def configure(level: LogLevel, form: LogFormat) -> None:
@@ -20,6 +23,9 @@ def configure(level: LogLevel, form: LogFormat) -> None:
     handler.addFilter(add_request)
     handler.setFormatter(formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    if level == "info":
+        for name in _PER_REQUEST:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def formatter(form: LogFormat) -> logging.Formatter:
@@ -27,7 +33,8 @@ def formatter(form: LogFormat) -> logging.Formatter:
     if form == "text":
         return _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     names = {"levelname": "level", "name": "logger", "exc_info": "exception", "timestamp": "time"}
-    return JsonFormatter(["levelname", "name", "message"], timestamp=True, rename_fields=names)
+    columns = ["levelname", "name", "message"]
+    return JsonFormatter(columns, timestamp=True, rename_fields=names, reserved_attrs=sorted(_RESERVED))
 
 
 def add_request(record: logging.LogRecord) -> bool:

@@ -134,7 +134,11 @@ async def _grpc(stub: PersonaPlexStub, rounds: int, seconds: float) -> float | N
         await over.wait()
 
     call = await begin(lambda: stub.Converse(messages()), rounds)
-    if call.done():
+    try:
+        accepted = await call.read() is not grpc.aio.EOF
+    except grpc.aio.AioRpcError:
+        accepted = False
+    if not accepted:
         code = await call.code()
         assert code in RETRIABLE, code
         return monotonic()

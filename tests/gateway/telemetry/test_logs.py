@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 
-from gateway.settings import LogFormat
-from gateway.telemetry.logs import add_request, formatter
+import pytest
+
+from gateway.settings import LogFormat, LogLevel
+from gateway.telemetry.logs import add_request, configure, formatter
 from gateway.telemetry.requests import begin_request, request_id
 
 
@@ -27,6 +29,20 @@ def test_a_json_line_has_the_fields_by_name():
 
 def test_a_text_line_has_them_after_the_message():
     assert line("text", api="grpc", seconds=1.5).endswith(" INFO some.place: it is done api=grpc seconds=1.5")
+
+
+def test_fields_that_repeat_the_message_are_left_out():
+    assert "color_message" not in line("json", color_message="it is done")
+    assert "color_message" not in line("text", color_message="it is done")
+
+
+@pytest.mark.parametrize(("level", "shown"), [("info", False), ("debug", True)])
+def test_lines_per_request_need_the_level_debug(level: LogLevel, shown: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    for name in ("uvicorn.access", "httpx"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.INFO)
+    configure(level, "json")
+    assert [logging.getLogger(name).level == logging.INFO for name in ("uvicorn.access", "httpx")] == [shown, shown]
 
 
 def test_an_error_has_its_traceback_in_the_same_json_line():
