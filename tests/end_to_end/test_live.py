@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from openai import APIStatusError, AsyncOpenAI, OpenAI
 from websockets.sync.client import connect
 
 from tests.clients.conftest import QUESTION, python_of, run_client, spoken
@@ -85,6 +84,8 @@ class Heard:
 
 @pytest.mark.long
 async def test_openai_python_async_holds_a_call(tiny_service: Service, spoken: list[str]) -> None:
+    from openai import AsyncOpenAI
+
     heard = Heard()
     async with AsyncOpenAI(api_key="K", base_url=f"{tiny_service.url}/v1").live.connect() as connection:
 
@@ -116,6 +117,8 @@ async def test_openai_python_async_holds_a_call(tiny_service: Service, spoken: l
 
 @pytest.mark.long
 def test_openai_python_sync_holds_a_call(tiny_service: Service, spoken: list[str]) -> None:
+    from openai import OpenAI
+
     heard = Heard()
     with OpenAI(api_key="K", base_url=f"{tiny_service.url}/v1").live.connect() as connection:
 
@@ -144,6 +147,8 @@ def test_openai_python_sync_holds_a_call(tiny_service: Service, spoken: list[str
 
 
 def test_openai_python_is_told_what_is_not_there(tiny_service: Service) -> None:
+    from openai import APIStatusError, OpenAI
+
     client = OpenAI(api_key="K", base_url=f"{tiny_service.url}/v1", max_retries=0)
     with pytest.raises(APIStatusError) as caught:
         client.live.create(session={"model": "gpt-live-1"}, transport={"type": "webrtc", "sdp": "v=0"})

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, OpenAI
 from websockets.sync.client import connect
 
 from gateway.api.openai.realtime_responses import CANCEL_FRAMES
@@ -67,6 +66,8 @@ class Received:
 
 @pytest.mark.long
 async def test_openai_python_async_holds_a_call(tiny_service: Service, realtime_texts: list[str]) -> None:
+    from openai import AsyncOpenAI
+
     received = Received()
     client = AsyncOpenAI(api_key="K", base_url=f"{tiny_service.url}/v1")
     async with client.realtime.connect(model="gpt-realtime") as connection:
@@ -92,6 +93,8 @@ async def test_openai_python_async_holds_a_call(tiny_service: Service, realtime_
 
 @pytest.mark.long
 def test_openai_python_sync_holds_a_call(tiny_service: Service, realtime_texts: list[str]) -> None:
+    from openai import OpenAI
+
     received = Received()
     client = OpenAI(api_key="K", base_url=f"{tiny_service.url}/v1")
     with client.realtime.connect(model="gpt-realtime") as connection:
