@@ -65,8 +65,7 @@ def test_live_users_receive_every_frame(load: Callable[..., Result], api: Api, t
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["stats"][api.value]["received"] == 3 * FRAMES
     per_frame = found["cpu_ms_per_frame"]
-    assert per_frame["gateway"] > 0
-    assert per_frame["triton"] > per_frame["client"] > 0
+    assert min(per_frame[part] for part in ("gateway", "triton", "client")) > 0
     assert {"temporal", "mimi_encoder", "triton", "gateway"} <= set(found["cpu_seconds"])
 
 
