@@ -65,7 +65,8 @@ export class Session extends EventTarget {
         else problem = ofEnd(ended);
       }
     } catch (error) {
-      if (error instanceof Problem) problem = error;
+      // A call that is given up throws the signal's AbortError.
+      if (error instanceof Problem || this.#cancelled) problem = error;
       else problem = error.code ? ofError(error, key) : new Problem("error", error.message);
     } finally {
       clearInterval(watch);
