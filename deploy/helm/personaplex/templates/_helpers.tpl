@@ -132,6 +132,8 @@ command:
 - {path: /, type: Exact}
 - {path: /page, type: {{ . }}}
 - {path: /v1, type: {{ . }}}
+- {path: /asyncapi.json, type: Exact}
+- {path: /personaplex.proto, type: Exact}
 - {path: /api/chat, type: Exact}
 - {path: /gated/api/chat, type: Exact}
 - {path: /docs, type: Exact}
