@@ -1,6 +1,6 @@
-# make demo: send a recording through the whole service. make test: the short tests. Every target sets up .venv itself.
+# make demo: ask the small speaking model a question. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-libraries bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
+.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-libraries bench-answers bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -28,11 +28,11 @@ $(DEV): $(STAMP) requirements-dev.lock
 	@.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: -r requirements-dev.lock
 	@touch $@
 
-demo: $(STAMP) ## build tiny models, serve them, send tests/data/question.wav, write answer.wav
-	@$(BIN)/personaplex demo --input tests/data/question.wav --output answer.wav --folder build/demo
+demo: $(STAMP) ## serve the small speaking model, ask it a recorded question, write answer.wav
+	@$(BIN)/personaplex demo --output answer.wav --folder build/demo
 
 # More of its options in LOADTEST, such as LOADTEST="--fake-device h200"; .venv/bin/python -m loadtest --help has them all.
-loadtest: $(DEV) ## load tiny models with users in real time: USERS=32 SECONDS=60 API=grpc|websocket|live|realtime|twilio|rest|mixed
+loadtest: $(DEV) ## load the small speaking model with users in real time: USERS=32 SECONDS=60 API=grpc|websocket|live|realtime|twilio|rest|mixed
 	@$(BIN)/python -m loadtest --users $(USERS) --seconds $(SECONDS) --api $(API) $(LOADTEST)
 
 soak: $(DEV) ## start and end conversations over every API, check that memory stays level: MINUTES=30
@@ -47,6 +47,9 @@ bench-overhead: $(DEV) ## what the gateway and Triton add to the four graphs, fo
 
 bench-libraries: $(DEV) ## calls to Triton and Opus in Ogg: our code beside libraries
 	@$(BIN)/python -m loadtest.bench.service.libraries
+
+bench-answers: $(DEV) ## how well the small speaking model answers: intents, turns, interruptions, roles, voices
+	@$(BIN)/python -m loadtest.bench.service.answers $(BENCH)
 
 bench-start: $(DEV) ## how fast a conversation starts, and what its prefill costs live users
 	@$(BIN)/python -m loadtest.bench.service.start

@@ -48,7 +48,9 @@ def main(
     spawn_rate: Annotated[float, typer.Option(min=0.1, help="Users started per second.")] = 50.0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for the last frames to arrive.")] = 2.0,
     recording: Annotated[Path, typer.Option(help="What they send.")] = RECORDING,
-    models: Annotated[Path | None, typer.Option(help="A built repository. [default: tiny models, built now]")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="A built repository. [default: the small speaking model, built now]")
+    ] = None,
     fake_device: Annotated[
         Profile | None, typer.Option(help="Serve models that take this GPU's time for the 7B, but compute nothing.")
     ] = None,
@@ -90,7 +92,9 @@ def main(
         result = run(at, plan, api.value, spawn_rate, results)
         write(result, results)
         if record_as is not None:
-            models_are = f"fake device {fake_device.value}" if fake_device else str(models or "tiny models")
+            models_are = (
+                f"fake device {fake_device.value}" if fake_device else str(models or "the small speaking model")
+            )
             setup = f"{models_are}; {count} users over {api.value} for {seconds:g} s; {date}"
             record(result, setup, ROOT / "loadtest" / "results" / f"{record_as}-{count}")
         return result

@@ -1,4 +1,4 @@
-"""Build tiny models and run `personaplex serve` as a process of its own, from this source tree or another one."""
+"""Build small models and run `personaplex serve` as a process of its own, from this source tree or another one."""
 
 from __future__ import annotations
 
@@ -48,11 +48,23 @@ class Server:
         return found[_BATCH_SUM], found[_BATCH_COUNT]
 
 
-def build_tiny(folder: Path, slots: int, tree: Path = ROOT) -> Path:
-    """Build tiny models for `slots` conversations with the code of `tree`; return the repository. Raises NoServer."""
-    checkpoint, models = folder / "checkpoint", folder / "models"
-    _personaplex(tree, "tiny", str(checkpoint.resolve()), "--force")
-    _personaplex(tree, "build", str(checkpoint.resolve()), str(models.resolve()), "--slots", str(slots), "--force")
+def build_tiny(folder: Path, slots: int) -> Path:
+    """Build the small speaking model for `slots` conversations; return the repository. Raises NoServer."""
+    checkpoint = (folder / "checkpoint").resolve()
+    _personaplex(ROOT, "tiny", str(checkpoint), "--force")
+    return _built(checkpoint, folder, slots, ROOT)
+
+
+def build_random(folder: Path, slots: int, tree: Path = ROOT) -> Path:
+    """Build tiny models of random weights with the code of `tree`; return the repository. Raises NoServer."""
+    checkpoint = (folder / "checkpoint").resolve()
+    _personaplex(ROOT, "tiny", str(checkpoint), "--random", "--force")
+    return _built(checkpoint, folder, slots, tree)
+
+
+def _built(checkpoint: Path, folder: Path, slots: int, tree: Path) -> Path:
+    models = folder / "models"
+    _personaplex(tree, "build", str(checkpoint), str(models.resolve()), "--slots", str(slots), "--force")
     return models
 
 

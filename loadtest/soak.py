@@ -40,7 +40,9 @@ def main(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two samples of the processes.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of the random lengths, APIs and ends.")] = 1,
     recording: Annotated[Path, typer.Option(help="What users send.")] = RECORDING,
-    models: Annotated[Path | None, typer.Option(help="A built repository. [default: tiny models, built now]")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="A built repository. [default: the small speaking model, built now]")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Where models and results go.")] = Path("build/soak"),
 ) -> None:
     """Load `personaplex serve` with churn users. Exit status 1 if the test did not pass, 2 if it did not run."""

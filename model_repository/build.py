@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from model_repository.checkpoint.folder import Checkpoint
+from model_repository.checkpoint.folder import EVALUATION_FOLDER, Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, SAMPLE_RATE, Geometry
 from model_repository.checkpoint.voice import Voice
 from model_repository.errors import BuildError
@@ -130,6 +130,8 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
     report("voices", _VOICES_AT)
     voices = write_voices((source.voice(name) for name in source.voices), out)
     shutil.copyfile(source.tokenizer, out / TOKENIZER)
+    if source.evaluation is not None:
+        shutil.copytree(source.evaluation, out / EVALUATION_FOLDER)
 
     report("checksums", 0.93)
     files = {

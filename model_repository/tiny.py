@@ -1,4 +1,4 @@
-"""Writes a small random checkpoint in the published layout: what the demo and the tests run on.
+"""Writes a small random checkpoint in the published layout, for tests of all that does not depend on what is said.
 
 Its weights are random, so what it says is noise; its files, names, voices and tokens are those of a real one.
 """
@@ -114,7 +114,7 @@ def write_tiny_checkpoint(
         raise BuildError(f"lm.card must be above {max(SINE)}, the largest of the reference's constant codes")
     tokenizer = train_tiny_tokenizer(geometry.lm.text_card)
     try:
-        _claim(out, force)
+        claim(out, force)
         (out / TOKENIZER_FILE).write_bytes(tokenizer)
         lm = {
             name: weight.astype(_DTYPES[lm_dtype]) for name, weight in lm_weights(lm_shapes(geometry.lm), seed).items()
@@ -130,7 +130,8 @@ def write_tiny_checkpoint(
         raise BuildError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-def _claim(out: Path, force: bool) -> None:
+def claim(out: Path, force: bool) -> None:
+    """Make the folder `out` for a checkpoint. Raises BuildError if it is a file, or not empty without `force`."""
     if out.exists() and not out.is_dir():
         raise BuildError(f"{out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not force:

@@ -1,4 +1,4 @@
-"""`personaplex tiny` writes a random checkpoint; `personaplex build` builds a checkpoint into a model repository."""
+"""`personaplex tiny` writes a small checkpoint; `personaplex build` builds a checkpoint into a model repository."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from gateway.cli.console import CommandError, print_status, progress
 
 def tiny(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+    random: Annotated[bool, typer.Option("--random", help="Random weights, whose answers are noise.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of random weights. [default: 0]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Write a small checkpoint of random weights in the published layout, for tests. Its answers are noise."""
-    write_tiny(out, seed=seed, force=force)
-    print_status(f"{out}: tiny checkpoint of random weights")
+    """Write the small speaking checkpoint, which answers some fifty spoken questions, in the published layout."""
+    if random:
+        write_random(out, seed=seed or 0, force=force)
+        print_status(f"{out}: tiny checkpoint of random weights")
+        return
+    if seed is not None:
+        raise CommandError("--seed is for random weights: give --random with it")
+    write_tiny(out, force=force)
+    print_status(f"{out}: small speaking checkpoint; next: personaplex build {out} MODELS")
 
 
 def build(
@@ -45,9 +52,17 @@ def build(
     print_status(f"{models}: built for {slots} conversations; next: personaplex serve {models}")
 
 
-def write_tiny(out: Path, *, seed: int = 0, force: bool = False) -> None:
-    """Write the tiny checkpoint. Raises CommandError."""
+def write_tiny(out: Path, *, force: bool = False) -> None:
+    """Write the small speaking checkpoint. Raises CommandError."""
     # Imported here because the import of ONNX takes long and most commands do not need it.
+    from model_repository.synthetic.speaking.export import write_speaking_checkpoint
+
+    with explained():
+        write_speaking_checkpoint(out, force=force)
+
+
+def write_random(out: Path, *, seed: int = 0, force: bool = False) -> None:
+    """Write the tiny checkpoint of random weights. Raises CommandError."""
     from model_repository.tiny import write_tiny_checkpoint
 
     with explained():

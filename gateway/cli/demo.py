@@ -1,4 +1,4 @@
-"""`personaplex demo`: build and serve tiny models, send one recording over HTTP, and print the timings."""
+"""`personaplex demo`: serve the small speaking model, ask it a recorded question over HTTP, and print the answer."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ STAGES = ("encode", "temporal", "depformer", "decode")
 
 
 def demo(
-    input: Annotated[Path, typer.Option("--input", "-i", help="Recording to send.")],
+    input: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Recording to send. [default: a question that comes with it]")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="WAV file to write.")] = Path("answer.wav"),
     folder: Annotated[Path, typer.Option(help="Folder for the checkpoint and the models.")] = Path("build/demo"),
 ) -> None:
-    """Build tiny models of random weights, serve them, and send them a recording."""
+    """Build and serve the small speaking model, ask it a question, and write its spoken answer."""
     # Imported here because the import takes long and most commands do not need it.
     from gateway.cli.service import Service
+    from model_repository.synthetic.speaking.export import QUESTION, QUESTION_TEXT
 
+    recorded = input or QUESTION
     try:
-        recording = input.read_bytes()
+        recording = recorded.read_bytes()
     except OSError as error:
         raise CommandError(f"cannot read {input}: {error.strerror}") from None
     logging.basicConfig(level=logging.ERROR)
     checkpoint, models = folder / "checkpoint", folder / "models"
-    print_status(f"building tiny models in {folder}")
+    print_status(f"building the small speaking model in {folder}")
     write_tiny(checkpoint, force=True)
     write_models(checkpoint, models, force=True)
     print_status("starting Triton and the gateway")
     with Service(private_settings(models), wait=WAIT_EMBEDDED_S) as service:
-        print_status(f"POST {service.url}/v1/respond with {input}")
+        print_status(f"POST {service.url}/v1/respond with {recorded.name}")
         with Client(service.url) as client, progress("answering"):
             answer = client.respond({"audio": recording}, {"seed": "0"})
         # There is no other client to wait for.
@@ -49,7 +53,9 @@ def demo(
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from None
     Console().print(table(answer))
-    print(f"wrote {output}. The tiny model's weights are random, so the answer is noise.")
+    print(f"\nquestion: {QUESTION_TEXT if input is None else input}")
+    print(f"answer:   {answer['transcript'] or '(silence)'}")
+    print(f"wrote {output}")
 
 
 def table(answer: dict[str, Any]) -> Table:

@@ -40,11 +40,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic speech.")] = 0,
     slots: Annotated[int, typer.Option(min=1, help="Conversations to allocate memory for.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Threads per model; 0: as when served.")] = 0,
+    questions: Annotated[
+        int, typer.Option(min=0, help="Questions to ask of the checkpoint's evaluation set, if it has one.")
+    ] = 100,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the results as JSON; - prints them instead of the tables.")
     ] = None,
 ) -> None:
-    """Compare builds of one checkpoint with a reference: size, speed, and difference of the outputs."""
+    """Compare builds of one checkpoint with a reference: size, speed, difference of the outputs, answers."""
     from gateway.cli.evaluation_tables import show
     from model_repository.errors import ModelRepositoryError
     from model_repository.evaluation.evaluate import evaluate as run
@@ -66,6 +69,7 @@ def evaluate(
                 layers=layers,
                 slots=slots,
                 threads=threads,
+                questions=questions,
                 progress=bar,
             )
     except ModelRepositoryError as error:

@@ -1,4 +1,4 @@
-"""Tables of an evaluation: size and speed, quality, and error per layer."""
+"""Tables of an evaluation: size and speed, quality, answers to questions, and error per layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def show(report: Report) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    for table in (cost(report), quality(report), layers(report)):
+    for table in (cost(report), quality(report), answers(report), layers(report)):
         if table.row_count:
             console.print(table)
     for line in weights(report):
@@ -73,6 +73,19 @@ def quality(report: Report) -> Table:
             f"{found.audio.perplexity:.3g} ({found.audio.change:+.1%})",
             "never" if repository.diverges_at is None else f"frame {repository.diverges_at}",
         )
+    return table
+
+
+def answers(report: Report) -> Table:
+    """Answers to the checkpoint's evaluation set; no row where it has none."""
+    first = report.repositories[0].answers
+    groups = list(first.groups) if first else []
+    table = _table("variant", "questions", "intent accuracy", *groups, "word error")
+    for label, repository in zip(_labels(report), report.repositories, strict=True):
+        if found := repository.answers:
+            error = "install pocketsphinx" if found.word_error is None else f"{found.word_error:.1%}"
+            accuracies = [f"{share:.1%}" for share in (found.intent_accuracy, *found.groups.values())]
+            table.add_row(label, str(found.questions), *accuracies, error)
     return table
 
 

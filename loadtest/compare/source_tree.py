@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from loadtest.paths import ROOT
-from loadtest.server import NoServer, build_tiny
+from loadtest.server import NoServer, build_random
 
 _NATIVE = Path("model_repository/serving/native")
 _BUILDERS = ("model_repository/**/*.py", "model_repository/**/*.c", "model_repository/**/*.h", "gateway/cli/build.py")
@@ -44,7 +44,7 @@ class SourceTree:
         place = folder / f"models-{digest.hexdigest()[:12]}-{slots}"
         if not (place / "models" / "manifest.json").is_file():
             place.mkdir(parents=True, exist_ok=True)
-            build_tiny(place, slots, self.path)
+            build_random(place, slots, self.path)
         return place / "models"
 
 

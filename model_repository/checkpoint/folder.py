@@ -18,8 +18,10 @@ MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 MLX_MIMI_FILE = "mimi.safetensors"
 TOKENIZER_FILE = "tokenizer_spm_32k_3.model"
 CONFIG_FILE = "config.json"
+EVALUATION_FOLDER = "evaluation"
+"""Questions and their right answers (`model_repository.evaluation.questions`); most checkpoints have none."""
 
-__all__ = ["CONFIG_FILE", "LM_FILE", "MIMI_FILE", "MLX_MIMI_FILE", "TOKENIZER_FILE", "Checkpoint"]
+__all__ = ["CONFIG_FILE", "EVALUATION_FOLDER", "LM_FILE", "MIMI_FILE", "MLX_MIMI_FILE", "TOKENIZER_FILE", "Checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Checkpoint:
     mimi: TensorSource
     tokenizer: Path
     voices: Voices
+    evaluation: Path | None
+    """Folder of the evaluation set, if it has one."""
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -62,6 +66,7 @@ class Checkpoint:
             FiniteTensors(mimi, mimi_file),
             tokenizer,
             Voices(folder, geometry.lm),
+            folder / EVALUATION_FOLDER if (folder / EVALUATION_FOLDER).is_dir() else None,
         )
 
     def voice(self, name: str) -> Voice:

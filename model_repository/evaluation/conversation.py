@@ -44,11 +44,12 @@ class Prompt:
 class Conversation:
     """columns: [T + 1, 17] int64 from position P on; the last lacks what the user says in it (-1).
 
-    seconds: [T, 4], what each stage of each frame took.
+    seconds: [T, 4], what each stage of each frame took. sound: [T, 1920] float32, what the agent says.
     """
 
     columns: NDArray[np.int64]
     seconds: NDArray[np.float64]
+    sound: NDArray[np.float32]
 
 
 class Models:
@@ -74,6 +75,7 @@ class Models:
         seconds = np.zeros((count, len(STAGES)))
         for model in (self.encoder, self.temporal, self.decoder):
             model.slots.begin(0)
+        sound = np.zeros_like(frames, np.float32)
         begun: dict[str, Array] = {"columns": prompt.columns, "embeddings": prompt.embeddings}
         thought = run_one(self.temporal, 0, begun | _greedy(prompt.length))
         self._draw(columns[0], thought, prompt.length)
@@ -90,11 +92,12 @@ class Models:
             times.append(perf_counter())
             self._draw(following, thought, position)
             times.append(perf_counter())
-            run_one(self.decoder, 0, {"codes": np.where(self._delayed, following, now)[AGENT]})
+            codes = np.where(self._delayed, following, now)[AGENT]
+            sound[index] = run_one(self.decoder, 0, {"codes": codes})["pcm"]
             times.append(perf_counter())
             seconds[index] = np.diff(times)
             done((index + 1) / count)
-        return Conversation(columns, seconds)
+        return Conversation(columns, seconds, sound)
 
     def fill_states(self) -> int:
         """Write all states of all slots, so that their memory is taken; the bytes of one slot."""

@@ -16,6 +16,7 @@ from model_repository.evaluation.conversation import AGENT, TEXT, Prompt
 from model_repository.evaluation.forced import Record
 from model_repository.evaluation.processes import run_worker
 from model_repository.evaluation.quality import Quality, compare
+from model_repository.evaluation.questions import Answers, EvaluationSet
 from model_repository.evaluation.report import FRAME_MS, Evaluated, Report, WeightErrors, machine
 from model_repository.evaluation.repository import Repository, check_same_checkpoint
 from model_repository.evaluation.worker import FOLLOWED, SPOKEN
@@ -33,12 +34,14 @@ def evaluate(
     layers: int = 16,
     slots: int = 1,
     threads: int = 0,
+    questions: int = 0,
     progress: Progress | None = None,
 ) -> Report:
     """Compare `models` with `reference` over its greedy answer to frames [T, 1920] after `prompt`.
 
     `layers`: at how many columns the residual stream is compared after each layer. `slots`: for how many
-    conversations each process holds memory. `threads`: per model; 0 leaves the choice to it. Raises `EvaluationError`.
+    conversations each process holds memory. `threads`: per model; 0 leaves the choice to it. `questions`: how many
+    of the checkpoint's evaluation set are asked, if it has one. Raises `EvaluationError`.
     """
     if not models:
         raise EvaluationError("nothing to compare: give at least one repository beside the reference")
@@ -49,13 +52,15 @@ def evaluate(
     report = progress or (lambda _what, _done: None)
     layers_at = np.unique(np.linspace(0, len(frames) - 1, min(layers, len(frames))).round().astype(int)).tolist()
     evaluated: list[Evaluated] = []
+    asked = EvaluationSet.load(reference.folder) is not None and questions > 0
+    parts = ("conversation", "comparison", "questions") if asked else ("conversation", "comparison")
     with tempfile.TemporaryDirectory(prefix="personaplex-evaluate-") as temporary:
         first = Path(temporary) / "0"
         for index, repository in enumerate(everyone):
 
-            def part(half: int, index: int = index, repository: Repository = repository) -> Callable[[float], None]:
-                what = f"{repository.folder.name}: {('conversation', 'comparison')[half]}"
-                return lambda fraction: report(what, (2 * index + half + fraction) / (2 * len(everyone)))
+            def part(number: int, index: int = index, repository: Repository = repository) -> Callable[[float], None]:
+                what = f"{repository.folder.name}: {parts[number]}"
+                return lambda done: report(what, (index + (number + done) / len(parts)) / len(everyone))
 
             folder = Path(temporary) / str(index)
             folder.mkdir()
@@ -67,7 +72,11 @@ def evaluate(
             np.save(folder / FOLLOWED, columns)
             run_worker(folder, {**job, "do": "follow"}, threads, part(1))
             quality = compare(Record.load(first), Record.load(folder), columns)
-            evaluated.append(_evaluated(repository, spoke, quality, _diverges_at(columns, own)))
+            answers = None
+            if asked:
+                questioned = {**job, "do": "answer", "asked_by": str(reference.folder), "questions": questions}
+                answers = Answers(**run_worker(folder, questioned, threads, part(2)))
+            evaluated.append(_evaluated(repository, spoke, quality, answers, _diverges_at(columns, own)))
             if folder != first:
                 shutil.rmtree(folder)
     report("done", 1.0)
@@ -76,7 +85,11 @@ def evaluate(
 
 
 def _evaluated(
-    repository: Repository, spoke: Mapping[str, Any], quality: Quality, diverges_at: int | None
+    repository: Repository,
+    spoke: Mapping[str, Any],
+    quality: Quality,
+    answers: Answers | None,
+    diverges_at: int | None,
 ) -> Evaluated:
     return Evaluated(
         models=str(repository.folder),
@@ -92,6 +105,7 @@ def _evaluated(
         rtf=spoke["frame_ms"] / FRAME_MS,
         diverges_at=diverges_at,
         quality=quality,
+        answers=answers,
         weights=WeightErrors.of(repository.manifest),
     )
 

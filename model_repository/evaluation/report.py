@@ -15,6 +15,7 @@ import onnxruntime as ort
 import psutil
 
 from model_repository.evaluation.quality import Quality
+from model_repository.evaluation.questions import Answers
 
 FORMAT = 1
 """Version of the JSON's layout."""
@@ -67,6 +68,8 @@ class Evaluated:
     rtf: float
     diverges_at: int | None
     quality: Quality
+    answers: Answers | None
+    """To the checkpoint's evaluation set, where it has one."""
     weights: WeightErrors | None
 
 

@@ -9,7 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import sentencepiece
+from numpy.typing import NDArray
 
 from model_repository.errors import EvaluationError
 from model_repository.serving.device import DeviceMemory
@@ -54,6 +57,13 @@ class Repository:
     def kv(self) -> str:
         """Precision of the keys and values."""
         return str(self.manifest.get("kv", "fp32"))
+
+    def transcript(self, text_tokens: NDArray[np.int64]) -> str:
+        """Return the words of text tokens [T]; padding is left out."""
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(self.folder / self.manifest["tokenizer"]))
+        spoken = (text_tokens > 0) & (text_tokens != self.manifest["text_padding_id"])
+        spoken &= text_tokens < self.manifest["text_card"]
+        return str(tokenizer.decode(text_tokens[spoken].tolist()))
 
     def device(self) -> DeviceMemory | None:
         """What it was built to run on; None for the CPU. Raises `DeviceError` if this machine has no such device, and

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 import onnxruntime as ort
 
 from model_repository.errors import ModelRepositoryError
-from model_repository.evaluation.conversation import STAGES, Conversation, Models, Prompt
+from model_repository.evaluation.conversation import STAGES, TEXT, Conversation, Models, Prompt
 from model_repository.evaluation.forced import follow
+from model_repository.evaluation.questions import EvaluationSet, judge
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.device import DeviceError
 
@@ -30,7 +32,7 @@ def main() -> None:
     job = json.loads((folder / "job.json").read_text())
     ort.set_default_logger_severity(3)
     try:
-        result = {"converse": converse, "follow": follow_conversation}[job["do"]](folder, job)
+        result = {"converse": converse, "follow": follow_conversation, "answer": answer}[job["do"]](folder, job)
     except (ModelRepositoryError, DeviceError) as error:
         sys.exit(str(error))
     (folder / "result.json").write_text(json.dumps(result))
@@ -60,6 +62,23 @@ def follow_conversation(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     repository = Repository.open(Path(job["models"]))
     follow(repository, _prompt(folder), columns, job["layers_at"], _say).save(folder)
     return {}
+
+
+def answer(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Be asked `questions` questions of the evaluation set of the repository `asked_by`; the result is an `Answers`."""
+    repository = Repository.open(Path(job["models"]))
+    whole = EvaluationSet.load(Path(job["asked_by"]))
+    assert whole is not None  # noqa: S101 - the job is given to repositories with a set only
+    asked = whole.first(job["questions"])
+    models = Models(repository, 1, repository.device())
+    prompt = _prompt(folder)
+    transcripts, sounds = [], []
+    for index, frames in enumerate(asked.frames()):
+        held = models.converse(prompt, frames, lambda _part: None)
+        _say((index + 1) / len(asked.questions))
+        transcripts.append(repository.transcript(held.columns[:, TEXT]))
+        sounds.append(held.sound.ravel())
+    return asdict(judge(asked, transcripts, sounds))
 
 
 def peak_bytes() -> int:

@@ -34,7 +34,7 @@ from gateway.triton_server import TritonServer
 from loadtest.apis.grpc import PATH
 from loadtest.http2 import GrpcCall
 from loadtest.machine import machine
-from loadtest.server import build_tiny, started
+from loadtest.server import build_random, started
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import run_one
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/overhead"), help="folder for models, log and JSON")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    models = options.models or build_tiny(options.out, slots=2)
+    models = options.models or build_random(options.out, slots=2)
     with (
         started(models, options.out / "server.log") as server,
         TritonServer(EchoModels.write(options.out / "echoes")) as triton,

@@ -43,8 +43,8 @@ class SpeakingConfig:
     context: int = 3000
 
     front_end_steps: int = 2500
-    semantic_steps: int = 4000
-    decoder_steps: int = 12000
+    semantic_steps: int = 9000
+    decoder_steps: int = 16000
     language_model_steps: int = 6000
 
     def sections(self, card: int) -> Mapping[str, Mapping[str, Any]]:

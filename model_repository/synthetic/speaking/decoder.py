@@ -17,12 +17,13 @@ from torch.nn import functional
 from model_repository.checkpoint.geometry import FRAME_SIZE
 from model_repository.synthetic.speaking.agent import AgentSpeech
 from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.features import mel_filters
 from model_repository.synthetic.speaking.mimi import Decoder
 from model_repository.synthetic.speaking.quantizer import Codes, Floats
 from model_repository.synthetic.speaking.training import initialize, train
 from model_repository.synthetic.speaking.voices import NAMES
 
-BATCH = 3
+BATCH = 4
 FRAMES = 16
 SKIPPED = 2
 """Frames at the beginning of a crop whose history it lacks."""
@@ -30,23 +31,44 @@ SKIPPED = 2
 SILENT_FRAMES = 4
 """Of silence before and after each sentence."""
 
-_FFTS = (256, 512, 1024)
-_FLOOR = 1e-3
+_RESOLUTIONS = ((256, 16), (512, 32), (1024, 64))
+"""Windows in samples, each with its number of bands."""
+
+_HIGH = 11_000.0
+"""Hz of the highest band."""
+
+_FLOOR = 5e-5
+"""Added to magnitudes before the logarithm: low, so that noise between formants counts."""
+
+_WAVE_WEIGHT = 0.3
+"""Of the error of samples: high harmonics are never in phase, and would be made weaker for it."""
+
+_EMPHASIS = 0.95
+"""Pre-emphasis of what is compared: without it the lowest harmonics outweigh the formants, which carry the words."""
 
 
 def spectral_error(output: Tensor, target: Tensor) -> Tensor:
-    """Mean distance of magnitudes, linear and logarithmic, over three resolutions of sound [N, T]."""
+    """Mean distance of mel magnitudes, linear and logarithmic, over three resolutions of sound [N, T].
+
+    Bands of the mel scale weigh what makes speech understood: most bins of a linear scale are above 4 kHz.
+    """
     total = torch.zeros(())
-    for size in _FFTS:
-        window = torch.hann_window(size)
-        spectra = [
-            torch.stft(sound, size, size // 4, window=window, return_complex=True).abs() / size**0.5
+    for size, bands in _RESOLUTIONS:
+        window, filters = torch.hann_window(size), torch.from_numpy(mel_filters(size, bands, _HIGH))
+        mels = [
+            torch.stft(sound, size, size // 4, window=window, return_complex=True).abs().transpose(1, 2) @ filters
             for sound in (output, target)
         ]
-        logs = [torch.log(spectrum + _FLOOR) for spectrum in spectra]
-        scale = spectra[1].mean() + _FLOOR
-        total = total + (spectra[0] - spectra[1]).abs().mean() / scale + (logs[0] - logs[1]).abs().mean()
-    return total / len(_FFTS)
+        mels = [mel / size**0.5 for mel in mels]
+        logs = [torch.log(mel + _FLOOR) for mel in mels]
+        scale = mels[1].mean() + 1e-3
+        total = total + (mels[0] - mels[1]).abs().mean() / scale + (logs[0] - logs[1]).abs().mean()
+    return total / len(_RESOLUTIONS)
+
+
+def emphasized(sound: Tensor) -> Tensor:
+    """Sound [N, T] with its high frequencies raised: [N, T - 1]."""
+    return sound[:, 1:] - _EMPHASIS * sound[:, :-1]
 
 
 def train_decoder(path: Path, speech: AgentSpeech, config: SpeakingConfig) -> Decoder:
@@ -83,18 +105,22 @@ def train_decoder(path: Path, speech: AgentSpeech, config: SpeakingConfig) -> De
     def step(index: int, generator: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         sums, target = batch(generator)
         skipped = SKIPPED * FRAME_SIZE
-        output, target = decoder(sums)[:, skipped:], target[:, skipped:]
-        wave = functional.l1_loss(output, target) / (target.abs().mean() + _FLOOR)
+        output, target = (emphasized(sound)[:, skipped:] for sound in (decoder(sums), target))
+        wave = functional.l1_loss(output, target) / (target.abs().mean() + 1e-3)
         spectral = spectral_error(output, target)
         error = float((output - target).square().mean().detach()) / (float(target.square().mean()) + 1e-9)
-        return spectral + wave, {"spectral": float(spectral.detach()), "wave": float(wave.detach()), "power": error}
+        return spectral + _WAVE_WEIGHT * wave, {
+            "spectral": float(spectral.detach()),
+            "wave": float(wave.detach()),
+            "power": error,
+        }
 
     if not path.exists():
         initialize(decoder, lambda: decoder(batch(np.random.default_rng(config.seed))[0]))
         # Speech comes out at a tenth of full scale.
         with torch.no_grad():
             decoder.decoder.last.conv.conv.weight.mul_(0.05)
-    train(path, decoder, step, config.decoder_steps, rate=2e-3, seed=config.seed)
+    train(path, decoder, step, config.decoder_steps, rate=1e-3, seed=config.seed)
     return decoder
 
 

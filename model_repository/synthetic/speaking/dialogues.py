@@ -39,6 +39,15 @@ VOICE_FRAMES = (8, 14)
 _SECOND_TURN, _INTERRUPTION, _NOISE = 0.5, 0.3, 0.3
 """How often a dialogue has a second turn, how often that one interrupts the answer, and how often the line is noisy."""
 
+_ROLE_SHARE = 0.4
+"""How often a question is one whose answer depends on the role or the name; the others are drawn from all intents."""
+
+_WRONG_CODES = 0.05
+"""Share of the frames of a question whose codes are replaced by random ones: a recognizer is never sure."""
+
+_SETTLING, _SETTLED = 18, 5
+"""Frames of silence after an utterance whose codes are drawn from its last `_SETTLED` ones."""
+
 _MAX_JUMP = 2800
 """Positions at most that are left out after the prompt: to the model, a dialogue late in a long call."""
 
@@ -133,7 +142,7 @@ def make_dialogue(material: Material, text_card: int, generator: np.random.Gener
     prompt = prompt_frames(material, persona, _voice_prompt(sentences, generator))
 
     length = int(generator.integers(0, 12))
-    timeline = _Timeline(material, _background(material, generator))
+    timeline = _Timeline(material, _background(material, generator), generator)
     begin = timeline.append_silence(length)
     question = _draw(material, generator)
     answer_at = timeline.ask(question, begin) + DELAY
@@ -162,8 +171,10 @@ def make_dialogue(material: Material, text_card: int, generator: np.random.Gener
 
 
 def _draw(material: Material, generator: np.random.Generator) -> Question:
-    """A question of a random intent: all intents are equally frequent."""
+    """A question of a random intent, more often of one that roles answer differently."""
     names = list(material.by_intent)
+    if generator.random() < _ROLE_SHARE:
+        names = [name for name in names if BY_NAME[name].answers or name == "name"] or names
     questions = material.by_intent[names[int(generator.integers(len(names)))]]
     return questions[int(generator.integers(len(questions)))]
 
@@ -186,8 +197,9 @@ def _voice_prompt(sentences: Mapping[str, Codes], generator: np.random.Generator
 class _Timeline:
     """The two sides of a conversation, frame by frame; both are silent where nothing is written."""
 
-    def __init__(self, material: Material, background: Codes) -> None:
+    def __init__(self, material: Material, background: Codes, generator: np.random.Generator) -> None:
         self._material = material
+        self._generator = generator
         self._background = background
         self._user: dict[int, Codes] = {}
         self._agent: dict[int, tuple[int, Codes]] = {}
@@ -200,8 +212,16 @@ class _Timeline:
 
     def ask(self, question: Question, begin: int, whole: bool = True) -> int:
         """Put a question's codes at `begin`; return the frame in which its speech ends, or (not whole) begins."""
+        wrong = self._generator.random(len(question.codes)) < _WRONG_CODES
         for offset, codes in enumerate(question.codes):
-            self._user[begin + offset] = codes
+            heard = codes
+            if wrong[offset]:
+                heard = self._generator.integers(0, self._material.card, codes.shape)
+            self._user[begin + offset] = heard
+        # The encoder sees two seconds: until the speech has left its window, silence does not sound like silence.
+        last = question.codes[-_SETTLED:]
+        for offset in range(len(question.codes), len(question.codes) + _SETTLING):
+            self._user.setdefault(begin + offset, last[self._generator.integers(len(last))])
         return begin + (question.end if whole else question.begin)
 
     def answer(

@@ -23,18 +23,18 @@ _FLOOR = 1e-3
 """Added to band magnitudes: steady noise below about -60 dB looks like silence."""
 
 
-def _filters() -> Floats:
-    """Triangular mel filters [513, BANDS]."""
-    low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (_LOW, _HIGH))
-    edges = 700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)
-    bins = np.arange(_FFT // 2 + 1) * SAMPLE_RATE / _FFT
+def mel_filters(size: int, bands: int, high: float) -> Floats:
+    """Triangular mel filters [size / 2 + 1, bands] from 60 Hz to `high` Hz; the weights of a band add up to 1."""
+    lowest, highest = (2595 * np.log10(1 + hertz / 700) for hertz in (_LOW, high))
+    edges = 700 * (10 ** (np.linspace(lowest, highest, bands + 2) / 2595) - 1)
+    bins = np.arange(size // 2 + 1) * SAMPLE_RATE / size
     rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
     filters = np.maximum(0, np.minimum(rising, falling))
-    return (filters / filters.sum(0)).astype(np.float32)
+    return (filters / np.maximum(filters.sum(0), 1e-9)).astype(np.float32)
 
 
-_FILTERS = _filters()
+_FILTERS = mel_filters(_FFT, BANDS, _HIGH)
 
 
 def log_mel(sound: Floats) -> Floats:

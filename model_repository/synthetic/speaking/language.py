@@ -15,7 +15,7 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
 from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.dialogues import PADDING, Dialogue, Material, make_dialogue
 from model_repository.synthetic.speaking.language_model import LanguageModel
-from model_repository.synthetic.speaking.training import train
+from model_repository.synthetic.speaking.training import reduced_precision, train
 
 BATCH = 12
 POOL = 6
@@ -66,7 +66,8 @@ def dialogue_loss(
         audio[row, dialogue.prompt : length - 1] = kept[dialogue.prompt :]
 
     tokens = torch.from_numpy(columns)
-    hidden = model.hidden(tokens, torch.from_numpy(positions))
+    with reduced_precision():
+        hidden = model.hidden(tokens, torch.from_numpy(positions)).float()
     rows, steps = np.nonzero(free)
     text = tokens[rows, steps + 1, 0]
     text_losses = functional.cross_entropy(model.text_logits(hidden[rows, steps]), text, reduction="none")
@@ -75,7 +76,8 @@ def dialogue_loss(
 
     rows, steps = np.nonzero(audio)
     targets = tokens[rows, steps + 1, : 1 + AGENT_CODEBOOKS]
-    logits = model.audio_logits(hidden[rows, steps], targets)
+    with reduced_precision():
+        logits = model.audio_logits(hidden[rows, steps], targets).float()
     audio_loss = functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].T.flatten())
     spoken = float(text_losses[text != PADDING].mean().detach())
     return text_loss + AUDIO_WEIGHT * audio_loss, {"text": spoken, "audio": float(audio_loss.detach())}

@@ -11,8 +11,12 @@ from torch.nn import functional
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry, TransformerGeometry
 from model_repository.synthetic.speaking.mimi import rotate
+from model_repository.synthetic.speaking.training import attend
 
 _EPSILON = 1e-8
+
+DROPOUT = 0.1
+"""In the temporal transformer."""
 
 
 class RmsNorm(nn.Module):
@@ -69,9 +73,12 @@ class TemporalLayer(nn.Module):
         projected = functional.linear(self.norm1(x), self.self_attn.in_proj_weight)
         query, key, value = (_heads(part, geometry) for part in projected.chunk(3, -1))
         query, key = (rotate(part, positions[:, None], geometry.max_period) for part in (query, key))
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
-        return x + self.gating(self.norm2(x))
+        mixed = attend(query, key, value, is_causal=True)
+        x = x + self._dropped(self.self_attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+        return x + self._dropped(self.gating(self.norm2(x)))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, DROPOUT, self.training)
 
 
 class DepthLayer(nn.Module):
@@ -91,7 +98,7 @@ class DepthLayer(nn.Module):
         out = self.self_attn.out_proj.weight.unflatten(0, (steps, -1))
         projected = torch.bmm(self.norm1(x), into.transpose(1, 2))
         query, key, value = (_heads(part.transpose(0, 1), geometry) for part in projected.chunk(3, -1))
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = attend(query, key, value, is_causal=True)
         merged = mixed.transpose(1, 2).flatten(2).transpose(0, 1)
         x = x + torch.bmm(merged, out.transpose(1, 2))
         normed = self.norm2(x)
@@ -116,6 +123,11 @@ class LanguageModel(nn.Module):
             return embedding
 
         self.emb = nn.ModuleList(table(geometry.card + 1, temporal.dim, 0.25) for _ in range(streams))
+        # Of the user it hears codebook 0 alone, which was trained to tell the words. With the others it learns the
+        # few speakers by heart.
+        for embedding in self.emb[AGENT_CODEBOOKS + 1 :]:
+            nn.init.zeros_(embedding.weight)
+            embedding.requires_grad_(False)
         self.text_emb = table(geometry.text_card + 1, temporal.dim, 0.5)
         self.transformer = nn.ModuleDict(
             {"layers": nn.ModuleList(TemporalLayer(temporal) for _ in range(temporal.num_layers))}

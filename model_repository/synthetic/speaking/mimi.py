@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_repository.checkpoint.geometry import MimiGeometry, TransformerGeometry
+from model_repository.synthetic.speaking.training import attend
 
 
 class _Named(nn.Module):
@@ -135,7 +136,7 @@ class _Attention(nn.Module):
             part.reshape(shape).transpose(1, 2) for part in functional.linear(x, self.in_proj_weight).chunk(3, -1)
         )
         query, key = (rotate(part, positions, self._geometry.max_period) for part in (query, key))
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attend(query, key, value, attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 

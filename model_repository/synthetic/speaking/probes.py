@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
+from model_repository.evaluation.recognizer import recognize, word_error
 from model_repository.synthetic.speaking.agent import AgentSpeech
 from model_repository.synthetic.speaking.decoder import decoded
 from model_repository.synthetic.speaking.dialogues import Question
 from model_repository.synthetic.speaking.mimi import Decoder
-from model_repository.synthetic.speaking.recognizer import recognize, word_error
 
 _BATCH = 32
 _WIDTH = 128

@@ -5,21 +5,24 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 
+from model_repository.evaluation.questions import EvaluationSet, Question
 from model_repository.synthetic.speaking.agent import AgentSpeech, content_error, prepare_agent
+from model_repository.synthetic.speaking.augment import vary_line
 from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.decoder import train_decoder
 from model_repository.synthetic.speaking.dialogues import Material
-from model_repository.synthetic.speaking.engines import phonemes
-from model_repository.synthetic.speaking.export import expand, write_compact
+from model_repository.synthetic.speaking.engines import SAMPLE_RATE, phonemes
+from model_repository.synthetic.speaking.export import QUESTION, QUESTION_TEXT, expand, write_compact, write_hashes
 from model_repository.synthetic.speaking.features import Basis
 from model_repository.synthetic.speaking.front_end import fit_step_basis, train_front_end
-from model_repository.synthetic.speaking.intents import INTENTS
+from model_repository.synthetic.speaking.intents import ASSISTANT, BY_NAME, FALLBACK, INTENTS
 from model_repository.synthetic.speaking.language import train_language_model
 from model_repository.synthetic.speaking.language_model import LanguageModel
 from model_repository.synthetic.speaking.material import Named, prepare_material, voice_prompts
@@ -46,11 +49,18 @@ from model_repository.synthetic.speaking.speech import (
 from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
 from model_repository.synthetic.speaking.training import load
 
-VARIANTS = 2
+VARIANTS = 3
 """Examples of each user's utterance: another speaker and line each time."""
 
 CONTENT_UTTERANCES = 300
 """Users' utterances that the content codebooks are fitted to, beside the agent's."""
+
+VOICES_GROUP, PHRASINGS_GROUP, OTHERS_GROUP = "unseen voices", "unseen phrasings", "out of set"
+"""Groups of the evaluation set: known phrasings by unseen speakers, other phrasings, and questions of no intent."""
+
+QUESTIONS: Mapping[str, int] = {VOICES_GROUP: 80, PHRASINGS_GROUP: 80, OTHERS_GROUP: 40}
+
+DEMO_SPEAKER = "kokoro-held"
 
 _WITHOUT_STRESS = str.maketrans("", "", "ˈˌ ")
 
@@ -200,7 +210,32 @@ class Recipe:
             self.tokenizer,
             self.config,
         )
+        self.evaluation_set().save(out / "compact")
+        speaker = HELD_OUT_USERS[DEMO_SPEAKER]
+        soundfile.write(out / "compact" / QUESTION.name, speaker.speak(QUESTION_TEXT), SAMPLE_RATE)
+        write_hashes(out / "compact")
         expand(out / "compact", out / "checkpoint")
+
+    def evaluation_set(self) -> EvaluationSet:
+        """Questions that were not trained on, and the assistant's answers."""
+        unseen = self.held_out(speakers=False, phrasings=True) + self.held_out(speakers=True, phrasings=True)
+        groups = {
+            VOICES_GROUP: self.held_out(speakers=True, phrasings=False),
+            PHRASINGS_GROUP: unseen,
+            OTHERS_GROUP: unseen,
+        }
+        generator = np.random.default_rng(self.config.seed)
+        questions, recordings = [], []
+        for group, utterances in groups.items():
+            is_other = group == OTHERS_GROUP
+            known = [utterance for utterance in utterances if (utterance.line.intent == FALLBACK) == is_other]
+            chosen = generator.permutation(len(known))[: QUESTIONS[group]]
+            for utterance in (known[index] for index in chosen):
+                line, sound = utterance.line, vary_line(utterance.sound, generator)
+                answer = BY_NAME[line.intent].answer_for(ASSISTANT)
+                questions.append(Question(group, line.text, line.intent, answer, len(sound)))
+                recordings.append(sound)
+        return EvaluationSet(questions, recordings)
 
     def run(self, out: Path) -> None:
         """Run all stages."""

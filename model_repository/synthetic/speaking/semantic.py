@@ -236,6 +236,14 @@ def _stack(examples: Sequence[Example]) -> Tensor:
     )
 
 
+def _varied(features: Tensor, generator: np.random.Generator) -> Tensor:
+    """Features [N, S, dim] as if from another speaker and line: dimensions scaled and shifted, with noise."""
+    count, _, dim = features.shape
+    scale, shift = (torch.from_numpy(0.1 * generator.standard_normal((2, count, 1, dim), np.float32))).unbind()
+    noise = torch.from_numpy(0.1 * generator.standard_normal(features.shape, np.float32))
+    return features * (1 + scale) + shift + noise
+
+
 def _latents(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
     return model.codec.latents(_stack(examples))
 
@@ -244,7 +252,8 @@ def user_losses(
     model: SemanticModel, examples: Sequence[Example], quantized: bool, generator: np.random.Generator
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Losses of a batch by name, and how often the intent was right."""
-    steps = model.codec.encoder_transformer(_stack(examples))
+    features = _stack(examples)
+    steps = model.codec.encoder_transformer(_varied(features, generator) if model.training else features)
     latents = model.codec.downsample(steps.transpose(1, 2)).transpose(1, 2)
     semantic, acoustic = model.split(latents)
     losses: dict[str, Tensor] = {}

@@ -118,7 +118,7 @@ def cycles_of(pitch: Doubles) -> npt.NDArray[np.int64]:
 
 
 def pulses(cycles: npt.NDArray[np.int64]) -> Doubles:
-    """Return band-limited pulses [F * 1920] of unit power: `cycles` in each frame, gliding from the frame before.
+    """Return band-limited pulses [F * 1920] of unit power and no DC: `cycles` per frame, gliding from the frame before.
 
     The glide leaves the number of cycles of every frame whole: its factor (1 - t)(1 - 3t) has the integral 0.
     """
@@ -138,7 +138,7 @@ def pulses(cycles: npt.NDArray[np.int64]) -> Doubles:
             amplitude = np.sqrt(FRAME_SIZE / count)
             output[low] += (1 - share) * amplitude
             output[low + 1] += share * amplitude
-    return output[:-1]
+    return output[:-1] - np.repeat(np.sqrt(cycles / FRAME_SIZE), FRAME_SIZE)
 
 
 def synthesize(analysis: Analysis, cycles: npt.NDArray[np.int64]) -> Floats:

@@ -17,19 +17,29 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from gateway.cli.build import write_tiny
+    from gateway.cli.build import write_random
 
     folder = tmp_path_factory.mktemp("built") / "checkpoint"
-    write_tiny(folder)
+    write_random(folder)
     return folder
 
 
 def test_the_same_seed_gives_the_same_checkpoint(personaplex: Run, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert personaplex("tiny", tmp_path / name, "--seed", seed).code == 0
+        assert personaplex("tiny", tmp_path / name, "--random", "--seed", seed).code == 0
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b
     assert a != c
+
+
+def test_without_random_the_checkpoint_is_the_speaking_one(personaplex: Run, tmp_path: Path) -> None:
+    outcome = personaplex("tiny", tmp_path / "speaking")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "speaking" in outcome.err
+    assert (tmp_path / "speaking" / "evaluation" / "questions.json").is_file()
+    assert "--random" in personaplex("tiny", tmp_path / "seeded", "--seed", 1).error
+    assert not (tmp_path / "seeded").exists()
+    assert "--force" in personaplex("tiny", tmp_path / "speaking").error
 
 
 def test_a_built_repository_can_be_served(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli.build import write_models, write_tiny
+from gateway.cli.build import write_models, write_random
 from tests.gateway.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -16,7 +16,7 @@ Run = Callable[..., Outcome]
 def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """From another checkpoint of the same geometry."""
     folder = tmp_path_factory.mktemp("other")
-    write_tiny(folder / "checkpoint", seed=1)
+    write_random(folder / "checkpoint", seed=1)
     write_models(folder / "checkpoint", folder / "models")
     return folder / "models"
 
@@ -40,7 +40,7 @@ def test_tables_have_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_p
     assert report["parameters"]["frames"] == 3
     expected = {
         *("models", "variant", "kv", "disk_bytes", "host_bytes", "slot_bytes", "device_bytes", "frame_ms"),
-        *("frame_ms_p95", "stages_ms", "rtf", "diverges_at", "quality", "weights"),
+        *("frame_ms_p95", "stages_ms", "rtf", "diverges_at", "quality", "answers", "weights"),
     }
     assert [set(repository) for repository in report["repositories"]] == [expected] * 2
 

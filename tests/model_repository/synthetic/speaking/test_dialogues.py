@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 
 from model_repository.prompt_codes import SILENCE, SINE
+from model_repository.synthetic.speaking import dialogues as module
 from model_repository.synthetic.speaking.config import DELAYS
 from model_repository.synthetic.speaking.dialogues import (
     AGENT,
@@ -44,7 +45,10 @@ def material() -> Material:
 
 @pytest.fixture(scope="module")
 def dialogues(material: Material) -> list[Dialogue]:
-    return [make_dialogue(material, TEXT_CARD, np.random.default_rng(seed)) for seed in range(200)]
+    """Without wrong codes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WRONG_CODES", 0.0)
+        return [make_dialogue(material, TEXT_CARD, np.random.default_rng(seed)) for seed in range(200)]
 
 
 def conversation(dialogue: Dialogue, stream: int) -> np.ndarray:
@@ -88,6 +92,15 @@ def test_the_agent_answers_after_the_question_and_only_then(dialogues: list[Dial
         assert first - asked[-1] == DELAY + 1
         # The agent is silent while it is asked, but for the frames in which it notices an interruption.
         assert np.count_nonzero(speaks & (user == ASKED)) <= STOP
+
+
+def test_a_few_codes_of_the_user_are_wrong(material: Material, dialogues: list[Dialogue]) -> None:
+    noisy = [make_dialogue(material, TEXT_CARD, np.random.default_rng(seed)) for seed in range(200)]
+    right, noisy_right = (
+        sum(int((conversation(dialogue, 9) == ASKED).sum()) for dialogue in each) for each in (dialogues, noisy)
+    )
+    # Other random numbers follow, so the dialogues are not the same ones.
+    assert 0.85 < noisy_right / right < 1.0
 
 
 def test_interruptions_end_the_answer_and_are_answered(dialogues: list[Dialogue]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from model_repository.checkpoint.folder import Checkpoint
+from model_repository.errors import BuildError
+from model_repository.evaluation.questions import EvaluationSet
 from model_repository.synthetic.speaking import agent, speech
 from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.export import QUESTION, check_hashes
 from model_repository.synthetic.speaking.intents import BY_NAME, answers
 from model_repository.synthetic.speaking.speech import AGENT, HELD_OUT_USERS, READERS, USERS, Line
 from model_repository.synthetic.speaking.vocoder import FRAME_SIZE, HOPS, Analysis
@@ -52,6 +56,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(agent, "analyse", vowel)
     monkeypatch.setattr(recipe, "agent_voices", lambda _speech: [(0, "NATF0"), (1, "VARF3"), (90, "NATM0")])
     monkeypatch.setattr(recipe, "phonemes", lambda text: text.replace(" ", ""))
+    speaker = SimpleNamespace(speak=lambda text: tone(text, 1.0))
+    monkeypatch.setattr(recipe, "HELD_OUT_USERS", {**HELD_OUT_USERS, recipe.DEMO_SPEAKER: speaker})
     folder = tmp_path / "speech"
     folder.mkdir()
     own = [Line(reader, AGENT, text) for reader in READERS for text in answers()]
@@ -75,7 +81,16 @@ def test_a_checkpoint_comes_out_and_a_second_run_goes_on_from_the_first(work: Pa
     checkpoint = Checkpoint.open(tmp_path / "out" / "checkpoint")
     assert checkpoint.geometry == CONFIG.geometry(2048)
     assert set(checkpoint.voices) == set(NAMES)
-    assert sum(file.stat().st_size for file in (tmp_path / "out" / "compact").iterdir()) < 25e6
+    compact = tmp_path / "out" / "compact"
+    assert sum(file.stat().st_size for file in compact.iterdir()) < 25e6
+    check_hashes(compact)
+    asked = EvaluationSet.load(checkpoint.path)
+    assert asked is not None
+    assert {question.group for question in asked.questions} == {recipe.VOICES_GROUP, recipe.PHRASINGS_GROUP}
+
+    (compact / QUESTION.name).write_bytes(b"damaged")
+    with pytest.raises(BuildError, match=QUESTION.name):
+        check_hashes(compact)
 
     first = (tmp_path / "out" / "compact" / "lm.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "out")

@@ -101,6 +101,7 @@ def test_the_temporal_transformer_that_was_trained_is_the_one_that_serves(
     models: dict[str, object], checkpoint: Checkpoint
 ) -> None:
     columns = np.random.default_rng(4).integers(0, 256, (20, 17))
+    models["language"].eval()
     with torch.no_grad():
         expected = models["language"].hidden(torch.from_numpy(columns)[None], torch.arange(20)[None])[0].numpy()
     served = TemporalNumpy(checkpoint.lm, checkpoint.geometry.lm).hidden(columns)

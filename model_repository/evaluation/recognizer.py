@@ -1,18 +1,31 @@
-"""Word error by pocketsphinx, the judge of intelligibility."""
+"""Word error by pocketsphinx, a small recognizer: how much of spoken sentences can be understood."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import soxr
 
-from model_repository.synthetic.speaking.engines import SAMPLE_RATE, Sound
+from model_repository.checkpoint.geometry import SAMPLE_RATE
 
 _RATE = 16_000
+
+SAMPLE = 40
+"""Answers that are recognized at most, spread over all."""
+
+_SILENT = 0.003
+"""Samples up to this are silence: recognizing it takes as long as recognizing speech."""
+
+
+def recognizer_installed() -> bool:
+    """Whether pocketsphinx is installed: the extra `evaluate`."""
+    return importlib.util.find_spec("pocketsphinx") is not None
 
 
 @functools.cache
@@ -22,8 +35,12 @@ def _decoder() -> Any:
     return pocketsphinx.Decoder(samprate=_RATE, loglevel="FATAL")
 
 
-def recognize(sound: Sound) -> str:
-    """Return the words that the recognizer finds in sound [T] at 24 kHz."""
+def recognize(sound: npt.NDArray[np.float32]) -> str:
+    """Return the words that the recognizer finds in sound [T] at 24 kHz, without the silence around it."""
+    heard = np.flatnonzero(np.abs(sound) > _SILENT)
+    if not len(heard):
+        return ""
+    sound = sound[heard[0] : heard[-1] + 1]
     margin = np.zeros(SAMPLE_RATE // 4, np.float32)
     resampled = soxr.resample(np.concatenate([margin, sound, margin]), SAMPLE_RATE, _RATE)
     noise = 1e-4 * np.random.default_rng(0).standard_normal(len(resampled))
@@ -51,6 +68,12 @@ def edits(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
                 min(row[column + 1] + 1, row[column] + 1, previous + (word != other)),
             )
     return row[-1]
+
+
+def spoken_word_error(spoken: Sequence[tuple[str, npt.NDArray[np.float32]]]) -> float:
+    """Return the word error of (transcript, sound [T] at 24 kHz) pairs: of a sample, for recognition takes long."""
+    chosen = np.unique(np.linspace(0, len(spoken) - 1, min(SAMPLE, len(spoken))).round().astype(int))
+    return word_error([(spoken[index][0], recognize(spoken[index][1])) for index in chosen])
 
 
 def word_error(pairs: Sequence[tuple[str, str]]) -> float:
