@@ -18,7 +18,7 @@ def tiny(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of random weights. [default: 0]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Write the small speaking checkpoint, which answers some fifty spoken questions, in the published layout."""
+    """Write the small speaking checkpoint, which was taught fifty questions, in the published layout."""
     if random:
         write_random(out, seed=seed or 0, force=force)
         print_status(f"{out}: tiny checkpoint of random weights")

@@ -52,7 +52,7 @@ def evaluate(
     report = progress or (lambda _what, _done: None)
     layers_at = np.unique(np.linspace(0, len(frames) - 1, min(layers, len(frames))).round().astype(int)).tolist()
     evaluated: list[Evaluated] = []
-    asked = EvaluationSet.load(reference.folder) is not None and questions > 0
+    asked = questions > 0 and EvaluationSet.load(reference.folder) is not None
     parts = ("conversation", "comparison", "questions") if asked else ("conversation", "comparison")
     with tempfile.TemporaryDirectory(prefix="personaplex-evaluate-") as temporary:
         first = Path(temporary) / "0"

@@ -40,6 +40,9 @@ _HIGH = 11_000.0
 _FLOOR = 5e-5
 """Added to magnitudes before the logarithm: low, so that noise between formants counts."""
 
+_LEAST_LEVEL = 1e-3
+"""Added to the level of the target, by which errors are divided: a crop may be silent."""
+
 _WAVE_WEIGHT = 0.3
 """Of the error of samples: high harmonics are never in phase, and would be made weaker for it."""
 
@@ -61,7 +64,7 @@ def spectral_error(output: Tensor, target: Tensor) -> Tensor:
         ]
         mels = [mel / size**0.5 for mel in mels]
         logs = [torch.log(mel + _FLOOR) for mel in mels]
-        scale = mels[1].mean() + 1e-3
+        scale = mels[1].mean() + _LEAST_LEVEL
         total = total + (mels[0] - mels[1]).abs().mean() / scale + (logs[0] - logs[1]).abs().mean()
     return total / len(_RESOLUTIONS)
 
@@ -106,7 +109,7 @@ def train_decoder(path: Path, speech: AgentSpeech, config: SpeakingConfig) -> De
         sums, target = batch(generator)
         skipped = SKIPPED * FRAME_SIZE
         output, target = (emphasized(sound)[:, skipped:] for sound in (decoder(sums), target))
-        wave = functional.l1_loss(output, target) / (target.abs().mean() + 1e-3)
+        wave = functional.l1_loss(output, target) / (target.abs().mean() + _LEAST_LEVEL)
         spectral = spectral_error(output, target)
         error = float((output - target).square().mean().detach()) / (float(target.square().mean()) + 1e-9)
         return spectral + _WAVE_WEIGHT * wave, {
