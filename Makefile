@@ -1,6 +1,6 @@
 # make demo: ask the small speaking model a question. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loadtest soak bench-compare bench-overhead bench-libraries bench-answers bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
+.PHONY: help setup demo docs loadtest soak bench-compare bench-overhead bench-libraries bench-answers bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -16,7 +16,9 @@ DEV := .venv/.dev-stamp
 export PYTHONDONTWRITEBYTECODE :=
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+##@ Use
 
 setup: $(STAMP) ## install what the service needs into .venv; .venv/bin/personaplex runs it (PYTHON=... picks the interpreter)
 
@@ -30,6 +32,8 @@ $(DEV): $(STAMP) requirements-dev.lock
 
 demo: $(STAMP) ## serve the small speaking model, ask it a recorded question, write answer.wav
 	@$(BIN)/personaplex demo --output answer.wav --folder build/demo
+
+##@ Measure the service
 
 # More of its options in LOADTEST, such as LOADTEST="--fake-device h200"; .venv/bin/python -m loadtest --help has them all.
 loadtest: $(DEV) ## load the small speaking model with users in real time: USERS=32 SECONDS=60 API=grpc|websocket|live|realtime|twilio|rest|mixed
@@ -54,6 +58,8 @@ bench-answers: $(DEV) ## how well the small speaking model answers: intents, tur
 bench-start: $(DEV) ## how fast a conversation starts, and what its prefill costs live users
 	@$(BIN)/python -m loadtest.bench.service.start
 
+##@ Measure the models
+
 bench-matmuls: $(DEV) ## matmuls with 4- and 8-bit matrices: our kernels beside ONNX Runtime's
 	@$(BIN)/python -m loadtest.bench.models.matmuls
 
@@ -74,6 +80,8 @@ bench-gpu: $(DEV) ## steps of 1 to 64 conversations on a GPU, with and without C
 check-cuda: $(DEV) ## without a GPU: is every node of every variant placed on CUDA, and captured? downloads 255 MB
 	@$(BIN)/python -m tests.cuda.check
 
+##@ Train
+
 # PyTorch stays out of .venv. Stopped with Ctrl-C, it goes on where it was. Needs the programs flite and espeak-ng.
 train-speaking: build/speaking/venv/.stamp ## train the small speaking model from nothing: hours; build/speaking has it
 	@build/speaking/venv/bin/python -m model_repository.synthetic.speaking build/speaking/work build/speaking
@@ -82,6 +90,8 @@ build/speaking/venv/.stamp: pyproject.toml
 	@python3 -m venv build/speaking/venv
 	@build/speaking/venv/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[train]"
 	@touch $@
+
+##@ Develop
 
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
 test: $(DEV) ## run the tests in their short form; at most 6 minutes on two cores: WORKERS=3
@@ -103,6 +113,9 @@ lint: $(DEV) ## ruff (rules and format), mypy and the allowed imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+
+docs: $(DEV) ## build the documentation in build/site, strictly: every page and link must be right
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lock: ## resolve pyproject.toml again into requirements*.lock (needs uv)
 	@.ci/lock

@@ -12,7 +12,7 @@ from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # Read by model processes, by the command line and by `livekit-plugins-nvidia`.
 OTHER_VARIABLES = {
     "PERSONAPLEX_API_KEY",
@@ -22,7 +22,7 @@ OTHER_VARIABLES = {
     "PERSONAPLEX_URL",
 }
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def anchors(page: Path) -> set[str]:
@@ -45,7 +45,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pages
 def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^ {4}|`)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|^ {4}|`)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
     assert named <= targets
 
 
@@ -53,7 +53,7 @@ def test_make_targets_exist(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     commands |= {group.name for group in app.registered_groups}
-    named = set(re.findall(r"(?:^ {4}|`|bin/)personaplex ([a-z]+)", page.read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|^ {4}|`|bin/)personaplex ([a-z]+)", page.read_text(), re.MULTILINE))
     assert named <= commands
 
 

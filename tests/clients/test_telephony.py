@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 SECRET = "a-secret-of-32-bytes-or-a-few-more"
 HOST = "wss://calls.example.com"
-DOCS = HERE.parents[1] / "docs" / "api.md"
+DOCS = HERE.parents[1] / "docs" / "api" / "telephony.md"
 
 
 async def library(*arguments: str) -> Any:
