@@ -1,6 +1,6 @@
 # make demo: ask the small speaking model a question. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs loadtest soak bench-compare bench-overhead bench-libraries bench-answers bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
+.PHONY: help setup demo docs wheel loadtest soak bench-compare bench-overhead bench-libraries bench-answers bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -108,14 +108,18 @@ test-long: $(DEV) ## run what `make test` leaves out: all examples, long convers
 test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI Agents): installs them from PyPI
 	@$(BIN)/python -m pytest --long tests/clients
 
-lint: $(DEV) ## ruff (rules and format), mypy and the allowed imports
+lint: $(DEV) ## ruff (rules and format), actionlint, mypy and the allowed imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/actionlint
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
 docs: $(DEV) ## build the documentation in build/site, strictly: every page and link must be right
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+wheel: $(DEV) ## build sdist and wheel in build/dist
+	@$(BIN)/python -m build --outdir build/dist
 
 lock: ## resolve pyproject.toml again into requirements*.lock (needs uv)
 	@.ci/lock

@@ -1,6 +1,6 @@
-"""Builds the kernels for ONNX Runtime, with a compiler that comes as a package: the machine needs none of its own.
+"""Build the CPU kernels for ONNX Runtime with a compiler that is installed as a package.
 
-Everything else that is to be said of this project stands in pyproject.toml.
+pyproject.toml has everything else.
 """
 
 import os
@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = "model_repository/serving/native"
 TARGET = "x86_64-linux-gnu.2.28"
 """Runs with the C library of Debian 10, Ubuntu 20.04 and later."""
+PLATFORM = "manylinux_2_28_x86_64"
+"""The same in the name of a wheel."""
 
 
 class BuildLibrary(build_ext):
-    """A shared library that ONNX Runtime loads: no Python module, so its name says nothing of a version of Python."""
+    """Build a shared library that ONNX Runtime loads. It is no Python module: its name has no version of Python."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return f"{fullname.replace('.', '/')}.so"
@@ -32,6 +35,13 @@ class BuildLibrary(build_ext):
         subprocess.run(command, check=True, env={**os.environ, **caches})  # noqa: S603
 
 
+class Wheel(bdist_wheel):
+    """Build one wheel for every version of Python: the library does not use Python's ABI."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", PLATFORM
+
+
 products = Extension(
     f"{NATIVE.replace('/', '.')}.block_products",
     [f"{NATIVE}/block_products.c"],
@@ -43,4 +53,7 @@ products = Extension(
     ],
 )
 on_x86_linux = platform.machine() == "x86_64" and sys.platform == "linux"
-setup(ext_modules=[products] if on_x86_linux else [], cmdclass={"build_ext": BuildLibrary})
+if on_x86_linux:
+    setup(ext_modules=[products], cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel})
+else:
+    setup()

@@ -5,7 +5,7 @@
 # The stop timeout must exceed the drain time (`serve --drain`, 30 s by default).
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml setup.py requirements.lock requirements-dev.lock README.md LICENSE ./
+COPY pyproject.toml setup.py requirements.lock requirements-dev.lock README.md LICENSE NOTICE ./
 COPY gateway gateway
 COPY loadtest loadtest
 COPY model_repository model_repository
