@@ -16,27 +16,27 @@ from typer.exceptions import TyperException
 
 from gateway.cli import admin, bench, build, config, demo, doctor, download, evaluate, key, respond, serve, voice
 from gateway.cli.console import FAILURE, print_error
+from gateway.cli.examples import epilog
 from gateway.errors import GatewayError
 
 DISTRIBUTION = "personaplex-triton"
 
-app = typer.Typer(name="personaplex", rich_markup_mode=None)
-for command in (
-    download.download,
-    build.tiny,
-    build.build,
-    evaluate.evaluate,
-    serve.serve,
-    respond.respond,
-    key.key,
-    config.config,
-    doctor.doctor,
-    demo.demo,
+app = typer.Typer(name="personaplex", rich_markup_mode="markdown")
+PANELS = {
+    "Models": (download.download, build.tiny, build.build, evaluate.evaluate),
+    "Serving": (demo.demo, serve.serve, respond.respond),
+    "Operation": (doctor.doctor, config.config, key.key),
+}
+"""Commands by their heading in `--help`."""
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel, epilog=epilog(command.__name__))(command)
+for panel, name, group, text in (
+    ("Models", "voice", voice.app, "Voice presets: add, list, remove."),
+    ("Serving", "bench", bench.app, "Run the inputs of a public benchmark through a server: fdb."),
+    ("Operation", "admin", admin.app, "Operate a running gateway: drain, undrain, status, sessions, end."),
 ):
-    app.command()(command)
-app.add_typer(voice.app, name="voice", help="Voice presets: add, list, remove.")
-app.add_typer(bench.app, name="bench", help="Run the inputs of a public benchmark through a server: fdb.")
-app.add_typer(admin.app, name="admin", help="Operate a running gateway: drain, undrain, status, sessions, end.")
+    app.add_typer(group, name=name, help=text, rich_help_panel=panel)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 10.0
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode="markdown")
 
 Listen = Annotated[
     str | None,

@@ -11,7 +11,7 @@ import typer
 
 from gateway.cli.console import CommandError, print_error, print_status, progress
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(rich_markup_mode="markdown", no_args_is_help=True)
 
 
 @app.callback()

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
@@ -199,19 +199,26 @@ def gateway_port(port: int) -> Check:
     return Check("port", Status.OK, f"{port} is free")
 
 
-def published() -> Check:
-    """Recommend a variant of the published 7B for this machine: how many slots of each fit."""
+@dataclass(frozen=True)
+class Fit:
+    """Slots of each variant of the published 7B that fit. free: bytes of the GPU, or of the machine without one."""
+
+    on_gpu: bool
+    free: int
+    slots: dict[str, int]
+
+
+def fit_published() -> Fit | None:
+    """Compute how many slots of the published 7B fit on this machine. None: ONNX Runtime is missing."""
     try:
         from model_repository.serving.room import DEVICE_WORKSPACE_BYTES, HOST_WORKSPACE_BYTES, WORKSPACE_SHARE, Needs
     except ImportError:
-        return Check("PersonaPlex 7B", Status.WARN, "not computed: ONNX Runtime is missing", "fix the line above first")
+        return None
     device = gpu_memory() if gpu().status is Status.OK else None
     if device is None:
         free, sizes, workspace, prefixes = HostMemory().free(), ON_CPU, HOST_WORKSPACE_BYTES, 0
-        where = f"{_size(free)} of memory"
     else:
         free, sizes, workspace, prefixes = device, ON_CUDA, DEVICE_WORKSPACE_BYTES, 1
-        where = f"{_size(free)} on the GPU"
 
     def needs(memory: Memory) -> Needs:
         """Each of the four models has a process with a workspace; prompts are kept in a window of their own."""
@@ -219,13 +226,42 @@ def published() -> Check:
         return Needs(memory.weights, memory.slot, 4 * workspace + extra)
 
     slots = {name: needs(memory).fitting(free) for name, memory in sizes.items()}
-    fitting = [f"{name} with {count} slots" for name, count in slots.items() if count > 0]
-    if not fitting:
-        least = sizes["int4"]
+    return Fit(device is not None, free, {name: count for name, count in slots.items() if count > 0})
+
+
+def published() -> Check:
+    """List the variants of the published 7B that fit on this machine, with the number of slots of each."""
+    fit = fit_published()
+    if fit is None:
+        return Check("PersonaPlex 7B", Status.WARN, "not computed: ONNX Runtime is missing", "fix the line above first")
+    where = f"{_size(fit.free)} {'on the GPU' if fit.on_gpu else 'of memory'}"
+    if not fit.slots:
+        least = (ON_CUDA if fit.on_gpu else ON_CPU)["int4"]
         needed = _size(least.weights + least.slot)
         return Check("PersonaPlex 7B", Status.WARN, f"no variant fits {where}", f"int4 with 1 slot needs {needed}")
-    slow = "" if device else "; on a CPU it is far from real time (docs/benchmarks.md)"
-    return Check("PersonaPlex 7B", Status.OK, f"in {where}: {', '.join(fitting)}{slow}")
+    fitting = ", ".join(f"{name} with {count} slots" for name, count in fit.slots.items())
+    slow = "" if fit.on_gpu else "; on a CPU it is far from real time (docs/benchmarks.md)"
+    return Check("PersonaPlex 7B", Status.OK, f"in {where}: {fitting}{slow}")
+
+
+def recommendation(checks: Sequence[Check], models: Path | None, fit: Fit | None) -> str:
+    """Return what to do next.
+
+    Args:
+        checks: all results.
+        models: the built repository that was checked too.
+        fit: what fits of the published model.
+    """
+    for check in checks:
+        if check.status is Status.FAIL:
+            return f"Fix {check.name} first: {check.mend}"
+    if models is not None:
+        return f"Serve the models: personaplex serve {models}"
+    for variant in ("bf16", "int8", "int4"):
+        if fit is not None and fit.on_gpu and (slots := fit.slots.get(variant)):
+            options = f"--device cuda --variant {variant} --slots {slots}"
+            return f"Build the published model for this GPU: personaplex build personaplex-7b-v1 models {options}"
+    return "Try the small speaking model: personaplex demo. For the 7B in real time use a GPU (docs/gpu.md)"
 
 
 def gpu_memory() -> int | None:

@@ -1,4 +1,4 @@
-"""`personaplex doctor`: check the requirements and print how to meet the missing ones."""
+"""`personaplex doctor`: check the requirements, print how to meet the missing ones, and recommend what to do next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway.cli.checks import Check, Status, run_checks
+from gateway.cli.checks import Check, Status, fit_published, recommendation, run_checks
 from gateway.cli.console import FAILURE
 
 COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
@@ -23,13 +23,16 @@ def doctor(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8998,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check this machine's requirements and print how to meet missing ones. Exit code 0 if it can serve, else 2."""
+    """Check this machine and recommend what to do next. Exit code 0 if it can serve, else 2."""
     checks = run_checks(models, port)
     runnable = all(check.status is not Status.FAIL for check in checks)
+    advice = recommendation(checks, models, fit_published())
     if as_json:
-        print(json.dumps({"runnable": runnable, "checks": [asdict(check) for check in checks]}))
+        results = [asdict(check) for check in checks]
+        print(json.dumps({"runnable": runnable, "checks": results, "recommendation": advice}))
     else:
         _show(checks)
+        print(advice)
     if not runnable:
         raise typer.Exit(FAILURE)
 

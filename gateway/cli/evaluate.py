@@ -29,19 +29,42 @@ MAX_SECONDS = 600.0
 def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODELS...", help="Built repositories to compare.")],
     against: Annotated[Path, typer.Option(help="Reference repository, usually fp32.")],
-    audio: Annotated[Path | None, typer.Option(help="User recording. [default: synthetic speech, see --seed]")] = None,
-    voice: Annotated[str | None, typer.Option(help="Voice of the agent. [default: the first one]")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text prompt of the agent.")] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="User recording. [default: synthetic speech, see --seed]", rich_help_panel="Conversation"),
+    ] = None,
+    voice: Annotated[
+        str | None, typer.Option(help="Voice of the agent. [default: the first one]", rich_help_panel="Conversation")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text prompt of the agent.", rich_help_panel="Conversation")
+    ] = None,
     columns: Annotated[
         int | None,
-        typer.Option(min=1, help="Frames of 80 ms. [default: length of the recording; 100 for synthetic speech]"),
+        typer.Option(
+            min=1,
+            help="Frames of 80 ms. [default: length of the recording; 100 for synthetic speech]",
+            rich_help_panel="Conversation",
+        ),
     ] = None,
-    layers: Annotated[int, typer.Option(min=0, help="Number of frames at which every layer is compared.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic speech.")] = 0,
-    slots: Annotated[int, typer.Option(min=1, help="Conversations to allocate memory for.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads per model; 0: as when served.")] = 0,
+    layers: Annotated[
+        int,
+        typer.Option(min=0, help="Number of frames at which every layer is compared.", rich_help_panel="Measurement"),
+    ] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic speech.", rich_help_panel="Conversation")] = 0,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Conversations to allocate memory for.", rich_help_panel="Measurement")
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads per model; 0: as when served.", rich_help_panel="Measurement")
+    ] = 0,
     questions: Annotated[
-        int, typer.Option(min=0, help="Questions to ask of the checkpoint's evaluation set, if it has one.")
+        int,
+        typer.Option(
+            min=0,
+            help="Questions to ask of the checkpoint's evaluation set, if it has one.",
+            rich_help_panel="Measurement",
+        ),
     ] = 100,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the results as JSON; - prints them instead of the tables.")

@@ -32,31 +32,59 @@ def respond(
             "--output",
             "-o",
             help="WAV file to write; - for stdout, which is also the default if stdout is not a terminal.",
+            rich_help_panel="Output",
         ),
     ] = None,
-    voice: Annotated[str | None, typer.Option(help="Name of a voice preset.")] = None,
-    voice_audio: Annotated[Path | None, typer.Option(help="Recording of the voice to use.")] = None,
-    system_prompt: Annotated[str | None, typer.Option(help="Name of a prompt preset.")] = None,
-    text_prompt: Annotated[str | None, typer.Option(help="Text prompt of the agent.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Frames of 80 ms to generate.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Write the audio while it is computed.")] = False,
-    transcript: Annotated[bool, typer.Option("--transcript", help="Print the transcript of the answer.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON response.")] = False,
-    audio_temp: Annotated[float | None, typer.Option(help="Temperature of the audio tokens.")] = None,
-    audio_top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely audio tokens.")] = None,
-    text_temp: Annotated[float | None, typer.Option(help="Temperature of the text tokens.")] = None,
-    text_top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely text tokens.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
-    include_tokens: Annotated[bool, typer.Option("--include-tokens", help="Include the tokens; needs --json.")] = False,
+    voice: Annotated[str | None, typer.Option(help="Name of a voice preset.", rich_help_panel="Agent")] = None,
+    voice_audio: Annotated[
+        Path | None, typer.Option(help="Recording of the voice to use.", rich_help_panel="Agent")
+    ] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Name of a prompt preset.", rich_help_panel="Agent")] = None,
+    text_prompt: Annotated[str | None, typer.Option(help="Text prompt of the agent.", rich_help_panel="Agent")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Frames of 80 ms to generate.", rich_help_panel="Agent")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Write the audio while it is computed.", rich_help_panel="Output")
+    ] = False,
+    transcript: Annotated[
+        bool, typer.Option("--transcript", help="Print the transcript of the answer.", rich_help_panel="Output")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON response.", rich_help_panel="Output")] = False,
+    audio_temp: Annotated[
+        float | None, typer.Option(help="Temperature of the audio tokens.", rich_help_panel="Sampling")
+    ] = None,
+    audio_top_k: Annotated[
+        int | None, typer.Option(help="Sample from the k most likely audio tokens.", rich_help_panel="Sampling")
+    ] = None,
+    text_temp: Annotated[
+        float | None, typer.Option(help="Temperature of the text tokens.", rich_help_panel="Sampling")
+    ] = None,
+    text_top_k: Annotated[
+        int | None, typer.Option(help="Sample from the k most likely text tokens.", rich_help_panel="Sampling")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always take the most likely token.", rich_help_panel="Sampling")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", rich_help_panel="Sampling")] = None,
+    include_tokens: Annotated[
+        bool, typer.Option("--include-tokens", help="Include the tokens; needs --json.", rich_help_panel="Output")
+    ] = False,
     server: Annotated[
-        str | None, typer.Option(metavar="URL", help=f"Server to use. [default: {DEFAULT_SERVER}]")
+        str | None,
+        typer.Option(metavar="URL", help=f"Server to use. [default: {DEFAULT_SERVER}]", rich_help_panel="Server"),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="PERSONAPLEX_API_KEY", help="API key for that server.")
+        str | None,
+        typer.Option(
+            metavar="KEY", envvar="PERSONAPLEX_API_KEY", help="API key for that server.", rich_help_panel="Server"
+        ),
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(help="Start a server for this built repository, and stop it afterwards.")
+        Path | None,
+        typer.Option(
+            help="Start a server for this built repository, and stop it afterwards.", rich_help_panel="Server"
+        ),
     ] = None,
 ) -> None:
     """Send a recording and write the agent's audio response."""

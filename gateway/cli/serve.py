@@ -30,26 +30,38 @@ WAIT_EXTERNAL_S = 60.0
 
 def serve(
     models: Annotated[Path, typer.Argument(help="Folder written by `personaplex build`.")],
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", rich_help_panel="Addresses")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0 selects a free one. [default: 8998]")
+        int | None,
+        typer.Option(min=0, max=65535, help="Port; 0 selects a free one. [default: 8998]", rich_help_panel="Addresses"),
     ] = None,
     grpc_port: Annotated[
         int | None,
         typer.Option(
-            min=-1, max=65535, help="Port of the gRPC API; 0 selects a free one, -1 disables it. [default: port + 1]"
+            min=-1,
+            max=65535,
+            help="Port of the gRPC API; 0 selects a free one, -1 disables it. [default: port + 1]",
+            rich_help_panel="Addresses",
         ),
     ] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option(help="PEM file with the certificate and its chain; enables TLS on both ports.")
+        Path | None,
+        typer.Option(
+            help="PEM file with the certificate and its chain; enables TLS on both ports.", rich_help_panel="Addresses"
+        ),
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file with the private key of the certificate.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="PEM file with the private key of the certificate.", rich_help_panel="Addresses")
+    ] = None,
     warm: Annotated[
         list[str] | None,
         typer.Option(
             metavar="VOICE[:PROMPT]",
             help="Prefill this persona before the server is ready, so that its first conversation starts as fast as "
             "later ones. Repeatable. PROMPT is the name of a prompt preset or a text.",
+            rich_help_panel="Conversations",
         ),
     ] = None,
     triton: Annotated[
@@ -58,18 +70,27 @@ def serve(
             metavar="HOST:PORT",
             envvar="PERSONAPLEX_TRITON_URL",
             help="HTTP endpoint of a running Triton to use instead of the embedded one.",
+            rich_help_panel="Triton",
         ),
     ] = None,
     wait: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to wait for Triton and the gateway to be ready.")
+        float | None,
+        typer.Option(min=0, help="Seconds to wait for Triton and the gateway to be ready.", rich_help_panel="Triton"),
     ] = None,
     drain: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds running conversations may continue after a signal. [default: 30]"),
+        typer.Option(
+            min=0,
+            help="Seconds running conversations may continue after a signal. [default: 30]",
+            rich_help_panel="Conversations",
+        ),
     ] = None,
-    log_level: Annotated[LogLevel | None, typer.Option(help="Log level on stderr. [default: warning]")] = None,
+    log_level: Annotated[
+        LogLevel | None, typer.Option(help="Log level on stderr. [default: warning]", rich_help_panel="Log")
+    ] = None,
     log_format: Annotated[
-        LogFormat | None, typer.Option(help="Log lines as text, or as one JSON object each. [default: text]")
+        LogFormat | None,
+        typer.Option(help="Log lines as text, or as one JSON object each. [default: text]", rich_help_panel="Log"),
     ] = None,
 ) -> None:
     """Serve a model repository over HTTP and gRPC until SIGINT or SIGTERM.

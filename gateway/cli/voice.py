@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_RECORDING_BYTES = 2**28
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode="markdown")
 
 Models = Annotated[Path, typer.Argument(help="Folder written by `personaplex build`.")]
 Name = Annotated[str, typer.Argument(help="Name of the voice in requests.")]

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from gateway.cli import build
+from gateway.cli import app, build
+from gateway.cli.examples import EXAMPLES
 from tests.gateway.cli.conftest import COMMAND, ROOT, Outcome
 
 Run = Callable[..., Outcome]
@@ -16,6 +20,24 @@ Run = Callable[..., Outcome]
 def test_the_version_is_the_project_s(personaplex: Run) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert personaplex("--version") == Outcome(0, f"personaplex {project['version']}\n", "")
+
+
+def test_the_shell_completes_commands(tmp_path: Path) -> None:
+    typed = {"_PERSONAPLEX_COMPLETE": "complete_bash", "COMP_WORDS": "personaplex do", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        COMMAND, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), **typed}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["download", "doctor"]
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_groups_options_and_its_examples_are_valid(personaplex: Run, command: str) -> None:
+    shown = personaplex(command, "--help").out
+    for example in EXAMPLES[command]:
+        assert shlex.split(example)[-1] in shown
+        words = [word for word in shlex.split(example.split(" | ")[-2 if " | " in example else 0]) if "=" not in word]
+        assert words[:2] == ["personaplex", command]
+        get_command(app).commands[command].make_context(command, words[2:])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["respond", "--help"]])
