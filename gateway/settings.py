@@ -104,8 +104,8 @@ class Settings(BaseSettings):
     batch_interval: float = Field(
         default=0.036,
         ge=0,
-        description="longest time in seconds from the start of a batch to the start of the next that a batch waits for "
-        "more frames, while many live sessions run; 0: batches start as soon as they can",
+        description="limit in seconds of the time between the starts of two batches while many live sessions run, in "
+        "which the next batch waits for more frames. 0: no wait",
     )
     idle_seconds: float = Field(
         default=30.0, gt=0, description="seconds without user audio after which a live session ends"
@@ -184,9 +184,9 @@ class Settings(BaseSettings):
 
     accept_when_full: bool = Field(
         default=True,
-        description="true: accept a live WebSocket before a slot is reserved for it; without a free slot it is closed "
-        "with 1013, as clients need that do not understand an HTTP refusal. false: reserve first, else answer 503, so "
-        "that a load balancer tries another server. /v1/realtime always reserves first",
+        description="accept a live WebSocket before a slot is reserved for it. Without a free slot it is closed with "
+        "1013, for clients that do not understand an HTTP refusal. If false, a slot is reserved first, or the answer "
+        "is 503, so that a load balancer tries another server. /v1/realtime always reserves first",
     )
     retry_after: int = Field(
         default=5, ge=1, description="value in seconds of Retry-After when a request is refused for lack of capacity"
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field(default="text", description="format of log lines: text, or json for one object each")
     traces: bool = Field(
         default=False,
-        description="send OpenTelemetry traces over OTLP, as the variables OTEL_* say; needs the extra `otel`",
+        description="send OpenTelemetry traces over OTLP, configured by the variables OTEL_*; needs the extra `otel`",
     )
 
     @field_validator("admin_listen")

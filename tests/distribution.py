@@ -15,6 +15,7 @@ TOGETHER = {
     "end_to_end/test_chat.py": "both services",
     "end_to_end/test_golden.py": "both services",
     "end_to_end/test_grpc.py": "both services",
+    "gateway/cli/test_examples.py": "service of the CLI",
     "gateway/cli/test_respond.py": "service of the CLI",
     "gateway/cli/test_service.py": "service of the CLI",
 }

