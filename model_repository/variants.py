@@ -44,9 +44,9 @@ class CachePrecision(StrEnum):
 class Variant:
     """`temporal` and `depformer` are the precisions of their matrices, `cache` that of keys and values by default.
 
-    `activations` is that of products and of what goes into them and into attention. The residual stream, norms,
-    rotations and sampling are float32 in every variant: 16 bits of float16 would not hold the stream's largest
-    channels, and its sums would round them at every layer.
+    `activations` is that of products, rotations, attention and of what goes into them. The residual stream, norms,
+    logits and sampling are float32 in every variant: a stream of 16 bits is rounded at every layer. With bfloat16 the
+    hidden state of 32 layers of outlier weights then has 9 times the error (1 - cosine 1.8e-4 instead of 2.1e-5).
     """
 
     name: str
@@ -73,17 +73,17 @@ VARIANTS = {
     )
 }
 
-_FP16 = (CachePrecision.FP16, Device.CUDA, Precision.FP16)
+_BF16 = (CachePrecision.BF16, Device.CUDA, Precision.BF16)
 
 CUDA_VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("fp32", Precision.FP32, Precision.FP32, CachePrecision.FP32, Device.CUDA),
-        Variant("fp16", Precision.FP16, Precision.FP16, *_FP16),
-        Variant("bf16", Precision.BF16, Precision.BF16, CachePrecision.BF16, Device.CUDA, Precision.BF16),
-        Variant("int8", Precision.INT8, Precision.INT8, *_FP16),
-        Variant("int4", Precision.INT4, Precision.INT8, *_FP16),
-        Variant("mixed", Precision.INT8, Precision.FP16, *_FP16),
+        Variant("fp16", Precision.FP16, Precision.FP16, CachePrecision.FP16, Device.CUDA, Precision.FP16),
+        Variant("bf16", Precision.BF16, Precision.BF16, *_BF16),
+        Variant("int8", Precision.INT8, Precision.INT8, *_BF16),
+        Variant("int4", Precision.INT4, Precision.INT8, *_BF16),
+        Variant("mixed", Precision.INT8, Precision.BF16, *_BF16),
     )
 }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
 
 from model_repository.errors import CheckpointError
 
@@ -30,15 +31,14 @@ _INTEGERS: Mapping[str, np.dtype[Any]] = {
     "U32": np.dtype("<u4"),
     "U8": np.dtype("<u1"),
 }
-_MAX_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors format itself."""
+_MAX_MESSAGE = 300
 
 
 class TensorSource(Protocol):
     """A mapping from the reference's tensor names to arrays, read lazily."""
 
     def names(self) -> Iterable[str]:
-        """Names of all tensors, in file order."""
+        """Names of all tensors."""
         ...
 
     def __contains__(self, name: object) -> bool: ...
@@ -55,17 +55,8 @@ class TensorSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Where a tensor lies: `begin` counts bytes from the start of the file."""
-
-    dtype: np.dtype[Any]
-    shape: Shape
-    begin: int
-
-
 class SafetensorsFile:
-    """One safetensors file. Only its header is kept in memory; the file is open during a read and not between."""
+    """One safetensors file, which is open during a read and not between."""
 
     def __init__(self, path: Path, integers: bool = False) -> None:
         """Reads and checks the header; raises `CheckpointError` naming the file and, where it is one, the tensor.
@@ -73,46 +64,58 @@ class SafetensorsFile:
         Tensors of whole numbers are refused unless `integers`; `stored` reads them.
         """
         self.path = path
-        self._entries = _read_header(path, {**_DTYPES, **_INTEGERS} if integers else _DTYPES)
+        dtypes = {**_DTYPES, **_INTEGERS} if integers else _DTYPES
+        self._tensors: dict[str, tuple[np.dtype[Any], Shape]] = {}
+        with self._opened() as file:
+            for name in list(file.keys()):
+                tensor = file.get_slice(name)
+                if tensor.get_dtype() not in dtypes:
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r}: dtype {tensor.get_dtype()} is not read, only {', '.join(dtypes)}"
+                    )
+                self._tensors[name] = dtypes[tensor.get_dtype()], tuple(tensor.get_shape())
 
     def names(self) -> Iterable[str]:
-        return self._entries.keys()
+        return self._tensors.keys()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._tensors
 
     def shape(self, name: str) -> Shape:
-        return self._entry(name).shape
+        return self._tensor(name)[1]
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The dtype in which a tensor lies in the file."""
-        return self._entry(name).dtype
+        return self._tensor(name)[0]
 
     def read(self, name: str, rows: slice | None = None) -> Float32:
         return self.stored(name, rows).astype(np.float32, copy=False)
 
     def stored(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
         """What `read` reads, in the dtype of the file."""
-        entry = self._entry(name)
-        shape, begin = entry.shape, entry.begin
-        if rows is not None:
+        dtype, shape = self._tensor(name)
+        with self._opened() as file:
+            if rows is None:
+                stored: npt.NDArray[Any] = file.get_tensor(name)
+                return stored
             first, last = row_range(rows, shape[0])
-            begin += first * prod(shape[1:]) * entry.dtype.itemsize
-            shape = (last - first, *shape[1:])
-        stored = np.empty(shape, entry.dtype)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(begin)
-                count = file.readinto(stored.reshape(-1).view(np.uint8).data)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
-        if count != stored.nbytes:
-            raise CheckpointError(f"{self.path}: the file ends inside tensor {name!r}")
-        return stored
+            # The library refuses slices that take nothing.
+            return file.get_slice(name)[first:last] if first < last else np.empty((0, *shape[1:]), dtype)
 
-    def _entry(self, name: str) -> _Entry:
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The library's view of the file; its errors become `CheckpointError`."""
         try:
-            return self._entries[name]
+            with safe_open(self.path, framework="np") as file:
+                yield file
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path}: truncated or no safetensors file: {error}"[:_MAX_MESSAGE]) from error
+
+    def _tensor(self, name: str) -> tuple[np.dtype[Any], Shape]:
+        try:
+            return self._tensors[name]
         except KeyError:
             raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
 
@@ -236,54 +239,3 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must hold a JSON object, got {type(value).__name__}")
     return value
-
-
-def _read_header(path: Path, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, _Entry]:
-    """Parses the header: u64 length, a JSON object {name: {dtype, shape, data_offsets}}, then the data."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(f"{path}: truncated or no safetensors file: its header does not fit")
-            raw = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no safetensors file: its header is not valid JSON") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: no safetensors file: its header is not a JSON object")
-    data = 8 + length
-    return {
-        name: _entry(path, name, description, data, size, dtypes)
-        for name, description in header.items()
-        if name != "__metadata__"
-    }
-
-
-def _entry(
-    path: Path, name: str, description: Any, data: int, size: int, dtypes: Mapping[str, np.dtype[Any]]
-) -> _Entry:
-    """Checks one tensor's description against the file: the data starts at byte `data` of `size`."""
-    where = f"{path}: tensor {name!r}"
-    if not isinstance(description, dict):
-        raise CheckpointError(f"{where}: its description is not an object")
-    dtype = description.get("dtype")
-    if not isinstance(dtype, str) or dtype not in dtypes:
-        raise CheckpointError(f"{where}: dtype {dtype!r} is not read, only {', '.join(dtypes)}")
-    shape, offsets = description.get("shape"), description.get("data_offsets")
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{where}: shape {shape!r} and offsets {offsets!r} must be lists of natural numbers")
-    begin, end = offsets
-    if end - begin != prod(shape) * dtypes[dtype].itemsize:
-        raise CheckpointError(f"{where}: {end - begin} bytes do not hold {dtype} {shape}")
-    if data + end > size:
-        raise CheckpointError(f"{where}: its data ends at byte {data + end}, the file at {size}: truncated")
-    return _Entry(dtypes[dtype], tuple(shape), data + begin)
-
-
-def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

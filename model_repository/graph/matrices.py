@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from model_repository.graph.builder import Float32, Graph, Stored, Value
-from model_repository.quantize.blocks import BF16, BLOCK, quantize, rounded_error
+from model_repository.quantize.blocks import BLOCK, CPU_LAYOUT, Layout, quantize, rounded_error
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
 
@@ -25,6 +25,11 @@ _LARGEST_FP16 = 65504.0
 
 OWN_DOMAIN = "personaplex"
 """Of operators that the serving side may have kernels for."""
+
+GPU_BLOCK, GPU_TILE = 32, 64
+"""Elements per scale of matrices for CUDA, where a row is a multiple of the tile. In blocks of 32 without zero points
+ONNX Runtime multiplies any number of rows with CUTLASS kernels (`FUSED_MATMULS` in `serving/device.py`), which fail for
+rows that are not whole tiles; other blocks it unpacks to 16 bits from 8 rows on."""
 
 ACCURACY_INT8 = 4
 """MatMulNBits' level at which activations are rounded to 8 bits, by blocks of each row: rows stay independent."""
@@ -52,7 +57,7 @@ def product(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Pre
     if precision is Precision.FP32:
         return graph.op.MatMul(x, _transposed(graph, matrix, np.float32, lambda: Stored([matrix.read().T])))
     if precision in _HALVES:
-        return _half(graph, precision, x, matrix, activations)
+        return _half(graph, precision if activations is Precision.FP32 else activations, x, matrix, activations)
     return _blocks(graph, plan, x, matrix, activations)
 
 
@@ -78,23 +83,26 @@ def _half(graph: Graph, precision: Precision, x: Value, matrix: Matrix, activati
 def _blocks(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Precision) -> Value:
     name, (rows, columns) = matrix.name, matrix.shape
     bits = 8 if plan.precision(matrix.key) is Precision.INT8 else 4
-    blocks = -(-columns // BLOCK)
-    scales, _ = _HALVES.get(activations, (np.float32, None))
+    on_cpu = activations is Precision.FP32
+    layout = CPU_LAYOUT
+    if not on_cpu:
+        size = BLOCK if columns % GPU_TILE else GPU_BLOCK
+        layout = Layout(size, _HALVES[activations][0], zero_points=False)
+    blocks = -(-columns // layout.size)
     declared: dict[str, tuple[tuple[int, ...], Any]] = {
-        f"{name}.codes": ((rows, blocks, BLOCK * bits // 8), np.uint8),
-        f"{name}.scales": ((rows, blocks), scales),
+        f"{name}.codes": ((rows, blocks, layout.size * bits // 8), np.uint8),
+        f"{name}.scales": ((rows, blocks), np.float32 if on_cpu else layout.scale_type),
     }
-    if bits == 4:
+    if bits == 4 and layout.zero_points:
         declared[f"{name}.zeros"] = ((rows, -(-blocks // 2)), np.uint8)
 
     def make() -> Stored:
-        scale_type = BF16 if activations is Precision.FP32 else scales
-        blocks, error = quantize(matrix.read(), bits, plan.importance.get(matrix.key), scale_type)
+        blocks, error = quantize(matrix.read(), bits, plan.importance.get(matrix.key), layout)
         return Stored([blocks.codes, blocks.scales, *([] if blocks.zeros is None else [blocks.zeros])], error)
 
     operands = graph.weights(name, declared, make)
-    sizes = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
-    if activations is Precision.FP32:
+    sizes = {"K": columns, "N": rows, "bits": bits, "block_size": layout.size}
+    if on_cpu:
         return graph.call(_block_product(), x, *operands, **sizes)
     return graph.contrib.MatMulNBits(x, *operands, **sizes)
 

@@ -1,9 +1,9 @@
-"""Block quantizers: [N, K] float32 -> the operands of ONNX Runtime's MatMulNBits, `BLOCK` elements of a row to a scale.
+"""Block quantizers: [N, K] float32 -> the operands of ONNX Runtime's MatMulNBits, in the `Layout` of a kernel.
 
-8 bits: symmetric, the block's largest magnitude to 127. 4 bits: with a zero point, and the scale is searched: the range
-is shrunk step by step, each time followed by the scale that is best for the codes found (least squares), and what gives
-the least error, weighted by how much each input channel carries, is kept. Scales are numbers of the 16-bit type that a
-graph stores or a kernel keeps: with bfloat16 that adds 0.01 % to the error at 4 bits, 0.2 % at 8.
+8 bits: symmetric, the block's largest magnitude to 127. 4 bits: the scale is searched: the range is shrunk step by
+step, each time followed by the scale that is best for the codes found (least squares), and what gives the least error,
+weighted by how much each input channel carries, is kept. Scales are numbers of the 16-bit type that a graph stores or a
+kernel keeps: with bfloat16 that adds 0.01 % to the error at 4 bits, 0.2 % at 8.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 BLOCK = 128
-"""Elements per scale: what the published int8 has; 4.28 bits per weight at 4 bits."""
+"""Elements per scale on a CPU: what the published int8 has; 4.28 bits per weight at 4 bits."""
 
 _SHRINK = (1.0, 0.9, 0.8)
 """More steps gain 0.3 % of the error."""
@@ -36,10 +36,24 @@ _CHUNK_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What a kernel takes: `size` elements of a row to a scale, which is a number of `scale_type`. `zero_points`: at 4
+    bits each block has one; else it is 8, the middle.
+    """
+
+    size: int = BLOCK
+    scale_type: npt.DTypeLike = BF16
+    zero_points: bool = True
+
+
+CPU_LAYOUT = Layout()
+
+
+@dataclass(frozen=True)
 class Blocks:
-    """`codes` [N, K / BLOCK, BLOCK * bits / 8], `scales` [N, K / BLOCK] float32 (16-bit numbers), `zeros`
-    [N, ceil(K / BLOCK / 2)] at 4 bits, else None. w = scale * (code - zero), zero being 128 at 8 bits; 4-bit
-    numbers lie low half first. K is rounded up to whole blocks.
+    """`codes` [N, K / size, size * bits / 8], `scales` [N, K / size] float32 (16-bit numbers), `zeros`
+    [N, ceil(K / size / 2)] at 4 bits with zero points, else None. w = scale * (code - zero), zero being 128 at 8 bits
+    and 8 at 4 bits without zero points; 4-bit numbers lie low half first. K is rounded up to whole blocks.
     """
 
     codes: Bytes
@@ -59,7 +73,7 @@ class TensorError:
 
 @dataclass(frozen=True)
 class _Rounded:
-    """A chunk [n, blocks, BLOCK] of codes with scales and zeros [n, blocks]."""
+    """A chunk [n, blocks, size] of codes with scales and zeros [n, blocks]."""
 
     codes: Bytes
     scales: Float32
@@ -71,30 +85,29 @@ class _Rounded:
 
 
 def quantize(
-    weight: Float32, bits: int, importance: Float32 | None = None, scale_type: npt.DTypeLike = BF16
+    weight: Float32, bits: int, importance: Float32 | None = None, layout: Layout = CPU_LAYOUT
 ) -> tuple[Blocks, TensorError]:
     """weight [N, K] in blocks of `bits` (4 or 8), and the error of that.
 
-    importance: [K], mean square of what each column is multiplied with. scale_type: of which scales are numbers. Uses
-    all cores.
+    importance: [K], mean square of what each column is multiplied with. Uses all cores.
     """
     rows, columns = weight.shape
-    blocks = -(-columns // BLOCK)
-    codes = np.empty((rows, blocks, BLOCK * bits // 8), np.uint8)
+    blocks = -(-columns // layout.size)
+    codes = np.empty((rows, blocks, layout.size * bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
-    zeros = np.empty((rows, -(-blocks // 2)), np.uint8) if bits == 4 else None
-    carried = None if importance is None else _blocked(importance[None])[0]
+    zeros = np.empty((rows, -(-blocks // 2)), np.uint8) if bits == 4 and layout.zero_points else None
+    carried = None if importance is None else _blocked(importance[None], layout.size)[0]
 
     def work(chunk: slice) -> Float64:
-        part = _blocked(weight[chunk])
-        rounded = symmetric(part, scale_type) if bits == 8 else searched(part, carried, scale_type)
+        part = _blocked(weight[chunk], layout.size)
+        rounded = symmetric(part, layout.scale_type) if bits == 8 else searched(part, carried, layout)
         codes[chunk] = rounded.codes if bits == 8 else _nibbles(rounded.codes)
         scales[chunk] = rounded.scales
         if zeros is not None:
             zeros[chunk] = _nibbles(rounded.zeros.astype(np.uint8))
         return error_sums(part, rounded.values())
 
-    sums = np.stack(list(_on_all_cores(work, _chunks(rows, blocks * BLOCK))))
+    sums = np.stack(list(_on_all_cores(work, _chunks(rows, blocks * layout.size))))
     return Blocks(codes, scales, zeros), error_of(bits, sums, weight.size)
 
 
@@ -104,7 +117,7 @@ def rounded_error(weight: Float32, values: npt.NDArray[Any], bits: int) -> Tenso
 
 
 def symmetric(part: Float32, scale_type: npt.DTypeLike = BF16) -> _Rounded:
-    """[n, blocks, BLOCK] to 8 bits around 128."""
+    """[n, blocks, size] to 8 bits around 128."""
     scales = _rounded_scales(np.abs(part).max(-1) / np.float32(127), scale_type)
     scales = np.where(scales > 0, scales, np.float32(1))
     codes = np.rint(part / scales[..., None]) + np.float32(128)
@@ -112,15 +125,15 @@ def symmetric(part: Float32, scale_type: npt.DTypeLike = BF16) -> _Rounded:
 
 
 def plain(part: Float32) -> _Rounded:
-    """[n, blocks, BLOCK] to 4 bits from least to largest, nothing searched."""
-    scales, zeros = _spread(*_range(part), BF16)
+    """[n, blocks, size] to 4 bits from least to largest, nothing searched."""
+    scales, zeros = _spread(*_range(part), CPU_LAYOUT)
     return _Rounded(_codes(part, scales, zeros).astype(np.uint8), scales, zeros)
 
 
-def searched(part: Float32, importance: Float32 | None, scale_type: npt.DTypeLike = BF16) -> _Rounded:
-    """[n, blocks, BLOCK] to 4 bits with the least error among the candidates; `importance` [blocks, BLOCK]."""
+def searched(part: Float32, importance: Float32 | None, layout: Layout = CPU_LAYOUT) -> _Rounded:
+    """[n, blocks, size] to 4 bits with the least error among the candidates; `importance` [blocks, size]."""
     low, high = _range(part)
-    best_scales, best_zeros = _spread(low, high, scale_type)
+    best_scales, best_zeros = _spread(low, high, layout)
     best = np.full(low.shape, np.inf, np.float32)
     weighted = part if importance is None else part * importance
 
@@ -133,14 +146,14 @@ def searched(part: Float32, importance: Float32 | None, scale_type: npt.DTypeLik
         np.copyto(best_zeros, zeros, where=better)
 
     for shrink in _SHRINK:
-        scales, zeros = _spread(low * np.float32(shrink), high * np.float32(shrink), scale_type)
+        scales, zeros = _spread(low * np.float32(shrink), high * np.float32(shrink), layout)
         for _ in range(2):
             steps = _codes(part, scales, zeros)
             steps -= zeros[..., None]
             along = np.einsum("nbk,nbk->nb", weighted, steps)
             square = np.einsum("nbk,nbk->nb", steps if importance is None else steps * importance, steps)
             consider(scales, zeros, along, square)
-            fitting = _rounded_scales(along / np.maximum(square, 1e-30), scale_type)
+            fitting = _rounded_scales(along / np.maximum(square, 1e-30), layout.scale_type)
             scales = np.where((square > 0) & (fitting > 0), fitting, scales)
             consider(scales, zeros, along, square)
     return _Rounded(_codes(part, best_scales, best_zeros).astype(np.uint8), best_scales, best_zeros)
@@ -157,10 +170,13 @@ def _range(part: Float32) -> tuple[Float32, Float32]:
     return np.minimum(part.min(-1), 0), np.maximum(part.max(-1), 0)
 
 
-def _spread(low: Float32, high: Float32, scale_type: npt.DTypeLike) -> tuple[Float32, Float32]:
+def _spread(low: Float32, high: Float32, layout: Layout) -> tuple[Float32, Float32]:
     """Scale and zero point that spread 0..15 from `low` to `high`."""
-    step = _rounded_scales((high - low) / np.float32(15), scale_type)
+    width: Float32 = high - low if layout.zero_points else 2 * np.maximum(high, -low)
+    step = _rounded_scales(width / np.float32(15), layout.scale_type)
     scales: Float32 = np.where(step > 0, step, 1).astype(np.float32)
+    if not layout.zero_points:
+        return scales, np.full_like(scales, 8)
     # A scale below the smallest numbers of its type was rounded, and the zero point may be far away.
     zeros: Float32 = np.rint(-low / scales).clip(0, 15)
     return scales, zeros
@@ -188,12 +204,12 @@ def error_sums(weight: Float32, values: npt.NDArray[Any]) -> Float64:
     return np.array([error.max(initial=0), error.sum(dtype=np.float64), *squares])
 
 
-def _blocked(weight: Float32) -> Float32:
-    """[N, K] -> [N, blocks, BLOCK], padded with zeros."""
+def _blocked(weight: Float32, size: int) -> Float32:
+    """[N, K] -> [N, blocks, size], padded with zeros."""
     rows, columns = weight.shape
-    if columns % BLOCK:
-        weight = np.pad(weight, ((0, 0), (0, -columns % BLOCK)))
-    return weight.reshape(rows, -1, BLOCK)
+    if columns % size:
+        weight = np.pad(weight, ((0, 0), (0, -columns % size)))
+    return weight.reshape(rows, -1, size)
 
 
 def _nibbles(numbers: Bytes) -> Bytes:

@@ -1,12 +1,14 @@
 """The memory of another device as sessions need it, and the one of a CUDA GPU.
 
 ONNX Runtime binds device memory by address but neither tells how much is free nor copies parts of it; CUDA's own
-runtime library, which it brings into the process, does both.
+runtime library, which it brings into the process, does both. `cuda-bindings` (a wheel of 8.4 MB) would link a second
+copy of that library, which `make check-cuda` could not stand in for; nine functions are called here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -17,6 +19,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+FUSED_MATMULS = "ORT_FPA_INTB_GEMM"
+"""Environment variable of ONNX Runtime: 1 multiplies with quantized matrices as they are, 0 unpacks them first."""
 
 _HOST_TO_DEVICE, _DEVICE_TO_HOST, _ON_DEVICE = 1, 2, 3
 """cudaMemcpyKind."""
@@ -82,6 +87,7 @@ class CudaMemory:
                 f"expected onnxruntime with CUDA, found one with {', '.join(available)}: "
                 "pip install personaplex-triton[gpu]"
             )
+        os.environ.setdefault(FUSED_MATMULS, "1")
         self._runtime = _cuda_runtime()
         self._call("cudaSetDevice", ctypes.c_int(index))
 

@@ -68,7 +68,8 @@ def build(
     weights = Weights(graph, source, plan, activations)
     x = _embed(weights, geometry, columns, embeddings)
     heads, dim = transformer.num_heads, transformer.dim
-    tables = rotary_tables(graph, position, offsets, transformer.head_dim, transformer.max_period)
+    angles = rotary_tables(graph, position, offsets, transformer.head_dim, transformer.max_period)
+    tables = (weights.narrow(angles[0]), weights.narrow(angles[1]))
     attention = CausalAttention if device is Device.CUDA else FilledAttention
     attend = attention(graph, position, filled, transformer)
     layers = [f"transformer.layers.{index}" for index in range(transformer.num_layers)]
@@ -77,8 +78,7 @@ def build(
     for index, layer in enumerate(layers):
         projected = weights.linear(weights.narrow(normed), f"{layer}.self_attn.in_proj_weight")
         both, value = op.Split(projected, graph.constant([2 * dim, dim]), axis=-1, _outputs=2)
-        rotated = weights.narrow(rotate(graph, weights.wide(both), tables, 2 * heads))
-        query, key = op.Split(rotated, axis=-1, num_outputs=2, _outputs=2)
+        query, key = op.Split(rotate(graph, both, tables, 2 * heads), axis=-1, num_outputs=2, _outputs=2)
         scales = caches[index] if caches else None
         ring = Ring(graph, f"layers.{index}", attend.cache_shape, scales, activations)
         attended = attend(query, key, value, ring)

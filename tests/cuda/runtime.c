@@ -9,11 +9,12 @@
 
 #include "driver_types.h"
 
-static long allocations, replays, captures;
+static long allocations, replays, captures, pageable;
 
 long stand_in_allocations(void) { return allocations; }
 long stand_in_replays(void) { return replays; }
 long stand_in_captures(void) { return captures; }
+long stand_in_pageable(void) { return pageable; }
 
 /* What the last capture recorded: names of kernels, of calls of cuBLAS, of copies. */
 static const char *nodes[1 << 16];
@@ -111,15 +112,38 @@ int cudaMalloc(void **pointer, size_t size) {
     *pointer = aligned_alloc(256, (size + 255) / 256 * 256);
     return *pointer ? 0 : 2;
 }
-int cudaMallocHost(void **pointer, size_t size) { return cudaMalloc(pointer, size); }
-int cudaHostAlloc(void **pointer, size_t size) { return cudaMalloc(pointer, size); }
+/* Blocks of pinned memory. */
+static struct { const char *start; size_t size; } pinned[1 << 12];
+static int blocks;
+int cudaMallocHost(void **pointer, size_t size) {
+    int code = cudaMalloc(pointer, size);
+    if (blocks < 1 << 12) { pinned[blocks].start = *pointer; pinned[blocks++].size = size; }
+    return code;
+}
+int cudaHostAlloc(void **pointer, size_t size) { return cudaMallocHost(pointer, size); }
+static int is_pinned(const char *address) {
+    for (int index = 0; index < blocks; index++)
+        if (address >= pinned[index].start && address < pinned[index].start + pinned[index].size) return 1;
+    return 0;
+}
 int cudaMallocFromPoolAsync(void **pointer, size_t size) { return cudaMalloc(pointer, size); }
 int cudaFree(void *pointer) { free(pointer); return 0; }
 int cudaFreeHost(void *pointer) { free(pointer); return 0; }
 int cudaFreeAsync(void *pointer) { free(pointer); return 0; }
-int cudaMemcpy(void *to, const void *from, size_t size) { memcpy(to, from, size); return 0; }
-int cudaMemcpyAsync(void *to, const void *from, size_t size) {
-    record("cudaMemcpyAsync");
+/* `kind`: 1 to the device, 2 from it, 3 on it. A driver copies from and to memory that is not pinned by way of its own. */
+static const char *copied(void *to, const void *from, int kind) {
+    if (kind == 3) return "copy on the device";
+    if (is_pinned(kind == 1 ? from : to)) return "copy of pinned memory";
+    pageable++;
+    return "copy of pageable memory";
+}
+int cudaMemcpy(void *to, const void *from, size_t size, int kind) {
+    copied(to, from, kind);
+    memcpy(to, from, size);
+    return 0;
+}
+int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind) {
+    record(copied(to, from, kind));
     memcpy(to, from, size);
     return 0;
 }

@@ -15,7 +15,7 @@ from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
 
-COUNTED = ("captures", "replays", "allocations")
+COUNTED = ("captures", "replays", "allocations", "pageable")
 
 
 def counts() -> dict[str, int]:

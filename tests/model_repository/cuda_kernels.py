@@ -53,7 +53,7 @@ KERNELS: dict[str, frozenset[str]] = {
     "ReduceSum": frozenset({"FLOAT", "FLOAT16"}),
     "Relu": _FLOATS,
     "Reshape": _ALL,
-    "RotaryEmbedding": frozenset({"FLOAT"}),
+    "RotaryEmbedding": _FLOATS,
     "Sigmoid": _FLOATS,
     "Sin": frozenset({"FLOAT"}),
     "Slice": frozenset({"FLOAT", "INT64"}),
@@ -94,6 +94,10 @@ class Typed:
     def operands(self, node: onnx.NodeProto) -> list[str]:
         """Types of a node's operands, those left out not counted."""
         return [self._types[name] for name in node.input if name]
+
+    def type_of(self, name: str) -> str:
+        """Element type of a value."""
+        return self._types[name]
 
     def of(self, *operators: str) -> Iterator[onnx.NodeProto]:
         return (node for node in self.nodes if node.op_type in operators)

@@ -162,7 +162,7 @@ def test_a_file_cut_short_is_named(checkpoint_copy: Path) -> None:
     content = (checkpoint_copy / LM_FILE).read_bytes()
     (checkpoint_copy / LM_FILE).unlink()
     (checkpoint_copy / LM_FILE).write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor '.*': its data ends at byte"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated"):
         Checkpoint.open(checkpoint_copy)
 
 

@@ -22,8 +22,8 @@ def write_raw(path: Path, header: Any, data: bytes = b"") -> Path:
     return path
 
 
-def described(**changes: Any) -> dict[str, Any]:
-    return {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+def described() -> dict[str, Any]:
+    return {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
@@ -73,49 +73,55 @@ def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"", "truncated or no safetensors file"),
-        (b"\x05\x00\x00", "truncated or no safetensors file"),
-        (struct.pack("<Q", 100) + b"{}", "truncated or no safetensors file"),
-        (struct.pack("<Q", 2**63) + b"{}", "truncated or no safetensors file"),
-        (struct.pack("<Q", 3) + b"{]}", "not valid JSON"),
-        (struct.pack("<Q", 200_000) + b"[" * 200_000, "not valid JSON"),
-        (struct.pack("<Q", 2) + b"[]", "not a JSON object"),
+        b"",
+        b"\x05\x00\x00",
+        struct.pack("<Q", 100) + b"{}",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 3) + b"{]}",
+        struct.pack("<Q", 200_000) + b"[" * 200_000,
+        struct.pack("<Q", 2) + b"[]",
     ],
 )
-def test_a_broken_header_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_broken_header_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"broken.safetensors: .*{message}"):
+    with pytest.raises(CheckpointError, match=r"broken\.safetensors: truncated or no safetensors file"):
         SafetensorsFile(tmp_path / "broken.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("description", "message"),
+    "changes",
     [
-        (described(dtype="I8"), "dtype 'I8' is not read"),
-        (described(dtype=["F32"]), "is not read"),
-        (described(shape=[-2]), "natural numbers"),
-        (described(shape="2"), "natural numbers"),
-        (described(shape=[True]), "natural numbers"),
-        (described(data_offsets=[0]), "natural numbers"),
-        (described(data_offsets=[8, 0]), "-8 bytes do not hold F32"),
-        (described(shape=[3]), r"8 bytes do not hold F32 \[3\]"),
-        (described(shape=[4], data_offsets=[0, 16]), "truncated"),
-        ({"w": 3}, "not an object"),
+        {"dtype": ["F32"]},
+        {"shape": [-2]},
+        {"shape": "2"},
+        {"shape": [True]},
+        {"data_offsets": [0]},
+        {"data_offsets": [8, 0]},
+        {"shape": [3]},
+        {"shape": [4], "data_offsets": [0, 16]},
     ],
 )
-def test_a_tensor_that_does_not_fit_its_file_is_named(tmp_path: Path, description: Any, message: str) -> None:
-    path = write_raw(tmp_path / "f", description, bytes(8))
-    with pytest.raises(CheckpointError, match=f"f: tensor 'w': .*{message}"):
+def test_a_tensor_that_does_not_fit_its_file_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = write_raw(tmp_path / "f", {"w": described()["w"] | changes}, bytes(8))
+    with pytest.raises(CheckpointError, match="f: truncated or no safetensors file"):
         SafetensorsFile(path)
+
+
+@pytest.mark.parametrize(("dtype", "integers"), [("I8", True), ("U64", True), ("I64", False)])
+def test_a_dtype_that_is_not_read_is_named_with_its_tensor(tmp_path: Path, dtype: str, integers: bool) -> None:
+    shape = [8] if dtype == "I8" else [1]
+    path = write_raw(tmp_path / "f", {"w": described()["w"] | {"dtype": dtype, "shape": shape}}, bytes(8))
+    with pytest.raises(CheckpointError, match=f"f: tensor 'w': dtype {dtype} is not read"):
+        SafetensorsFile(path, integers)
 
 
 def test_a_file_cut_short_after_opening_is_noticed(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "f", described(), bytes(8))
     file = SafetensorsFile(path)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="ends inside tensor 'w'"):
+    with pytest.raises(CheckpointError, match="f: truncated"):
         file.read("w")
     path.unlink()
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):

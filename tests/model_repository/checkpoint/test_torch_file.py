@@ -161,6 +161,13 @@ def test_a_huge_memo_index_allocates_nothing() -> None:
     assert read_torch_tensors(archive(b"\x80\x02}r\xff\xff\xff\xff."), "x.pt") == {}
 
 
+def test_a_key_of_nested_tuples_is_refused_at_once() -> None:
+    """Hashing it would take 2**200 steps."""
+    nested = b"".join(b"q" + bytes([level]) + b"h" + bytes([level]) + b"\x86" for level in range(200))
+    with pytest.raises(CheckpointError, match="plain dictionary of tensors"):
+        read_torch_tensors(archive(b"\x80\x02})" + nested + b"K\x01s."), "x.pt")
+
+
 def test_tensors_that_multiply_a_shared_storage_are_refused() -> None:
     pickled = b"\x80\x02}(" + b"".join(text(str(index)) + tensor() for index in range(100)) + b"u."
     assert len(read_torch_tensors(archive(pickled), "x.pt")) == 100

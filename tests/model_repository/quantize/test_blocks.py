@@ -11,20 +11,21 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import Matrix, product
-from model_repository.quantize.blocks import BLOCK, Blocks, quantize, rounded_error
+from model_repository.graph.matrices import GPU_BLOCK, Matrix, product
+from model_repository.quantize.blocks import BLOCK, Blocks, Layout, quantize, rounded_error
 from model_repository.quantize.plan import Plan
 from model_repository.variants import Precision
 
 
-def values(blocks: Blocks, columns: int) -> np.ndarray:
+def values(blocks: Blocks, columns: int, bits: int) -> np.ndarray:
     """[N, K] as MatMulNBits' documentation defines it."""
     rows, count = blocks.scales.shape
-    codes, zeros = blocks.codes, np.full((rows, count), 128.0)
-    if blocks.zeros is not None:
+    codes, zeros = blocks.codes, np.full((rows, count), 2.0 ** (bits - 1))
+    if bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1)
+    if blocks.zeros is not None:
         zeros = np.stack([blocks.zeros & 15, blocks.zeros >> 4], axis=-1).reshape(rows, -1)[:, :count]
-    weight = (codes.reshape(rows, count, BLOCK) - zeros[..., None].astype(np.float64)) * blocks.scales[..., None]
+    weight = (codes.reshape(rows, count, -1) - zeros[..., None].astype(np.float64)) * blocks.scales[..., None]
     return weight.reshape(rows, -1)[:, :columns]
 
 
@@ -41,7 +42,7 @@ def relative(weight: np.ndarray, rounded: np.ndarray, importance: np.ndarray | f
 def test_errors_are_those_of_the_stored_numbers(bits, bound, columns):
     weight = gaussian(300, columns)
     blocks, error = quantize(weight, bits)
-    rounded = values(blocks, columns)
+    rounded = values(blocks, columns, bits)
     assert error.bits == bits
     assert error.largest == pytest.approx(np.abs(rounded - weight).max(), rel=1e-4)
     padding = -(-columns // BLOCK) * BLOCK / columns
@@ -68,7 +69,9 @@ def test_errors_are_those_of_scales_in_the_type_of_the_graph(tmp_path: Path, bit
         }
         blocks = Blocks(stored["w.codes"], stored["w.scales"].astype(np.float32), stored.get("w.zeros"))
         assert stored["w.scales"].dtype == scale_type
-        assert found.relative == pytest.approx(relative(weight, values(blocks, 2 * BLOCK)), rel=1e-3)
+        assert stored["w.scales"].shape == (40, 2 * BLOCK // GPU_BLOCK)
+        assert blocks.zeros is None, "kernels of a GPU unpack blocks with zero points"
+        assert found.relative == pytest.approx(relative(weight, values(blocks, 2 * BLOCK, bits)), rel=1e-3)
         if activations is Precision.BF16 or deviation >= 1:
             assert found.relative < 0.1
 
@@ -82,10 +85,16 @@ def test_four_bits_are_better_than_rounding_to_nearest():
     assert quantize(weight, 4)[1].relative < 0.75 * relative(weight, nearest)
 
 
+def test_short_blocks_without_zero_points_are_no_worse_than_long_ones_with_them():
+    weight = gaussian(64, 8 * BLOCK)
+    short = quantize(weight, 4, layout=Layout(GPU_BLOCK, zero_points=False))[1]
+    assert short.relative < quantize(weight, 4)[1].relative
+
+
 def test_columns_that_carry_more_are_rounded_better():
     weight, importance = gaussian(64, 4 * BLOCK), np.ones(4 * BLOCK, np.float32)
     importance[::16] = 100
-    plain, weighted = (values(quantize(weight, 4, given)[0], 4 * BLOCK) for given in (None, importance))
+    plain, weighted = (values(quantize(weight, 4, given)[0], 4 * BLOCK, 4) for given in (None, importance))
     assert relative(weight, weighted, importance) < 0.9 * relative(weight, plain, importance)
 
 
@@ -94,7 +103,7 @@ def test_nothing_and_constants_survive(bits):
     weight = np.zeros((3, 2 * BLOCK), np.float32)
     weight[1] = 0.5
     weight[2, 7] = -3
-    rounded = values(quantize(weight, bits)[0], 2 * BLOCK)
+    rounded = values(quantize(weight, bits)[0], 2 * BLOCK, bits)
     np.testing.assert_allclose(rounded, weight, atol=0.02)
     assert not rounded[0].any()
 
@@ -115,7 +124,8 @@ def test_the_graph_multiplies_with_the_stored_numbers(tmp_path: Path, precision,
     (y,) = session.run(None, {"x": x})
     stored = weight.astype(np.float64)
     if precision in (Precision.INT8, Precision.INT4):
-        stored = values(quantize(weight, 4 if precision is Precision.INT4 else 8)[0], columns)
+        bits = 4 if precision is Precision.INT4 else 8
+        stored = values(quantize(weight, bits)[0], columns, bits)
     assert relative(x @ stored.T, y) < tolerance
     assert ("w" in errors) == (precision is not Precision.FP32)
 
