@@ -16,7 +16,8 @@ GatewayError
 ├── UploadTimeout              the request's body did not arrive in time
 ├── SlowClient                 the client does not read what is sent to it
 ├── ConversationBusy           a turn of that conversation is in progress
-├── UnknownConversation        no turn session has that id
+├── UnknownConversation        no turn session has that id, or no session that resume token
+├── TakenOver                  another connection has resumed the live session
 ├── TryLater                   refused for now; `retry_after` in seconds
 │   ├── TooManyForKey          this API key holds or has begun as many conversations as it may
 │   ├── AtCapacity             every slot is taken
@@ -234,12 +235,23 @@ class SlowClient(GatewayError):
 
 
 class UnknownConversation(GatewayError):
-    """No turn session has that id: it never existed, has ended, or belongs to another API key."""
+    """No session has that id or resume token: it never existed, has ended, or belongs to another API key."""
 
     code = "unknown-conversation"
     title = "There is no such conversation"
     http_status = HTTPStatus.NOT_FOUND
     grpc_status = "NOT_FOUND"
+    close_code = 1008
+    end_reason = "client_error"
+
+
+class TakenOver(GatewayError):
+    """Another connection has resumed the live session. It continues there."""
+
+    code = "taken-over"
+    title = "The session continues over another connection"
+    http_status = HTTPStatus.CONFLICT
+    grpc_status = "ABORTED"
     close_code = 1008
     end_reason = "client_error"
 

@@ -158,6 +158,13 @@ class Settings(BaseSettings):
     live_speed: float = Field(
         default=1.0, ge=0, description="speed limit of a live session as a multiple of real time; 0: no limit"
     )
+    resume_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="seconds a live session whose connection is lost keeps its slot and continues with silence, for a "
+        "client that can resume it; 0: sessions end with their connection",
+    )
     turn_session_idle_seconds: float = Field(
         default=120.0, gt=0, description="seconds without a turn after which a session of recorded turns ends"
     )

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+from websockets.frames import CloseCode
 
 from gateway.api.access import check_origin, presented_key
 from gateway.api.disconnect import abort
@@ -21,6 +22,10 @@ SUBPROTOCOL = "personaplex.v1"
 KEY_SUBPROTOCOL = "personaplex.key."
 """Prefix of an API key as a subprotocol, for pages, which cannot set headers. Best offered beside SUBPROTOCOL."""
 _KEY_SUBPROTOCOLS = (KEY_SUBPROTOCOL, "openai-insecure-api-key.")
+
+RESUME_SUBPROTOCOL = "personaplex.resume."
+"""Prefix of a resume token as a subprotocol, for pages."""
+RESUME_HEADER = "x-resume-token"
 
 # RFC 6455 section 5.5: a control frame has 125 bytes, two of them for the code.
 _REASON_BYTES = 123
@@ -52,7 +57,8 @@ class Connection:
         await self._opened()
         chosen = subprotocol if subprotocol in self._offered else None
         # A browser that offered subprotocols fails the connection if none is chosen.
-        chosen = chosen or next((name for name in self._offered if name.startswith(KEY_SUBPROTOCOL)), None)
+        ours = (KEY_SUBPROTOCOL, RESUME_SUBPROTOCOL)
+        chosen = chosen or next((name for name in self._offered if name.startswith(ours)), None)
         await self._put({"type": "websocket.accept", "subprotocol": chosen, "headers": [_request_header()]})
 
     async def deny(self, response: Response) -> None:
@@ -74,11 +80,18 @@ class Connection:
             key = next((name.removeprefix(prefix) for name, prefix in pairs if name.startswith(prefix)), None)
         return Caller(api, runtime.keys.check(key))
 
+    @property
+    def resume_token(self) -> str | None:
+        """The resume token in the header or a subprotocol; NEW_TOKEN if the client can resume a session; or None."""
+        prefix = RESUME_SUBPROTOCOL
+        offered = (name.removeprefix(prefix) for name in self._offered if name.startswith(prefix))
+        return self.headers.get(RESUME_HEADER) or next(offered, None)
+
     async def receive(self) -> str | bytes:
         """Return the next message, text or binary. Raises PayloadTooLarge, TransportClosed."""
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
-            raise TransportClosed
+            raise TransportClosed(message.get("code") != CloseCode.ABNORMAL_CLOSURE)
         data = message.get("bytes")
         received: str | bytes = message["text"] if data is None else data
         if len(received) > self._max_message_bytes:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
 import httpx
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from gateway.client.events import Ended, Event, Ready
 from gateway.client.http import (
@@ -30,12 +32,15 @@ from gateway.client.http import (
 )
 from gateway.client.live import (
     END,
+    NEW_TOKEN,
+    RECONNECT_S,
     LiveParams,
     MessageReader,
     PcmFormat,
     connect_options,
     connection_errors,
     encode,
+    resumed_params,
     start_message,
 )
 
@@ -98,7 +103,7 @@ class AsyncClient:
             params: voice, prompt and sampling; see LiveParams.
         """
         async with AsyncExitStack() as stack:
-            yield await self._connect(stack, start_message(params, audio_format, sample_rate), audio_format)
+            yield await self._connect(stack, params, audio_format, sample_rate)
 
     async def voices(self) -> dict[str, Any]:
         """Return the voice presets: `GET /v1/voices`."""
@@ -126,25 +131,36 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _connect(self, stack: AsyncExitStack, start: str, audio_format: PcmFormat) -> AsyncConversation:
-        """Connect, start a conversation and wait until it is ready. `stack` closes the connection."""
+    async def _connect(
+        self, stack: AsyncExitStack, params: LiveParams, audio_format: PcmFormat, sample_rate: int
+    ) -> AsyncConversation:
+        """Connect, start a conversation and wait until it is ready. `stack` closes its connections."""
         retry = Retry(self._wait_when_full)
-        target = connect_options(self.url, self._verify, self._api_key)
+        target = partial(connect_options, self.url, self._verify, self._api_key)
+
+        async def dial(stack: AsyncExitStack, token: str, params: LiveParams) -> tuple[ClientConnection, str | bytes]:
+            socket = await stack.enter_async_context(connect(**target(token)))
+            await socket.send(start_message(params, audio_format, sample_rate))
+            return socket, await socket.recv()
+
         while True:
             reader = MessageReader(audio_format)
             async with AsyncExitStack() as attempt:
                 try:
                     with connection_errors(self.url):
-                        socket = await attempt.enter_async_context(connect(**target))
-                        await socket.send(start)
-                        ready = reader.read(await socket.recv())
+                        socket, message = await dial(attempt, NEW_TOKEN, params)
+                        ready = reader.read(message)
                 except ServerBusyError as busy:
                     delay = retry.delay(busy)
                 else:
                     if not isinstance(ready, Ready):
                         raise ClientError(f"expected `ready` first, got {ready}")
                     stack.push_async_exit(attempt.pop_all())
-                    return AsyncConversation(socket, reader, ready, audio_format)
+
+                    async def reconnect(token: str) -> tuple[ClientConnection, str | bytes]:
+                        return await dial(stack, token, resumed_params(params))
+
+                    return AsyncConversation(socket, reader, ready, audio_format, reconnect)
             await asyncio.sleep(delay)
 
     @asynccontextmanager
@@ -167,26 +183,39 @@ class AsyncConversation:
     """A live conversation: send what the user says, iterate over what the agent does.
 
     ready: the resolved parameters. Iteration yields AgentText, AgentAudio, Stats, Warning and, last, Ended. It raises
-    ClientError if the conversation fails.
+    ClientError if the conversation fails. If the connection is lost and the server allows it, iteration resumes the
+    conversation and yields Ready again.
     """
 
-    def __init__(self, socket: ClientConnection, reader: MessageReader, ready: Ready, audio_format: PcmFormat) -> None:
+    def __init__(
+        self,
+        socket: ClientConnection,
+        reader: MessageReader,
+        ready: Ready,
+        audio_format: PcmFormat,
+        reconnect: Callable[[str], Awaitable[tuple[ClientConnection, str | bytes]]],
+    ) -> None:
+        """`reconnect`: connects to resume the conversation with a token, and returns the first message."""
         self.ready = ready
+        self._reconnect = reconnect
         self._socket = socket
         self._reader = reader
         self._format = audio_format
         self._over = False
+        self._ended = False
 
     async def send(self, pcm: npt.ArrayLike) -> None:
         """Send samples [T], float within ±1, at the rate given to `converse`: as they are recorded, any number.
 
-        They are dropped if the server has ended the conversation; iteration says why.
+        They are dropped if the server has ended the conversation, iteration says why, and while a lost connection is
+        replaced.
         """
         with suppress(ConnectionClosed):
             await self._socket.send(encode(pcm, self._format))
 
     async def end(self) -> None:
         """End the user's audio. The agent's remaining frames and Ended follow."""
+        self._ended = True
         with suppress(ConnectionClosed):
             await self._socket.send(END)
 
@@ -197,6 +226,27 @@ class AsyncConversation:
         if self._over:
             raise StopAsyncIteration
         with connection_errors("the server"):
-            event = self._reader.read(await self._socket.recv())
+            try:
+                message = await self._socket.recv()
+            except ConnectionClosed as lost:
+                message = await self._resume(lost)
+        event = self._reader.read(message)
         self._over = isinstance(event, Ended)
         return event
+
+    async def _resume(self, lost: ConnectionClosed) -> str | bytes:
+        """Resume the conversation over a new connection; return its first message. Raises `lost`."""
+        if self._reader.resume is None:
+            raise lost
+        token, deadline = self._reader.resume.token, self._reader.resume.deadline(lost)
+        while True:
+            try:
+                self._socket, message = await self._reconnect(token)
+            except (OSError, WebSocketException):
+                if time.monotonic() > deadline:
+                    raise lost from None
+                await asyncio.sleep(RECONNECT_S)
+            else:
+                if self._ended:
+                    await self.end()
+                return message

@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The models hold the prompt; the agent's first frame follows. sample_rate: of the agent, in Hz. frame_size: in
+    """The models hold the prompt; the agent's next frame follows. sample_rate: of the agent, in Hz. frame_size: in
     samples. setup_ms: what it took.
+
+    It comes again when the connection was lost and the conversation is resumed. index: of the next frame. missed_text:
+    of the frames that were not sent meanwhile, in which the agent heard silence.
     """
 
     conversation_id: str
@@ -20,6 +23,8 @@ class Ready:
     sample_rate: int
     frame_size: int
     setup_ms: float
+    index: int = 0
+    missed_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
@@ -19,6 +20,10 @@ from gateway.client.http import CONNECT_TIMEOUT_S, ClientError, ServerBusyError,
 
 PATH = "/v1/converse"
 END = '{"type": "end"}'
+NEW_TOKEN = "new"  # noqa: S105
+"""In place of a resume token, it tells the server that this client can resume a conversation."""
+RECONNECT_S = 0.25
+"""Seconds between two attempts to resume a conversation."""
 PcmFormat = Literal["pcm_s16le", "pcm_f32le"]
 _BUSY = frozenset({"at-capacity", "too-many-for-key", "draining"})
 """Codes of errors after which another attempt, perhaps at another server, can succeed."""
@@ -48,6 +53,20 @@ class LiveParams(TypedDict, total=False):
     on_gap: Literal["wait", "silence"]
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How to resume a conversation: its token, and the seconds for which it waits."""
+
+    token: str
+    seconds: float
+
+    def deadline(self, lost: ConnectionClosed) -> float:
+        """Return until when to try. Raises `lost` if the server has closed the connection itself."""
+        if lost.rcvd is not None:
+            raise lost
+        return time.monotonic() + self.seconds
+
+
 class ConnectOptions(TypedDict):
     """Arguments of `connect` of `websockets`, asynchronous and synchronous."""
 
@@ -59,8 +78,8 @@ class ConnectOptions(TypedDict):
     proxy: None
 
 
-def connect_options(url: str, verify: bool, api_key: str | None) -> ConnectOptions:
-    """Return how to connect to the server at `url`."""
+def connect_options(url: str, verify: bool, api_key: str | None, token: str) -> ConnectOptions:
+    """Return how to connect to the server at `url`. `token`: resume token, or NEW_TOKEN."""
     context = None
     if url.startswith("https"):
         context = ssl.create_default_context()
@@ -68,12 +87,17 @@ def connect_options(url: str, verify: bool, api_key: str | None) -> ConnectOptio
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return {
         "uri": f"ws{url.removeprefix('http')}{PATH}",
-        "additional_headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+        "additional_headers": {"X-Resume-Token": token, **({"Authorization": f"Bearer {api_key}"} if api_key else {})},
         "ssl": context,
         "open_timeout": CONNECT_TIMEOUT_S,
         "max_size": None,
         "proxy": None,
     }
+
+
+def resumed_params(params: LiveParams) -> LiveParams:
+    """Return the parameters that a connection states which resumes a conversation."""
+    return {"on_gap": params["on_gap"]} if "on_gap" in params else {}
 
 
 def start_message(params: LiveParams, audio_format: PcmFormat, sample_rate: int) -> str:
@@ -82,9 +106,10 @@ def start_message(params: LiveParams, audio_format: PcmFormat, sample_rate: int)
 
 
 class MessageReader:
-    """Makes events of the server's messages."""
+    """Makes events of the server's messages. resume: how to resume the conversation, None if that is not possible."""
 
     def __init__(self, audio_format: PcmFormat) -> None:
+        self.resume: Resume | None = None
         self._format = audio_format
         self._frames = 0
 
@@ -98,6 +123,8 @@ class MessageReader:
         if kind == "error":
             raise (ServerBusyError if content["code"] in _BUSY else ClientError)(str(content["message"]))
         if kind == "ready":
+            self.resume = _parsed(Resume, content["resume"]) if content.get("resume") else None
+            self._frames = content.get("index", 0)
             return _parsed(Ready, {**content, "sample_rate": content["audio"]["sample_rate"]})
         if kind not in _EVENTS:
             raise ClientError(f"expected a message of {PATH}, got {message[:80]!r}")

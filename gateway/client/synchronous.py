@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
 import httpx
 import numpy.typing as npt
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from gateway.client.events import Ended, Event, Ready
@@ -30,12 +31,15 @@ from gateway.client.http import (
 )
 from gateway.client.live import (
     END,
+    NEW_TOKEN,
+    RECONNECT_S,
     LiveParams,
     MessageReader,
     PcmFormat,
     connect_options,
     connection_errors,
     encode,
+    resumed_params,
     start_message,
 )
 
@@ -97,7 +101,7 @@ class Client:
             params: voice, prompt and sampling; see LiveParams.
         """
         with ExitStack() as stack:
-            yield self._connect(stack, start_message(params, audio_format, sample_rate), audio_format)
+            yield self._connect(stack, params, audio_format, sample_rate)
 
     def voices(self) -> dict[str, Any]:
         """Return the voice presets: `GET /v1/voices`."""
@@ -125,25 +129,34 @@ class Client:
     ) -> None:
         self.close()
 
-    def _connect(self, stack: ExitStack, start: str, audio_format: PcmFormat) -> Conversation:
-        """Connect, start a conversation and wait until it is ready. `stack` closes the connection."""
+    def _connect(self, stack: ExitStack, params: LiveParams, audio_format: PcmFormat, sample_rate: int) -> Conversation:
+        """Connect, start a conversation and wait until it is ready. `stack` closes its connections."""
         retry = Retry(self._wait_when_full)
-        target = connect_options(self.url, self._verify, self._api_key)
+        target = partial(connect_options, self.url, self._verify, self._api_key)
+
+        def dial(stack: ExitStack, token: str, params: LiveParams) -> tuple[ClientConnection, str | bytes]:
+            socket = stack.enter_context(connect(**target(token)))
+            socket.send(start_message(params, audio_format, sample_rate))
+            return socket, socket.recv()
+
         while True:
             reader = MessageReader(audio_format)
             with ExitStack() as attempt:
                 try:
                     with connection_errors(self.url):
-                        socket = attempt.enter_context(connect(**target))
-                        socket.send(start)
-                        ready = reader.read(socket.recv())
+                        socket, message = dial(attempt, NEW_TOKEN, params)
+                        ready = reader.read(message)
                 except ServerBusyError as busy:
                     delay = retry.delay(busy)
                 else:
                     if not isinstance(ready, Ready):
                         raise ClientError(f"expected `ready` first, got {ready}")
                     stack.push(attempt.pop_all())
-                    return Conversation(socket, reader, ready, audio_format)
+
+                    def reconnect(token: str) -> tuple[ClientConnection, str | bytes]:
+                        return dial(stack, token, resumed_params(params))
+
+                    return Conversation(socket, reader, ready, audio_format, reconnect)
             time.sleep(delay)
 
     @contextmanager
@@ -167,25 +180,38 @@ class Conversation:
 
     `send` and `end` may be called in one thread while another one iterates. ready: the resolved parameters. Iteration
     yields AgentText, AgentAudio, Stats, Warning and, last, Ended. It raises ClientError if the conversation fails.
+    If the connection is lost and the server allows it, iteration resumes the conversation and yields Ready again.
     """
 
-    def __init__(self, socket: ClientConnection, reader: MessageReader, ready: Ready, audio_format: PcmFormat) -> None:
+    def __init__(
+        self,
+        socket: ClientConnection,
+        reader: MessageReader,
+        ready: Ready,
+        audio_format: PcmFormat,
+        reconnect: Callable[[str], tuple[ClientConnection, str | bytes]],
+    ) -> None:
+        """`reconnect`: connects to resume the conversation with a token, and returns the first message."""
         self.ready = ready
+        self._reconnect = reconnect
         self._socket = socket
         self._reader = reader
         self._format = audio_format
         self._over = False
+        self._ended = False
 
     def send(self, pcm: npt.ArrayLike) -> None:
         """Send samples [T], float within ±1, at the rate given to `converse`: as they are recorded, any number.
 
-        They are dropped if the server has ended the conversation; iteration says why.
+        They are dropped if the server has ended the conversation, iteration says why, and while a lost connection is
+        replaced.
         """
         with suppress(ConnectionClosed):
             self._socket.send(encode(pcm, self._format))
 
     def end(self) -> None:
         """End the user's audio. The agent's remaining frames and Ended follow."""
+        self._ended = True
         with suppress(ConnectionClosed):
             self._socket.send(END)
 
@@ -196,6 +222,27 @@ class Conversation:
         if self._over:
             raise StopIteration
         with connection_errors("the server"):
-            event = self._reader.read(self._socket.recv())
+            try:
+                message = self._socket.recv()
+            except ConnectionClosed as lost:
+                message = self._resume(lost)
+        event = self._reader.read(message)
         self._over = isinstance(event, Ended)
         return event
+
+    def _resume(self, lost: ConnectionClosed) -> str | bytes:
+        """Resume the conversation over a new connection; return its first message. Raises `lost`."""
+        if self._reader.resume is None:
+            raise lost
+        token, deadline = self._reader.resume.token, self._reader.resume.deadline(lost)
+        while True:
+            try:
+                self._socket, message = self._reconnect(token)
+            except (OSError, WebSocketException):
+                if time.monotonic() > deadline:
+                    raise lost from None
+                time.sleep(RECONNECT_S)
+            else:
+                if self._ended:
+                    self.end()
+                return message

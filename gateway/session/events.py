@@ -1,4 +1,7 @@
-"""Events of a live session, in order: Ready, then AgentAudio and WarningEvent as they happen, and Ended once."""
+"""Events of a live session, in order: Ready, then AgentAudio and WarningEvent as they happen, and Ended once.
+
+Each connection of a resumable session begins with Ready.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,17 @@ class Reason(StrEnum):
         return reason
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How to resume a session whose connection is lost. `seconds`: how long it waits for that."""
+
+    token: str
+    seconds: float
+
+
 @dataclass(slots=True)
 class Ready:
-    """The models hold the prompt. User frames are processed from now on."""
+    """The models hold the prompt. User frames are processed from now on. Sent again when a session is resumed."""
 
     conversation_id: str
     voice: str
@@ -55,6 +66,14 @@ class Ready:
     setup_seconds: float
     prompt_steps: int
     """Steps of the prompt."""
+    resume: Resume | None = None
+    """None if the session ends with its connection."""
+    index: int = 0
+    """Of the agent frame that is sent next; not 0 when a session is resumed."""
+    missed_text: str = ""
+    """Text of the frames that were not sent before the session was resumed."""
+    missed_from: int = 0
+    """Index of the first of them."""
 
 
 @dataclass(slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gateway.settings import Settings
@@ -12,6 +12,11 @@ OnGap = Literal["wait", "silence"]
 
 Audio that arrives after silence took its place is dropped.
 """
+
+
+# Clients may queue their audio while the connection is lost and send it at once after that.
+_RESUMED_EARLY_FRAMES = 2
+_RESUMED_BURST_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +58,8 @@ class LiveLimits:
             lead_frames=settings.input_frames,
             early_frames=settings.input_frames,
         )
+
+    def resumed(self) -> LiveLimits:
+        """Return the limits after a resumption: audio from before it is stale, because silence took its place."""
+        early = min(self.early_frames, _RESUMED_EARLY_FRAMES)
+        return replace(self, early_frames=early, burst=_RESUMED_BURST_S)

@@ -13,7 +13,10 @@ from gateway.engine.sampling import SamplingParams
 from gateway.errors import InvalidRequest, NotAllowed
 from gateway.session.admission import Slot, Upload
 from gateway.session.caller import Caller
-from gateway.session.params import PersonaParams, RespondRequest
+from gateway.session.events import Ended
+from gateway.session.limits import LiveLimits
+from gateway.session.live import LiveTransport
+from gateway.session.params import LiveParams, PersonaParams, RespondRequest
 from gateway.session.persona import DEFAULT_SYSTEM_PROMPT, Persona, system_prompt
 from gateway.session.runtime import Runtime
 from gateway.session.turns import TurnSession
@@ -104,14 +107,46 @@ async def _prepare(params: RespondRequest, runtime: Runtime, caller: Caller, upl
 
 async def _next_turn(params: RespondRequest, runtime: Runtime, caller: Caller) -> RecordedRequest:
     """Prepare a turn of an existing conversation, whose persona and sampling do not change."""
-    for field in _FIXED_AT_START:
-        if getattr(params, field) is not None:
-            raise InvalidRequest(f"{field} cannot change in a conversation that is under way", field)
+    _check_unchanged(params)
     session = runtime.turn_sessions.find(params.conversation_id or "", caller.key)
     sample_rate, seconds = runtime.manifest.sample_rate, runtime.settings.max_audio_seconds
     pcm = await asyncio.to_thread(decode, params.audio, sample_rate, seconds)
     with_tokens, keep = "tokens" in (params.include or ()), params.keep is not False
     return RecordedRequest(pcm, session.persona, session.sampling, params.max_steps, with_tokens, caller, session, keep)
+
+
+async def run_live_session(
+    transport: LiveTransport,
+    params: LiveParams,
+    runtime: Runtime,
+    caller: Caller,
+    limits: LiveLimits | None = None,
+    slot: Slot | None = None,
+    token: str | None = None,
+) -> Ended:
+    """Run a live session over a connection: a new one, or the one that the resume token names.
+
+    Args:
+        transport: the connection.
+        params: as received. Those of a session that is resumed do not change, but for the gap policy.
+        runtime: provides voices, prompts and sessions.
+        caller: whose connection it is.
+        limits: of a new session; None for those of the settings.
+        slot: reserved for a new session.
+        token: resume token, NEW_TOKEN if the client can resume the session, or None.
+
+    Raises:
+        InvalidRequest, UnknownVoice, UnknownSystemPrompt: the parameters are invalid.
+        UnknownConversation, TakenOver: see `LiveSession.run`.
+        GatewayError: what `Leases.open` raises.
+    """
+    if (resumed := runtime.live_sessions.find(token, caller)) is not None:
+        _check_unchanged(params)
+        return await resumed.run(transport, params.on_gap)
+    agent, sampling = persona(params, runtime), sampling_params(params, runtime)
+    opened = runtime.live_sessions.open(agent, sampling, caller, params.on_gap or "wait", limits, slot, token)
+    async with opened as session:
+        return await session.run(transport)
 
 
 def persona(params: PersonaParams, runtime: Runtime) -> Persona:
@@ -134,6 +169,13 @@ def sampling_params(params: PersonaParams, runtime: Runtime) -> SamplingParams:
     if most < manifest.text_card and not 0 < sampling.text_top_k <= most:
         raise InvalidRequest(f"text_top_k must be in 1..{most} on this server", "text_top_k")
     return sampling.greedy() if params.greedy else sampling
+
+
+def _check_unchanged(params: PersonaParams) -> None:
+    """Raise InvalidRequest for parameters that are fixed at the start of a conversation."""
+    for field in _FIXED_AT_START:
+        if getattr(params, field, None) is not None:
+            raise InvalidRequest(f"{field} cannot change in a conversation that is under way", field)
 
 
 def _text(params: PersonaParams) -> str:

@@ -14,6 +14,8 @@ from gateway.session.admission import Admission
 from gateway.session.events import Reason
 from gateway.session.keys import Keys
 from gateway.session.leases import Leases
+from gateway.session.live import Parts
+from gateway.session.live_sessions import LiveSessions
 from gateway.session.readiness import Readiness
 from gateway.session.sessions import Sessions
 from gateway.session.tokenizer import Tokenizer
@@ -63,8 +65,11 @@ class Runtime:
         self.turn_sessions = TurnSessions(
             self.leases, self.sessions, settings.turn_session_idle_seconds, settings.max_call_seconds
         )
-        self.sessions.end_waiting = self.turn_sessions.end_waiting
         self.readiness = Readiness(backend)
+        self.live_sessions = LiveSessions(
+            self.leases, settings, Parts(manifest, metrics, self.readiness, self.sessions)
+        )
+        self.sessions.end_waiting = self._end_waiting
         self.warmup = Warmup(
             settings.warm,
             manifest,
@@ -86,8 +91,13 @@ class Runtime:
         name, voices = self.settings.default_voice, self.voices.available()
         return name if name in voices else next(iter(voices), name)
 
+    async def _end_waiting(self) -> None:
+        self.live_sessions.end_waiting()
+        await self.turn_sessions.end_waiting()
+
     async def close(self) -> None:
-        """End turn sessions, wait for conversations that are being released, then stop the scheduler."""
+        """End all sessions, wait for conversations that are being released, then stop the scheduler."""
+        await self.live_sessions.close()
         await self.turn_sessions.close()
         await self.leases.close()
         await self.scheduler.close()

@@ -51,6 +51,8 @@ class ApiMetrics:
         self.late_frames = metrics.late_frames.labels(label)
         self.dropped_frames = metrics.dropped_frames.labels(label)
         self.gap_frames = metrics.gap_frames.labels(label)
+        self.connections_lost = metrics.connections_lost.labels(label)
+        self.resumed = metrics.resumed.labels(label)
         # A series that begins at its first event has no rate until the second.
         self.refused = {reason: metrics.refused.labels(label, reason) for reason in REFUSALS}
 
@@ -114,6 +116,15 @@ class Metrics:
         )
         self.gap_frames = Counter(
             "personaplex_gap_frames", "Frames of silence used in place of late user audio", ["api"], registry=registry
+        )
+        self.connections_lost = Counter(
+            "personaplex_connections_lost",
+            "Connections lost whose live session waits to be resumed",
+            ["api"],
+            registry=registry,
+        )
+        self.resumed = Counter(
+            "personaplex_resumed", "Live sessions resumed over another connection", ["api"], registry=registry
         )
         self.input_queue_frames = Histogram(
             "personaplex_input_queue_frames",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from gateway.api.connection import RESUME_HEADER
 from gateway.api.grpc.audio import AudioCodec, choose_codec
 from gateway.api.grpc.params import live_params
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
@@ -17,8 +19,8 @@ from gateway.errors import HandshakeTimeout, InvalidRequest, MalformedBody, Payl
 from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
-from gateway.session.live import TransportClosed, open_live_session
-from gateway.session.request import persona, sampling_params
+from gateway.session.live import TransportClosed
+from gateway.session.request import run_live_session
 from gateway.session.runtime import Runtime
 
 # A cancelled RPC looks like the end of the client's messages for a moment, until gRPC cancels the handler.
@@ -34,16 +36,20 @@ async def converse(runtime: Runtime, context: grpc.aio.ServicerContext, caller: 
 
     Raises GatewayError for what is refused before the session begins. `Ended` and the status report a later end.
     """
-    with runtime.admission.reserve(caller) as slot:
+    token = _resume_token(context)
+    resumed = runtime.live_sessions.find(token, caller)
+    # A session that is resumed has a slot.
+    with nullcontext() if resumed is not None else runtime.admission.reserve(caller) as slot:
         start = await _receive_start(context, runtime.settings.handshake_seconds)
         params = live_params(start)
         new_codec = choose_codec(start, runtime.manifest.sample_rate)
-        agent, sampling = persona(params, runtime), sampling_params(params, runtime)
-        on_gap = params.on_gap or "wait"
-        async with open_live_session(runtime, agent, sampling, caller, on_gap, slot=slot) as session:
-            transport = ConverseTransport(context, new_codec(), runtime, include_tokens=start.include_tokens)
-            ended = await session.run(transport)
+        transport = ConverseTransport(context, new_codec(), runtime, include_tokens=start.include_tokens)
+        ended = await run_live_session(transport, params, runtime, caller, slot=slot, token=token)
     await _send_status(context, ended, runtime.settings.retry_after)
+
+
+def _resume_token(context: grpc.aio.ServicerContext) -> str | None:
+    return next((str(value) for name, value in context.invocation_metadata() or () if name == RESUME_HEADER), None)
 
 
 async def _receive_start(context: grpc.aio.ServicerContext, seconds: float) -> pb.Start:
@@ -158,6 +164,9 @@ class ConverseTransport:
                     sample_rate=self._manifest.sample_rate,
                     frame_size=self._manifest.frame_size,
                     setup_ms=event.setup_seconds * 1000,
+                    resume=_resume(event),
+                    index=event.index,
+                    missed_text=event.missed_text,
                 )
             )
         if isinstance(event, Ended):
@@ -187,6 +196,10 @@ class ConverseTransport:
         )
         self._max_latency = 0.0
         return pb.ConverseResponse(stats=stats)
+
+
+def _resume(ready: Ready) -> pb.Resume | None:
+    return None if ready.resume is None else pb.Resume(token=ready.resume.token, seconds=ready.resume.seconds)
 
 
 async def _send_status(context: grpc.aio.ServicerContext, ended: Ended, retry_after: int) -> None:

@@ -83,7 +83,9 @@ class _Endpoint:
                 caller = connection.authenticate(runtime, api.api)
                 if api.check is not None:
                     await api.check(connection, runtime)
-                if api.always_reserves or not settings.accept_when_full:
+                # A session that is resumed has a slot.
+                resumed = runtime.live_sessions.find(connection.resume_token, caller)
+                if resumed is None and (api.always_reserves or not settings.accept_when_full):
                     # Clients may connect long before they start the session.
                     reservation = runtime.admission.reserve(caller, settings.handshake_seconds)
                     slot = reserved.enter_context(reservation)

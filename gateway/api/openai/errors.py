@@ -15,8 +15,10 @@ from gateway.errors import (
     NotAllowed,
     PayloadTooLarge,
     PromptTooLong,
+    TakenOver,
     TooManyForKey,
     Unauthorized,
+    UnknownConversation,
 )
 from gateway.session.events import Ended, Reason
 
@@ -38,6 +40,8 @@ _CODES: tuple[tuple[type[GatewayError], str, str], ...] = (
     (Draining, SERVER_ERROR, "server_shutting_down"),
     (PromptTooLong, INVALID_REQUEST, "instructions_too_long"),
     (PayloadTooLarge, INVALID_REQUEST, "message_too_large"),
+    (UnknownConversation, INVALID_REQUEST, "session_not_found"),
+    (TakenOver, INVALID_REQUEST, "session_taken_over"),
     (HandshakeTimeout, INVALID_REQUEST, "session_not_started"),
     (InvalidRequest, INVALID_REQUEST, "invalid_value"),
     (GatewayError, SERVER_ERROR, "server_error"),

@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from binascii import b2a_base64
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ from gateway.session.admission import Slot
 from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason, WarningEvent
 from gateway.session.input_queue import InputQueue
-from gateway.session.live import open_live_session
+from gateway.session.live import LiveSession
 from gateway.session.request import persona, sampling_params
 from gateway.session.runtime import Runtime
 from gateway.telemetry.metrics import Api
@@ -58,6 +59,17 @@ async def _serve(connection: Connection, runtime: Runtime, caller: Caller, slot:
     await LiveApiTransport(connection, runtime).serve(caller, slot)
 
 
+@dataclass(slots=True)
+class _State:
+    """What a session keeps when it is resumed over another connection. `session`: as stated by `session.started`."""
+
+    config: LiveConfig
+    instructions: str
+    session: dict[str, Any] = field(default_factory=dict)
+    prompt_steps: int = 0
+    muted: bool = False
+
+
 class LiveApiTransport:
     """The events of one connection. See `LiveTransport`."""
 
@@ -69,28 +81,28 @@ class LiveApiTransport:
         self._channel = EventChannel(connection, events.CLIENT_EVENTS, events.error_event)
         self._start_id: str | None = None
         self._close_id: str | None = None
-        self._config: LiveConfig
-        self._instructions = ""
-        self._session: dict[str, Any] = {}
-        self._muted = False
+        self._state: _State
+        self._started = False
         self._squelch = Squelch(runtime.manifest.sample_rate)
-        self._prompt_steps = 0
 
     async def serve(self, caller: Caller, slot: Slot | None) -> None:
-        """Wait for `session.start`, run the session and close. Raises TransportClosed."""
+        """Wait for `session.start`, or resume a session; run it and close. Raises TransportClosed."""
         connection, runtime = self._connection, self._runtime
         try:
-            start = await self._receive_start(runtime.settings.openai_start_seconds)
-            if start is None:
-                await connection.close(NORMAL_CLOSURE)
-                return
-            self._config = config = resolve(start.fields.get("session"), runtime)
-            agent, sampling = persona(config.params, runtime), sampling_params(config.params, runtime)
-            self._instructions = agent.text
-            limits = live_limits(runtime)
-            async with open_live_session(runtime, agent, sampling, caller, "wait", limits, slot) as session:
-                self._codec = config.codec(self._manifest.sample_rate)
-                ended = await session.run(self)
+            if (resumed := runtime.live_sessions.find(connection.resume_token, caller)) is not None:
+                ended = await self._run(resumed, resumed.memo)
+            else:
+                start = await self._receive_start(runtime.settings.openai_start_seconds)
+                if start is None:
+                    await connection.close(NORMAL_CLOSURE)
+                    return
+                config = resolve(start.fields.get("session"), runtime)
+                agent, sampling = persona(config.params, runtime), sampling_params(config.params, runtime)
+                limits, token = live_limits(runtime), connection.resume_token
+                opened = runtime.live_sessions.open(agent, sampling, caller, "wait", limits, slot, token)
+                async with opened as session:
+                    session.memo = _State(config, agent.text)
+                    ended = await self._run(session, session.memo)
         except (OpenAIError, GatewayError) as error:
             if slot is not None:
                 slot.cancel()
@@ -101,6 +113,11 @@ class LiveApiTransport:
         # The slot is free before the close frame is sent, so that the client may reconnect at once.
         reported = end_error(ended)
         await connection.close(reported.close_code if reported else NORMAL_CLOSURE, ended.message)
+
+    async def _run(self, session: LiveSession, state: _State) -> Ended:
+        self._state = state
+        self._codec = state.config.codec(self._manifest.sample_rate)
+        return await session.run(self)
 
     async def receive(self, audio: InputQueue) -> None:
         """Read events until the client disconnects, which raises TransportClosed. Raises GatewayError."""
@@ -150,10 +167,10 @@ class LiveApiTransport:
         if event.type == events.APPEND:
             await self._append(event.fields.get("audio"), audio)
         elif event.type == events.MUTE:
-            self._muted = True
+            self._state.muted = True
             await channel.send(events.InputAudioMuted(event_id=channel.new_id(), client_event_id=event.event_id))
         elif event.type == events.UNMUTE:
-            self._muted = False
+            self._state.muted = False
             await channel.send(events.InputAudioUnmuted(event_id=channel.new_id(), client_event_id=event.event_id))
         elif event.type == events.CLOSE:
             if not audio.closed:
@@ -169,24 +186,26 @@ class LiveApiTransport:
         if audio.closed:
             return
         async for pcm in self._channel.decode(decode_base64(encoded), self._codec):
-            await audio.put(np.zeros_like(pcm) if self._muted else pcm)
+            await audio.put(np.zeros_like(pcm) if self._state.muted else pcm)
 
     async def _send_frame(self, event: AgentAudio) -> None:
         frame = event.frame
-        if frame.text:
-            start_ms = frame.index * self._frame_ms
-            await self._channel.send(
-                events.OutputTranscriptDelta(
-                    event_id=self._channel.new_id(),
-                    delta=frame.text,
-                    start_ms=start_ms,
-                    end_ms=start_ms + self._frame_ms,
-                )
-            )
+        await self._send_text(frame.text, frame.index, frame.index + 1)
         await self._send_audio(self._codec.encode(self._squelch.apply(frame.pcm, frame.text)))
         frames, frame_rate = frame.index + 1, self._manifest.frame_rate
         if int(frames / (USAGE_S * frame_rate)) > int(frame.index / (USAGE_S * frame_rate)):
             await self._send_usage(frames)
+
+    async def _send_text(self, text: str, first: int, end: int) -> None:
+        """Send the text of the agent frames from `first` to before `end`."""
+        if text:
+            delta = events.OutputTranscriptDelta(
+                event_id=self._channel.new_id(),
+                delta=text,
+                start_ms=first * self._frame_ms,
+                end_ms=end * self._frame_ms,
+            )
+            await self._channel.send(delta)
 
     async def _send_audio(self, data: bytes) -> None:
         if data:
@@ -194,27 +213,36 @@ class LiveApiTransport:
             await self._channel.send(events.OutputAudioDelta(delta=delta))
 
     async def _send_started(self, ready: Ready) -> None:
-        self._prompt_steps = ready.prompt_steps
-        self._session = {
-            "id": f"live_{ready.conversation_id}",
-            "status": "active",
-            "expires_at": int(time.time() + self._runtime.settings.max_call_seconds),
-            "instructions": self._instructions,
-            **self._config.echo,
-        }
+        state = self._state
+        begins = not state.session
+        if begins:
+            state.prompt_steps = ready.prompt_steps
+            state.session = {
+                "id": f"live_{ready.conversation_id}",
+                "status": "active",
+                "expires_at": int(time.time() + self._runtime.settings.max_call_seconds),
+                "instructions": state.instructions,
+                **state.config.echo,
+            }
+        self._started = True
         await self._channel.send(
             events.SessionStarted(
-                event_id=self._channel.new_id(), client_event_id=self._start_id, session=self._session
+                event_id=self._channel.new_id(), client_event_id=self._start_id, session=state.session
             )
         )
-        for notice in self._config.notices:
-            await self._send_info(notice.code, notice.message)
+        if begins:
+            for notice in state.config.notices:
+                await self._send_info(notice.code, notice.message)
+        if ready.resume is not None:
+            # The API's `session` has no field for it.
+            await self._send_info("resume_token", ready.resume.token)
+        await self._send_text(ready.missed_text, ready.missed_from, ready.index)
 
     async def _send_end(self, ended: Ended) -> None:
         """Send the rest of the audio, the error if there is one, and, if the session had started, `session.closed`."""
         if (error := end_error(ended)) is not None:
-            await self._channel.send_error(error, None if self._session else self._start_id)
-        if not self._session:
+            await self._channel.send_error(error, None if self._started else self._start_id)
+        if not self._started:
             return
         if ended.reason is Reason.COMPLETED:
             await self._send_audio(self._codec.finish_output())
@@ -224,13 +252,13 @@ class LiveApiTransport:
                 event_id=self._channel.new_id(),
                 client_event_id=self._close_id,
                 reason=_REASONS.get(ended.reason, "connection_lost"),
-                session=self._session,
+                session=self._state.session,
                 usage=_usage(ended.summary.frames, self._manifest.frame_rate),
             )
         )
 
     async def _send_usage(self, frames: int) -> None:
-        ratio = min(1.0, (self._prompt_steps + frames) / self._manifest.context)
+        ratio = min(1.0, (self._state.prompt_steps + frames) / self._manifest.context)
         await self._channel.send(
             events.SessionUsageUpdated(
                 event_id=self._channel.new_id(),

@@ -33,7 +33,6 @@ from gateway.session.admission import Slot
 from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event
 from gateway.session.input_queue import InputQueue
-from gateway.session.live import open_live_session
 from gateway.session.request import sampling_params
 from gateway.session.runtime import Runtime
 from gateway.telemetry.metrics import Api
@@ -132,7 +131,8 @@ class RealtimeTransport:
             self._input, self._output = config.codecs(runtime.manifest.sample_rate)
             limits = live_limits(runtime)
             sampling = sampling_params(config.params, runtime)
-            async with open_live_session(runtime, config.persona, sampling, caller, "silence", limits, slot) as session:
+            opened = runtime.live_sessions.open(config.persona, sampling, caller, "silence", limits, slot)
+            async with opened as session:
                 ended = await session.run(self)
         except (OpenAIError, GatewayError) as error:
             if slot is not None:

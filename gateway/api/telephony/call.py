@@ -48,9 +48,9 @@ from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Event, Ready
 from gateway.session.input_queue import InputQueue
 from gateway.session.limits import LiveLimits
-from gateway.session.live import TransportClosed, open_live_session
+from gateway.session.live import TransportClosed
 from gateway.session.params import LiveParams, PersonaParams, invalid_params
-from gateway.session.request import persona, sampling_params
+from gateway.session.request import run_live_session
 from gateway.session.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def _parameters(given: Mapping[str, str]) -> dict[str, str]:
 
 def _validate(parameters: dict[str, str]) -> LiveParams:
     try:
-        return LiveParams.model_validate(parameters)
+        return LiveParams.model_validate({**parameters, "on_gap": "silence"})
     except ValidationError as error:
         raise invalid_params(error) from None
 
@@ -187,13 +187,10 @@ class TelephoneCall:
             if caller is None:
                 caller = Caller(self._serializer.service, runtime.keys.check(api_key))
             params = _validate({**in_url, **given})
-            agent, sampling = persona(params, runtime), sampling_params(params, runtime)
             self._format = start.format
             self._codec = DuplexCodec(start.format.encoding, start.format.rate, runtime.manifest.sample_rate)
             limits = replace(LiveLimits.of(runtime.settings), lead_frames=_LEAD_FRAMES, early_frames=_LEAD_FRAMES)
-            async with open_live_session(runtime, agent, sampling, caller, "silence", limits, slot) as session:
-                logger.info("call %s is conversation %s", self._name, session.id)
-                ended = await session.run(self)
+            ended = await run_live_session(self, params, runtime, caller, limits, slot)
         except GatewayError as refusal:
             if slot is not None:
                 slot.cancel()
@@ -226,6 +223,7 @@ class TelephoneCall:
             if event.frame.index % _MARK_FRAMES == 0:
                 await self._send_mark(str(event.frame.index))
         elif isinstance(event, Ready):
+            logger.info("call %s is conversation %s", self._name, event.conversation_id)
             for message in self._serializer.answer():
                 await self._connection.send(message)
 

@@ -135,7 +135,14 @@ class ConverseTransport(WebSocketTransport):
             audio=messages.AudioFormat(format=self._format.format, sample_rate=manifest.sample_rate),
             frame_size=manifest.frame_size,
             setup_ms=round(1000 * ready.setup_seconds, 2),
+            resume=_resume(ready),
+            index=ready.index,
+            missed_text=ready.missed_text,
         )
+
+
+def _resume(ready: Ready) -> messages.Resume | None:
+    return None if ready.resume is None else messages.Resume(token=ready.resume.token, seconds=ready.resume.seconds)
 
 
 def _ended(ended: Ended) -> messages.Ended:

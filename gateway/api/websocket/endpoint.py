@@ -14,9 +14,9 @@ from gateway.errors import GatewayError, TryLater
 from gateway.session.events import Event, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.limits import LiveLimits
-from gateway.session.live import TransportClosed, open_live_session
+from gateway.session.live import TransportClosed
 from gateway.session.params import LiveParams
-from gateway.session.request import persona, sampling_params
+from gateway.session.request import run_live_session
 from gateway.session.runtime import Runtime
 from gateway.telemetry.metrics import Api
 
@@ -78,7 +78,10 @@ class WebSocketEndpoint:
         with suppress(TransportClosed), ExitStack() as reserved:
             try:
                 caller = connection.authenticate(runtime, transport.api)
-                slot = None if settings.accept_when_full else reserved.enter_context(runtime.admission.reserve(caller))
+                # A session that is resumed has a slot.
+                resumed = runtime.live_sessions.find(connection.resume_token, caller)
+                reserves = resumed is None and not settings.accept_when_full
+                slot = reserved.enter_context(runtime.admission.reserve(caller)) if reserves else None
             except TryLater as refusal:
                 await connection.deny(problems.response(refusal, settings.retry_after))
                 return
@@ -89,10 +92,8 @@ class WebSocketEndpoint:
             await connection.accept()
             try:
                 params = await transport.handshake()
-                agent, sampling = persona(params, runtime), sampling_params(params, runtime)
-                on_gap, limits = params.on_gap or "wait", transport.limits()
-                async with open_live_session(runtime, agent, sampling, caller, on_gap, limits, slot) as session:
-                    ended = await session.run(transport)
+                limits, token = transport.limits(), connection.resume_token
+                ended = await run_live_session(transport, params, runtime, caller, limits, slot, token)
             except GatewayError as refusal:
                 reserved.close()
                 await _refuse(connection, transport, refusal)

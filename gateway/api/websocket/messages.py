@@ -46,8 +46,18 @@ class AudioFormat(BaseModel):
     sample_rate: int
 
 
+class Resume(BaseModel):
+    """How to resume the session when the connection is lost. `seconds`: how long it waits for that."""
+
+    token: str
+    seconds: float
+
+
 class Ready(BaseModel):
-    """The models hold the prompt; the agent's first frame follows."""
+    """The models hold the prompt; the agent's next frame follows, whose number is `index`.
+
+    `missed_text`: of the frames that were not sent before the session was resumed.
+    """
 
     type: Literal["ready"] = "ready"
     conversation_id: str
@@ -56,6 +66,9 @@ class Ready(BaseModel):
     audio: AudioFormat
     frame_size: int
     setup_ms: float
+    resume: Resume | None = None
+    index: int = 0
+    missed_text: str = ""
 
 
 class Text(BaseModel):

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode
 from websockets.http11 import Request
 
 from gateway.api.disconnect import ABORT
@@ -47,6 +48,12 @@ class CallProtocol(WebSocketsSansIOProtocol):
         connected: socket.socket | None = transport.get_extra_info("socket")
         if connected is not None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn, which reports 1005 whether the client has sent a close frame without a code or none at all."""
+        if self.conn.close_rcvd is None:
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
+        super().connection_lost(exc)
 
     def handle_connect(self, event: Request) -> None:
         """As uvicorn, and offer the app a way to abort the connection."""

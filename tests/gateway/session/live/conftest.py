@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from gateway.engine.fake import FakeBackend
 from gateway.engine.sampling import SamplingParams
+from gateway.errors import TakenOver
 from gateway.manifest import Manifest
 from gateway.session.caller import Caller
 from gateway.session.events import AgentAudio, Ended, Event, Ready, Reason
 from gateway.session.input_queue import InputQueue
 from gateway.session.limits import LiveLimits, OnGap
-from gateway.session.live import LiveSession, TransportClosed
+from gateway.session.live import LiveSession, Parts, TransportClosed
+from gateway.session.live_sessions import LiveSessions
 from gateway.session.persona import Persona
 from gateway.session.recorded import RecordedResponse
 from gateway.session.runtime import Runtime
@@ -81,6 +83,8 @@ def runtime(models: Path, manifest: Manifest, engine: FakeBackend) -> Runtime:
     runtime = Runtime(Settings(models=models, release_wait=0.05), manifest, engine, Metrics(manifest.slots))
     # The loop's clock leaps; an answer that is valid for a second of real time would hide an engine that goes.
     runtime.readiness.period = 0
+    parts = Parts(manifest, runtime.metrics, runtime.readiness, runtime.sessions, now)
+    runtime.live_sessions = LiveSessions(runtime.leases, runtime.settings, parts)
     return runtime
 
 
@@ -104,6 +108,7 @@ class Client:
         self.times: list[float] = []
         self.aborted = False
         self.result: Ended | None = None
+        self.taken_over = False
         self.fault: Exception | None = None
         self._input: asyncio.Future[InputQueue] = asyncio.get_running_loop().create_future()
         self._reads = asyncio.Event()
@@ -127,7 +132,11 @@ class Client:
 
     async def run(self) -> Ended:
         """Run the session to its end."""
-        self.result = await self.session.run(self)
+        try:
+            self.result = await self.session.run(self)
+        except TakenOver:
+            self.taken_over = True
+            raise
         return self.result
 
     def abort(self) -> None:
@@ -212,23 +221,25 @@ Connect = Callable[..., AbstractAsyncContextManager[Client]]
 
 @pytest.fixture
 def connect(runtime: Runtime) -> Connect:
-    """Run a session as `open_live_session` does, with the loop's clock and limits as keywords; disconnect on exit."""
+    """Run a session with limits as keywords; disconnect on exit."""
 
     @asynccontextmanager
     async def make(
-        on_gap: OnGap = "wait", reads: bool = True, sampling: SamplingParams = SAMPLING, **limits: float
+        on_gap: OnGap = "wait",
+        reads: bool = True,
+        sampling: SamplingParams = SAMPLING,
+        token: str | None = None,
+        **limits: float,
     ) -> AsyncIterator[Client]:
         client = Client(reads=reads)
-        async with runtime.leases.open(ANA, sampling, CALLER) as lease:
-            chosen = replace(LiveLimits(), **limits)  # type: ignore[arg-type]
-            clock = asyncio.get_running_loop().time
-            client.session = LiveSession(lease, runtime, ANA, sampling, CALLER.api, on_gap, chosen, clock)
+        chosen = replace(LiveLimits(), **limits)  # type: ignore[arg-type]
+        async with runtime.live_sessions.open(ANA, sampling, CALLER, on_gap, chosen, token=token) as client.session:
             running = asyncio.create_task(client.run())
             try:
                 yield client
             finally:
                 client.disconnect()
-                with suppress(asyncio.CancelledError):
+                with suppress(asyncio.CancelledError, TakenOver):
                     await running
 
     return make

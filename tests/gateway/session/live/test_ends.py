@@ -8,7 +8,6 @@ import pytest
 
 from gateway.engine.fake import FakeBackend
 from gateway.session.events import Ended, Reason, WarningEvent
-from gateway.session.live import open_live_session
 from gateway.session.runtime import Runtime
 from tests.gateway.session.live.conftest import (
     ANA,
@@ -133,7 +132,7 @@ class TestEnds:
 
         async def handler() -> None:
             client = Client(reads=True)
-            async with open_live_session(runtime, ANA, SAMPLING, CALLER) as session:
+            async with runtime.live_sessions.open(ANA, SAMPLING, CALLER) as session:
                 sending = asyncio.create_task(client.put(noise(5)))
                 try:
                     client.session = session

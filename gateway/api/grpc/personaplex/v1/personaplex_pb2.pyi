@@ -224,7 +224,7 @@ class ConverseResponse(_message.Message):
     def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., audio: _Optional[_Union[Audio, _Mapping]] = ..., warning: _Optional[_Union[Warning, _Mapping]] = ..., stats: _Optional[_Union[Stats, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("conversation_id", "voice", "seed", "format", "sample_rate", "frame_size", "setup_ms")
+    __slots__ = ("conversation_id", "voice", "seed", "format", "sample_rate", "frame_size", "setup_ms", "resume", "index", "missed_text")
     CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
     VOICE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +232,9 @@ class Ready(_message.Message):
     SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
     FRAME_SIZE_FIELD_NUMBER: _ClassVar[int]
     SETUP_MS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    MISSED_TEXT_FIELD_NUMBER: _ClassVar[int]
     conversation_id: str
     voice: str
     seed: int
@@ -239,7 +242,18 @@ class Ready(_message.Message):
     sample_rate: int
     frame_size: int
     setup_ms: float
-    def __init__(self, conversation_id: _Optional[str] = ..., voice: _Optional[str] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[AudioFormat, str]] = ..., sample_rate: _Optional[int] = ..., frame_size: _Optional[int] = ..., setup_ms: _Optional[float] = ...) -> None: ...
+    resume: Resume
+    index: int
+    missed_text: str
+    def __init__(self, conversation_id: _Optional[str] = ..., voice: _Optional[str] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[AudioFormat, str]] = ..., sample_rate: _Optional[int] = ..., frame_size: _Optional[int] = ..., setup_ms: _Optional[float] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., index: _Optional[int] = ..., missed_text: _Optional[str] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("token", "seconds")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    seconds: float
+    def __init__(self, token: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Audio(_message.Message):
     __slots__ = ("index", "data", "text", "text_token", "agent_codes")

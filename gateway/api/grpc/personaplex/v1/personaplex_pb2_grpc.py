@@ -77,6 +77,8 @@ class PersonaPlexServicer:
         server processes at least the latest 0.8 s (by default). `dropped_frames` counts the frames that it drops.
         `end`, or closing the sending side, ends the user's audio: the session ends after the response to all frames.
         The last message is `ended`. The status is OK if the session was completed; otherwise it states the reason.
+        With the metadata `x-resume-token: new` a session whose RPC is lost or cancelled waits to be resumed, if the server
+        allows it; see `Ready.resume`. End such a session with `end`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
