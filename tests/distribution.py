@@ -24,6 +24,7 @@ TOGETHER = {
 LONGEST_FIRST = (
     "tiny service",
     "gateway/cli/test_serve.py",
+    "service of the CLI",
     "model_repository/test_variants.py",
     "deploy/helm/test_runs.py",
     "gateway/test_attacks.py",
@@ -36,7 +37,6 @@ LONGEST_FIRST = (
     "model_repository/test_build.py",
     "end_to_end/test_voice.py",
     "both services",
-    "service of the CLI",
     "model_repository/evaluation/test_evaluate.py",
     "gateway/cli/test_build.py",
     "gateway/cli/test_evaluate.py",
