@@ -7,12 +7,14 @@ the project imports `loadtest`.
 
 How a load test measures, the same for every API:
 
-* All conversations are admitted before the first user sends audio; then all start together. A refused conversation
-  counts: the frames it should have received are missing.
-* "Together" means within one frame: users start evenly spread over 80 ms, as independent users would. `--phases
-  together` starts all at the same instant, which fills the server's batches more than real users do.
+* A call has a time, and all agent frames of that time are expected. A refused or failed call counts: the frames it
+  should have received are missing. The time of a call that the run stops ends there, also of a refused one.
+* With `--starts spread`, the default of `python -m loadtest`, all conversations are admitted before the first user
+  sends audio; then all start within one frame, evenly spread over 80 ms, as independent users would. `together` starts
+  all at the same instant, which fills the server's batches more than real users do. `admitted`, the default of the
+  locustfile, starts each as soon as it is admitted.
 * A user sends one frame of 80 ms per tick of a fixed schedule. A late frame is sent late; two frames are never sent at
-  once. A user more than a tick behind moves its schedule; the frames it cannot send in the fixed time count as unsent
+  once. A user more than a tick behind moves its schedule; the frames it cannot send in the call's time count as unsent
   and missing.
 * The client's own lateness is measured. Above 80 ms at the 99th percentile the client was too slow, and the result
   describes the client more than the server.
@@ -20,6 +22,6 @@ How a load test measures, the same for every API:
   received. If the server drops user frames, later agent frames count for earlier user frames, which raises the latency.
   Agent frame 0 answers no user frame and is not measured. A frame that never arrives is missing; it has no latency.
 * Playback starts with agent frame 1 and needs one frame per 80 ms. A frame more than 100 ms behind is an underrun.
-* After the fixed time there is a fixed time to drain. Frames that arrive later are missing.
+* After a call's time there is a fixed time to drain. Frames that arrive later are missing.
 * A message that violates the protocol fails its conversation, and a failed conversation fails the run.
 """

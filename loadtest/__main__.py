@@ -16,9 +16,11 @@ from rich.console import Console
 from gateway.cli.console import CommandError
 from loadtest.fake_device.profiles import PROFILES, Profile
 from loadtest.paths import RECORDING, ROOT
-from loadtest.plan import Phases, Plan
+from loadtest.plan import Starts, address
+from loadtest.record import Api
 from loadtest.report import record, show, write
-from loadtest.run import Result, run
+from loadtest.result import Result
+from loadtest.run import Load, run
 from loadtest.search import highest
 from loadtest.server import NoServer, Server, build_tiny, started
 from loadtest.speech import Speech
@@ -42,8 +44,12 @@ def main(
     users: Annotated[int, typer.Option(min=1, help="Users at once.")] = 32,
     seconds: Annotated[float, typer.Option(min=1, help="How long they send.")] = 60.0,
     api: Annotated[UsedApi, typer.Option(help="The API they connect to.")] = UsedApi.GRPC,
-    phases: Annotated[
-        Phases, typer.Option(help="spread: users start spread over the 80 ms of a frame; together: at one instant.")
+    starts: Annotated[
+        Starts,
+        typer.Option(
+            help="spread: once all are admitted, spread over the 80 ms of a frame; together: then, at one instant; "
+            "admitted: each at once."
+        ),
     ] = "spread",
     spawn_rate: Annotated[float, typer.Option(min=0.1, help="Users started per second.")] = 50.0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for the last frames to arrive.")] = 2.0,
@@ -58,8 +64,10 @@ def main(
         bool, typer.Option(help="On a fake device: every conversation takes the time of a full window.")
     ] = True,
     slots: Annotated[int | None, typer.Option(min=1, help="Of the models built here. [default: the users]")] = None,
-    server: Annotated[str | None, typer.Option(metavar="URL", help="Load a running server; with --grpc.")] = None,
-    grpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="Its gRPC port.")] = "127.0.0.1:8999",
+    server: Annotated[str | None, typer.Option(metavar="URL", help="Load a running server.")] = None,
+    grpc: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Its gRPC port, or a URL of it. [default: 8999 of its host]")
+    ] = "",
     api_key: Annotated[str, typer.Option(envvar="PERSONAPLEX_API_KEY", help="Sent by every user.")] = "",
     find_highest: Annotated[
         bool,
@@ -75,21 +83,20 @@ def main(
     console = Console()
     date = f"{datetime.now():%Y-%m-%d %H:%M}"
 
-    def load(at: Server, count: int) -> Result:
+    def load_with(at: Server, count: int) -> Result:
         results = _fresh(folder / f"{datetime.now():%Y%m%d-%H%M%S}-{api.value}-{count}")
-        plan = Plan(
-            server=at.url,
-            grpc=at.grpc,
-            recording=str(recording.resolve()),
-            out=str(results / "records.json"),
+        load = Load(
             users=count,
             seconds=seconds,
-            phases=phases,
+            apis=tuple(Api) if api is UsedApi.MIXED else (Api(api.value),),
+            starts=starts,
+            recording=recording,
             drain=drain,
             api_key=api_key,
+            spawn_rate=spawn_rate,
         )
         console.print(f"{count} users over {api.value} for {seconds:g} s; results in {results}")
-        result = run(at, plan, api.value, spawn_rate, results)
+        result = run(at, load, results)
         write(result, results)
         if record_as is not None:
             models_are = (
@@ -100,7 +107,7 @@ def main(
         return result
 
     def holds(at: Server, count: int) -> bool:
-        result = load(at, count)
+        result = load_with(at, count)
         show(result, console)
         return not result.faults()
 
@@ -128,7 +135,7 @@ def main(
                 console.print(f"{found} users over {api.value} hold")
                 passed = found > 0
             else:
-                result = load(at, users)
+                result = load_with(at, users)
                 show(result, console)
                 passed = not result.faults()
     except (NoServer, CommandError) as error:
@@ -140,8 +147,7 @@ def main(
 @contextmanager
 def _server(folder: Path, build: Callable[[Path], Path], url: str | None, grpc: str) -> Iterator[Server]:
     if url is not None:
-        if not url.startswith("http://"):
-            raise NoServer(f"--server: expected http://HOST:PORT, got {url!r}; TLS is not supported")
+        address(url)
         yield Server(url.rstrip("/"), grpc)
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,11 +34,14 @@ _SETUP_S = 30.0
 
 
 class ChurnUsers:
-    """`plan.users` at once; each holds conversations of `shortest` to `longest` seconds, one after the other."""
+    """`users` at once; each holds conversations of `shortest` to `longest` seconds, one after the other."""
 
-    def __init__(self, plan: Plan, speech: Speech, *, shortest: float, longest: float, drop: float, seed: int) -> None:
+    def __init__(
+        self, plan: Plan, speech: Speech, users: int, *, shortest: float, longest: float, drop: float, seed: int
+    ) -> None:
         """`drop`: share of conversations whose user disconnects without notice."""
         self._plan = plan
+        self._users = users
         self._speech = speech
         self._lengths = shortest, longest
         self._drop = drop
@@ -51,7 +54,7 @@ class ChurnUsers:
         """Start conversations for `seconds`; return when the last one is over."""
         until = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
-            for user in range(self._plan.users):
+            for user in range(self._users):
                 group.create_task(self._one_after_another(user, until))
 
     def total(self, outcome: str) -> int:
@@ -61,7 +64,7 @@ class ChurnUsers:
     async def _one_after_another(self, user: int, until: float) -> None:
         seed = user
         while (left := until - time.monotonic()) > 0:
-            seed += self._plan.users
+            seed += self._users
             api = self._draw.choice(APIS)
             seconds = min(self._draw.uniform(*self._lengths), left)
             drops = self._draw.random() < self._drop

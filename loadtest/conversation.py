@@ -1,8 +1,9 @@
-"""One live user: connect, wait for the common start, send frames, and record what is received."""
+"""One live call: connect, wait for the start, send frames, and record what is received."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from loadtest.apis import LiveClient, OnFrame
@@ -13,7 +14,7 @@ from loadtest.apis.twilio import TwilioClient
 from loadtest.apis.websocket import WebSocketClient
 from loadtest.pacing import Clock, Start, send_frames
 from loadtest.plan import Plan
-from loadtest.record import Api, CallFailed, Malformed, Outcome, Record, Refused
+from loadtest.record import FRAME_SECONDS, Api, CallFailed, Malformed, Outcome, Record, Refused
 from loadtest.speech import Speech
 from loadtest.stats import expected_frames
 
@@ -27,52 +28,82 @@ CLIENTS: dict[Api, Callable[[Plan, Speech, int, OnFrame], LiveClient]] = {
 """The client of each live API."""
 
 
-def new_record(plan: Plan, user: int, api: Api) -> Record:
-    """The initial record of a live user. All frames of the fixed time are expected, whatever happens."""
-    return Record(api, user, expected_frames(plan.seconds))
+class Conversation:
+    """A live call of `seconds`. The result is in `record`; all frames of its time are expected, whatever happens."""
 
+    def __init__(
+        self, api: Api, user: int, seconds: float, plan: Plan, speech: Speech, start: Start, clock: Clock
+    ) -> None:
+        """`user` is the seed."""
+        self.record = Record(api, user, expected_frames(seconds), began=time.time())
+        self._seconds = seconds
+        self._plan = plan
+        self._speech = speech
+        self._start = start
+        self._number = start.join()
+        self._clock = clock
+        self._moment: float | None = None
+        self._limit: asyncio.Timeout | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._over = False
 
-async def converse(
-    record: Record,
-    plan: Plan,
-    speech: Speech,
-    start: Start,
-    clock: Clock,
-    on_ready: Callable[[], None],
-) -> None:
-    """Run the conversation of `record.user`; the result is in `record`. Raises nothing for what a server may do."""
-    receiver = _Receiver(record, clock)
-    client = CLIENTS[record.api](plan, speech, record.user, receiver.on_frame)
-    receiver.frame_bytes = client.frame_bytes
-    waiting = True
-    try:
-        began = clock()
-        async with asyncio.timeout(plan.setup):
-            await client.open()
-        record.setup = clock() - began
-        on_ready()
-        waiting = False
-        moment = await start.arrive()
-        offset = plan.offset(record.user)
-        receiver.start = moment
-        until = moment + plan.seconds
-        async with asyncio.timeout_at(asyncio.get_running_loop().time() + until + offset + plan.drain - clock()):
-            await send_frames(record, client.send, moment, offset, until, clock)
-            record.dropped, record.late_at_server = await client.finish()
-        record.outcome = Outcome.COMPLETED
-    except Refused as refused:
-        record.outcome, record.reason = Outcome.REFUSED, str(refused)
-    except TimeoutError:
-        record.reason = "not ready in time" if waiting else f"not over {plan.drain:g} s after the last frame was due"
-    except CallFailed as error:
-        record.reason = f"{type(error).__name__}: {error}"
-    finally:
-        receiver.closed = True
-        client.close()
-        if waiting:
-            start.withdraw()
-    if record.received and record.setup is not None:
-        record.first_audio = record.setup + record.received[0] - plan.offset(record.user)
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Hold the call. Raises nothing for what a server may do."""
+        record, plan, clock = self.record, self._plan, self._clock
+        receiver = _Receiver(record, clock)
+        client = CLIENTS[record.api](plan, self._speech, record.user, receiver.on_frame)
+        receiver.frame_bytes = client.frame_bytes
+        self._running = asyncio.current_task()
+        try:
+            if record.outcome is Outcome.STOPPED:
+                return
+            began = clock()
+            async with asyncio.timeout(plan.setup):
+                await client.open()
+            record.setup = clock() - began
+            on_ready()
+            moment = await self._start.arrive(self._number)
+            self._moment = receiver.start = moment
+            record.began = time.time() + moment - clock()
+            until = moment + self._seconds
+            async with asyncio.timeout_at(self._in_loop_time(until + plan.drain)) as self._limit:
+                await send_frames(record, client.send, moment, until, clock)
+                record.dropped, record.late_at_server = await client.finish()
+            record.outcome = Outcome.COMPLETED
+        except Refused as refused:
+            record.outcome, record.reason = Outcome.REFUSED, str(refused)
+        except TimeoutError:
+            over = f"not over {plan.drain:g} s after the last frame was due"
+            record.reason = "not ready in time" if self._moment is None else over
+        except CallFailed as error:
+            record.reason = f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:
+            if record.outcome is not Outcome.STOPPED:
+                raise
+        finally:
+            self._over = receiver.closed = True
+            client.close()
+            if self._moment is None:
+                self._start.withdraw(self._number)
+        if record.received and record.setup is not None:
+            record.first_audio = record.setup + record.received[0]
+
+    def stop(self) -> None:
+        """End the time of the call now. It ends at once if it has not begun to send; if it is over, frames that would
+        have been due later are not missing."""
+        if self._over or self._limit is not None:
+            due = max(0, int((time.time() - self.record.began) / FRAME_SECONDS) + 1)
+            if due < self.record.expected:
+                self.record.expected = due
+                if self._limit is not None and not self._over:
+                    self._limit.reschedule(self._in_loop_time(self._clock() + self._plan.drain))
+            return
+        self.record.outcome, self.record.expected = Outcome.STOPPED, 0
+        if self._running is not None:
+            self._running.cancel()
+
+    def _in_loop_time(self, moment: float) -> float:
+        return asyncio.get_running_loop().time() + moment - self._clock()
 
 
 class _Receiver:

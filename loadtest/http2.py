@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import hpack
 
+from loadtest.plan import Address, address
 from loadtest.record import CallFailed, Malformed
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -59,14 +60,14 @@ class GrpcCall(asyncio.Protocol):
     async def open(
         cls, target: str, path: str, metadata: Sequence[tuple[str, str]], on_message: Callable[[bytes], None]
     ) -> GrpcCall:
-        """Connect to HOST:PORT, without TLS, and begin a call of `path`. Raises CallFailed."""
-        host, _, port = target.rpartition(":")
+        """Connect to the URL `target` and begin a call of `path`. Raises CallFailed."""
+        server = address(target, "h2")
         loop = asyncio.get_running_loop()
         try:
-            _, call = await loop.create_connection(lambda: cls(on_message), host.strip("[]"), int(port))
+            _, call = await loop.create_connection(lambda: cls(on_message), server.host, server.port, ssl=server.tls)
         except OSError as error:
             raise CallFailed(f"cannot connect to {target}: {error.strerror or error}") from None
-        call._begin(target, path, metadata)
+        call._begin(server, path, metadata)
         return call
 
     async def send(self, message: bytes) -> None:
@@ -129,12 +130,12 @@ class GrpcCall(asyncio.Protocol):
             self._end(Malformed(f"not HTTP/2: {error}"))
         del received[:at]
 
-    def _begin(self, target: str, path: str, metadata: Sequence[tuple[str, str]]) -> None:
+    def _begin(self, server: Address, path: str, metadata: Sequence[tuple[str, str]]) -> None:
         headers = [
             (":method", "POST"),
-            (":scheme", "http"),
+            (":scheme", "https" if server.tls else "http"),
             (":path", path),
-            (":authority", target),
+            (":authority", server.authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
             ("user-agent", "personaplex-loadtest"),

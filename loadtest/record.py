@@ -1,4 +1,4 @@
-"""What one user measured: when each frame was sent and received. Times are seconds since the common start."""
+"""What one call measured: when each frame was sent and received. Times are seconds since the call began to send."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class Outcome(StrEnum):
     """The server had no free slot."""
     FAILED = "failed"
     """Anything else that is not regular; `Record.reason` states it."""
+    STOPPED = "stopped"
+    """The run was stopped before the server had admitted or refused it."""
 
 
 class Refused(Exception):  # noqa: N818 - an expected outcome, not an error
@@ -48,9 +50,10 @@ class Malformed(CallFailed):
 class Record:
     """One conversation (of a live user) or one response (of a REST user).
 
-    expected: agent frames due in the fixed time. setup: seconds from connecting to `ready`. first_audio: seconds from
-    connecting to agent frame 1, without the wait for the common start; of a REST response to its first audio bytes.
-    total: seconds of a whole REST response.
+    began: when the call began to send, in seconds since 1970; of a call that never did, when it connected. expected:
+    agent frames due in the call's time; of a call that the run stopped, until then. setup: seconds from connecting to
+    `ready`. first_audio: seconds from connecting to agent frame 1, without the wait for a common start; of a REST
+    response to its first audio bytes. total: seconds of a whole REST response.
     sent[u]: when user frame u was handed to the transport; late[u]: how long after it was due. received[u]: when agent
     frame u + 1 was received. blocked: seconds the transport did not accept data.
     frames: agent frames received, without frame 0. dropped, late_at_server: counted by the server.
@@ -61,6 +64,7 @@ class Record:
     expected: int
     outcome: Outcome = Outcome.FAILED
     reason: str = ""
+    began: float = 0.0
     setup: float | None = None
     first_audio: float | None = None
     total: float | None = None

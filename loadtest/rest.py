@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import httpx
 
 from loadtest.pacing import Clock, Start
-from loadtest.plan import Plan
+from loadtest.plan import Plan, address
 from loadtest.record import FRAME_SECONDS, Api, Outcome, Record
 from loadtest.speech import FRAME_SIZE, Speech
 
@@ -17,21 +18,27 @@ _WAV_HEADER = 44
 _UNAVAILABLE = 503
 
 
-async def run_user(plan: Plan, speech: Speech, user: int, start: Start, clock: Clock) -> AsyncIterator[Record]:
-    """Yield one record per request, as many as fit into the fixed time, one after the other.
+async def run_user(
+    user: int, length: float, plan: Plan, speech: Speech, start: Start, clock: Clock
+) -> AsyncIterator[Record]:
+    """Yield one record per request, as many as fit into `length` seconds, one after the other; `user` is the seed.
 
     The next request is due when the last one's recording would have been played, or at once if its response took
     longer. A request for which no time is left is not sent, and its frames are missing.
     """
+    number_of_call = start.join()
     seconds = len(speech.frames) * FRAME_SECONDS
     headers = HEADERS | ({"authorization": f"Bearer {plan.api_key}"} if plan.api_key else {})
-    async with httpx.AsyncClient(base_url=plan.server, headers=headers, timeout=plan.setup, trust_env=False) as client:
-        moment = await start.arrive() + plan.offset(user)
-        ends = moment + plan.seconds
+    verify = address(plan.server).tls or False
+    async with httpx.AsyncClient(
+        base_url=plan.server, headers=headers, timeout=plan.setup, trust_env=False, verify=verify
+    ) as client:
+        moment = await start.arrive(number_of_call)
+        ends = moment + length
         due = moment
-        for number in range(max(1, int(plan.seconds / seconds + 1e-6))):
+        for number in range(max(1, int(length / seconds + 1e-6))):
             await asyncio.sleep(max(0.0, due - clock()))
-            record = Record(Api.REST, user, len(speech.frames))
+            record = Record(Api.REST, user, len(speech.frames), began=time.time())
             now = clock()
             if now >= ends + plan.drain:
                 record.reason = "no time was left for this request"

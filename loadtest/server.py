@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from loadtest.paths import ROOT
+from loadtest.plan import address
 
 STOP_SECONDS = 30.0
 READY_SECONDS = 120.0
@@ -38,7 +39,8 @@ class Server:
         """Sum of batch sizes and number of batches so far: their ratio is the mean temporal batch. Raises NoServer."""
         found = dict.fromkeys((_BATCH_SUM, _BATCH_COUNT), 0.0)
         try:
-            page = httpx.get(f"{self.url}/metrics", timeout=5, trust_env=False).text
+            verify = address(self.url).tls or False
+            page = httpx.get(f"{self.url}/metrics", timeout=5, trust_env=False, verify=verify).text
         except httpx.HTTPError as error:
             raise NoServer(f"{self.url}/metrics: {error}") from None
         for line in page.splitlines():

@@ -55,8 +55,8 @@ def main(
             # A slot may still be in use for a moment when the next conversation starts.
             repository = models or build_tiny(Path(built), users + max(2, users // 4))
             with started(repository, results / "server.log") as server:
-                plan = Plan(server.url, server.grpc, str(recording.resolve()), "", users)
-                churn = ChurnUsers(plan, speech, shortest=shortest, longest=longest, drop=drop, seed=seed)
+                plan = Plan(server.url, server.grpc, str(recording.resolve()))
+                churn = ChurnUsers(plan, speech, users, shortest=shortest, longest=longest, drop=drop, seed=seed)
                 console.print(f"{users} users at once for {minutes:g} minutes; results in {results}")
                 found = asyncio.run(soak(server, churn, 60 * minutes, every, console))
     except (NoServer, CommandError) as error:

@@ -1,8 +1,10 @@
-"""The process that runs all users of a load test on one event loop: `python -m loadtest.users PLAN`.
+"""The process that holds the calls of a Locust worker on one event loop: `python -m loadtest.users PLAN`.
 
-Locust writes one JSON object per line to its stdin to start a user, {"user": ..., "api": ...}; it writes events to its
-stdout: {"event": "ready" | "frames" | "response" | "done", "user": ..., ...}. It is a process of its own because
-Locust's gevent and asyncio do not share one well, and because statistics must not delay the pacing.
+Locust writes commands to its stdin, one JSON object per line: {"call": number, "user": seed, "api": ..., "seconds":
+...} begins a call, {"stop": number} ends one, {"start": true} lets the calls start that wait for each other. At the end
+of stdin all calls end. Events come from its stdout: {"event": "ready" | "frames" | "response" | "done", "call": ...}
+while calls last, then {"event": "record", "record": ...} for each, and {"event": "over", ...}. It is a process of its
+own because Locust's gevent and asyncio do not share one well, and because statistics must not delay the pacing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loadtest import conversation, rest
+from loadtest import rest
+from loadtest.conversation import Conversation
 from loadtest.pacing import Start
 from loadtest.plan import Plan
 from loadtest.record import Api, Record
@@ -29,60 +32,75 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class Users:
-    """All users of one run."""
+    """All calls of one run."""
 
     def __init__(self, plan: Plan, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._plan = plan
         self._emit = emit
         self._clock = clock
         self._speech = Speech.load(Path(plan.recording))
-        self._start = Start(plan.users, LEAD_SECONDS, clock, self._on_start)
         self._records: list[Record] = []
+        self._conversations: dict[int, Conversation] = {}
         self._reported: dict[int, int] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._began_at: float | None = None
         self._cpu = 0.0
+        self._start = Start(plan.starts, LEAD_SECONDS, clock, self._on_start)
 
-    async def run(self, starts: asyncio.Queue[tuple[int, Api]]) -> None:
-        """Start users as `starts` requests, `plan.users` in all; when all are done, write the records to `plan.out`."""
+    async def run(self, commands: asyncio.Queue[dict[str, Any] | None]) -> None:
+        """Follow `commands` until None; then end all calls and emit the records."""
         reporting = asyncio.create_task(self._report())
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._plan.users):
-                user, api = await starts.get()
-                group.create_task(self._run_user(user, api))
+        while (command := await commands.get()) is not None:
+            if "call" in command:
+                self._begin(command["call"], command["user"], Api(command["api"]), command["seconds"])
+            elif "stop" in command:
+                self._stop(command["stop"])
+            else:
+                self._start.close()
+        for call in [*self._conversations, *self._tasks]:
+            self._stop(call)
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
         reporting.cancel()
         used = time.process_time() - self._cpu
-        content = {
-            "began": self._began_at,
-            "client_cpu_seconds": used,
-            "records": [record.to_json() for record in self._records],
-        }
-        self._plan.out_path.write_text(json.dumps(content))
+        for record in self._records:
+            self._emit({"event": "record", "record": record.to_json()})
+        self._emit({"event": "over", "began": self._began_at, "cpu_seconds": used})
 
-    async def _run_user(self, user: int, api: Api) -> None:
+    def _begin(self, call: int, user: int, api: Api, seconds: float) -> None:
         if api is Api.REST:
-            responses: list[Record] = []
-            async for record in rest.run_user(self._plan, self._speech, user, self._start, self._clock):
-                responses.append(record)
-                self._emit({"event": "response", "user": user, **_outcome(record), "ms": _ms(record.total)})
-            self._records += responses
-            self._emit({"event": "done", "user": user})
-            return
-        record = conversation.new_record(self._plan, user, api)
-        self._records.append(record)
-        await conversation.converse(
-            record,
-            self._plan,
-            self._speech,
-            self._start,
-            self._clock,
-            lambda: self._emit({"event": "ready", "user": user, "ms": _ms(record.setup)}),
-        )
-        self._emit_frames(record)
-        details = {"first_audio_ms": _ms(record.first_audio), "missing": record.expected - record.frames}
-        self._emit({"event": "done", "user": user, **_outcome(record), **details})
+            running = self._request(call, user, seconds)
+        else:
+            conversation = Conversation(api, user, seconds, self._plan, self._speech, self._start, self._clock)
+            self._conversations[call] = conversation
+            self._records.append(conversation.record)
+            running = self._converse(call, conversation)
+        self._tasks[call] = task = asyncio.create_task(running)
+        task.add_done_callback(lambda _: self._tasks.pop(call))
 
-    def _on_start(self, moment: float) -> None:
-        self._began_at = moment
+    def _stop(self, call: int) -> None:
+        if call in self._conversations:
+            self._conversations[call].stop()
+        elif call in self._tasks:
+            self._tasks[call].cancel()
+
+    async def _request(self, call: int, user: int, seconds: float) -> None:
+        try:
+            async for record in rest.run_user(user, seconds, self._plan, self._speech, self._start, self._clock):
+                self._records.append(record)
+                self._emit({"event": "response", "call": call, **_outcome(record), "ms": _ms(record.total)})
+        finally:
+            self._emit({"event": "done", "call": call})
+
+    async def _converse(self, call: int, conversation: Conversation) -> None:
+        record = conversation.record
+        await conversation.run(lambda: self._emit({"event": "ready", "call": call, "ms": _ms(record.setup)}))
+        self._emit_frames(call, record)
+        details = {"first_audio_ms": _ms(record.first_audio), "missing": record.expected - record.frames}
+        self._emit({"event": "done", "call": call, **_outcome(record), **details})
+
+    def _on_start(self) -> None:
+        self._began_at = self._clock()
         self._cpu = time.process_time()
         # A full collection of what the start allocated would delay the users.
         gc.collect()
@@ -91,15 +109,16 @@ class Users:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
-            for record in self._records:
-                self._emit_frames(record)
+            for call in self._tasks:
+                if call in self._conversations:
+                    self._emit_frames(call, self._conversations[call].record)
 
-    def _emit_frames(self, record: Record) -> None:
-        reported = self._reported.get(record.user, 0)
+    def _emit_frames(self, call: int, record: Record) -> None:
+        reported = self._reported.get(call, 0)
         latencies = record.latencies_from(reported)
-        if latencies and record.api is not Api.REST:
-            self._reported[record.user] = reported + len(latencies)
-            self._emit({"event": "frames", "user": record.user, "ms": [round(s * 1000, 2) for s in latencies]})
+        if latencies:
+            self._reported[call] = reported + len(latencies)
+            self._emit({"event": "frames", "call": call, "ms": [round(s * 1000, 2) for s in latencies]})
 
 
 def _outcome(record: Record) -> dict[str, Any]:
@@ -116,25 +135,15 @@ def _write(event: dict[str, Any]) -> None:
 
 
 async def main(plan: Plan) -> None:
-    """Run `plan`; stop early when stdin is closed."""
-    starts: asyncio.Queue[tuple[int, Api]] = asyncio.Queue()
+    """Run `plan` until stdin is closed."""
+    commands: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     stdin = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
-    running = asyncio.create_task(Users(plan, _write).run(starts))
-
-    async def read() -> None:
-        async for line in stdin:
-            start = json.loads(line)
-            starts.put_nowait((start["user"], Api(start["api"])))
-
-    reading = asyncio.create_task(read())
-    await asyncio.wait([running, reading], return_when=asyncio.FIRST_COMPLETED)
-    reading.cancel()
-    # Locust has ended: no process reads the events.
-    if not running.done():
-        running.cancel()
-    await asyncio.wait([running, reading])
-    running.result()
+    running = asyncio.create_task(Users(plan, _write).run(commands))
+    async for line in stdin:
+        commands.put_nowait(json.loads(line))
+    commands.put_nowait(None)
+    await running
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class GrpcClient:
 
     async def open(self) -> None:
         metadata = [("authorization", f"Bearer {self._plan.api_key}")] if self._plan.api_key else []
-        self._call = call = await GrpcCall.open(self._plan.grpc, PATH, metadata, self._on_message)
+        self._call = call = await GrpcCall.open(self._plan.grpc_url, PATH, metadata, self._on_message)
         self._disconnect = call.close
         start = pb.Start(sampling=pb.Sampling(seed=self._seed), format=pb.AUDIO_FORMAT_PCM_S16LE)
         await call.send(pb.ConverseRequest(start=start).SerializeToString())

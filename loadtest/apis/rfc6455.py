@@ -11,9 +11,8 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
-from urllib.parse import urlsplit
 
-from loadtest.plan import Plan
+from loadtest.plan import Plan, address
 from loadtest.record import CallFailed, Malformed, Refused
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -59,16 +58,16 @@ class WebSocketConnection(asyncio.Protocol, ABC):
 
     async def open(self) -> None:
         """Connect and wait until the server is ready. Raises Refused or CallFailed."""
-        server = urlsplit(self._plan.server)
-        host = server.hostname or ""
+        server = address(self._plan.server)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: self, host, server.port or 80)
+            await asyncio.get_running_loop().create_connection(lambda: self, server.host, server.port, ssl=server.tls)
         except OSError as error:
             raise CallFailed(f"cannot connect to {self._plan.server}: {error.strerror or error}") from None
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         access = f"Authorization: Bearer {self._plan.api_key}\r\n" if self._plan.api_key else ""
         self.write(
-            f"GET {self.path} HTTP/1.1\r\nHost: {server.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {server.path}{self.path} HTTP/1.1\r\nHost: {server.authority}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{access}\r\n".encode()
         )
         await self.ready

@@ -16,15 +16,14 @@ from loadtest import rest
 from loadtest.bench.service import overhead
 from loadtest.compare.source_tree import SourceTree
 from loadtest.paths import RECORDING
-from loadtest.plan import Plan
 from loadtest.record import Api, Outcome, Record
-from loadtest.run import Result, run
+from loadtest.result import Result
+from loadtest.run import Load, run
 from loadtest.search import highest
 from loadtest.server import NoServer, Server, started
 from loadtest.speech import Speech
 from loadtest.usage import machine_seconds
 
-SPAWN_RATE = 50.0
 OVERHEAD_SLOTS = 2
 RECORDINGS = 8
 
@@ -143,8 +142,7 @@ class Measurements:
         self._runs += 1
         folder = self._options.logs / f"run-{self._runs:03}-{users}"
         folder.mkdir(parents=True)
-        plan = Plan(server.url, server.grpc, str(RECORDING), str(folder / "records.json"), users, seconds)
-        return run(server, plan, Api.GRPC.value, SPAWN_RATE, folder)
+        return run(server, Load(users, seconds), folder)
 
     def _log(self, tree: SourceTree, part: str) -> Path:
         self._runs += 1

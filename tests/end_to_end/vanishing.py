@@ -203,7 +203,9 @@ class Clients:
             if pb.ConverseResponse.FromString(message).WhichOneof("message") in ("ready", "audio"):
                 received.release()
 
-        call = await GrpcCall.open(self._service.grpc_target, "/personaplex.v1.PersonaPlex/Converse", [], came)
+        call = await GrpcCall.open(
+            f"http://{self._service.grpc_target}", "/personaplex.v1.PersonaPlex/Converse", [], came
+        )
         call.ended.add_done_callback(lambda _: received.release())
 
         async def receive(frames: int) -> None:

@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Response
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from loadtest.conversation import converse, new_record
+from loadtest.conversation import Conversation
 from loadtest.pacing import Start
 from loadtest.plan import Plan
 from loadtest.record import Api, Outcome, Record
@@ -163,17 +163,31 @@ def api(request: pytest.FixtureRequest) -> Api:
     return request.param
 
 
+def new_call(api: Api, plan: Plan, speech: Speech, seconds: float) -> Conversation:
+    start = Start("admitted", 0.0, time.monotonic, lambda: None)
+    return Conversation(api, 0, seconds, plan, speech, start, time.monotonic)
+
+
 @pytest.fixture
 def call(api: Api, speech: Speech) -> Callable[..., Awaitable[Record]]:
-    async def call(script: Script, drain: float = 5.0, setup: float = 5.0) -> Record:
+    async def call(
+        script: Script,
+        drain: float = 5.0,
+        setup: float = 5.0,
+        seconds: float = SECONDS,
+        stop_after: float | None = None,
+    ) -> Record:
         server = grpc_server if api is Api.GRPC else websocket_server
         async with server(script) as address:
-            plan = Plan(f"http://{address}", address, str(RECORDING), "", 1, SECONDS, setup=setup, drain=drain)
-            record = new_record(plan, 0, api)
-            start = Start(1, 0.01, time.monotonic, lambda _: None)
+            plan = Plan(f"http://{address}", address, str(RECORDING), setup=setup, drain=drain)
+            conversation = new_call(api, plan, speech, seconds)
             async with asyncio.timeout(20):
-                await converse(record, plan, speech, start, time.monotonic, lambda: None)
-            return record
+                running = asyncio.create_task(conversation.run(lambda: None))
+                if stop_after is not None:
+                    await asyncio.sleep(stop_after)
+                    conversation.stop()
+                await running
+            return conversation.record
 
     return call
 
@@ -219,12 +233,11 @@ async def test_a_refused_upgrade_is_a_refusal_if_it_may_be_tried_again(speech: S
 
         async with serve(_never, "127.0.0.1", 0, process_request=refuse) as server:
             address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            plan = Plan(f"http://{address}", address, str(RECORDING), "", 1, SECONDS, setup=5.0, drain=5.0)
-            record = new_record(plan, 0, Api.WEBSOCKET)
-            start = Start(1, 0.01, time.monotonic, lambda _: None)
+            plan = Plan(f"http://{address}", address, str(RECORDING), setup=5.0, drain=5.0)
+            conversation = new_call(Api.WEBSOCKET, plan, speech, SECONDS)
             async with asyncio.timeout(20):
-                await converse(record, plan, speech, start, time.monotonic, lambda: None)
-            assert record.outcome == outcome
+                await conversation.run(lambda: None)
+            assert conversation.record.outcome == outcome
 
 
 async def _never(_: ServerConnection) -> None:
@@ -307,3 +320,29 @@ async def test_a_lost_connection_fails_the_conversation(call: Callable[..., Awai
     record = await call(closed)
     assert record.outcome is Outcome.FAILED
     assert record.frames == 0
+
+
+async def test_a_stopped_call_ends_regularly_and_expects_the_frames_until_then(call: Callable[..., Awaitable[Record]]):
+    record = await call(regular, seconds=60.0, stop_after=0.5)
+    assert (record.outcome, record.reason) == (Outcome.COMPLETED, "")
+    assert 1 <= record.expected <= 7
+    assert record.frames == record.expected == len(record.sent)
+
+
+async def test_a_call_stopped_before_it_is_admitted_expects_nothing(call: Callable[..., Awaitable[Record]]):
+    async def slow(peer: Peer) -> None:
+        await peer.start()
+        await peer.wait_closed()
+
+    record = await call(slow, stop_after=0.2)
+    assert (record.outcome, record.expected) == (Outcome.STOPPED, 0)
+
+
+async def test_a_refused_call_expects_frames_until_the_run_is_stopped(call: Callable[..., Awaitable[Record]]):
+    async def full(peer: Peer) -> None:
+        await peer.start()
+        await peer.refuse()
+
+    record = await call(full, seconds=60.0, stop_after=0.5)
+    assert record.outcome is Outcome.REFUSED
+    assert 6 <= record.expected <= 20

@@ -25,7 +25,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}"
     finally:
         await server.stop(None)
 
@@ -42,7 +42,7 @@ async def server_sending(*sent: bytes) -> AsyncIterator[str]:
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def echo(requests: AsyncIterator[bytes], _: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
@@ -170,7 +170,7 @@ async def test_pings_are_answered_and_frames_may_come_in_any_pieces():
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
-        target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        target = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         await GrpcCall.open(target, PATH, [], lambda _: None)
         async with asyncio.timeout(10):
             await answered

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from loadtest.pacing import Pace, Start, send_frames
+from loadtest.plan import Starts
 from loadtest.record import FRAME_SECONDS, Api, Record
 
 
@@ -59,14 +60,14 @@ async def send_all(clock: SteppedClock, takes: dict[int, float], expected: int =
     async def send(u: int) -> None:
         clock.now += takes.get(u, 0.0)
 
-    start = clock()
-    await send_frames(record, send, start, 0.02, start + seconds, clock)
+    start = clock() + 0.02
+    await send_frames(record, send, start, start + seconds, clock)
     return record
 
 
 async def test_without_delays_all_frames_are_sent_on_time(clock: SteppedClock):
     record = await send_all(clock, {})
-    assert record.sent == pytest.approx([0.02 + u * FRAME_SECONDS for u in range(5)])
+    assert record.sent == pytest.approx([u * FRAME_SECONDS for u in range(5)])
     assert record.late == pytest.approx([0.0] * 5, abs=1e-9)
     assert record.blocked == 0
 
@@ -82,7 +83,7 @@ async def test_a_stuck_transport_is_not_the_clients_lateness_and_is_not_caught_u
 async def test_frames_beyond_the_fixed_time_are_not_sent(clock: SteppedClock):
     record = await send_all(clock, {0: 0.3})
     assert len(record.sent) == 3
-    assert record.sent[-1] < 0.42
+    assert record.sent[-1] < 0.4
 
 
 async def test_the_clients_own_delay_is_its_lateness(clock: SteppedClock, monkeypatch: pytest.MonkeyPatch):
@@ -94,19 +95,50 @@ async def test_the_clients_own_delay_is_its_lateness(clock: SteppedClock, monkey
     assert record.late == pytest.approx([0.03, 0.03, 0.03])
 
 
-async def test_all_start_once_the_last_has_arrived_or_withdrawn():
-    announced: list[float] = []
-    start = Start(3, 0.5, lambda: 7.0, announced.append)
-    first, second = asyncio.create_task(start.arrive()), asyncio.create_task(start.arrive())
+def starts(kind: Starts, announced: list[None] | None = None) -> Start:
+    return Start(kind, 0.5, lambda: 7.0, lambda: [] if announced is None else announced.append(None))
+
+
+async def test_the_first_calls_start_together_once_the_last_has_arrived_or_withdrawn():
+    announced: list[None] = []
+    start = starts("together", announced)
+    numbers = [start.join() for _ in range(3)]
+    first, second = (asyncio.create_task(start.arrive(number)) for number in numbers[:2])
+    start.withdraw(numbers[2])
     await asyncio.sleep(0)
-    assert not announced
-    start.withdraw()
+    assert not announced, "more calls may join"
+    start.close()
     assert await first == await second == 7.5
-    assert announced == [7.5]
+    assert len(announced) == 1
+
+
+async def test_the_first_calls_start_spread_over_a_frame():
+    start = starts("spread")
+    arriving = [asyncio.create_task(start.arrive(start.join())) for _ in range(4)]
+    await asyncio.sleep(0)
+    start.close()
+    assert [await call for call in arriving] == pytest.approx([7.5, 7.52, 7.54, 7.56])
+
+
+async def test_a_later_call_starts_when_it_is_admitted_but_not_before_the_others():
+    start = starts("together")
+    number = start.join()
+    start.close()
+    later = asyncio.create_task(start.arrive(start.join()))
+    await asyncio.sleep(0)
+    assert not later.done()
+    assert await start.arrive(number) == await later == 7.5
+    assert await start.arrive(start.join()) == 7.0
+
+
+async def test_calls_that_do_not_wait_start_when_they_are_admitted():
+    start = starts("admitted")
+    assert await start.arrive(start.join()) == 7.0
 
 
 async def test_the_start_is_set_if_all_withdraw():
-    announced: list[float] = []
-    start = Start(1, 0.5, lambda: 7.0, announced.append)
-    start.withdraw()
-    assert announced == [7.5]
+    announced: list[None] = []
+    start = starts("together", announced)
+    start.withdraw(start.join())
+    start.close()
+    assert announced

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from loadtest.plan import Plan
 from loadtest.record import Api
 from loadtest.report import write
-from loadtest.run import Result, run
+from loadtest.result import Result
+from loadtest.run import Load, run
 from loadtest.server import Server, environment, started
 
 RECORDING = Path(__file__).parents[1] / "data" / "question.wav"
@@ -37,9 +37,9 @@ def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def load(server: Server, tmp_path: Path) -> Callable[..., Result]:
     def load(api: str, users: int, at: Server = server) -> Result:
+        apis = tuple(Api) if api == "mixed" else (Api(api),)
         # However slow the machine, everything should come.
-        plan = Plan(at.url, at.grpc, str(RECORDING), str(tmp_path / "records.json"), users, SECONDS, drain=30.0)
-        result = run(at, plan, api, 50, tmp_path)
+        result = run(at, Load(users, SECONDS, apis, recording=RECORDING, drain=30.0), tmp_path)
         write(result, tmp_path)
         return result
 
@@ -88,22 +88,22 @@ def test_all_apis_at_once_and_locusts_own_stats(load: Callable[..., Result], tmp
     assert rest.first_audio is not None
     assert rest.first_audio.max < rest.answer.max
     page = (tmp_path / "report.html").read_text()
-    for row in (*(api.value for api in Api), "first audio", "frame latency"):
+    for row in (*(api.value for api in Api), "time to first audio", "frame latency"):
         assert row in page
     # Locust's own count, of the events of its users. A user that the machine holds up sends fewer frames.
-    counted = {(row["method"], row["name"]): row["num_requests"] for row in locusts_rows(page)}
+    counted = locusts_counts((tmp_path / "locust.log").read_text())
     for api in set(Api) - {Api.REST}:
         stats = result.stats[api]
         assert stats.received + stats.unsent == FRAMES
         assert counted[api.value, "frame"] == stats.received
-    assert counted["grpc", "conversation"] == counted["rest", "response"] == 1
+    assert counted["grpc", "call"] == counted["rest", "response"] == 1
 
 
-def locusts_rows(page: str) -> list[dict[str, Any]]:
-    """The statistics in Locust's page."""
-    _, _, content = page.rpartition("window.templateArgs = ")
-    arguments, _ = json.JSONDecoder().raw_decode(content)
-    return arguments["requests_statistics"]
+def locusts_counts(log: str) -> dict[tuple[str, str], int]:
+    """Numbers of requests, by type and name, in the table at the end of Locust's log."""
+    apis = "|".join(api.value for api in Api)
+    found = re.findall(rf"^({apis}) +(\w[\w ]*?) +(\d+) +\d+\(", log, re.MULTILINE)
+    return {(kind, name): int(number) for kind, name, number in found}
 
 
 @pytest.mark.parametrize("api", [Api.LIVE, pytest.param(Api.TWILIO, marks=pytest.mark.long)])
@@ -138,7 +138,7 @@ def test_the_command_ends_with_1_if_users_are_refused(server: Server, tmp_path: 
     assert done.returncode == 1, done.stderr
     assert "1 of 9 conversations were refused" in done.stdout
     (results,) = tmp_path.iterdir()
-    assert {path.name for path in results.iterdir()} == {"locust.log", "records.json", "report.html", "result.json"}
+    assert {path.name for path in results.iterdir()} == {"locust.log", "run.json", "report.html", "result.json"}
     stats = json.loads((results / "result.json").read_text())["stats"]["grpc"]
     assert (stats["completed"], stats["refused"], stats["failed"], stats["missing"]) == (SLOTS, 1, 0, FRAMES)
 
@@ -150,11 +150,12 @@ def test_the_command_ends_with_2_if_there_was_no_run(tmp_path: Path):
     assert "loadtest: error" in done.stderr
 
 
-def test_the_command_knows_two_kinds_of_phases(tmp_path: Path):
-    command = [sys.executable, "-m", "loadtest", "--phases", "anything", "--folder", str(tmp_path)]
+@pytest.mark.parametrize(("option", "value"), [("--starts", "anything"), ("--server", "127.0.0.1:1")])
+def test_the_command_refuses_what_it_does_not_know(tmp_path: Path, option: str, value: str):
+    command = [sys.executable, "-m", "loadtest", option, value, "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "--phases" in done.stderr
+    assert value in done.stderr
     assert not list(tmp_path.iterdir())
 
 
