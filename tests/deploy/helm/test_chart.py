@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import helm_python
@@ -17,7 +19,15 @@ from model_repository.variants import Device, variants_of
 from tests.deploy.helm.chart import CHART, NAME, RELEASE, SHARED, Release, environment, loaded, render
 
 ROOT = CHART.parents[2]
-CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "GRPCRoute", "BackendTLSPolicy"}
+CUSTOM = {
+    "PodMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+    "HTTPRoute",
+    "GRPCRoute",
+    "BackendTLSPolicy",
+    "BackendTrafficPolicy",
+}
 """Kinds of custom resources."""
 
 EVERYTHING: dict[str, Any] = {
@@ -31,7 +41,10 @@ EVERYTHING: dict[str, Any] = {
     "settings": {"max_call_seconds": 600, "warm": ["NATF2:teacher"], "default_voice": "NATM1", "max_body_bytes": 64e6},
     "apiKeys": {"secretName": "keys"},
     "tls": {"secretName": "certificate"},
-    "gateway": {"extraEnv": [{"name": "TZ", "value": "UTC"}]},
+    "gateway": {
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+        "extraVolumeMounts": [{"name": "extra", "mountPath": "/extra"}],
+    },
     "triton": {"extraEnv": [{"name": "PERSONAPLEX_PREFIX_COLUMNS", "value": "6000"}]},
     "build": {
         "nodeSelector": {"pool": "large"},
@@ -56,6 +69,8 @@ EVERYTHING: dict[str, Any] = {
         "rules": {"enabled": True, "labels": {"release": "prometheus"}},
         "dashboard": {"enabled": True},
     },
+    "serviceAccount": {"annotations": {"role": "reads-buckets"}},
+    "extraVolumes": [{"name": "extra", "emptyDir": {}}],
     "podLabels": {"team": "voice"},
     "podAnnotations": {"note": "x"},
     "nodeSelector": {"gpu": "l4"},
@@ -69,7 +84,16 @@ CASES: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING,
     "keda": {**SHARED, "autoscaling": {"enabled": True}, "monitoring": {"podMonitor": {"enabled": True}}},
     "cpu": {"device": "cpu", "models": {"tiny": True, "variant": "fp32"}, "tls": {"secretName": "certificate"}},
-    "a claim with models": {"models": {"volume": {"existingClaim": "weights"}, "folder": "models/int8"}},
+    "a claim with models": {
+        "models": {"source": "claim", "volume": {"existingClaim": "weights"}, "folder": "models/int8"}
+    },
+    "an image with models to copy": {"models": {"source": "image", "image": {"reference": "r/m:1"}, "folder": "m"}},
+    "envoy": {
+        **SHARED,
+        "replicas": 10,
+        "route": {"enabled": True, "parentRefs": [{"name": "outside"}], "envoy": {"enabled": True}},
+        "service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]},
+    },
     "a claim with a checkpoint": {"models": {"volume": {"existingClaim": "weights"}, "checkpointFolder": "published"}},
     "pool": {
         **SHARED,
@@ -96,6 +120,22 @@ def test_helm_lint_reports_nothing(values: dict[str, Any]):
     found = helm_python.lint(CHART, values, strict=True, namespace="voice")
     # The chart is in no public index, so it has no icon.
     assert [each for each in found["messages"] if each["error"] != "icon is recommended"] == []
+
+
+NEWER: dict[str, dict[str, Any]] = {
+    "1.33": {"models": {"source": "oci", "image": {"reference": "r/m:1"}, "folder": "models"}},
+    "1.34": {
+        "triton": {"gpu": {"count": 0}, "resources": {"claims": [{"name": "gpu"}]}},
+        "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}],
+    },
+}
+"""Values that need a newer Kubernetes, by its version."""
+
+
+@pytest.mark.parametrize("version", NEWER)
+def test_manifests_that_need_a_newer_kubernetes_match_its_schemas(version: str):
+    for manifest in render(NEWER[version]).manifests:
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
@@ -180,6 +220,18 @@ def test_variants_are_those_of_the_build():
                     render(values)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_umbrella_chart_includes_it_on_condition(tmp_path: Path, enabled: bool):
+    umbrella = tmp_path / "umbrella"
+    shutil.copytree(CHART, umbrella / "charts" / "personaplex")
+    dependency = {"name": "personaplex", "version": loaded().version, "condition": "personaplex.enabled"}
+    chart = {"apiVersion": "v2", "name": "umbrella", "version": "1.0.0", "dependencies": [dependency]}
+    (umbrella / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    values = {"personaplex": {"enabled": enabled, "slots": 8}, "global": {"region": "x"}}
+    files = helm_python.Chart.load(umbrella).render(values, name=RELEASE, namespace="voice")
+    assert any(name.endswith("deployment.yaml") and text.strip() for name, text in files.items()) == enabled
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -193,8 +245,24 @@ def test_variants_are_those_of_the_build():
         ({"settings": {"max_call_seconds": 0}}, "max_call_seconds"),
         ({"settings": {"warm": "NATF2"}}, "warm"),
         ({"settings": {"port": 80}}, "port"),
-        ({"models": {"folder": "../elsewhere"}}, "folder"),
-        ({"models": {"folder": "/models"}}, "folder"),
+        ({"models": {"source": "claim", "folder": "../elsewhere"}}, "folder"),
+        ({"models": {"source": "claim", "folder": "/models"}}, "folder"),
+        ({"models": {"source": "claim", "folder": "models"}}, "existingClaim"),
+        ({"models": {"source": "claim", "volume": {"existingClaim": "weights"}}}, "folder"),
+        ({"models": {"source": "oci", "folder": "models"}}, "reference"),
+        ({"models": {"source": "image", "image": {"reference": "r/m:1"}}}, "folder"),
+        ({"models": {"source": "s3"}}, "source"),
+        ({"models": {"folder": "models"}}, "folder"),
+        ({"service": {"ipFamilies": ["IPv5"]}}, "ipFamilies"),
+        ({"gateway": {"extraVolumeMounts": [{"name": "x"}]}}, "mountPath"),
+        (
+            {
+                **SHARED,
+                "pool": {"enabled": True},
+                "route": {"enabled": True, "parentRefs": [{"name": "g"}], "envoy": {"enabled": True}},
+            },
+            "choose one",
+        ),
         ({"models": {"kvPrecision": "int8"}}, "kvPrecision"),
         ({"models": {"hub": {"repository": "personaplex"}}}, "repository"),
         ({"models": {"hub": {"tokenSecret": {"value": "hf_1"}}}}, "tokenSecret"),
@@ -222,7 +290,8 @@ def test_the_notes_describe_the_next_steps():
     assert "app.kubernetes.io/component=build" in notes
     assert f"service/{NAME} 8998:8998" in notes
     assert "every client that can reach the service can use it" in notes
-    ready = render({"models": {"folder": "m"}, "apiKeys": {"secretName": "k"}, "tls": {"secretName": "t"}}).notes
+    models = {"source": "claim", "volume": {"existingClaim": "weights"}, "folder": "m"}
+    ready = render({"models": models, "apiKeys": {"secretName": "k"}, "tls": {"secretName": "t"}}).notes
     assert "component=build" not in ready
     assert "every client" not in ready
     assert "https://localhost:8998" in ready

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.cli.download import REPOSITORY, REVISION
 from tests.deploy.helm.chart import NAME, Release, environment, render
+
+CLAIM: dict[str, Any] = {"models": {"source": "claim", "volume": {"existingClaim": "weights"}, "folder": "a/b"}}
+IMAGE: dict[str, Any] = {"reference": "registry.example.com/voice/models:7", "pullPolicy": "Always"}
 
 
 def folders(release: Release) -> set[str]:
@@ -20,14 +25,14 @@ def folders(release: Release) -> set[str]:
 
 
 def test_all_containers_use_the_same_folder_of_the_volume():
-    for values in ({}, {"device": "cpu", "models": {"variant": "int8"}}, {"models": {"folder": "a/b"}}):
+    for values in ({}, {"device": "cpu", "models": {"variant": "int8"}}, CLAIM):
         release = render(values)
         (folder,) = folders(release)
         assert folder.startswith("/volume/")
         pods = [release.pod, *(job["spec"]["template"]["spec"] for job in release.of("Job"))]
         for pod in pods:
             (volume,) = [each for each in pod["volumes"] if each["name"] == "models"]
-            assert volume["persistentVolumeClaim"]["claimName"] == f"{NAME}-models"
+            assert volume["persistentVolumeClaim"]["claimName"] == ("weights" if values == CLAIM else f"{NAME}-models")
             for container in [*pod.get("initContainers", []), *pod["containers"]]:
                 mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
                 assert mounts["models"]["mountPath"] == "/volume"
@@ -103,13 +108,42 @@ def test_the_volume_is_kept_when_the_release_is_uninstalled():
 
 
 def test_existing_models_are_neither_built_nor_waited_for():
-    release = render({"models": {"volume": {"existingClaim": "weights"}, "folder": "personaplex/int8"}})
+    release = render(CLAIM)
     assert release.of("PersistentVolumeClaim") == []
     assert release.of("Job") == []
     assert list(release.containers) == ["models", "gateway"]
-    assert folders(release) == {"/volume/personaplex/int8"}
+    assert folders(release) == {"/volume/a/b"}
     (volume,) = [each for each in release.pod["volumes"] if each["name"] == "models"]
     assert volume["persistentVolumeClaim"]["claimName"] == "weights"
+
+
+def test_models_of_an_image_volume_are_mounted_read_only():
+    release = render({"replicas": 3, "models": {"source": "oci", "image": IMAGE, "folder": "models/int8"}})
+    assert (release.of("Job"), release.of("PersistentVolumeClaim")) == ([], [])
+    assert list(release.containers) == ["models", "gateway"]
+    assert folders(release) == {"/volume/models/int8"}
+    (volume,) = [each for each in release.pod["volumes"] if each["name"] == "models"]
+    assert volume["image"] == IMAGE
+    assert release.one("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_models_of_another_image_are_copied_before_the_pod_starts(tmp_path: Path):
+    values = {"source": "image", "image": {**IMAGE, "size": "9Gi"}, "folder": "built/int8"}
+    release = render({"replicas": 3, "models": values})
+    assert (release.of("Job"), release.of("PersistentVolumeClaim")) == ([], [])
+    assert list(release.containers) == ["copy", "models", "gateway"]
+    (volume,) = [each for each in release.pod["volumes"] if each["name"] == "models"]
+    assert volume["emptyDir"] == {"sizeLimit": "9Gi"}
+    copy = release.containers["copy"]
+    assert (copy["image"], copy["imagePullPolicy"]) == (IMAGE["reference"], "Always")
+    # Run it in folders of this machine, twice: a container that is interrupted starts again.
+    (source := tmp_path / "built" / "int8").mkdir(parents=True)
+    (source / "manifest.json").write_text("{}")
+    (target := tmp_path / "volume").mkdir()
+    (models,) = folders(release)
+    for _ in range(2):
+        subprocess.run([word.replace("/", f"{tmp_path}/", 1) for word in copy["command"]], check=True)
+    assert (target.parent / models.lstrip("/") / "manifest.json").read_text() == "{}"
 
 
 def test_a_volume_of_one_node_blocks_neither_the_job_nor_an_upgrade():

@@ -11,7 +11,7 @@ import yaml
 
 from gateway.cli import app
 from gateway.settings import Settings
-from tests.deploy.helm.chart import CHART, Release, environment, render
+from tests.deploy.helm.chart import CHART, SHARED, Release, environment, render
 
 DEPLOY = CHART.parents[1]
 CPU = {"device": "cpu", "models": {"variant": "fp32"}}
@@ -184,6 +184,60 @@ def test_triton_has_shared_memory():
     assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
     mounts = {mount["name"]: mount["mountPath"] for mount in release.containers["models"]["volumeMounts"]}
     assert mounts["shared-memory"] == "/dev/shm"
+
+
+def test_node_autoscalers_do_not_end_pods_with_calls():
+    def annotations(**values: Any) -> dict[str, str]:
+        found: dict[str, str] = render(values).one("Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return found
+
+    evict, disrupt = "cluster-autoscaler.kubernetes.io/safe-to-evict", "karpenter.sh/do-not-disrupt"
+    assert (annotations()[evict], annotations()[disrupt]) == ("false", "true")
+    assert not {evict, disrupt} & annotations(safeToEvict=True).keys()
+    assert annotations(podAnnotations={evict: "true"})[evict] == "true"
+
+
+def test_pods_are_spread_over_zones_and_nodes():
+    release = render({**SHARED, "pool": {"enabled": True}})
+    for deployment in release.of("Deployment"):
+        template = deployment["spec"]["template"]
+        spread = template["spec"]["topologySpreadConstraints"]
+        assert [each["topologyKey"] for each in spread] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+        for each in spread:
+            assert each["whenUnsatisfiable"] == "ScheduleAnyway"
+            assert each["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    own = [{"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}]
+    assert render({"topologySpreadConstraints": own}).pod["topologySpreadConstraints"] == own
+
+
+def test_further_volumes_are_mounted_where_they_are_wanted():
+    volume = {"name": "certificates", "configMap": {"name": "ca"}}
+    mount = {"name": "certificates", "mountPath": "/etc/ssl/own", "readOnly": True}
+    release = render({"extraVolumes": [volume], "gateway": {"extraVolumeMounts": [mount]}})
+    assert volume in release.pod["volumes"]
+    assert mount in release.containers["gateway"]["volumeMounts"]
+    assert mount not in release.containers["models"]["volumeMounts"]
+    for values, name in (({}, "models"), (CPU, "gateway")):
+        assert mount in render({**values, "triton": {"extraVolumeMounts": [mount]}}).containers[name]["volumeMounts"]
+
+
+def test_a_gpu_may_come_from_a_resource_claim():
+    claim = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}
+    release = render(
+        {"triton": {"gpu": {"count": 0}, "resources": {"claims": [{"name": "gpu"}]}}, "resourceClaims": [claim]}
+    )
+    assert release.pod["resourceClaims"] == [claim]
+    resources = release.containers["models"]["resources"]
+    assert resources["claims"] == [{"name": "gpu"}]
+    assert resources["limits"] == {"memory": "24Gi"}
+
+
+def test_the_service_account_may_have_a_role_of_the_cloud():
+    annotations = {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}
+    assert (
+        render({"serviceAccount": {"annotations": annotations}}).one("ServiceAccount")["metadata"]["annotations"]
+        == annotations
+    )
 
 
 def test_scheduling_values_are_passed_on():

@@ -41,6 +41,7 @@ def deployment(release: Release, name: str) -> dict[str, Any]:
         {"autoscaling": {"enabled": True, "kind": "hpa", "max": 32}},
         {"tls": {"secretName": "certificate"}},
         {"settings": {"max_call_seconds": 600.5}},
+        {"service": {"ipFamilies": ["IPv6", "IPv4"]}},
     ],
 )
 def test_haproxy_accepts_its_configuration(tmp_path: Path, values: dict[str, Any]):

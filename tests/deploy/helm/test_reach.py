@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 
 from gateway.app import create_app
+from gateway.cli.service import _bound
 from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
 from gateway.settings import Settings
-from tests.deploy.helm.chart import NAME, RELEASE, Release, render
+from tests.deploy.helm.chart import NAME, RELEASE, SHARED, Release, environment, render
 
 ROUTE = {"enabled": True, "parentRefs": [{"name": "outside", "namespace": "gateways"}], "hostnames": ["c.example.com"]}
 INGRESS = {"enabled": True, "hosts": ["c.example.com"], "grpc": {"enabled": True, "hosts": ["g.example.com"]}}
@@ -103,6 +106,120 @@ def test_the_gateway_checks_the_certificate_of_the_pods():
     validation = render({"route": own, "tls": {"secretName": "c"}}).one("BackendTLSPolicy")["spec"]["validation"]
     assert validation["hostname"] == "pods.internal"
     assert validation["caCertificateRefs"] == [{"group": "", "kind": "ConfigMap", "name": "ca"}]
+
+
+def test_services_have_the_families_of_the_values_and_pods_listen_on_both():
+    for service in render().of("Service"):
+        assert not {"ipFamilyPolicy", "ipFamilies"} & service["spec"].keys()
+    families = ["IPv6", "IPv4"]
+    release = render({"service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": families}})
+    for service in release.of("Service"):
+        assert (service["spec"]["ipFamilyPolicy"], service["spec"]["ipFamilies"]) == ("PreferDualStack", families)
+    listener = _bound(environment(release.containers["gateway"])["PERSONAPLEX_HOST"], 0, "--port")
+    listener.listen()
+    for local in ("127.0.0.1", "::1"):
+        socket.create_connection((local, listener.getsockname()[1]), timeout=5).close()
+    listener.close()
+
+
+TRAFFIC = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["targetRefs", "loadBalancer", "retry", "timeout"],
+    "properties": {
+        "targetRefs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["group", "kind", "name"],
+                "properties": {name: {"type": "string"} for name in ("group", "kind", "name", "sectionName")},
+            },
+        },
+        "loadBalancer": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"type": {"enum": ["ConsistentHash", "LeastRequest", "Random", "RoundRobin"]}},
+        },
+        "retry": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "numRetries": {"type": "integer", "minimum": 0},
+                "retryOn": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "triggers": {
+                            "type": "array",
+                            "items": {
+                                "enum": [
+                                    *("5xx", "gateway-error", "reset", "connect-failure", "retriable-4xx"),
+                                    *("refused-stream", "retriable-status-codes", "cancelled", "deadline-exceeded"),
+                                    *("internal", "resource-exhausted", "unavailable"),
+                                ]
+                            },
+                        },
+                        "httpStatusCodes": {
+                            "type": "array",
+                            "items": {"type": "integer", "minimum": 100, "exclusiveMaximum": 600},
+                        },
+                    },
+                },
+                "perRetry": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "backOff": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "properties": {
+                                name: {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+                                for name in ("baseInterval", "maxInterval")
+                            },
+                        },
+                    },
+                },
+            },
+        },
+        "timeout": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "http": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        name: {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+                        for name in ("connectionIdleTimeout", "maxConnectionDuration", "requestTimeout")
+                    },
+                }
+            },
+        },
+    },
+}
+"""The part of the spec of gateway.envoyproxy.io/v1alpha1 BackendTrafficPolicy that the chart uses, from the API's types
+in envoyproxy/gateway: api/v1alpha1/retry_types.go, loadbalancer_types.go, timeout_types.go."""
+
+
+def test_envoy_repeats_a_refused_call_on_other_pods():
+    assert render({"route": ROUTE}).of("BackendTrafficPolicy") == []
+    envoy = {"route": {**ROUTE, "envoy": {"enabled": True}}}
+    spec = render(envoy).one("BackendTrafficPolicy")["spec"]
+    jsonschema.validate(spec, TRAFFIC)
+    release = render({**SHARED, **envoy, "replicas": 10})
+    names = {
+        (route["kind"], route["metadata"]["name"]) for kind in ("HTTPRoute", "GRPCRoute") for route in release.of(kind)
+    }
+    spec = release.one("BackendTrafficPolicy")["spec"]
+    assert {(target["kind"], target["name"]) for target in spec["targetRefs"]} == names
+    assert spec["loadBalancer"]["type"] == "LeastRequest"
+    retry = spec["retry"]
+    assert retry["numRetries"] == 30
+    assert {"retriable-status-codes", "resource-exhausted", "unavailable"} <= set(retry["retryOn"]["triggers"])
+    assert retry["retryOn"]["httpStatusCodes"] == [503]
+    own = {"route": {**ROUTE, "envoy": {"enabled": True, "retries": 7}}}
+    assert render(own).one("BackendTrafficPolicy")["spec"]["retry"]["numRetries"] == 7
 
 
 def policy(**values: Any) -> dict[str, Any]:

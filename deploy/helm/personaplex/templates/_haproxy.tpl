@@ -11,8 +11,8 @@ are full with calls of other replicas, and alternates between them until the ret
 next pod at each attempt, so that three rounds of attempts reach every pod, also while other calls take their turns.
 */}}
 {{- define "personaplex.haproxy" -}}
-{{- $pods := .Values.replicas -}}
-{{- if .Values.autoscaling.enabled }}{{ $pods = .Values.autoscaling.max }}{{ end -}}
+{{- $pods := int (include "personaplex.pods" .) -}}
+{{- $any := ternary "[::]:%d v4v6" ":%d" (has "IPv6" .Values.service.ipFamilies) -}}
 {{- /* A rollout may have as many new pods as old ones. */ -}}
 {{- $room := mul 2 $pods -}}
 {{- $tls := ne .Values.tls.secretName "" -}}
@@ -55,7 +55,7 @@ defaults
     default-server check inter 1s fall 2 rise 1 init-addr none resolvers cluster
 
 frontend http
-    bind :8998{{ if $tls }} ssl crt /tls/tls.crt alpn http/1.1{{ end }}
+    bind {{ printf $any 8998 }}{{ if $tls }} ssl crt /tls/tls.crt alpn http/1.1{{ end }}
     # A request with a body is repeated only if all of it fits into one buffer (16 kB). A longer one flows on.
     option http-buffer-request
     http-request deny deny_status 404 if { path /metrics }
@@ -67,7 +67,7 @@ backend http
     server-template pod {{ $room }} {{ $host }}:8998{{ if $tls }} ssl verify none alpn http/1.1{{ end }}
 
 frontend grpc
-    bind :8999 {{ if $tls }}ssl crt /tls/tls.crt alpn h2{{ else }}proto h2{{ end }}
+    bind {{ printf $any 8999 }} {{ if $tls }}ssl crt /tls/tls.crt alpn h2{{ else }}proto h2{{ end }}
     default_backend grpc
 
 # A refused call is a 200 with a gRPC status, which HAProxy does not repeat; clients do (docs/kubernetes.md).
@@ -75,7 +75,7 @@ backend grpc
     server-template pod {{ $room }} {{ $host }}:8999 {{ if $tls }}ssl verify none alpn h2{{ else }}proto h2{{ end }}
 
 frontend metrics
-    bind :8404
+    bind {{ printf $any 8404 }}
     http-request use-service prometheus-exporter if { path /metrics }
     monitor-uri /healthz
 {{- end }}

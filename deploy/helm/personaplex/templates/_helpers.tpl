@@ -48,7 +48,7 @@ app.kubernetes.io/component: pool
 {{/* Whether the chart's own volume can be mounted on one node only. */}}
 {{- define "personaplex.oneNode" -}}
 {{- $volume := .Values.models.volume -}}
-{{- if not (or $volume.existingClaim (has "ReadWriteMany" $volume.accessModes) (has "ReadOnlyMany" $volume.accessModes)) }}true{{ end }}
+{{- if not (or (ne .Values.models.source "hub") $volume.existingClaim (has "ReadWriteMany" $volume.accessModes) (has "ReadOnlyMany" $volume.accessModes)) }}true{{ end }}
 {{- end }}
 
 {{- define "personaplex.checkpoint" -}}
@@ -62,7 +62,8 @@ app.kubernetes.io/component: pool
 {{/* Folder on the volume with the served models. Its name contains a hash of the build's parameters. */}}
 {{- define "personaplex.folder" -}}
 {{- $models := .Values.models -}}
-{{- if $models.folder }}{{ $models.folder }}
+{{- if eq $models.source "image" }}models
+{{- else if ne $models.source "hub" }}{{ $models.folder }}
 {{- else }}
 {{- $parameters := list (default .Chart.AppVersion .Values.image.tag) (include "personaplex.checkpoint" .) .Values.device $models.variant $models.kvPrecision (toJson .Values.slots) -}}
 models-{{ toJson $parameters | sha256sum | trunc 10 }}
@@ -71,6 +72,49 @@ models-{{ toJson $parameters | sha256sum | trunc 10 }}
 
 {{- define "personaplex.models" -}}
 /volume/{{ include "personaplex.folder" . }}
+{{- end }}
+
+{{/* The volume of the models, as pods mount it at /volume. */}}
+{{- define "personaplex.volume" -}}
+{{- $models := .Values.models -}}
+name: models
+{{- if eq $models.source "oci" }}
+image:
+  reference: {{ $models.image.reference }}
+  pullPolicy: {{ $models.image.pullPolicy }}
+{{- else if eq $models.source "image" }}
+emptyDir:
+  sizeLimit: {{ $models.image.size }}
+{{- else }}
+persistentVolumeClaim:
+  claimName: {{ include "personaplex.claim" . }}
+{{- end }}
+{{- end }}
+
+{{/* Spread over zones and nodes. Takes the selector labels of the pods. */}}
+{{- define "personaplex.spread" -}}
+{{- range tuple "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels: {{- $ | nindent 6 }}
+{{- end }}
+{{- end }}
+
+{{/* The largest number of pods outside a rollout. */}}
+{{- define "personaplex.pods" -}}
+{{ ternary .Values.autoscaling.max .Values.replicas .Values.autoscaling.enabled }}
+{{- end }}
+
+{{/* IP families of a service's spec. */}}
+{{- define "personaplex.families" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "personaplex.scheme" -}}
