@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import hcl2
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -179,3 +180,22 @@ def test_stop_timeouts_exceed_the_drain_times(compose: dict[str, Any]) -> None:
     (triton,) = map(int, re.findall(r"--exit-timeout-secs=(\d+)", (DEPLOY / "serve-models.sh").read_text()))
     patience = [int(service["stop_grace_period"].removesuffix("s")) for service in compose["services"].values()]
     assert drain <= triton < min(patience)
+
+
+def test_bake_builds_both_images_for_both_processors_with_the_projects_version():
+    parsed = hcl2.loads((DEPLOY / "docker-bake.hcl").read_text())
+
+    def blocks(kind: str) -> dict[str, dict[str, Any]]:
+        return {json.loads(name): block for each in parsed[kind] for name, block in each.items()}
+
+    targets, variables = blocks("target"), blocks("variable")
+    assert json.loads(variables["TAG"]["default"]) == PROJECT["version"]
+    built = [json.loads(name) for name in blocks("group")["default"]["targets"]]
+    assert {DEPLOY.parent / json.loads(targets[name]["dockerfile"]) for name in built} == set(DOCKERFILES)
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for name in built:
+        (tag,) = map(json.loads, targets[name]["tags"])
+        image = tag.replace("${REGISTRY}", "").replace("${TAG}", PROJECT["version"])
+        assert image == compose[name]["image"]
+        (base,) = map(json.loads, targets[name]["inherits"])
+        assert [json.loads(each) for each in targets[base]["platforms"]] == ["linux/amd64", "linux/arm64"]

@@ -90,7 +90,8 @@ async def test_a_master_and_two_workers_load_a_server_with_tls(serve: Any, tmp_p
         if record["outcome"] == "refused":
             assert record["frames"] == 0 < record["expected"]
         elif record["outcome"] == "completed":
-            assert record["frames"] == record["expected"] <= 38
+            # A busy machine delays users, who then send fewer frames.
+            assert record["frames"] == len(record["sent"]) <= record["expected"] <= 38
     assert (tmp_path / "run" / "report.html").read_text().count("<svg") == 4
 
 
