@@ -7,7 +7,7 @@ variable "REGISTRY" {
 }
 
 variable "TAG" {
-  default = "0.1.0"
+  default = "0.2.0"
 }
 
 variable "REVISION" {
