@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from gguf.quants import dequantize
 
 from model_repository.checkpoint.gguf_header import GgufError, GgufTensor, Value, read_header
 from model_repository.checkpoint.pieces import Pieces
-from model_repository.checkpoint.tensors import Float32, Shape, as_norm, row_range
+from model_repository.checkpoint.tensors import Float32, NamedTensors, Shape, as_norm, row_range
 from model_repository.errors import CheckpointError
 
 _TYPES = frozenset(
@@ -24,7 +24,7 @@ _CHUNK = 2**22
 """Elements dequantized at a time: the package's intermediate arrays take several times as much."""
 
 
-class GgufFile:
+class GgufFile(NamedTensors[GgufTensor]):
     """A GGUF file. Only its header is kept in memory; the file is open during a read and not between."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -32,28 +32,22 @@ class GgufFile:
 
         Reads and checks the header; raises `CheckpointError` naming the file and, where it is one, the tensor.
         """
-        self.path = paths[0]
+        path = paths[0]
         self._paths = paths
         try:
             with io.BufferedReader(Pieces(paths)) as file:
                 header = read_header(file)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
         except GgufError as error:
             cut = " or in pieces of which the last are missing" if len(paths) > 1 else ""
-            raise CheckpointError(f"{self.path}: no GGUF file{cut}: {error}"[:400]) from None
-        self._tensors = header.tensors
-        for name, tensor in self._tensors.items():
+            raise CheckpointError(f"{path}: no GGUF file{cut}: {error}"[:400]) from None
+        super().__init__(path, header.tensors)
+        for name, tensor in header.tensors.items():
             if tensor.type not in _TYPES:
                 read = ", ".join(sorted(kind.name for kind in _TYPES))
                 raise CheckpointError(f"{self.path}: tensor {name!r} is {tensor.type.name}; read are {read}"[:400])
         self.metadata: Mapping[str, Value] = header.metadata
-
-    def names(self) -> Iterable[str]:
-        return self._tensors.keys()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
 
     def shape(self, name: str) -> Shape:
         return as_norm(name, self._tensor(name).shape)
@@ -83,9 +77,3 @@ class GgufFile:
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
         return values
-
-    def _tensor(self, name: str) -> GgufTensor:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None

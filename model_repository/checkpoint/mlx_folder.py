@@ -7,14 +7,14 @@ siblings `X.scales` and `X.biases` [rows, columns / group]: value = scale · q +
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from model_repository.checkpoint.tensors import Float32, SafetensorsFile, Shape, as_norm, row_range
+from model_repository.checkpoint.tensors import Float32, NamedTensors, SafetensorsFile, Shape, as_norm, row_range
 from model_repository.errors import CheckpointError
 
 MLX_FILES = ("temporal.safetensors", "depformer.safetensors", "embeddings.safetensors")
@@ -55,26 +55,20 @@ class _Stored:
         return values
 
 
-class MlxFolder:
+class MlxFolder(NamedTensors[_Stored]):
     """The language model's tensors by the reference's names. Only headers are kept in memory."""
 
     def __init__(self, folder: Path) -> None:
         """Reads the three headers; raises `CheckpointError` naming the file and the tensor that cannot be."""
-        self.path = folder
-        self._tensors: dict[str, _Stored] = {}
+        tensors: dict[str, _Stored] = {}
+        super().__init__(folder, tensors)
         for name in MLX_FILES:
             for tensor, stored in _tensors(SafetensorsFile(folder / name, integers=True)).items():
-                if tensor in self._tensors:
+                if tensor in tensors:
                     raise CheckpointError(
-                        f"{folder / name}: tensor {tensor!r} is in {self._tensors[tensor].file.path.name} too"
+                        f"{folder / name}: tensor {tensor!r} is in {tensors[tensor].file.path.name} too"
                     )
-                self._tensors[tensor] = stored
-
-    def names(self) -> Iterable[str]:
-        return self._tensors.keys()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+                tensors[tensor] = stored
 
     def shape(self, name: str) -> Shape:
         return as_norm(name, self._tensor(name).shape)
@@ -85,12 +79,6 @@ class MlxFolder:
         if shape != stored.shape:
             return stored.rows(0, stored.shape[0]).reshape(shape)[first:last]
         return stored.rows(first, last)
-
-    def _tensor(self, name: str) -> _Stored:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
 
 
 def dequantized(packed: npt.NDArray[np.uint32], scales: Float32, biases: Float32) -> Float32:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -55,7 +55,31 @@ class TensorSource(Protocol):
         ...
 
 
-class SafetensorsFile:
+Stored = TypeVar("Stored")
+"""Where and how a format keeps a tensor."""
+
+
+class NamedTensors(Generic[Stored]):
+    """The tensors of a file or folder, `path`, by name."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Stored]) -> None:
+        self.path = path
+        self._tensors = tensors
+
+    def names(self) -> Iterable[str]:
+        return self._tensors.keys()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def _tensor(self, name: str) -> Stored:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
+
+
+class SafetensorsFile(NamedTensors[tuple[np.dtype[Any], Shape]]):
     """One safetensors file, which is open during a read and not between."""
 
     def __init__(self, path: Path, integers: bool = False) -> None:
@@ -63,9 +87,9 @@ class SafetensorsFile:
 
         Tensors of whole numbers are refused unless `integers`; `stored` reads them.
         """
-        self.path = path
+        tensors: dict[str, tuple[np.dtype[Any], Shape]] = {}
+        super().__init__(path, tensors)
         dtypes = {**_DTYPES, **_INTEGERS} if integers else _DTYPES
-        self._tensors: dict[str, tuple[np.dtype[Any], Shape]] = {}
         with self._opened() as file:
             for name in list(file.keys()):
                 tensor = file.get_slice(name)
@@ -73,13 +97,7 @@ class SafetensorsFile:
                     raise CheckpointError(
                         f"{path}: tensor {name!r}: dtype {tensor.get_dtype()} is not read, only {', '.join(dtypes)}"
                     )
-                self._tensors[name] = dtypes[tensor.get_dtype()], tuple(tensor.get_shape())
-
-    def names(self) -> Iterable[str]:
-        return self._tensors.keys()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+                tensors[name] = dtypes[tensor.get_dtype()], tuple(tensor.get_shape())
 
     def shape(self, name: str) -> Shape:
         return self._tensor(name)[1]
@@ -113,14 +131,8 @@ class SafetensorsFile:
         except SafetensorError as error:
             raise CheckpointError(f"{self.path}: truncated or no safetensors file: {error}"[:_MAX_MESSAGE]) from error
 
-    def _tensor(self, name: str) -> tuple[np.dtype[Any], Shape]:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
 
-
-class ShardedSafetensors:
+class ShardedSafetensors(NamedTensors[SafetensorsFile]):
     """Safetensors files that together hold one model, listed in a `*.safetensors.index.json` beside them."""
 
     def __init__(self, index: Path) -> None:
@@ -136,26 +148,13 @@ class ShardedSafetensors:
         for name, file in weight_map.items():
             if name not in shards[file]:
                 raise CheckpointError(f"{shards[file].path}: no tensor {name!r}, which {index.name} puts there")
-        self.path = index
-        self._shard_of = {name: shards[file] for name, file in weight_map.items()}
-
-    def names(self) -> Iterable[str]:
-        return self._shard_of.keys()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shard_of
+        super().__init__(index, {name: shards[file] for name, file in weight_map.items()})
 
     def shape(self, name: str) -> Shape:
-        return self._shard(name).shape(name)
+        return self._tensor(name).shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> Float32:
-        return self._shard(name).read(name, rows)
-
-    def _shard(self, name: str) -> SafetensorsFile:
-        try:
-            return self._shard_of[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
+        return self._tensor(name).read(name, rows)
 
 
 class DerivedTensors:
@@ -193,12 +192,12 @@ class FiniteTensors(DerivedTensors):
         return tensor
 
 
-class RenamedTensors:
+class RenamedTensors(DerivedTensors):
     """A source in which some tensors go by another name."""
 
     def __init__(self, source: TensorSource, stored_names: Mapping[str, str]) -> None:
         """`stored_names` maps the name to be used to the name in `source`; every other name stays."""
-        self._source = source
+        super().__init__(source)
         self._stored_names = dict(stored_names)
         self._name_of = {stored: name for name, stored in stored_names.items()}
 

@@ -1,14 +1,15 @@
-"""Streaming convolutions of Mimi: each keeps per row just the samples or partial sums that the next frame needs.
+"""Streaming convolutions of Mimi, as matmuls: each keeps per row just what the next frame needs.
 
-There are two ways to compute them, with the same results but for rounding: `ChannelsFirst` here, by ONNX Runtime's own
-operators, and `ChannelsLast` (in its own file), by matrix products, for codecs with many channels.
+A convolution is the product of what each output sees with the kernel as a matrix: all steps of all rows make one
+product, whose matrix is packed at load and read once. (ONNX Runtime's Conv and ConvTranspose take the batch row by row,
+and read and pack the kernel for each.)
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import numpy as np
 
-from model_repository.graph.builder import Graph, Value
+from model_repository.graph.builder import Float32, Graph, Value
 from model_repository.graph.layers import Weights
 
 
@@ -24,16 +25,13 @@ class ActiveRows:
         self._graph.update(state, self._graph.op.Where(self._active, new, state))
 
 
-class Convolutions(Protocol):
-    """A way to lay out sound and to convolve it."""
+class Convolutions:
+    """Convolutions of sound [B, T, channels]. Kernels are 1, or any where the stride is 1, or twice the stride."""
 
-    def laid_out(self, steps: Value) -> Value:
-        """[B, T, channels] -> as it is laid out here."""
-        ...
-
-    def steps(self, x: Value) -> Value:
-        """The way back: [B, T, channels]."""
-        ...
+    def __init__(self, weights: Weights, active: ActiveRows) -> None:
+        self._weights = weights
+        self._graph = weights.graph
+        self._active = active
 
     def convolution(self, x: Value, key: str, length: int, *, stride: int = 1, first: Value | None = None) -> Value:
         """Causal Conv1d of a stream: T = `length` steps of `in` channels -> T / stride of `out`; stride divides T.
@@ -41,60 +39,94 @@ class Convolutions(Protocol):
         The kernel sees the last (kernel - stride) inputs of the previous frame, zeros before the first one. Where
         `first` [B] bool is given, a row's first frame sees its own first step repeated instead (replicate padding).
         """
-        ...
-
-    def transposed(self, x: Value, key: str, steps: int, *, stride: int, groups: int = 1) -> Value:
-        """Causal ConvTranspose1d of a stream, its kernel twice its stride: `steps` -> steps * stride."""
-        ...
-
-
-class ChannelsFirst:
-    """Sound is [B, channels, T]."""
-
-    def __init__(self, weights: Weights, active: ActiveRows) -> None:
-        self._weights = weights
-        self._graph = weights.graph
-        self._active = active
-
-    def laid_out(self, steps: Value) -> Value:
-        return self._graph.op.Transpose(steps, perm=[0, 2, 1])
-
-    def steps(self, x: Value) -> Value:
-        return self._graph.op.Transpose(x, perm=[0, 2, 1])
-
-    def convolution(self, x: Value, key: str, length: int, *, stride: int = 1, first: Value | None = None) -> Value:
         graph, op, weights = self._graph, self._graph.op, self._weights
-        _, channels, kernel = weights.source.shape(f"{key}.weight")
-        left = kernel - stride
-        padded = x
-        if left > 0:
-            state = graph.state(key, (channels, left))
+        outputs, channels, kernel = weights.source.shape(f"{key}.weight")
+        if outputs == 1 and kernel > stride == 1:
+            return self._to_one_channel(x, key, length)
+        steps, block, taps = length // stride, stride * channels, kernel // stride
+        seen = x if stride == 1 else op.Reshape(x, graph.constant([0, steps, block]))
+        if taps > 1:
+            state = graph.state(key, (taps - 1, block))
             before = state
             if first is not None:
-                column = op.Slice(x, graph.constant([0]), graph.constant([1]), graph.constant([2]))
-                repeated = op.Expand(column, graph.constant([1, 1, left]))
+                repeated = op.Expand(self._slice(x, 0, 1), graph.constant([1, stride, 1]))
+                repeated = op.Reshape(repeated, graph.constant([0, 1, block]))
                 before = op.Where(op.Unsqueeze(first, graph.constant([1, 2])), repeated, state)
-            padded = op.Concat(before, x, axis=2)
-            last = op.Slice(padded, graph.constant([-left]), graph.constant([2**31]), graph.constant([2]))
-            self._active.update(state, last)
-        bias = [weights.tensor(f"{key}.bias")] if f"{key}.bias" in weights.source else []
-        return op.Conv(padded, weights.tensor(f"{key}.weight"), *bias, strides=[stride], kernel_shape=[kernel])
+            seen = self._windows(state, before, seen, taps, steps)
+
+        def matrix() -> Float32:
+            return weights.source.read(f"{key}.weight").transpose(2, 1, 0).reshape(kernel * channels, outputs)
+
+        y = op.MatMul(seen, weights.made(f"{key}.matrix", (kernel * channels, outputs), matrix))
+        return self._plus_bias(y, key)
 
     def transposed(self, x: Value, key: str, steps: int, *, stride: int, groups: int = 1) -> Value:
-        """The last (kernel - stride) outputs of a frame are partial sums: kept, and added to the next frame's first."""
+        """Causal ConvTranspose1d of a stream, its kernel twice its stride: `steps` -> steps * stride.
+
+        A block of `stride` outputs is the later half of what the input before it makes and the earlier half of what its
+        own makes: one product with the two halves of the kernel above one another. `groups`: 1 or the channels.
+        """
+        graph, op, weights = self._graph, self._graph.op, self._weights
+        inputs, channels, _ = weights.source.shape(f"{key}.weight")
+        outputs = channels * groups
+        before = graph.state(key, (1, inputs))
+        if groups == 1:
+
+            def matrix() -> Float32:
+                halves = weights.source.read(f"{key}.weight").reshape(inputs, channels, 2, stride)
+                return halves.transpose(2, 0, 3, 1)[::-1].reshape(2 * inputs, stride * channels)
+
+            seen = self._windows(before, before, x, 2, steps)
+            y = op.MatMul(seen, weights.made(f"{key}.matrix", (2 * inputs, stride * outputs), matrix))
+            y = self._plus_bias(y, key, stride)
+            return op.Reshape(y, graph.constant([0, steps * stride, outputs]))
+
+        def taps(half: int) -> Float32:
+            return weights.source.read(f"{key}.weight")[:, 0].T[half * stride : (half + 1) * stride]
+
+        padded = op.Concat(before, x, axis=1)
+        self._active.update(before, self._slice(padded, steps, steps + 1))
+        late = weights.made(f"{key}.late", (stride, outputs), lambda: taps(1))
+        early = weights.made(f"{key}.early", (stride, outputs), lambda: taps(0))
+        y = op.Add(
+            op.Mul(op.Unsqueeze(self._slice(padded, 0, steps), graph.constant([2])), late),
+            op.Mul(op.Unsqueeze(x, graph.constant([2])), early),
+        )
+        return op.Reshape(y, graph.constant([0, steps * stride, outputs]))
+
+    def _windows(self, state: Value, before: Value, x: Value, taps: int, steps: int) -> Value:
+        """What each output sees, oldest first: before [B, taps - 1, n], x [B, steps, n] -> [B, steps, taps * n]."""
+        op = self._graph.op
+        padded = op.Concat(before, x, axis=1)
+        self._active.update(state, self._slice(padded, steps, steps + taps - 1))
+        return op.Concat(*(self._slice(padded, tap, tap + steps) for tap in range(taps - 1)), x, axis=2)
+
+    def _to_one_channel(self, x: Value, key: str, length: int) -> Value:
+        """A convolution of stride 1 to a single channel: each input's products with all taps, then their sums."""
         graph, op, weights = self._graph, self._graph.op, self._weights
         _, channels, kernel = weights.source.shape(f"{key}.weight")
-        overlap = kernel - stride
-        partial = graph.state(key, (channels * groups, overlap))
-        weight = weights.tensor(f"{key}.weight")
-        full = op.ConvTranspose(x, weight, strides=[stride], group=groups, kernel_shape=[kernel])
-        axis = graph.constant([2])
-        head = op.Slice(full, graph.constant([0]), graph.constant([overlap]), axis)
-        tail = op.Slice(full, graph.constant([overlap]), graph.constant([2**31]), axis)
-        total = op.Concat(op.Add(head, partial), tail, axis=2)
-        length = steps * stride
-        self._active.update(partial, op.Slice(total, graph.constant([length]), graph.constant([2**31]), axis))
-        y = op.Slice(total, graph.constant([0]), graph.constant([length]), axis)
-        if f"{key}.bias" in weights.source:
-            y = op.Add(y, op.Unsqueeze(weights.tensor(f"{key}.bias"), graph.constant([1])))
-        return y
+        taps = weights.made(f"{key}.taps", (channels, kernel), lambda: weights.source.read(f"{key}.weight")[0])
+        state = graph.state(key, (kernel - 1, kernel))
+        products = op.Concat(state, op.MatMul(x, taps), axis=1)
+        self._active.update(state, self._slice(products, length, length + kernel - 1))
+        axes = graph.constant([1, 2])
+        parts = (
+            op.Slice(products, graph.constant([tap, tap]), graph.constant([tap + length, tap + 1]), axes)
+            for tap in range(kernel)
+        )
+        return self._plus_bias(op.Sum(*parts), key)
+
+    def _plus_bias(self, y: Value, key: str, times: int = 1) -> Value:
+        """y [..., times * out] plus the convolution's bias [out], where it has one."""
+        weights, name = self._weights, f"{key}.bias"
+        if name not in weights.source:
+            return y
+        (size,) = weights.source.shape(name)
+        repeated = weights.made(
+            f"{name}.times.{times}", (times * size,), lambda: np.tile(weights.source.read(name), times)
+        )
+        return self._graph.op.Add(y, repeated)
+
+    def _slice(self, x: Value, start: int, stop: int) -> Value:
+        graph = self._graph
+        return graph.op.Slice(x, graph.constant([start]), graph.constant([stop]), graph.constant([1]))

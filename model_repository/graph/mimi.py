@@ -8,8 +8,7 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.attention import MaskedAttention, Ring
 from model_repository.graph.builder import Float32, Value
-from model_repository.graph.convolution import ActiveRows, ChannelsFirst, Convolutions
-from model_repository.graph.convolution_products import ChannelsLast
+from model_repository.graph.convolution import Convolutions
 from model_repository.graph.layers import Weights, layer_norm, rotary_tables, rotate, split_heads
 
 _USAGE_FLOOR = 1e-5
@@ -26,22 +25,10 @@ def elu(weights: Weights, x: Value) -> Value:
     return op.Max(x, below)
 
 
-MANY_CHANNELS = 4
-"""Of a codec's outermost layers, from which on matmuls are used instead of ONNX Runtime's convolutions. For the tiny
-checkpoint's one channel they take 3 to 7 times as long for 16 rows (6.6 instead of 2.0 ms to encode, 5.4 instead of 0.8
-to decode on Zen 4)."""
-
-
-def convolutions(weights: Weights, geometry: MimiGeometry, active: ActiveRows) -> Convolutions:
-    """The way to convolve that is the faster one for the codec's size."""
-    way = ChannelsLast if geometry.n_filters >= MANY_CHANNELS else ChannelsFirst
-    return way(weights, active)
-
-
-def residual_block(weights: Weights, way: Convolutions, x: Value, key: str, length: int) -> Value:
+def residual_block(weights: Weights, sound: Convolutions, x: Value, key: str, length: int) -> Value:
     """x + conv1(elu(conv3(elu(x)))), of `length` steps."""
-    y = way.convolution(elu(weights, x), f"{key}.block.1.conv.conv", length)
-    y = way.convolution(elu(weights, y), f"{key}.block.3.conv.conv", length)
+    y = sound.convolution(elu(weights, x), f"{key}.block.1.conv.conv", length)
+    y = sound.convolution(elu(weights, y), f"{key}.block.3.conv.conv", length)
     return weights.graph.op.Add(x, y)
 
 

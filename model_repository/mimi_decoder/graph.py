@@ -8,9 +8,9 @@ import onnx_ir as ir
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
-from model_repository.graph.convolution import ActiveRows
+from model_repository.graph.convolution import ActiveRows, Convolutions
 from model_repository.graph.layers import Weights, summed
-from model_repository.graph.mimi import centroids, codebook_keys, convolutions, elu, residual_block, transformer
+from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
 
 
 def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
@@ -25,21 +25,21 @@ def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
     active = ActiveRows(graph, graph.input("active", ir.DataType.BOOL, [ROWS]))
 
     weights = Weights(graph, source)
-    way = convolutions(weights, geometry, active)
+    sound = Convolutions(weights, active)
     latent = op.Unsqueeze(_dequantize(weights, geometry, codes), graph.constant([1]))
     steps = geometry.steps_per_frame
     upsample = "upsample.convtr.convtr.convtr"
-    x = way.transposed(way.laid_out(latent), upsample, 1, stride=steps, groups=geometry.dimension)
-    x = way.laid_out(transformer(weights, way.steps(x), "decoder_transformer", geometry, position))
-    x = way.convolution(x, "decoder.model.0.conv.conv", steps)
+    x = sound.transposed(latent, upsample, 1, stride=steps, groups=geometry.dimension)
+    x = transformer(weights, x, "decoder_transformer", geometry, position)
+    x = sound.convolution(x, "decoder.model.0.conv.conv", steps)
     module = 2
     for ratio in geometry.ratios:
-        x = way.transposed(elu(weights, x), f"decoder.model.{module}.convtr.convtr", steps, stride=ratio)
+        x = sound.transposed(elu(weights, x), f"decoder.model.{module}.convtr.convtr", steps, stride=ratio)
         steps *= ratio
-        x = residual_block(weights, way, x, f"decoder.model.{module + 1}", steps)
+        x = residual_block(weights, sound, x, f"decoder.model.{module + 1}", steps)
         module += 3
-    x = way.convolution(elu(weights, x), f"decoder.model.{module}.conv.conv", steps)
-    graph.output("pcm", op.Squeeze(way.steps(x), graph.constant([2])))
+    x = sound.convolution(elu(weights, x), f"decoder.model.{module}.conv.conv", steps)
+    graph.output("pcm", op.Squeeze(x, graph.constant([2])))
     return graph
 
 

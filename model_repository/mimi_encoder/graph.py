@@ -11,9 +11,9 @@ import onnx_ir as ir
 from model_repository.checkpoint.geometry import MimiGeometry
 from model_repository.checkpoint.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
-from model_repository.graph.convolution import ActiveRows
+from model_repository.graph.convolution import ActiveRows, Convolutions
 from model_repository.graph.layers import Weights
-from model_repository.graph.mimi import centroids, codebook_keys, convolutions, elu, residual_block, transformer
+from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
 
 
 def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
@@ -28,21 +28,20 @@ def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
     active = ActiveRows(graph, graph.input("active", ir.DataType.BOOL, [ROWS]))
 
     weights = Weights(graph, source)
-    way = convolutions(weights, geometry, active)
+    sound = Convolutions(weights, active)
     length = geometry.frame_size
-    x = way.laid_out(op.Unsqueeze(pcm, graph.constant([2])))
-    x = way.convolution(x, "encoder.model.0.conv.conv", length)
+    x = op.Unsqueeze(pcm, graph.constant([2]))
+    x = sound.convolution(x, "encoder.model.0.conv.conv", length)
     module = 1
     for ratio in reversed(geometry.ratios):
-        x = residual_block(weights, way, x, f"encoder.model.{module}", length)
-        x = way.convolution(elu(weights, x), f"encoder.model.{module + 2}.conv.conv", length, stride=ratio)
+        x = residual_block(weights, sound, x, f"encoder.model.{module}", length)
+        x = sound.convolution(elu(weights, x), f"encoder.model.{module + 2}.conv.conv", length, stride=ratio)
         length //= ratio
         module += 3
-    x = way.convolution(elu(weights, x), f"encoder.model.{module + 1}.conv.conv", length)
-    x = way.laid_out(transformer(weights, way.steps(x), "encoder_transformer", geometry, position))
+    x = sound.convolution(elu(weights, x), f"encoder.model.{module + 1}.conv.conv", length)
+    x = transformer(weights, x, "encoder_transformer", geometry, position)
     first = op.Equal(position, graph.constant(np.int64(0)))
-    x = way.convolution(x, "downsample.conv.conv.conv", length, stride=geometry.steps_per_frame, first=first)
-    x = way.steps(x)
+    x = sound.convolution(x, "downsample.conv.conv.conv", length, stride=geometry.steps_per_frame, first=first)
     graph.output("codes", _quantize(weights, geometry, x))
     return graph
 

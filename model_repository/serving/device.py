@@ -99,8 +99,6 @@ class CudaMemory:
             "enable_cuda_graph": str(int(self._capture)),
             "use_tf32": "0",
             "arena_extend_strategy": "kSameAsRequested",
-            # Trying all algorithms out would take seconds for each shape of each convolution.
-            "cudnn_conv_algo_search": "HEURISTIC",
         }
         return [("CUDAExecutionProvider", options)]
 

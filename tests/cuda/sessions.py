@@ -6,8 +6,10 @@ import ctypes
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.device import CudaMemory
@@ -29,39 +31,33 @@ def since(before: dict[str, int]) -> dict[str, int]:
 
 
 def main(models: Path, slots: int, steps: int) -> None:
+    """Warm each model up, run `steps` batches of it, and print what was counted in both as JSON."""
     manifest = json.loads((models / "manifest.json").read_text())
-    cards = manifest["text_card"], manifest["card"]
+    cards, card = (manifest["text_card"], manifest["card"]), manifest["card"]
     device = CudaMemory()
 
     def graph(name: str) -> Path:
         return models / "triton" / name / "1" / "model.onnx"
 
-    MimiModel(graph("mimi_encoder"), slots, device=device)
-    MimiModel(graph("mimi_decoder"), slots, manifest["card"], device)
     sampling = {"sampler": np.array([1, 0, 5], np.int64), "temperature": np.array([0.5], np.float32)}
-    found = {}
-
-    before = counts()
-    temporal = TemporalModel(graph("temporal"), slots, *cards, manifest["context"] - 1, device)
-    temporal.warm_up()
-    captures = since(before)["captures"]
     columns = {"columns": np.ones((1, 17), np.int64), **sampling}
-    before = counts()
-    for step in range(steps):
-        answers = temporal.run([temporal.parse(RowRequest.one(row, columns)) for row in range(step % slots, slots)])
-        assert not any(isinstance(answer, Exception) for answer in answers)
-    found["temporal"] = since(before) | {"captures": captures}
-
-    before = counts()
-    depformer = DepformerModel(graph("depformer"), *cards, slots, device)
-    depformer.warm_up(slots)
-    captures = since(before)["captures"]
     thought = {"hidden": np.zeros(manifest["dim"], np.float32), "text_token": np.zeros(1, np.int64), **sampling}
-    before = counts()
-    for step in range(steps):
-        answers = depformer.run([depformer.parse(RowRequest.one(row, thought)) for row in range(1 + step % slots)])
-        assert not any(isinstance(answer, Exception) for answer in answers)
-    found["depformer"] = since(before) | {"captures": captures}
+    given: dict[str, tuple[Any, dict[str, NDArray[Any]]]] = {
+        "mimi_encoder": (MimiModel(graph("mimi_encoder"), slots, device=device), {"pcm": np.zeros(1920, np.float32)}),
+        "temporal": (TemporalModel(graph("temporal"), slots, *cards, manifest["context"] - 1, device), columns),
+        "depformer": (DepformerModel(graph("depformer"), *cards, slots, device), thought),
+        "mimi_decoder": (MimiModel(graph("mimi_decoder"), slots, card, device), {"codes": np.zeros(8, np.int64)}),
+    }
+    found = {}
+    for name, (model, inputs) in given.items():
+        before = counts()
+        model.warm_up(*[slots] * (name == "depformer"))
+        captures = since(before)["captures"]
+        before = counts()
+        for step in range(steps):
+            requests = [model.parse(RowRequest.one(row, inputs)) for row in range(1 + step % slots)]
+            assert not any(isinstance(answer, Exception) for answer in model.run(requests))
+        found[name] = since(before) | {"captures": captures}
     print(json.dumps(found))
 
 

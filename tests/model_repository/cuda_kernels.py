@@ -24,8 +24,6 @@ KERNELS: dict[str, frozenset[str]] = {
     "Attention": _FLOATS,
     "Cast": _ALL,
     "Concat": _ALL,
-    "Conv": frozenset({"FLOAT", "FLOAT16"}),
-    "ConvTranspose": frozenset({"FLOAT", "FLOAT16"}),
     "Cos": frozenset({"FLOAT"}),
     "Div": _FLOATS | {"INT64"},
     "Equal": frozenset({"FLOAT", "FLOAT16", "INT64", "BOOL"}),

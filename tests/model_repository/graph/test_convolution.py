@@ -1,4 +1,4 @@
-"""Both ways to convolve give the reference's codes and samples, and no row feels its neighbours."""
+"""Convolutions give the reference's codes and samples, and no row feels its neighbours."""
 
 from __future__ import annotations
 
@@ -8,29 +8,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from model_repository.checkpoint.folder import Checkpoint
-from model_repository.graph import mimi
-from model_repository.mimi_decoder import graph as decoder
-from model_repository.mimi_encoder import graph as encoder
 from model_repository.serving.mimi import MimiModel
 from tests.conftest import GOLDEN
-from tests.model_repository.serving.conftest import one, together, turn
+from tests.model_repository.serving.conftest import Models, one, together, turn
 
 ROWS = 4
 
 
-@pytest.fixture(params=["channels first", "channels last"])
-def halves(request, monkeypatch, tmp_path: Path) -> tuple[MimiModel, MimiModel]:
-    """Encoder and decoder of the golden checkpoint, convolved in one of the ways."""
-    monkeypatch.setattr(mimi, "MANY_CHANNELS", 1 if request.param == "channels last" else 1000)
-    checkpoint = Checkpoint.open(GOLDEN / "checkpoint")
-    operators = []
-    for name, build in (("encoder", encoder.build), ("decoder", decoder.build)):
-        graph = build(checkpoint.geometry.mimi, checkpoint.mimi)
-        graph.save(tmp_path / name)
-        operators += [b"ConvTranspose" in (tmp_path / name).read_bytes()]
-    assert any(operators) == (request.param == "channels first")
-    return MimiModel(tmp_path / "encoder", ROWS), MimiModel(tmp_path / "decoder", ROWS, checkpoint.geometry.lm.card)
+@pytest.fixture(scope="module")
+def halves(golden_models: Path) -> tuple[MimiModel, MimiModel]:
+    """Encoder and decoder of the golden checkpoint."""
+    models = Models(golden_models, ROWS)
+    return models.encoder, models.decoder
 
 
 def frames() -> np.ndarray:
