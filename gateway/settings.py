@@ -129,6 +129,11 @@ class Settings(BaseSettings):
     openai_accept_tools: bool = Field(
         default=False, description="accept OpenAI Live sessions with tools, which the model never calls"
     )
+    forced_speech: bool = Field(
+        default=False,
+        description="the agent says the text of session.commentary.append (OpenAI Live API) verbatim; otherwise that "
+        "event is refused",
+    )
     public_url: str | None = Field(
         default=None,
         pattern=r"^wss?://[^/?#\s]+(/[^?#\s]*)?$",

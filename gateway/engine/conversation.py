@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -110,6 +111,10 @@ class Conversation:
         if frame.index != 1:
             self.observer.first_audio()
         return frame
+
+    def say(self, words: Sequence[Sequence[int]]) -> None:
+        """Have the agent say words, each of them text tokens, from the next step on."""
+        self._scheduler.say(self.slot, words)
 
     async def close(self) -> None:
         """End the sequences and free the slot; a second call does nothing."""

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gateway.engine.backend import Backend, BatchRejected, Floats, Prefilled, Tokens
+from gateway.engine.backend import Backend, BatchRejected, Floats, Prefilled, TemporalOutput, Tokens
 from gateway.engine.batch import AgentFrame, FrameBatch, FrameRequest, StageSeconds
+from gateway.engine.forced_text import ForcedText
 from gateway.engine.grid import AGENT, TEXT, TokenGrid
 from gateway.engine.prefix import PromptPrefix
 from gateway.engine.sampling import AUDIO, POSITION, SamplingParams, SlotSamplers
@@ -75,8 +76,9 @@ class FrameScheduler:
         text_pieces: Sequence[str],
         metrics: Metrics,
         max_interval: float = 0.0,
+        text_padding_id: int = 3,
     ) -> None:
-        """`text_pieces`: what is shown for each text token.
+        """`text_pieces`: what is shown for each text token. `text_padding_id`: the token between words.
 
         `max_interval`: longest time in seconds that the spacing of batches keeps the next one waiting, counted from the
         start of the last one.
@@ -84,6 +86,7 @@ class FrameScheduler:
         self.backend = backend
         self._grid = TokenGrid(slots, delays)
         self._samplers = SlotSamplers(slots)
+        self._forced = ForcedText(text_padding_id)
         self._frames = [0] * slots
         self._free = list(range(slots))[::-1]
         self._text_pieces = text_pieces
@@ -126,9 +129,10 @@ class FrameScheduler:
                 stages.encode += encoded - began
                 if batch.output is None:
                     steps = grid.advance(slots, batch.user_codes)
-                    batch.output = await backend.step(
+                    output = await backend.step(
                         slots, steps, samplers.sampler[slots, TEXT_SAMPLER], samplers.temperature[slots, TEXT_SAMPLER]
                     )
+                    batch.output = TemporalOutput(output.hidden, self._forced.apply(slots, output.text_tokens))
                 stepped = perf_counter()
                 stages.temporal += stepped - encoded
                 if self._ahead is batch and self._overlap_share >= OVERLAP_SHARE:
@@ -257,6 +261,10 @@ class FrameScheduler:
             self._lanes = [asyncio.create_task(self.run(), name=f"frame-scheduler-{lane}") for lane in range(LANES)]
         return self._free.pop()
 
+    def say(self, slot: int, words: Sequence[Sequence[int]]) -> None:
+        """Have the agent of a slot say words, each of them text tokens; see `gateway.engine.forced_text`."""
+        self._forced.add(slot, words)
+
     async def release(self, slot: int) -> None:
         """End the slot's sequences and free it, once no batch in flight has a frame of it.
 
@@ -266,6 +274,7 @@ class FrameScheduler:
             await batch.ended.wait()
         if slot in self._calls:
             await asyncio.wait([self._calls.pop(slot)])
+        self._forced.clear(slot)
         await self.backend.release(slot)
         self._free.append(slot)
 

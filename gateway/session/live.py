@@ -163,6 +163,15 @@ class LiveSession:
         """End the session because the drain time of the server is over."""
         self.stop(Reason.DRAINED)
 
+    @property
+    def frames(self) -> int:
+        """Agent frames so far."""
+        return self._frames
+
+    def say(self, words: list[list[int]]) -> None:
+        """Have the agent say words, each of them text tokens, from now on."""
+        self._lease.conversation.say(words)
+
     async def live(self) -> None:
         """Run the frame loop and enforce the limits until the session ends. Called once, by the owner of the lease."""
         work = [asyncio.create_task(part) for part in (self._converse(), self._watch())]

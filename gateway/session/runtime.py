@@ -45,7 +45,13 @@ class Runtime:
         self.voices = VoiceRegistry(manifest)
         self.tokenizer = Tokenizer(manifest.tokenizer_path, manifest.text_card, manifest.text_padding_id)
         self.scheduler = FrameScheduler(
-            backend, manifest.slots, manifest.delays, self.tokenizer.pieces, metrics, settings.batch_interval
+            backend,
+            manifest.slots,
+            manifest.delays,
+            self.tokenizer.pieces,
+            metrics,
+            settings.batch_interval,
+            manifest.text_padding_id,
         )
         self.admission = Admission(manifest.slots, settings.retry_after, metrics, settings.upload_budget_bytes)
         self.sessions = Sessions(self.admission, settings)

@@ -8,6 +8,7 @@ from sentencepiece import SentencePieceProcessor
 
 SYSTEM_TAG = "<system>"
 EPAD = 0
+_WORD_BEGINS = "\u2581"
 
 
 class Tokenizer:
@@ -19,10 +20,19 @@ class Tokenizer:
     def __init__(self, path: Path, text_card: int, padding_id: int) -> None:
         self._processor = SentencePieceProcessor(model_file=str(path))
         known = min(text_card, self._processor.get_piece_size())
-        self.pieces = [self._processor.id_to_piece(token).replace("\u2581", " ") for token in range(known)]
+        self.pieces = [self._processor.id_to_piece(token).replace(_WORD_BEGINS, " ") for token in range(known)]
         self.pieces += [""] * (text_card - known)
         for silent in (EPAD, padding_id):
             self.pieces[silent] = ""
+
+    def encode_words(self, text: str) -> list[list[int]]:
+        """Encode text to be said: the tokens of each word."""
+        words: list[list[int]] = []
+        for token in self._processor.encode(text):
+            if not words or self._processor.id_to_piece(token).startswith(_WORD_BEGINS):
+                words.append([])
+            words[-1].append(token)
+        return words
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode a text prompt, between the tags of the model's training data. A blank prompt has no tokens."""

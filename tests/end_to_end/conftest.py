@@ -120,7 +120,7 @@ def serve(models: Path, **settings: Any) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def golden_service(golden_models: Path) -> Iterator[Service]:
-    with serve(golden_models, allow_voice_audio=True) as service:
+    with serve(golden_models, allow_voice_audio=True, forced_speech=True) as service:
         yield service
 
 

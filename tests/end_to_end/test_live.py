@@ -178,6 +178,46 @@ def test_a_short_session_on_models(golden_service: Service) -> None:
     golden_service.wait_until_free()
 
 
+def test_forced_speech_on_models(golden_service: Service) -> None:
+    """The golden checkpoint says the words in order, and its audio follows; before them nothing changes."""
+    words = "Hello this is Ana speaking."
+    url = golden_service.url.replace("http", "ws", 1) + "/v1/live/sessions"
+
+    def talk(commentary: str) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = []
+
+        def send(kind: str, **fields: Any) -> None:
+            live.send(json.dumps({"type": kind, **fields}))
+
+        def receive(frames: int) -> None:
+            while sum(answer["type"] == "session.output_audio.delta" for answer in answers) < frames:
+                answers.append(json.loads(live.recv()))
+                check(answers[-1])
+
+        with connect(url, compression=None, proxy=None) as live:
+            send("session.start", session={"model": "personaplex", "instructions": "You are Ana."})
+            send("session.input_audio.append", audio=base64.b64encode(bytes(10 * FRAME)).decode())
+            receive(6)
+            if commentary:
+                send("session.commentary.append", content=commentary, delegation_id=None)
+            send("session.input_audio.append", audio=base64.b64encode(bytes(2 * 60 * FRAME)).decode())
+            receive(66)
+            send("session.close")
+            answers += [json.loads(message) for message in live]
+        golden_service.wait_until_free()
+        return answers
+
+    def text_after(answers: list[dict[str, Any]], start_ms: int) -> str:
+        texts = [answer for answer in answers if answer["type"] == "session.output_transcript.delta"]
+        return "".join(answer["delta"] for answer in texts if answer["start_ms"] > start_ms)
+
+    forced = talk(words)
+    (appended,) = [answer for answer in forced if answer["type"] == "session.commentary.appended"]
+    said = text_after(forced, appended["start_ms"])
+    assert words in said
+    assert words not in text_after(talk(""), 0)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "suffix"), [("livekit", "/v1"), ("pipecat", "/v1/live/sessions")])

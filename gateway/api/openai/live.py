@@ -41,6 +41,10 @@ PATH = "/v1/live/sessions"
 USAGE_S = 15
 """Seconds of audio between two reports of usage."""
 
+MAX_COMMENTARY_TOKENS = 500
+MAX_COMMENTARY_CHARACTERS = 4_000
+"""Limits of OpenAI's API, and of the time that a text takes to be encoded."""
+
 _REASONS: dict[Reason, Literal["close_requested", "expired"]] = {
     Reason.COMPLETED: "close_requested",
     Reason.IDLE: "expired",
@@ -81,6 +85,7 @@ class LiveApiTransport:
         self._channel = EventChannel(connection, events.CLIENT_EVENTS, events.error_event)
         self._start_id: str | None = None
         self._close_id: str | None = None
+        self._live: LiveSession
         self._state: _State
         self._started = False
         self._squelch = Squelch(runtime.manifest.sample_rate)
@@ -115,7 +120,7 @@ class LiveApiTransport:
         await connection.close(reported.close_code if reported else NORMAL_CLOSURE, ended.message)
 
     async def _run(self, session: LiveSession, state: _State) -> Ended:
-        self._state = state
+        self._live, self._state = session, state
         self._codec = state.config.codec(self._manifest.sample_rate)
         return await session.run(self)
 
@@ -177,10 +182,31 @@ class LiveApiTransport:
                 self._close_id = event.event_id
                 await audio.put(self._codec.finish_input())
                 audio.close()
+        elif event.type == events.COMMENTARY and self._runtime.settings.forced_speech:
+            await self._say(event)
         elif event.type == events.START:
             raise OpenAIError("session_already_started", "the session has started; its configuration does not change")
         else:
             raise OpenAIError("unsupported_event", f"{event.type}: {events.UNSUPPORTED[event.type]}", "type")
+
+    async def _say(self, event: ClientEvent) -> None:
+        content, delegation = event.fields.get("content"), event.fields.get("delegation_id")
+        if not isinstance(content, str) or not content.strip() or len(content) > MAX_COMMENTARY_CHARACTERS:
+            expected = f"expected text of 1 to {MAX_COMMENTARY_CHARACTERS} characters"
+            raise OpenAIError("invalid_value", expected, "content")
+        if delegation is not None:
+            raise OpenAIError("invalid_value", "expected null: this server delegates no tasks", "delegation_id")
+        if not self._started:
+            raise OpenAIError("session_not_started", f"expected {event.type} after session.started")
+        words = self._runtime.tokenizer.encode_words(content)
+        if sum(map(len, words)) > MAX_COMMENTARY_TOKENS:
+            raise OpenAIError("invalid_value", f"expected at most {MAX_COMMENTARY_TOKENS} tokens", "content")
+        self._live.say(words)
+        at = self._live.frames * self._frame_ms
+        appended = events.CommentaryAppended(
+            event_id=self._channel.new_id(), client_event_id=event.event_id, start_ms=at, end_ms=at
+        )
+        await self._channel.send(appended)
 
     async def _append(self, encoded: object, audio: InputQueue) -> None:
         if audio.closed:

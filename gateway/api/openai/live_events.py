@@ -16,6 +16,7 @@ APPEND = "session.input_audio.append"
 MUTE = "session.input_audio.mute"
 UNMUTE = "session.input_audio.unmute"
 CLOSE = "session.close"
+COMMENTARY = "session.commentary.append"
 
 _NO_TEXT = "the model does not follow text that is added during a session"
 _NO_RESPONSES = "this server has no Responses backend"
@@ -24,7 +25,7 @@ UNSUPPORTED = {
     "session.update": "the configuration of a session does not change after its start",
     "session.instructions.append": _NO_TEXT,
     "session.thinking.append": _NO_TEXT,
-    "session.commentary.append": _NO_TEXT,
+    COMMENTARY: f"{_NO_TEXT}, and forced speech is not enabled on this server",
     "session.output_audio.fixture.play": "this server plays no fixtures",
     "response.item.create": _NO_RESPONSES,
     "response.create": _NO_RESPONSES,
@@ -33,7 +34,7 @@ UNSUPPORTED = {
     "decision.item.delete": _NO_DECISIONS,
     "transport.dtmf.send": "the session has no SIP trunk",
 }
-"""Client events that are always refused, and why."""
+"""Client events that are refused, and why. COMMENTARY is carried out where forced speech is enabled."""
 
 CLIENT_EVENTS = frozenset({START, APPEND, MUTE, UNMUTE, CLOSE, *UNSUPPORTED})
 
@@ -63,6 +64,14 @@ class InputAudioUnmuted(ServerEvent):
     """The model receives the client's audio again."""
 
     type: Literal["session.input_audio.unmuted"] = "session.input_audio.unmuted"
+
+
+class CommentaryAppended(ServerEvent):
+    """The agent says the text from this time on."""
+
+    type: Literal["session.commentary.appended"] = "session.commentary.appended"
+    start_ms: int
+    end_ms: int
 
 
 class OutputAudioDelta(BaseModel):

@@ -52,6 +52,14 @@ class LiveClose(ClientMessage):
     type: Literal["session.close"]
 
 
+class LiveCommentary(ClientMessage):
+    """Text that the agent says, where the server has forced speech enabled. `delegation_id` must be null."""
+
+    type: Literal["session.commentary.append"]
+    content: str
+    delegation_id: str | None = None
+
+
 class LiveUnsupported(ClientMessage):
     """Events of the API that this server answers with an error."""
 
@@ -59,7 +67,6 @@ class LiveUnsupported(ClientMessage):
         "session.update",
         "session.instructions.append",
         "session.thinking.append",
-        "session.commentary.append",
         "session.output_audio.fixture.play",
         "response.item.create",
         "response.create",
@@ -152,11 +159,12 @@ CHANNELS = (
         "live",
         "/v1/live/sessions",
         "The OpenAI Live API: turnless and full-duplex. The first event is session.start.",
-        client=(LiveStart, LiveAppend, LiveMute, LiveUnmute, LiveClose, LiveUnsupported),
+        client=(LiveStart, LiveAppend, LiveMute, LiveUnmute, LiveClose, LiveCommentary, LiveUnsupported),
         server=(
             live_events.SessionStarted,
             live_events.InputAudioMuted,
             live_events.InputAudioUnmuted,
+            live_events.CommentaryAppended,
             live_events.OutputAudioDelta,
             live_events.OutputTranscriptDelta,
             live_events.SessionUsageUpdated,

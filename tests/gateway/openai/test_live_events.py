@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gateway.openai.conftest import DELTA, TEXT, Caller, Server, call
+from tests.gateway.openai.conftest import DELTA, TEXT, Caller, Serve, Server, call
 from tests.gateway.openai.types import client_events
 from tests.gateway.websocket.conftest import FRAME
 
@@ -240,3 +240,43 @@ async def test_long_messages_of_g711_are_decoded_in_pieces(server: Server) -> No
         await caller.append(data)
         await caller.close()
     assert len(caller.audio) == pytest.approx(100_000, abs=1280)
+
+
+class TestForcedSpeech:
+    TEXT = "Hello this is Ana speaking."
+
+    async def test_the_agent_says_a_commentary_verbatim(self, serve: Serve, noise: Callable[..., Any]) -> None:
+        async with serve(forced_speech=True) as server, call(server) as caller:
+            server.engine.mute = True
+            await caller.start()
+            await caller.append(noise(2))
+            for _ in range(3):
+                await caller.until(DELTA)
+            await caller.send("session.commentary.append", event_id="say-1", content=self.TEXT, delegation_id=None)
+            appended = await caller.until("session.commentary.appended")
+            assert (appended["client_event_id"], appended["start_ms"]) == ("say-1", 240)
+            await caller.append(noise(150))
+            await caller.close()
+        assert caller.transcript.strip() == self.TEXT
+        first = caller.of(TEXT)[0]
+        assert first["start_ms"] > appended["start_ms"]
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({}, "content"),
+            ({"content": 5}, "content"),
+            ({"content": " "}, "content"),
+            ({"content": "a " * 501}, "content"),
+            ({"content": "a" * 4001}, "content"),
+            ({"content": "Hello.", "delegation_id": "d"}, "delegation_id"),
+        ],
+    )
+    async def test_what_cannot_be_said_is_refused(self, serve: Serve, fields: dict[str, Any], param: str) -> None:
+        async with serve(forced_speech=True) as server, call(server) as caller:
+            await caller.start()
+            await caller.send("session.commentary.append", event_id="say-1", **fields)
+            error = (await caller.until("error"))["error"]
+            assert (error["code"], error["param"], error["client_event_id"]) == ("invalid_value", param, "say-1")
+            await caller.close()
+            assert caller.code == 1000
