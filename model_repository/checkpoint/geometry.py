@@ -28,6 +28,9 @@ FRAME_SIZE = 1920
 _MAX_COUNT = 1024
 """Of layers, depth steps, codebooks: far more than any model's, few enough to name all their tensors in memory."""
 
+_MAX_CONTEXT = 1 << 20
+"""Positions; more are a mistake: one conversation would take a terabyte."""
+
 _DELAYS = (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1)
 
 
@@ -230,11 +233,16 @@ class Geometry:
                 f"({self.mimi.dimension}): transformers with projections are not read",
             ),
         ]
-        for name, transformer in (
-            ("lm", self.lm.temporal),
-            ("lm.depformer", self.lm.depformer),
-            ("mimi_transformer", self.mimi.transformer),
+        for name, transformer, positions in (
+            ("lm", self.lm.temporal, 1),
+            ("lm.depformer", self.lm.depformer, 1),
+            ("mimi_transformer", self.mimi.transformer, self.mimi.steps_per_frame),
         ):
+            # A window holds the positions of a frame.
+            fits = positions <= transformer.window < _MAX_CONTEXT
+            expectations.append(
+                (fits, f"{name}.context must be from {positions + 1} to {_MAX_CONTEXT}, got {transformer.context}")
+            )
             layers = transformer.num_layers
             expectations.append((layers <= _MAX_COUNT, f"{name}: {layers} layers are more than {_MAX_COUNT}"))
             fits = transformer.dim % transformer.num_heads == 0 and transformer.head_dim % 2 == 0

@@ -11,7 +11,7 @@ import numpy as np
 from model_repository.serving.cpu import open_on_cpu
 from model_repository.serving.noise import Stream
 from model_repository.serving.place import ExecutionTarget, open_session
-from model_repository.serving.row_request import Array, BatchResult, RowRequest, check, split
+from model_repository.serving.row_request import Array, BadInputError, BatchResult, RowRequest, check, split
 from model_repository.serving.sampler import Samplers
 from model_repository.serving.session import warm_up_sizes
 
@@ -54,6 +54,8 @@ class DepformerModel:
         """See `Model.parse`."""
         hidden, text_token = request.inputs["hidden"], request.inputs["text_token"]
         check(hidden, "hidden", np.float32, (self._dim,))
+        if not np.isfinite(hidden).all():
+            raise BadInputError("hidden: values must be finite")
         check(text_token, "text_token", np.int64, (1,), self._text_card)
         return DepformerRequest(request.rows, hidden, text_token, Samplers.of(request.inputs))
 

@@ -152,6 +152,22 @@ def test_numbers_that_are_not_finite_are_refused_by_name(
     assert not (tmp_path / "models").exists()
 
 
+def test_layers_that_are_not_alike_are_refused_by_name(checkpoint_copy: Path) -> None:
+    wide, name = np.zeros((100, 32), np.float32), "transformer.layers.1.gating.linear_in.weight"
+    rewrite(checkpoint_copy / LM_FILE, lambda tensors: tensors.update({name: wide}))
+    with pytest.raises(
+        CheckpointError, match=rf"wrong shape of tensor '{name}': expected \[176, 32\], got \[100, 32\]"
+    ):
+        Checkpoint.open(checkpoint_copy)
+
+
+def test_a_weight_of_integers_is_refused_by_name(checkpoint_copy: Path) -> None:
+    name = "transformer.layers.0.norm1.alpha"
+    rewrite(checkpoint_copy / LM_FILE, lambda tensors: tensors.update({name: np.ones((1, 1, 32), np.int64)}))
+    with pytest.raises(CheckpointError, match=f"model.safetensors: tensor '{name}': dtype I64 is not read"):
+        Checkpoint.open(checkpoint_copy)
+
+
 def test_a_missing_tensor_is_named(checkpoint_copy: Path) -> None:
     rewrite(checkpoint_copy / MIMI_FILE, lambda tensors: tensors.pop("downsample.conv.conv.conv.weight"))
     with pytest.raises(CheckpointError, match=rf"{MIMI_FILE}: missing tensor 'downsample.conv.conv.conv.weight'"):

@@ -14,7 +14,7 @@ import pytest
 
 from model_repository.serving.row_request import BadInputError, RowRequest
 from tests.effort import effort
-from tests.model_repository.serving.conftest import Array, Models, sampler, together, turn
+from tests.model_repository.serving.conftest import Array, Models, one, sampler, together, turn
 
 ROWS = 8
 CONVERSATIONS = effort(4, ROWS)
@@ -196,3 +196,29 @@ def test_temporal_names_what_is_wrong(repository, change, message):
     good = {"columns": np.zeros((1, 17), np.int64), "embeddings": models.no_embeddings(), **sampler(1)}
     with pytest.raises(BadInputError, match=message):
         models.temporal.parse(RowRequest.one(0, good | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": np.zeros(3, np.float32)}, r"hidden: expected float32 of shape"),
+        ({"hidden": np.full(32, np.inf, np.float32)}, "hidden: values must be finite"),
+        ({"text_token": np.array([-1])}, "text_token: values must be in"),
+        ({"text_token": np.array([400])}, "text_token: values must be in"),
+        ({"sampler": np.zeros(2, np.int64)}, r"sampler: expected int64 of shape \[3\], got int64 \[2\]"),
+        ({"sampler": np.array([0, 0, -1])}, "top_k must be >= 0"),
+    ],
+)
+def test_depformer_names_what_is_wrong(repository, change, message):
+    models = Models(repository)
+    good = {"hidden": np.zeros(models.dim, np.float32), "text_token": np.zeros(1, np.int64), **sampler(1)}
+    with pytest.raises(BadInputError, match=message):
+        models.depformer.parse(RowRequest.one(0, good | change))
+
+
+@pytest.mark.parametrize("number", [-1, -(2**63), 2**63 - 1])
+def test_any_seed_and_column_can_be_sampled(repository, number):
+    models = Models(repository)
+    given = {"sampler": np.array([number, number, 5]), "temperature": np.array([0.8], np.float32)}
+    answer = one(models.temporal, 0, {"columns": np.zeros((1, 17), np.int64), **given}, start=True)
+    assert 0 <= answer["text_token"][0] < models.text_card
