@@ -15,6 +15,7 @@ from gateway.admin_address import admin_address
 from gateway.api.admin.server import AdminServer, CannotListen
 from gateway.api.rest.protocol import AnswerProtocol
 from gateway.api.websocket.protocol import CallProtocol
+from gateway.certificate import server_context
 from gateway.session.runtime import Runtime
 from gateway.settings import Settings
 
@@ -53,6 +54,7 @@ class GatewayServer(uvicorn.Server):
                 ws_per_message_deflate=False,
                 ssl_certfile=tls.certificate if tls else None,
                 ssl_keyfile=tls.key if tls else None,
+                ssl_context_factory=(lambda _, make: server_context(tls, make)) if tls else None,
             )
         )
         self.admin: AdminServer | None = None

@@ -10,13 +10,11 @@ from pathlib import Path
 from time import monotonic
 
 from gateway.errors import TooManyForKey, Unauthorized
+from gateway.file_watch import FileWatch
 from gateway.session.keys_file import KeyEntry, KeysFileError, read_keys
 from gateway.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-
-_RELOAD_S = 1.0
-"""The file is looked at no more often."""
 
 
 class KeyHolder:
@@ -67,10 +65,8 @@ class Keys:
             _digest(key.encode()): self._holder(f"key{number}", conversations, 0) for number, key in enumerate(keys, 1)
         }
         self._by_digest = dict(self._configured)
-        self._version: tuple[int, ...] | None = None
-        self._checked = monotonic()
         if file is not None:
-            self._version = _version(file)
+            self._watch = FileWatch(file)
             self._use(read_keys(file))
 
     def check(self, presented: str | None) -> KeyHolder | None:
@@ -89,12 +85,8 @@ class Keys:
 
     def _reload(self, file: Path) -> None:
         """Read the file again if it has changed. If it cannot be used, the keys stay as they are."""
-        if monotonic() - self._checked < _RELOAD_S:
+        if not self._watch.changed():
             return
-        self._checked = monotonic()
-        if (version := _version(file)) == self._version:
-            return
-        self._version = version
         try:
             self._use(read_keys(file))
         except KeysFileError as error:
@@ -124,14 +116,6 @@ class Keys:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
-
-
-def _version(file: Path) -> tuple[int, ...] | None:
-    """What differs once the file has been written again or replaced; None if it cannot be read."""
-    with suppress(OSError):
-        found = file.stat()
-        return found.st_mtime_ns, found.st_size, found.st_ino
-    return None
 
 
 def _encodings(presented: str) -> list[bytes]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 import socket
 import ssl
+import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -78,6 +80,70 @@ async def test_tls_on_both_ports(up):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await end_of_call(channel)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def issue(folder: Path, name: str) -> TlsFiles:
+    """A self-signed certificate for localhost, of the organization `name`."""
+    files = TlsFiles(folder / f"{name}.pem", folder / f"{name}-key.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", f"/O={name}/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-keyout", str(files.key), "-out", str(files.certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
+def issuer(http: int, *trusted: TlsFiles, name: str) -> str:
+    """Connect by TLS; return the organization of the certificate."""
+    context = ssl.create_default_context()
+    for files in trusted:
+        context.load_verify_locations(files.certificate)
+    with (
+        socket.create_connection(("127.0.0.1", http)) as plain,
+        context.wrap_socket(plain, server_hostname=name) as tls,
+    ):
+        subject = tls.getpeercert()["subject"]
+    return next(value for part in subject for key, value in part if key == "organizationName")
+
+
+async def grpc_answers(rpc: int, trusted: TlsFiles) -> bool:
+    """Whether a new gRPC connection that trusts this certificate only is accepted."""
+    credentials = grpc.ssl_channel_credentials(trusted.certificate.read_bytes())
+    # Channels to one address share a connection otherwise.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.secure_channel(f"localhost:{rpc}", credentials, options) as channel:
+        try:
+            await end_of_call(channel)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                return False
+            raise
+        return True
+
+
+async def test_a_new_certificate_is_used_without_a_restart(up, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("gateway.file_watch._INTERVAL_S", 0.0)
+    old, new = issue(tmp_path, "old"), issue(tmp_path, "new")
+    used = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key")
+    for source, target in zip(old, used, strict=True):
+        shutil.copy(source, target)
+    async with up(tls_certificate=used.certificate, tls_key=used.key) as (http, rpc):
+        assert await asyncio.to_thread(issuer, http, old, new, name="localhost") == "old"
+        assert await grpc_answers(rpc, old)
+        # The certificate without its key, as between the writes of two files: the earlier pair stays.
+        shutil.copy(new.certificate, used.certificate)
+        assert await asyncio.to_thread(issuer, http, old, new, name="localhost") == "old"
+        assert await grpc_answers(rpc, old)
+        assert "the certificate stays as it was" in caplog.text
+        shutil.copy(new.key, used.key)
+        for name in ("localhost", "127.0.0.1"):
+            assert await asyncio.to_thread(issuer, http, old, new, name=name) == "new"
+        assert await grpc_answers(rpc, new)
+        assert not await grpc_answers(rpc, old)
 
 
 async def test_a_client_that_does_not_read_a_streamed_answer_is_disconnected(up):

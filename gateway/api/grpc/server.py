@@ -20,6 +20,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.respond import respond, respond_stream
 from gateway.api.grpc.status import error_status, request_metadata
 from gateway.api.sending import send_all
+from gateway.certificate import grpc_credentials
 from gateway.errors import GatewayError
 from gateway.session.caller import Caller
 from gateway.session.runtime import Runtime
@@ -72,8 +73,7 @@ class GrpcServer:
             if tls is None:
                 self.port = server.add_insecure_port(address)
             else:
-                pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                self.port = server.add_secure_port(address, grpc_credentials(tls))
         except (RuntimeError, OSError) as error:
             raise CannotListen(f"cannot listen on {address} for gRPC: {error}") from None
         await server.start()

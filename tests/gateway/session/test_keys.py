@@ -30,7 +30,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("gateway.session.keys.monotonic", clock)
+    for module in ("session.keys", "file_watch"):
+        monkeypatch.setattr(f"gateway.{module}.monotonic", clock)
     return clock
 
 
