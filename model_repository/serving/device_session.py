@@ -7,8 +7,10 @@ part keeps its position, and what it computes is overwritten by its next step.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,11 @@ ELEMENTS: Mapping[str, tuple[int, type]] = {
 }
 """ONNX's numbers (TensorProto.DataType) for what ONNX Runtime calls element types, and what they are on the host."""
 
+
+CUDNN_ATTENTION = "ORT_ENABLE_CUDNN_FLASH_ATTENTION"
+"""Environment variable of ONNX Runtime: 0 uses FlashAttention where it would use cuDNN, if cuDNN is there."""
+
+_log = logging.getLogger(__name__)
 
 _PER_COLUMN = ("columns", "embeddings")
 """Inputs of which a prefill run has a buffer of its own."""
@@ -78,6 +85,7 @@ class DeviceSession:
         self.max_gap = math.inf
         self._device = device
         self._sizes = warm_up_sizes(slots)
+        self._model = model
         self._session = _open(model, device)
         self._states: dict[str, _Placed] = {}
         self._feeds: dict[str, _Placed] = {}
@@ -103,16 +111,12 @@ class DeviceSession:
         device.settle()
         self.feeds = {name: placed.host for name, placed in self._feeds.items()}
         self.results = {name: placed.host for name, placed in self._results.items()}
-        self._bindings: dict[int, tuple[ort.IOBinding, ort.RunOptions]] = {}
-        self._prefill_bindings: dict[int, ort.IOBinding] = {}
-        # -1: neither captured nor replayed.
-        self._not_captured = _run_options(-1)
+        self._bindings: dict[tuple[str, int], tuple[ort.IOBinding, ort.RunOptions]] = {}
         self._saved: set[int] = set()
 
     def close(self) -> None:
         """Give the device's memory back; the session is not to be used again."""
         self._bindings.clear()
-        self._prefill_bindings.clear()
         del self._session
         placed = [*self._states.values(), *self._feeds.values(), *self._chunk.values(), *self._results.values()]
         offsets = [] if self._offsets is None else [self._offsets]
@@ -157,13 +161,11 @@ class DeviceSession:
     def run(self, start: int, stop: int, *, embedded: bool = False) -> None:
         """See `Session.run`: rows from 0 to the next size."""
         size = next(size for size in self._sizes if size >= stop)
-        if size not in self._bindings:
-            self._bindings[size] = self._bind(0, size), _run_options(size)
         for name, placed in self._feeds.items():
             if embedded or name != "embeddings":
                 self._device.upload(placed.host[:size], placed.address)
         self._device.settle()
-        self._session.run_with_iobinding(*self._bindings[size])
+        self._run(("step", size), lambda: self._bind(0, size), graph=size)
         for placed in self._results.values():
             first = placed.address + start * row_bytes(placed.host)
             self._device.download(placed.host[start:stop], first)
@@ -183,9 +185,30 @@ class DeviceSession:
             if name not in self._chunk:
                 self._device.upload(placed.host[row : row + 1], placed.address + row * row_bytes(placed.host))
         self._device.settle()
-        if row not in self._prefill_bindings:
-            self._prefill_bindings[row] = self._bind(row, 1, self._chunk, self.chunk)
-        self._session.run_with_iobinding(self._prefill_bindings[row], self._not_captured)
+        self._run(("chunk", row), lambda: self._bind(row, 1, self._chunk, self.chunk), graph=_NOT_CAPTURED)
+
+    def _run(self, key: tuple[str, int], bind: Callable[[], ort.IOBinding], graph: int) -> None:
+        """Run with the binding `key`, which `bind` makes for its first run.
+
+        cuDNN may refuse the attention of a shape, and ONNX Runtime then fails instead of using FlashAttention. If a
+        first run fails, the session is made anew without cuDNN's attention.
+        """
+        first = key not in self._bindings
+        if first:
+            self._bindings[key] = bind(), _run_options(graph)
+        try:
+            self._session.run_with_iobinding(*self._bindings[key])
+            return
+        except Exception as error:  # ONNX Runtime's own classes have no common base
+            if not first or os.environ.get(CUDNN_ATTENTION) == "0":
+                raise
+            _log.warning("%s: a first run failed: goes on with %s=0: %s", self._model, CUDNN_ATTENTION, error)
+        # Not in the handler: the error holds the session, and there is no memory for two.
+        os.environ[CUDNN_ATTENTION] = "0"
+        self._bindings.clear()
+        del self._session
+        self._session = _open(self._model, self._device)
+        self._run(key, bind, graph)
 
     def _caches(self) -> list[_Placed]:
         return [placed for name, placed in self._states.items() if name.startswith("cache.")]
@@ -227,6 +250,10 @@ class DeviceSession:
             placed = self._states[of_state] if of_state else self._results[node.name]
             binding.bind_output(node.name, *where, *placed.bound(first, rows))
         return binding
+
+
+_NOT_CAPTURED = -1
+"""In place of the number of a CUDA graph: a run that is neither captured nor replayed."""
 
 
 def _run_options(graph: int) -> ort.RunOptions:

@@ -2,8 +2,9 @@
 
 1. A small model, built for CPU and CUDA: compares their outputs for the same inputs, and counts nodes by execution
    provider, from ONNX Runtime's profile.
-2. Random weights of the published size: frame times of 1 to 64 conversations, with CUDA graphs and without, and the
-   memory bandwidth that reading weights, keys and values amounts to.
+2. Random weights of the published size: frame times of 1 to 64 conversations, with CUDA graphs and without, with
+   cuDNN's attention and FlashAttention, with quantized weights as they are and unpacked, and the memory bandwidth that
+   reading weights, keys and values amounts to.
 
 Needs 35 GB of disk in build/gpu. Without a GPU it prints the reason and exits with status 1.
 """
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,8 @@ from loadtest.bench.models.graph_frames import WARM_UP, Frames, case
 from loadtest.bench.models.random_checkpoint import is_complete, write_random_checkpoint
 from loadtest.paths import ROOT
 from model_repository.build import build_repository
-from model_repository.serving.device import CudaMemory, DeviceError, DeviceMemory
-from model_repository.serving.device_session import ELEMENTS
+from model_repository.serving.device import FUSED_MATMULS, CudaMemory, DeviceError, DeviceMemory
+from model_repository.serving.device_session import CUDNN_ATTENTION, ELEMENTS
 from model_repository.serving.room import Needs
 from model_repository.serving.row_request import run_one
 from model_repository.serving.temporal import TemporalModel
@@ -43,6 +46,14 @@ from model_repository.variants import CUDA_VARIANTS
 ROWS = [1, 2, 4, 8, 16, 32, 64]
 CONTEXTS = [100, 1500, 2999]
 VARIANTS = tuple(CUDA_VARIANTS)
+QUANTIZED = ("int8", "int4", "mixed")
+ARMS: Mapping[str, tuple[bool, Mapping[str, str]]] = {
+    "captured": (True, {}),
+    "not captured": (False, {}),
+    "FlashAttention": (True, {CUDNN_ATTENTION: "0"}),
+    "unpacked": (True, {FUSED_MATMULS: "0"}),
+}
+"""By name, whether runs are captured, and the environment. "unpacked" is for quantized weights."""
 NO_GPU = 1
 STEPS = 200
 """Steps of the small model: more than its context of 150."""
@@ -131,7 +142,7 @@ def measure_frames(models: Path, device: DeviceMemory, rows: list[int], contexts
 def measure_full(options: argparse.Namespace, free: int, console: Console) -> None:
     """Measure the model of the published size, with as many rows as fit into `free` bytes.
 
-    Runs with and without CUDA graphs are in separate processes, so that all memory is free before each.
+    Each of `ARMS` runs in a process of its own, so that all memory is free before it.
     """
     checkpoint, models = options.work / "checkpoint", options.work / f"models-{options.variant}"
     if options.tiny:
@@ -158,30 +169,26 @@ def measure_full(options: argparse.Namespace, free: int, console: Console) -> No
         console.print(f"one conversation does not fit in {free / 1e9:.1f} GB")
         return
     options.rows = [rows for rows in options.rows if rows <= fitting]
-    table = Table("rows", "context", "frame ms", "encode", "temporal", "depformer", "decode", "not captured", "GB/s")
-    captured, plain = (_in_process(options, models, capture) for capture in (True, False))
-    for captured_case, plain_case in zip(captured, plain, strict=True):
-        stages = captured_case["stages_ms"]
-        rate = (
-            (estimate.weights + captured_case["rows"] * estimate.slot * _filled(models, captured_case["context"]))
-            / stages["temporal"]
-            / 1e6
-        )
-        times = [
-            f"{captured_case['frame_ms']:.2f}",
-            *(f"{stages[name]:.2f}" for name in stages),
-            f"{plain_case['frame_ms']:.2f}",
-        ]
-        table.add_row(str(captured_case["rows"]), str(captured_case["context"]), *times, f"{rate:.0f}")
+    arms = {name: arm for name, arm in ARMS.items() if name != "unpacked" or options.variant in QUANTIZED}
+    measured = {name: _in_process(options, models, *arm) for name, arm in arms.items()}
+    (options.work / f"{models.name}.json").write_text(json.dumps(measured, indent=1))
+    others = [name for name in measured if name != "captured"]
+    table = Table("rows", "context", "frame ms", "encode", "temporal", "depformer", "decode", "GB/s", *others)
+    captured = measured["captured"]
+    for index, found in enumerate(captured):
+        stages, filled = found["stages_ms"], _filled(models, found["context"])
+        rate = (estimate.weights + found["rows"] * estimate.slot * filled) / stages["temporal"] / 1e6
+        times = [found["frame_ms"], *stages.values()]
+        beside = [f"{measured[name][index]['frame_ms']:.2f}" for name in others]
+        cells = [*(f"{time:.2f}" for time in times), f"{rate:.0f}", *beside]
+        table.add_row(str(found["rows"]), str(found["context"]), *cells)
     console.print(table)
-    (options.work / f"{models.name}.json").write_text(json.dumps({"captured": captured, "plain": plain}, indent=1))
-    most = [case["rows"] for case in captured if case["most_ms"] < 80]
+    most = [found["rows"] for found in captured if found["most_ms"] < 80]
     console.print(f"all frames within 80 ms: up to {max(most, default=0)} conversations")
-    ratios = [
-        plain_case["frame_ms"] / captured_case["frame_ms"]
-        for captured_case, plain_case in zip(captured, plain, strict=True)
-    ]
-    console.print(f"without CUDA graphs a frame takes {statistics.mean(ratios):.2f} times as long")
+    for name in others:
+        pairs = zip(measured[name], captured, strict=True)
+        ratio = statistics.mean(other["frame_ms"] / found["frame_ms"] for other, found in pairs)
+        console.print(f"{name}: a frame takes {ratio:.2f} times as long")
 
 
 def _filled(models: Path, context: int) -> float:
@@ -190,7 +197,7 @@ def _filled(models: Path, context: int) -> float:
     return min(1.0, context / window)
 
 
-def _in_process(options: argparse.Namespace, models: Path, capture: bool) -> list[Any]:
+def _in_process(options: argparse.Namespace, models: Path, capture: bool, environment: Mapping[str, str]) -> list[Any]:
     numbers = [
         "--rows",
         *map(str, options.rows),
@@ -201,7 +208,7 @@ def _in_process(options: argparse.Namespace, models: Path, capture: bool) -> lis
     ]
     command = [sys.executable, "-m", "loadtest.bench.models.gpu", "--device", str(options.device), *numbers]
     command += ["--measure", str(models), *([] if capture else ["--no-capture"])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
     cases: list[Any] = json.loads(done.stdout.splitlines()[-1])
     return cases
 

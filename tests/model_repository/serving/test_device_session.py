@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.serving.device import DeviceError
-from model_repository.serving.device_session import DeviceSession
+from model_repository.serving.device_session import CUDNN_ATTENTION, DeviceSession
 from model_repository.serving.room import Needs, NoRoomError, require_room
 from model_repository.serving.row_request import RowRequest
 from tests.model_repository.serving.conftest import Models, one, sampler
@@ -64,7 +65,8 @@ def bound_rows(session: DeviceSession, monkeypatch: pytest.MonkeyPatch) -> list[
     run = ort.InferenceSession.run_with_iobinding
 
     def watched(self: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions) -> None:
-        captured = [size for size, (bound, _) in session._bindings.items() if bound is binding]
+        steps = {size: bound for (kind, size), (bound, _) in session._bindings.items() if kind == "step"}
+        captured = [size for size, bound in steps.items() if bound is binding]
         assert options.get_run_config_entry("gpu_graph_id") == str(captured[0] if captured else -1)
         sizes.append(captured[0] if captured else 0)
         run(self, binding, options)
@@ -291,3 +293,27 @@ def test_what_fits_is_not_refused(published: Path):
     require_room(published, 39, HostMemory(79_600_000_000))
     with pytest.raises(NoRoomError):
         require_room(published, 40, HostMemory(79_600_000_000))
+
+
+def test_a_first_run_that_cudnn_refuses_is_repeated_without_it(
+    cuda_models: Path, device: Watched, monkeypatch: pytest.MonkeyPatch
+):
+    """And a run that fails without it, or later, fails."""
+    monkeypatch.delenv(CUDNN_ATTENTION, raising=False)
+    run, broken = ort.InferenceSession.run_with_iobinding, []
+
+    def refusing(self: ort.InferenceSession, *given: object) -> None:
+        if os.environ.get(CUDNN_ATTENTION) != "0" or broken:
+            raise RuntimeError("no valid plan")
+        run(self, *given)
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", refusing)
+    session = DeviceSession(temporal(cuda_models), SLOTS, device)
+    session.feeds["top_k"][:] = session.feeds["filled"][:] = 1
+    session.run(0, 1)
+    assert os.environ[CUDNN_ATTENTION] == "0"
+    assert session.results["hidden"][0].any()
+    broken.append(True)
+    for stop in (1, 2):
+        with pytest.raises(RuntimeError, match="no valid plan"):
+            session.run(0, stop)
