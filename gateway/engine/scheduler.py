@@ -261,6 +261,10 @@ class FrameScheduler:
             self._lanes = [asyncio.create_task(self.run(), name=f"frame-scheduler-{lane}") for lane in range(LANES)]
         return self._free.pop()
 
+    def filled(self, window: int) -> float:
+        """Share of the positions of all slots that conversations fill; a slot has `window`."""
+        return float(np.minimum(self._samplers.sampler[:, TEXT_SAMPLER, POSITION], window).mean() / window)
+
     def say(self, slot: int, words: Sequence[Sequence[int]]) -> None:
         """Have the agent of a slot say words, each of them text tokens; see `gateway.engine.forced_text`."""
         self._forced.add(slot, words)
@@ -276,6 +280,7 @@ class FrameScheduler:
             await asyncio.wait([self._calls.pop(slot)])
         self._forced.clear(slot)
         await self.backend.release(slot)
+        self._samplers.sampler[slot, :, POSITION] = 0
         self._free.append(slot)
 
     async def _whole(self, slot: int, call: Coroutine[Any, Any, T]) -> T:
@@ -303,7 +308,8 @@ class FrameScheduler:
         sampler, temperature = self._samplers.sampler[slot], self._samplers.temperature[slot]
         text, audio = slice(TEXT_SAMPLER, TEXT_SAMPLER + 1), slice(AUDIO, AUDIO + 1)
         await self._whole(slot, self.backend.open(slot))
-        prefilled = await self.backend.prefill(slot, prefix, sampler[text], temperature[text], self._between.wait)
+        with self._metrics.waiting.track_inprogress():
+            prefilled = await self.backend.prefill(slot, prefix, sampler[text], temperature[text], self._between.wait)
         fed = perf_counter()
         codes = await self.backend.depformer(prefilled.output, sampler[audio], temperature[audio])
         sampled = perf_counter()

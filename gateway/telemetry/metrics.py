@@ -146,6 +146,16 @@ class Metrics:
             registry=registry,
         )
         self.active = Gauge("personaplex_conversations_active", "Conversations that hold a slot", registry=registry)
+        self.waiting = Gauge(
+            "personaplex_conversations_waiting",
+            "Conversations that hold a slot and whose prompt is not complete",
+            registry=registry,
+        )
+        self.kv_cache = Gauge(
+            "personaplex_kv_cache_utilization",
+            "Filled positions of the temporal model divided by those of all slots, 0 to 1",
+            registry=registry,
+        )
         Gauge("personaplex_slots", "Conversations that fit at once", registry=registry).set(slots)
         self.ended = Counter(
             "personaplex_ended", "Conversations ended, by API and reason", ["api", "reason"], registry=registry

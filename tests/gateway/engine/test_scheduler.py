@@ -76,6 +76,33 @@ async def test_conversations_that_started_apart_soon_share_every_batch(converse:
     assert sum(sizes) / len(sizes) > 5
 
 
+async def test_filled_positions_are_those_of_conversations(converse: Converse, scheduler: FrameScheduler):
+    assert scheduler.filled(100) == 0
+    conversation = converse()
+    await conversation.start()
+    prompt = scheduler.filled(100)
+    assert prompt > 0
+    everything = scheduler.filled(1)
+    await conversation.step(NOISE[0])
+    # A window of one position is full.
+    assert scheduler.filled(100) == pytest.approx(prompt + everything / 100)
+    assert scheduler.filled(1) == everything
+    await conversation.close()
+    assert scheduler.filled(100) == 0
+
+
+async def test_a_conversation_waits_until_its_prompt_is_complete(
+    converse: Converse, engine: FakeBackend, scheduler: FrameScheduler
+):
+    registry = scheduler._metrics.registry
+    engine.delay = 0.01
+    starting = asyncio.create_task(converse().start())
+    await asyncio.sleep(0.005)
+    assert registry.get_sample_value("personaplex_conversations_waiting") == 1
+    await starting
+    assert registry.get_sample_value("personaplex_conversations_waiting") == 0
+
+
 async def test_frames_that_arrive_during_a_batch_are_the_next_one(converse: Converse, engine: FakeBackend):
     first, second, third = await started(converse, 3)
     engine.delay = 0.01

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ import tritonclient.grpc as triton
 
 from gateway.triton_server import TritonInstallation, TritonOptions, TritonServer, TritonStartError, guard
 from gateway.triton_server import server as server_module
+
+ROOT = Path(__file__).parents[3]
 
 Gone = Callable[[int | TritonServer], list[str]]
 
@@ -61,6 +64,10 @@ def test_metrics_are_served_at_metrics_url(server: TritonServer) -> None:
     deadline = time.monotonic() + 5
     while counted not in (page := urllib.request.urlopen(server.metrics_url, timeout=5).read().decode()):
         assert time.monotonic() < deadline, page
+    dashboard = (ROOT / "deploy" / "helm" / "personaplex" / "dashboards" / "personaplex.json").read_text()
+    shown = set(re.findall(r"nv_\w+", dashboard))
+    assert shown
+    assert {name for name in shown if f'{name}{{model="echo"' not in page} == set()
 
 
 def test_all_ports_listen_on_the_loopback_address_only(server: TritonServer) -> None:
