@@ -82,7 +82,11 @@ EVERYTHING: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "everything": EVERYTHING,
-    "keda": {**SHARED, "autoscaling": {"enabled": True}, "monitoring": {"podMonitor": {"enabled": True}}},
+    "keda": {
+        **SHARED,
+        "autoscaling": {"enabled": True, "podDeletionCost": True},
+        "monitoring": {"podMonitor": {"enabled": True}},
+    },
     "cpu": {"device": "cpu", "models": {"tiny": True, "variant": "fp32"}, "tls": {"secretName": "certificate"}},
     "a claim with models": {
         "models": {"source": "claim", "volume": {"existingClaim": "weights"}, "folder": "models/int8"}

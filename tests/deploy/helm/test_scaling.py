@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from gateway.deletion_cost import ANNOTATION, DeletionCost
+from gateway.telemetry.metrics import Metrics
 from tests.deploy.helm.chart import NAME, NAMESPACE, SHARED, render
 from tests.deploy.promql import gateway_series, labels, selectors
 
@@ -69,3 +74,53 @@ def test_new_pods_start_before_old_ones_stop():
     strategy = render(SHARED).one("Deployment")["spec"]["strategy"]
     assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert render().one("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_only_the_container_of_the_deletion_cost_has_a_token():
+    assert (render().of("Role"), render().of("RoleBinding")) == ([], [])
+    release = render({"autoscaling": {"podDeletionCost": True}})
+    assert release.one("Role")["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
+    binding = release.one("RoleBinding")
+    assert binding["roleRef"]["name"] == release.one("Role")["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE}]
+    assert release.pod["automountServiceAccountToken"] is False
+    with_token = {
+        name
+        for name, container in release.containers.items()
+        if "token" in {mount["name"] for mount in container["volumeMounts"]}
+    }
+    assert with_token == {"deletion-cost"}
+    assert release.one("NetworkPolicy")["spec"]["egress"] == [{"ports": [{"port": 443}, {"port": 6443}]}]
+
+
+def test_the_deletion_cost_is_the_number_of_conversations(tmp_path: Path):
+    command = render({"autoscaling": {"podDeletionCost": True}}).containers["deletion-cost"]["command"]
+    assert command[-1] == DeletionCost.__module__
+    metrics, patches = Metrics(4), list[tuple[str, str, dict[str, Any]]]()
+    (tmp_path / "token").write_text("first\n")
+
+    def patch(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.headers["content-type"]) == ("PATCH", "application/merge-patch+json")
+        patches.append((request.url.path, request.headers["authorization"], json.loads(request.content)))
+        return httpx.Response(500 if len(patches) == 2 else 200)
+
+    gateway = httpx.Client(
+        base_url="http://gateway", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=metrics.text()))
+    )
+    kubernetes = httpx.Client(base_url="https://kubernetes", transport=httpx.MockTransport(patch))
+    cost = DeletionCost(gateway, kubernetes, "voice", "calls-1", tmp_path / "token")
+    cost.update()
+    cost.update()
+    metrics.active.set(3)
+    (tmp_path / "token").write_text("second\n")
+    with pytest.raises(httpx.HTTPStatusError):
+        cost.update()
+    cost.update()
+    path = "/api/v1/namespaces/voice/pods/calls-1"
+    annotations = [content["metadata"]["annotations"] for _, _, content in patches]
+    assert [(path, token) for path, token, _ in patches] == [
+        (path, "Bearer first"),
+        (path, "Bearer second"),
+        (path, "Bearer second"),
+    ]
+    assert annotations == [{ANNOTATION: "0"}, {ANNOTATION: "3"}, {ANNOTATION: "3"}]
