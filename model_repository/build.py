@@ -22,7 +22,7 @@ from typing import Any
 
 from model_repository.checkpoint.folder import EVALUATION_FOLDER, Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, SAMPLE_RATE, Geometry
-from model_repository.checkpoint.voice import Voice
+from model_repository.checkpoint.voices.voice import Voice
 from model_repository.errors import BuildError
 from model_repository.graph.builder import Graph
 from model_repository.graphs import graphs_of

@@ -12,16 +12,16 @@ import numpy as np
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.depformer import graph as depformer
 from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.calibration import calibrate
+from model_repository.quantize.config import TEXT_HEAD, QuantizationConfig, smoothing_of
 from model_repository.quantize.depth_smoothing import smooth_depth
 from model_repository.quantize.hidden_smoothing import reader_factors
-from model_repository.quantize.plan import TEXT_HEAD, Plan, smoothing_of
 from model_repository.quantize.scaling import ScaledTensors, Scaling
 from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.temporal import graph as temporal
@@ -42,25 +42,27 @@ def graphs_of(
 ) -> Mapping[str, Graph]:
     """Return the graphs by model. `report` receives the fraction done of calibration and smoothing."""
     geometry = source.geometry
-    tensors, plan, caches = _temporal(source, variant, report)
+    tensors, quantization, caches = _temporal(source, variant, report)
     depth: TensorSource = source.lm
     if variant.depformer is Precision.INT8:
         depth = smoothed(source.lm, smooth_depth(source.lm, geometry.lm), DEPTH_ENTRIES)
     return {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, source.mimi),
-        "temporal": temporal.build(geometry.lm, tensors, plan, caches, variant.device, variant.activations),
-        "depformer": depformer.build(geometry.lm, depth, Plan(variant.depformer), variant.device, variant.activations),
+        "temporal": temporal.build(geometry.lm, tensors, quantization, caches, variant.device, variant.activations),
+        "depformer": depformer.build(
+            geometry.lm, depth, QuantizationConfig(variant.depformer), variant.device, variant.activations
+        ),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, source.mimi),
     }
 
 
 def _temporal(
     source: Checkpoint, variant: Variant, report: Callable[[float], None]
-) -> tuple[TensorSource, Plan, Sequence[CacheScales]]:
+) -> tuple[TensorSource, QuantizationConfig, Sequence[CacheScales]]:
     """Tensors of the temporal model, the precision of each, and the scales of each layer's keys and values."""
     shape = source.geometry.lm.temporal
     if not (variant.calibrated or variant.cache is CachePrecision.INT8):
-        return source.lm, Plan(variant.temporal), [CacheScales(variant.cache)] * shape.num_layers
+        return source.lm, QuantizationConfig(variant.temporal), [CacheScales(variant.cache)] * shape.num_layers
     statistics = calibrate(source, lambda done: report(_CALIBRATION_SHARE * done))
     bits = 4 if variant.temporal is Precision.INT4 else 8
     smoothing = smooth_temporal(
@@ -76,7 +78,7 @@ def _temporal(
         for key_peak, value_peak in smoothing.peaks
     ]
     tensors = smoothed(source.lm, smoothing.scalings, readers)
-    return tensors, Plan(variant.temporal, smoothing.importance), caches
+    return tensors, QuantizationConfig(variant.temporal, smoothing.importance), caches
 
 
 def smoothed(source: TensorSource, scalings: Mapping[str, Scaling], readers: Sequence[str]) -> ScaledTensors:

@@ -18,9 +18,9 @@ import safetensors.numpy
 from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry, LmGeometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.checkpoint.tensors import Shape
 from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import VOICES_FOLDER
+from model_repository.checkpoint.weights.tensors import Shape
 from model_repository.errors import BuildError
 from model_repository.prompt_codes import SINE
 from model_repository.tiny_tokenizer import train_tiny_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_repository.checkpoint.tensors import Shape
+from model_repository.checkpoint.weights.tensors import Shape
 
 _GAINS: tuple[tuple[str, float], ...] = (
     # The language model. 17 embeddings are summed: each has a 17th of the sum's variance.

@@ -211,7 +211,12 @@ class Fit:
 def fit_published() -> Fit | None:
     """Compute how many slots of the published 7B fit on this machine. None: ONNX Runtime is missing."""
     try:
-        from model_repository.serving.room import DEVICE_WORKSPACE_BYTES, HOST_WORKSPACE_BYTES, WORKSPACE_SHARE, Needs
+        from model_repository.serving.memory import (
+            DEVICE_WORKSPACE_BYTES,
+            HOST_WORKSPACE_BYTES,
+            WORKSPACE_SHARE,
+            MemoryEstimate,
+        )
     except ImportError:
         return None
     device = gpu_memory() if gpu().status is Status.OK else None
@@ -220,10 +225,10 @@ def fit_published() -> Fit | None:
     else:
         free, sizes, workspace, prefixes = device, ON_CUDA, DEVICE_WORKSPACE_BYTES, 1
 
-    def needs(memory: Memory) -> Needs:
+    def needs(memory: Memory) -> MemoryEstimate:
         """Each of the four models has a process with a workspace; prompts are kept in a window of their own."""
         extra = prefixes * memory.slot + round(WORKSPACE_SHARE * memory.weights)
-        return Needs(memory.weights, memory.slot, 4 * workspace + extra)
+        return MemoryEstimate(memory.weights, memory.slot, 4 * workspace + extra)
 
     slots = {name: needs(memory).fitting(free) for name, memory in sizes.items()}
     return Fit(device is not None, free, {name: count for name, count in slots.items() if count > 0})

@@ -24,8 +24,8 @@ def download(
     revision: Annotated[str, typer.Option(help="Branch, tag or commit. The commit is printed.")] = REVISION,
 ) -> None:
     """Download a checkpoint, or resume a download. HF_TOKEN is the token for gated repositories."""
-    from model_repository.checkpoint.download import download_checkpoint, licence_note, needed
-    from model_repository.checkpoint.hub import HubRepository
+    from model_repository.checkpoint.hub.download import download_checkpoint, licence_note, needed
+    from model_repository.checkpoint.hub.repository import HubRepository
 
     with explained():
         hub = HubRepository.open(repo, revision)

@@ -94,7 +94,7 @@ def _preset(recording: Path, name: str, manifest: Manifest, models: Path) -> tup
     if not recording.is_file():
         raise CommandError(f"{recording}: no such file")
     # Imported here because the other commands do not need it and it takes long.
-    from model_repository.checkpoint.voice_file import is_voice_file
+    from model_repository.checkpoint.voices.voice_file import is_voice_file
 
     if is_voice_file(recording):
         return _published(recording, name, manifest), "voice file"
@@ -103,7 +103,7 @@ def _preset(recording: Path, name: str, manifest: Manifest, models: Path) -> tup
 
 def _published(file: Path, name: str, manifest: Manifest) -> VoicePreset:
     from gateway.voices.preset import VoicePreset, read
-    from model_repository.checkpoint.voice_file import read_voice
+    from model_repository.checkpoint.voices.voice_file import read_voice
 
     if file.suffix == ".safetensors":
         try:

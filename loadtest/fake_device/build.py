@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 import model_repository
 from model_repository.build import TOKENIZER, manifest_of, write_voices
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, FRAME_SIZE, Geometry
-from model_repository.checkpoint.voice import Voice
+from model_repository.checkpoint.voices.voice import Voice
 from model_repository.place import MANIFEST
 from model_repository.serving.timed_session import SIGNATURE, Timing
 from model_repository.tiny_tokenizer import train_tiny_tokenizer

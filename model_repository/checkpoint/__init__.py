@@ -1,1 +1,1 @@
-"""One reader per published format; all give tensors by the reference's names, plus the geometry."""
+"""A checkpoint in any published format: its weights, geometry and voices."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_repository.checkpoint.formats import LM_FILE, open_weights
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import check_tensors, lm_shapes, mimi_shapes, with_current_names
-from model_repository.checkpoint.sizes import with_sizes
-from model_repository.checkpoint.tensors import FiniteTensors, SafetensorsFile, TensorSource, read_json_object
-from model_repository.checkpoint.voice import Voice
-from model_repository.checkpoint.voices import Voices
+from model_repository.checkpoint.voices.collection import Voices
+from model_repository.checkpoint.voices.voice import Voice
+from model_repository.checkpoint.weights.formats import LM_FILE, open_weights
+from model_repository.checkpoint.weights.sizes import with_sizes
+from model_repository.checkpoint.weights.tensors import FiniteTensors, SafetensorsFile, TensorSource, read_json_object
 from model_repository.errors import CheckpointError
 
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry, MimiGeometry, TransformerGeometry
-from model_repository.checkpoint.tensors import RenamedTensors, Shape, TensorSource
+from model_repository.checkpoint.weights.tensors import RenamedTensors, Shape, TensorSource
 from model_repository.errors import CheckpointError
 
 _LEGACY_BUFFERS = {

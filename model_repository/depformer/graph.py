@@ -9,23 +9,23 @@ import numpy as np
 import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Graph, Value
 from model_repository.graph.layers import Weights, added_rms_norm, gated_feed_forward
 from model_repository.graph.sampling import GUESSES, sample, sample_guessing
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Device, Precision
 
 
 def build(
     geometry: LmGeometry,
     source: TensorSource,
-    plan: Plan | None = None,
+    quantization: QuantizationConfig | None = None,
     device: Device = Device.CPU,
     activations: Precision = Precision.FP32,
 ) -> Graph:
-    """`plan`: how matrices are kept; `activations`: the precision of matmuls and attention. For CUDA all shapes follow
-    from B and nothing branches, so that a run can be captured.
+    """`quantization`: how matrices are kept; `activations`: the precision of matmuls and attention. For CUDA all shapes
+    follow from B and nothing branches, so that a run can be captured.
 
     Inputs: hidden [B, dim] float32; text_token [B] int64; noise [B, 8, draws] float32, top_k [B] int64 and temperature
     [B] float32 for the audio tokens. Output: codes [B, 8] int64. On a CPU a token takes GUESSES + 1 draws, of which
@@ -40,17 +40,17 @@ def build(
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 
-    weights = Weights(graph, source, plan, activations)
+    weights = Weights(graph, source, quantization, activations)
     noises = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
     attend = (_FusedAttention if weights.activations is not Precision.FP32 else _PlainAttention)(graph, geometry)
     entries = [f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS)]
-    read = weights.narrow(weights.smoothed(hidden, entries[0]))
+    read = weights.to_compute_dtype(weights.smoothed(hidden, entries[0]))
     token, table = text_token, "depformer_text_emb.weight"
     codes = []
     for step in range(AGENT_CODEBOOKS):
-        entry = weights.wide(weights.linear(read, entries[step]))
-        x = _layers(weights, attend, geometry, entry, weights.rows([table], token), step, fused=cuda)
-        logits = weights.wide(weights.linear(weights.narrow(x), f"linears.{step}.weight"))
+        entry = weights.to_float32(weights.linear(read, entries[step]))
+        x = _layers(weights, attend, geometry, entry, weights.embedding([table], token), step, fused=cuda)
+        logits = weights.to_float32(weights.linear(weights.to_compute_dtype(x), f"linears.{step}.weight"))
         logits.name = f"logits.{step}"
         draws = op.Squeeze(noises[step], graph.constant([1]))
         if cuda:
@@ -141,10 +141,12 @@ def _layers(
         name = f"depformer.layers.{layer}"
         x, normed = added_rms_norm(weights, x, added, f"{name}.norm1.alpha", fused)
         packed = slice(step * 3 * dim, (step + 1) * 3 * dim)
-        projected = weights.linear(weights.narrow(normed), f"{name}.self_attn.in_proj_weight", packed)
+        projected = weights.linear(weights.to_compute_dtype(normed), f"{name}.self_attn.in_proj_weight", packed)
         attended = attend(layer, *op.Split(projected, axis=-1, num_outputs=3, _outputs=3))
         out = slice(step * dim, (step + 1) * dim)
-        attended = weights.wide(weights.linear(attended, f"{name}.self_attn.out_proj.weight", out))
+        attended = weights.to_float32(weights.linear(attended, f"{name}.self_attn.out_proj.weight", out))
         x, normed = added_rms_norm(weights, x, attended, f"{name}.norm2.alpha", fused)
-        added = weights.wide(gated_feed_forward(weights, weights.narrow(normed), f"{name}.gating.{step}"))
+        added = weights.to_float32(
+            gated_feed_forward(weights, weights.to_compute_dtype(normed), f"{name}.gating.{step}")
+        )
     return op.Add(x, added)

@@ -56,7 +56,7 @@ class Probe:
         of_states = {node.name: node.name.rpartition(".")[0] for node in self._session.get_outputs()}
         self._updated = {output: state for output, state in of_states.items() if state in self._states}
         if device is not None:
-            device.settle()
+            device.synchronize()
 
     def run(self, **feeds: Array) -> dict[str, NDArray[np.float32]]:
         """One run; all feeds with their batch dimension, which is 1. The values asked for, float32, without it."""

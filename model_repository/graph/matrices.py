@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from model_repository.graph.builder import Float32, Graph, Stored, Value
 from model_repository.quantize.blocks import BLOCK, CPU_LAYOUT, Layout, quantize, rounded_error
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Precision
 
 _HALVES: Mapping[Precision, tuple[npt.DTypeLike, ir.DataType]] = {
@@ -39,7 +39,7 @@ ACCURACY_INT8 = 4
 class Matrix:
     """Rows of a checkpoint's matrix, [out, in] = `shape`, which `read` gives.
 
-    key: of the whole matrix, which a plan speaks of. name: that these rows have in the graph.
+    key: of the whole matrix, which a quantization speaks of. name: that these rows have in the graph.
     """
 
     key: str
@@ -48,17 +48,19 @@ class Matrix:
     read: Callable[[], Float32]
 
 
-def product(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Precision = Precision.FP32) -> Value:
-    """x [..., in] times the transpose of `matrix`, kept as `plan` says -> [..., out].
+def linear(
+    graph: Graph, quantization: QuantizationConfig, x: Value, matrix: Matrix, activations: Precision = Precision.FP32
+) -> Value:
+    """x [..., in] times the transpose of `matrix`, kept as `quantization` says -> [..., out].
 
     x has, and what comes out gets, the precision `activations`.
     """
-    precision = plan.precision(matrix.key)
+    precision = quantization.precision(matrix.key)
     if precision is Precision.FP32:
         return graph.op.MatMul(x, _transposed(graph, matrix, np.float32, lambda: Stored([matrix.read().T])))
     if precision in _HALVES:
         return _half(graph, precision if activations is Precision.FP32 else activations, x, matrix, activations)
-    return _blocks(graph, plan, x, matrix, activations)
+    return _blocks(graph, quantization, x, matrix, activations)
 
 
 def _transposed(graph: Graph, matrix: Matrix, dtype: npt.DTypeLike, make: Callable[[], Stored]) -> Value:
@@ -80,9 +82,9 @@ def _half(graph: Graph, precision: Precision, x: Value, matrix: Matrix, activati
     return graph.op.MatMul(x, stored)
 
 
-def _blocks(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Precision) -> Value:
+def _blocks(graph: Graph, quantization: QuantizationConfig, x: Value, matrix: Matrix, activations: Precision) -> Value:
     name, (rows, columns) = matrix.name, matrix.shape
-    bits = 8 if plan.precision(matrix.key) is Precision.INT8 else 4
+    bits = 8 if quantization.precision(matrix.key) is Precision.INT8 else 4
     on_cpu = activations is Precision.FP32
     layout = CPU_LAYOUT
     if not on_cpu:
@@ -97,7 +99,7 @@ def _blocks(graph: Graph, plan: Plan, x: Value, matrix: Matrix, activations: Pre
         declared[f"{name}.zeros"] = ((rows, -(-blocks // 2)), np.uint8)
 
     def make() -> Stored:
-        blocks, error = quantize(matrix.read(), bits, plan.importance.get(matrix.key), layout)
+        blocks, error = quantize(matrix.read(), bits, quantization.importance.get(matrix.key), layout)
         return Stored([blocks.codes, blocks.scales, *([] if blocks.zeros is None else [blocks.zeros])], error)
 
     operands = graph.weights(name, declared, make)
@@ -126,11 +128,11 @@ def _block_product() -> ir.Function:
     return ir.Function(OWN_DOMAIN, "MatMulNBits", graph=body, attributes=declared)
 
 
-def narrowed(graph: Graph, x: Value, activations: Precision) -> Value:
+def to_compute_dtype(graph: Graph, x: Value, activations: Precision) -> Value:
     """float32 `x` in the precision of products."""
     return graph.op.Cast(x, to=_HALVES[activations][1]) if activations in _HALVES else x
 
 
-def widened(graph: Graph, x: Value, activations: Precision) -> Value:
+def to_float32(graph: Graph, x: Value, activations: Precision) -> Value:
     """What products gave, as float32."""
     return graph.op.Cast(x, to=ir.DataType.FLOAT) if activations in _HALVES else x

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.attention import MaskedAttention, Ring
 from model_repository.graph.builder import Float32, Value
 from model_repository.graph.convolution import Convolutions

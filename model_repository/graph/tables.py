@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model_repository.graph.builder import Float32, Graph, Stored, Value
 from model_repository.quantize.blocks import BLOCK, Float64, error_of, error_sums, quantize
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Precision
 
 
@@ -45,11 +45,11 @@ class Table:
         return stacked
 
 
-def lookup(graph: Graph, plan: Plan, table: Table, indices: Value) -> Value:
-    """indices [...] int64 -> those rows of `table`, kept as `plan` says: [..., width] float32."""
-    if plan.tables is Precision.INT8:
+def lookup(graph: Graph, quantization: QuantizationConfig, table: Table, indices: Value) -> Value:
+    """indices [...] int64 -> those rows of `table`, kept as `quantization` says: [..., width] float32."""
+    if quantization.tables is Precision.INT8:
         return _blocks(graph, table, indices)
-    dtype = np.dtype(np.float32 if plan.tables is Precision.FP32 else ml_dtypes.bfloat16)
+    dtype = np.dtype(np.float32 if quantization.tables is Precision.FP32 else ml_dtypes.bfloat16)
     shape = (table.rows, table.width)
 
     def make() -> Stored:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
 from model_repository.graph.convolution import ActiveRows, Convolutions
 from model_repository.graph.layers import Weights, summed
@@ -60,6 +60,6 @@ def _dequantize(weights: Weights, geometry: MimiGeometry, codes: Value) -> Value
             tables.append(centroids(weights.source, key) @ projection.T)
         return np.concatenate(tables)
 
-    table = weights.made("quantizer.projected_tables", (len(books) * bins, dim), projected_tables)
+    table = weights.derived("quantizer.projected_tables", (len(books) * bins, dim), projected_tables)
     first_rows = graph.constant(np.arange(len(books), dtype=np.int64) * bins)
     return summed(graph, op.Gather(table, op.Add(codes, first_rows)), 1, len(books))

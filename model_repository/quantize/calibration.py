@@ -15,7 +15,7 @@ import sentencepiece
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import LmGeometry, TransformerGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.errors import CheckpointError
 from model_repository.prompt_codes import SILENCE, SINE
 from model_repository.quantize.blocks import Float32

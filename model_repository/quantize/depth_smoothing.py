@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.quantize.blocks import Float32
 from model_repository.quantize.factors import column_factors
 from model_repository.quantize.scaling import Scaling, floored

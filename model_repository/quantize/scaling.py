@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_repository.checkpoint.tensors import DerivedTensors, Shape, TensorSource
+from model_repository.checkpoint.weights.tensors import DerivedTensors, Shape, TensorSource
 from model_repository.quantize.blocks import Float32
 
 

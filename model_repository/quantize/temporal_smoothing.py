@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model_repository.checkpoint.geometry import TransformerGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.quantize.blocks import Float32
 from model_repository.quantize.calibration import LayerStatistics
 from model_repository.quantize.factors import column_factors

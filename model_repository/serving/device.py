@@ -60,15 +60,15 @@ class DeviceMemory(Protocol):
         """A zero array in host memory from which, and to which, the device copies by itself."""
 
     def upload(self, rows: Array, address: int) -> None:
-        """Write contiguous `rows`, which must not change until `settle`."""
+        """Write contiguous `rows`, which must not change until `synchronize`."""
 
     def download(self, rows: Array, address: int) -> None:
-        """Read into contiguous `rows`, which are valid after `settle`."""
+        """Read into contiguous `rows`, which are valid after `synchronize`."""
 
     def copy(self, source: int, target: int, size: int) -> None:
         """Copy `size` bytes on the device."""
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait until what was uploaded, downloaded, copied and cleared is there."""
 
 
@@ -145,7 +145,7 @@ class CudaMemory:
     def copy(self, source: int, target: int, size: int) -> None:
         self._copy(target, source, size, _ON_DEVICE)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         # Sessions have a stream of their own, which does not wait for the default one.
         self._call("cudaStreamSynchronize", ctypes.c_void_p(0))
 

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_repository.serving.device import DeviceError, DeviceMemory, row_bytes
-from model_repository.serving.room import require_room
+from model_repository.serving.memory import check_memory
 from model_repository.serving.session import OF_STATES, OFFSETS, is_state, row_shape, warm_up_sizes
 
 Array = NDArray[Any]
@@ -79,7 +79,7 @@ class DeviceSession:
 
     def __init__(self, model: Path, slots: int, device: DeviceMemory) -> None:
         """Raises `DeviceError` if the model does not fit or would not run on the device as a whole."""
-        require_room(model, slots, device)
+        check_memory(model, slots, device)
         self.slots = slots
         self.supports_row_ranges = False
         self.max_gap = math.inf
@@ -108,7 +108,7 @@ class DeviceSession:
         for node in self._session.get_outputs():
             if not node.name.endswith(OF_STATES):
                 self._results[node.name] = self._place_rows(node)
-        device.settle()
+        device.synchronize()
         self.feeds = {name: placed.host for name, placed in self._feeds.items()}
         self.results = {name: placed.host for name, placed in self._results.items()}
         self._bindings: dict[tuple[str, int], tuple[ort.IOBinding, ort.RunOptions]] = {}
@@ -164,12 +164,12 @@ class DeviceSession:
         for name, placed in self._feeds.items():
             if embedded or name != "embeddings":
                 self._device.upload(placed.host[:size], placed.address)
-        self._device.settle()
+        self._device.synchronize()
         self._run(("step", size), lambda: self._bind(0, size), graph=size)
         for placed in self._results.values():
             first = placed.address + start * row_bytes(placed.host)
             self._device.download(placed.host[start:stop], first)
-        self._device.settle()
+        self._device.synchronize()
 
     def prefill(self, row: int, columns: Array, embeddings: Array) -> None:
         """See `Session.prefill`. Columns behind the given ones are written after them and never read: the row's next
@@ -184,7 +184,7 @@ class DeviceSession:
         for name, placed in self._feeds.items():
             if name not in self._chunk:
                 self._device.upload(placed.host[row : row + 1], placed.address + row * row_bytes(placed.host))
-        self._device.settle()
+        self._device.synchronize()
         self._run(("chunk", row), lambda: self._bind(row, 1, self._chunk, self.chunk), graph=_NOT_CAPTURED)
 
     def _run(self, key: tuple[str, int], bind: Callable[[], ort.IOBinding], graph: int) -> None:
@@ -221,7 +221,7 @@ class DeviceSession:
             of_row = placed.address + row * row_bytes(placed.host)
             self._device.copy(*((address, of_row) if to_row else (of_row, address)), size)
             address += size
-        self._device.settle()
+        self._device.synchronize()
 
     def _place_rows(self, node: Any, copied: bool = True) -> _Placed:
         shape = row_shape(node)

@@ -9,7 +9,7 @@ from pathlib import Path
 from model_repository.serving.device import CudaMemory, DeviceMemory
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.host import HostMemory
-from model_repository.serving.room import require_room
+from model_repository.serving.memory import check_memory
 from model_repository.serving.session import Session, StatefulSession
 from model_repository.serving.timed_session import TimedSession, Timing
 
@@ -50,10 +50,10 @@ CPU = Place()
 def open_session(model: Path, slots: int, device: ExecutionTarget) -> Session:
     """The session of the graph file `model` for `slots` rows, on the CPU where `device` is None.
 
-    Raises `NoRoomError` if the slots do not fit into memory.
+    Raises `MemoryShortageError` if the slots do not fit into memory.
     """
     if device is None:
-        require_room(model, slots, HostMemory())
+        check_memory(model, slots, HostMemory())
         return StatefulSession(model, slots)
     if isinstance(device, Timing):
         return TimedSession(model, slots, device)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import LmGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.attention import CacheScales, CausalAttention, FilledAttention, Ring
 from model_repository.graph.builder import COLUMNS, ROWS, Graph, Value
 from model_repository.graph.layers import (
@@ -21,7 +21,7 @@ from model_repository.graph.layers import (
     summed,
 )
 from model_repository.graph.sampling import sample
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Device, Precision
 
 CUDA_TEXT_TOP_K = 256
@@ -37,12 +37,12 @@ def max_text_top_k(geometry: LmGeometry, device: Device) -> int:
 def build(
     geometry: LmGeometry,
     source: TensorSource,
-    plan: Plan | None = None,
+    quantization: QuantizationConfig | None = None,
     caches: Sequence[CacheScales] | None = None,
     device: Device = Device.CPU,
     activations: Precision = Precision.FP32,
 ) -> Graph:
-    """`plan`: how matrices are kept; `caches`: how keys and values of each layer are, float32 by default.
+    """`quantization`: how matrices are kept; `caches`: how keys and values of each layer are, float32 by default.
     `activations`: the precision of matmuls and attention.
 
     Inputs, for B rows and S columns (S = 1 in a step; B = 1 where S > 1):
@@ -65,33 +65,33 @@ def build(
     top_k = graph.input("top_k", ir.DataType.INT64, [ROWS])
     temperature = graph.input("temperature", ir.DataType.FLOAT, [ROWS])
 
-    weights = Weights(graph, source, plan, activations)
+    weights = Weights(graph, source, quantization, activations)
     x = _embed(weights, geometry, columns, embeddings)
     heads, dim = transformer.num_heads, transformer.dim
     angles = rotary_tables(graph, position, offsets, transformer.head_dim, transformer.max_period)
-    tables = (weights.narrow(angles[0]), weights.narrow(angles[1]))
+    tables = (weights.to_compute_dtype(angles[0]), weights.to_compute_dtype(angles[1]))
     attention = CausalAttention if device is Device.CUDA else FilledAttention
     attend = attention(graph, position, filled, transformer)
     layers = [f"transformer.layers.{index}" for index in range(transformer.num_layers)]
     fused = device is Device.CUDA
     normed = rms_norm(weights, x, f"{layers[0]}.norm1.alpha")
     for index, layer in enumerate(layers):
-        projected = weights.linear(weights.narrow(normed), f"{layer}.self_attn.in_proj_weight")
+        projected = weights.linear(weights.to_compute_dtype(normed), f"{layer}.self_attn.in_proj_weight")
         both, value = op.Split(projected, graph.constant([2 * dim, dim]), axis=-1, _outputs=2)
         query, key = op.Split(rotate(graph, both, tables, 2 * heads), axis=-1, num_outputs=2, _outputs=2)
         scales = caches[index] if caches else None
         ring = Ring(graph, f"layers.{index}", attend.cache_shape, scales, activations)
         attended = attend(query, key, value, ring)
-        attended = weights.wide(weights.linear(attended, f"{layer}.self_attn.out_proj.weight"))
+        attended = weights.to_float32(weights.linear(attended, f"{layer}.self_attn.out_proj.weight"))
         x, normed = added_rms_norm(weights, x, attended, f"{layer}.norm2.alpha", fused)
-        fed = weights.wide(gated_feed_forward(weights, weights.narrow(normed), f"{layer}.gating"))
+        fed = weights.to_float32(gated_feed_forward(weights, weights.to_compute_dtype(normed), f"{layer}.gating"))
         following = "out_norm.alpha" if layer == layers[-1] else f"{layers[index + 1]}.norm1.alpha"
         x, normed = added_rms_norm(weights, x, fed, following, fused)
         x.name = f"layers.{index}.out"
 
     hidden = op.Gather(normed, graph.constant(np.int64(-1)), axis=1)
     text = "text_linear.weight"
-    text_logits = weights.wide(weights.linear(weights.narrow(weights.smoothed(hidden, text)), text))
+    text_logits = weights.to_float32(weights.linear(weights.to_compute_dtype(weights.smoothed(hidden, text)), text))
     text_logits.name = "text_logits"
     graph.output("hidden", hidden)
     candidates = max_text_top_k(geometry, device) if device is Device.CUDA else None
@@ -107,8 +107,8 @@ def _embed(weights: Weights, geometry: LmGeometry, columns: Value, embeddings: V
     text, audio = op.Split(tokens, graph.constant([1, streams]), axis=2, _outputs=2)
     first_rows = graph.constant(np.arange(streams, dtype=np.int64) * rows)
     tables = [f"emb.{stream}.weight" for stream in range(streams)]
-    audio_embeddings = weights.rows(tables, op.Add(audio, first_rows))
-    text_embedding = weights.rows(["text_emb.weight"], op.Squeeze(text, graph.constant([2])))
+    audio_embeddings = weights.embedding(tables, op.Add(audio, first_rows))
+    text_embedding = weights.embedding(["text_emb.weight"], op.Squeeze(text, graph.constant([2])))
     embedded = summed(graph, audio_embeddings, 2, streams, text_embedding)
     first_stream = op.Slice(columns, graph.constant([0]), graph.constant([1]), graph.constant([2]))
     given = op.Less(first_stream, graph.constant(np.int64(0)))

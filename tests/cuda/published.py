@@ -13,7 +13,7 @@ from model_repository.checkpoint.layout import lm_shapes
 from model_repository.depformer import graph as depformer
 from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CUDA_VARIANTS
 
@@ -30,10 +30,12 @@ def write(folder: Path, variant: str) -> None:
     for layers in (1, 2):
         small = replace(lm, temporal=replace(lm.temporal, num_layers=layers, context=CONTEXT))
         caches = [CacheScales(recipe.cache)] * layers
-        source, plan = ShapesOnly(lm_shapes(small)), Plan(recipe.temporal)
-        graph = temporal.build(small, source, plan, caches, recipe.device, recipe.activations)
+        source, quantization = ShapesOnly(lm_shapes(small)), QuantizationConfig(recipe.temporal)
+        graph = temporal.build(small, source, quantization, caches, recipe.device, recipe.activations)
         _save(graph, folder / f"temporal-{layers}" / "1")
-    graph = depformer.build(lm, ShapesOnly(lm_shapes(lm)), Plan(recipe.depformer), recipe.device, recipe.activations)
+    graph = depformer.build(
+        lm, ShapesOnly(lm_shapes(lm)), QuantizationConfig(recipe.depformer), recipe.device, recipe.activations
+    )
     _save(graph, folder / "depformer" / "1")
 
 

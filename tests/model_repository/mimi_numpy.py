@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 
 
 def encode(pcm: np.ndarray, mimi: TensorSource, geometry: MimiGeometry) -> np.ndarray:

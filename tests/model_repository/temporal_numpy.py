@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_repository.checkpoint.geometry import LmGeometry
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 
 Doubles = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes
-from model_repository.outlier_weights import outlier_weights
+from model_repository.synthetic.outlier_weights import outlier_weights
 from model_repository.tiny import TINY_CONFIG
 
 DIM, LAYERS = 512, 4

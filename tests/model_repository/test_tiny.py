@@ -87,7 +87,7 @@ def test_a_voices_ring_holds_its_last_columns(tiny: Checkpoint) -> None:
 
 def test_in_float32_a_voice_is_exactly_the_sum_of_its_columns(tmp_path: Path) -> None:
     """The ring of the saved file still has column N-2, whose embedding is the last one saved."""
-    from model_repository.checkpoint.torch_file import read_torch_tensors
+    from model_repository.checkpoint.weights.torch_file import read_torch_tensors
 
     write_tiny_checkpoint(tmp_path / "tiny", lm_dtype="float32")
     lm = Checkpoint.open(tmp_path / "tiny").lm

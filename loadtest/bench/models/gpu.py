@@ -36,7 +36,7 @@ from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.serving.device import FUSED_MATMULS, CudaMemory, DeviceError, DeviceMemory
 from model_repository.serving.device_session import CUDNN_ATTENTION, ELEMENTS
-from model_repository.serving.room import Needs
+from model_repository.serving.memory import MemoryEstimate
 from model_repository.serving.row_request import run_one
 from model_repository.serving.temporal import TemporalModel
 from model_repository.tiny import write_tiny_checkpoint
@@ -162,7 +162,7 @@ def measure_full(options: argparse.Namespace, free: int, console: Console) -> No
                     device="cuda",
                     progress=lambda _, done: bar.update(task, completed=done),
                 )
-    estimate = Needs.of(graph(models, "temporal"))
+    estimate = MemoryEstimate.of(graph(models, "temporal"))
     console.print(f"temporal: weights {estimate.weights / 1e9:.1f} GB, each slot {estimate.slot / 1e9:.2f} GB")
     fitting = (free - 2 * estimate.total(0)) // estimate.slot
     if fitting < 1:

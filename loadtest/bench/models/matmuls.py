@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import Matrix, product
-from model_repository.quantize.plan import Plan
+from model_repository.graph.matrices import Matrix, linear
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.serving.cpu import missing_for_kernels, open_on_cpu
 from model_repository.variants import Precision
 
@@ -45,11 +45,11 @@ def gaussian(rows: int, seed: int) -> npt.NDArray[np.float32]:
 
 def write(folder: Path, bits: int) -> Path:
     """Write a graph of `MATRICES` matmuls with the same x. ONNX Runtime would merge equal matrices."""
-    graph, plan = Graph("matmuls"), Plan(VARIANTS[bits])
+    graph, quantization = Graph("matmuls"), QuantizationConfig(VARIANTS[bits])
     x = graph.input("x", ir.DataType.FLOAT, [ROWS, DEPTH])
     for index in range(MATRICES):
         matrix = Matrix(f"w{index}", f"w{index}", (COLUMNS, DEPTH), partial(gaussian, COLUMNS, index))
-        graph.output(f"y{index}", product(graph, plan, x, matrix))
+        graph.output(f"y{index}", linear(graph, quantization, x, matrix))
     graph.save(folder / f"{bits}.onnx")
     return folder / f"{bits}.onnx"
 

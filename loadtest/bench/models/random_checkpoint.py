@@ -21,9 +21,9 @@ import numpy.typing as npt
 from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry, LmGeometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.checkpoint.tensors import Shape
 from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import VOICES_FOLDER
+from model_repository.checkpoint.weights.tensors import Shape
 from model_repository.tiny_tokenizer import train_tiny_tokenizer
 from model_repository.tiny_weights import deviation, random_weights
 

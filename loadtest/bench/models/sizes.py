@@ -16,14 +16,14 @@ from rich.table import Table
 
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.checkpoint.tensors import Float32, Shape
+from model_repository.checkpoint.weights.tensors import Float32, Shape
 from model_repository.depformer import graph as depformer
 from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
 from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
-from model_repository.quantize.plan import Plan
-from model_repository.serving.room import DEVICE_WORKSPACE_BYTES, GIB, WORKSPACE_SHARE, Needs
+from model_repository.quantize.config import QuantizationConfig
+from model_repository.serving.memory import DEVICE_WORKSPACE_BYTES, GIB, WORKSPACE_SHARE, MemoryEstimate
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CUDA_VARIANTS, VARIANTS, Device, Variant
 
@@ -63,9 +63,11 @@ def sizes(variant: Variant, geometry: Geometry) -> Sizes:
     parts: dict[str, Graph] = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, mimi),
         "temporal": temporal.build(
-            geometry.lm, lm, Plan(variant.temporal), caches, variant.device, variant.activations
+            geometry.lm, lm, QuantizationConfig(variant.temporal), caches, variant.device, variant.activations
         ),
-        "depformer": depformer.build(geometry.lm, lm, Plan(variant.depformer), variant.device, variant.activations),
+        "depformer": depformer.build(
+            geometry.lm, lm, QuantizationConfig(variant.depformer), variant.device, variant.activations
+        ),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, mimi),
     }
     return Sizes(
@@ -84,7 +86,7 @@ GPUS = {"24 GB": 22 * GIB, "80 GB": 79 * GIB, "141 GB": 139 * GIB}
 def slots_on_gpu(found: Sizes, memory: int) -> int:
     """Compute how many slots fit, at least 0."""
     workspace = len(found.weights) * DEVICE_WORKSPACE_BYTES + round(WORKSPACE_SHARE * found.loaded) + found.slot
-    return max(0, Needs(found.loaded, found.slot, workspace).fitting(memory))
+    return max(0, MemoryEstimate(found.loaded, found.slot, workspace).fitting(memory))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from gateway.manifest import Manifest
 from gateway.voices.preset import VoicePreset
 from gateway.voices.registry import VoiceRegistry
-from model_repository.checkpoint.torch_file import read_torch_tensors
+from model_repository.checkpoint.weights.torch_file import read_torch_tensors
 from tests.gateway.cli.conftest import QUESTION, ROOT, Outcome
 
 Run = Callable[..., Outcome]

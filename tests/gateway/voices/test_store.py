@@ -17,7 +17,7 @@ from gateway.manifest import Manifest
 from gateway.voices.preset import VoicePreset
 from gateway.voices.registry import NAME, VoiceRegistry
 from gateway.voices.store import VoiceStore
-from model_repository.checkpoint.voice import check_voice_name
+from model_repository.checkpoint.voices.voice import check_voice_name
 from model_repository.errors import CheckpointError
 
 Make = Callable[..., VoicePreset]

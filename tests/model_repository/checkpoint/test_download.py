@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from model_repository.checkpoint.download import Downloaded, download_checkpoint, licence_note, needed
 from model_repository.checkpoint.folder import LM_FILE, MIMI_FILE, TOKENIZER_FILE, Checkpoint
-from model_repository.checkpoint.hub import HubRepository
+from model_repository.checkpoint.hub.download import Downloaded, download_checkpoint, licence_note, needed
+from model_repository.checkpoint.hub.repository import HubRepository
 from model_repository.errors import CheckpointError, DownloadError
 from tests.conftest import GOLDEN
 from tests.model_repository.checkpoint.fake_hub import COMMIT, REPOSITORY, FakeHub, running

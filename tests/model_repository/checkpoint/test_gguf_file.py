@@ -16,9 +16,9 @@ from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_repository.checkpoint import gguf_file
-from model_repository.checkpoint.gguf_file import GgufFile
-from model_repository.checkpoint.gguf_metadata import stated_sizes
+from model_repository.checkpoint.weights import gguf_file
+from model_repository.checkpoint.weights.gguf_file import GgufFile
+from model_repository.checkpoint.weights.gguf_metadata import stated_sizes
 from model_repository.errors import CheckpointError
 from tests.model_repository.checkpoint.writers import cut, write_gguf
 

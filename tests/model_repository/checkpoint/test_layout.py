@@ -12,7 +12,7 @@ import pytest
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import check_tensors, is_required, lm_shapes, mimi_shapes, with_current_names
-from model_repository.checkpoint.tensors import Shape
+from model_repository.checkpoint.weights.tensors import Shape
 from model_repository.errors import CheckpointError
 
 PUBLISHED = Geometry.from_config({})

@@ -14,8 +14,8 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_repository.checkpoint import mlx_folder
-from model_repository.checkpoint.mlx_folder import MLX_FILES, MlxFolder
+from model_repository.checkpoint.weights import mlx_folder
+from model_repository.checkpoint.weights.mlx_folder import MLX_FILES, MlxFolder
 from model_repository.errors import CheckpointError
 from tests.model_repository.checkpoint.writers import mlx_dequantize, mlx_quantize
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_repository.checkpoint.pieces import Pieces, pieces_of, whole_name
+from model_repository.checkpoint.weights.pieces import Pieces, pieces_of, whole_name
 from model_repository.errors import CheckpointError
 
 

@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGUFWriter
 from model_repository.checkpoint.folder import LM_FILE, MIMI_FILE, MLX_MIMI_FILE, TOKENIZER_FILE, Checkpoint
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import is_required, lm_shapes, mimi_shapes
-from model_repository.checkpoint.tensors import Shape
+from model_repository.checkpoint.weights.tensors import Shape
 from tests.model_repository.checkpoint.writers import gguf_metadata, published_kinds
 
 PUBLISHED = Geometry.from_config({})

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from model_repository.checkpoint.tensors import RenamedTensors, SafetensorsFile, ShardedSafetensors, read_json_object
+from model_repository.checkpoint.weights.tensors import (
+    RenamedTensors,
+    SafetensorsFile,
+    ShardedSafetensors,
+    read_json_object,
+)
 from model_repository.errors import CheckpointError
 
 

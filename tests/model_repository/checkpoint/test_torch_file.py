@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from model_repository.checkpoint import torch_file
-from model_repository.checkpoint.torch_file import read_torch_tensors
+from model_repository.checkpoint.weights import torch_file
+from model_repository.checkpoint.weights.torch_file import read_torch_tensors
 from model_repository.errors import CheckpointError
 
 VALUES = np.arange(6, dtype="<f4")

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import Geometry
-from model_repository.checkpoint.voice import UNKNOWN, Voice
+from model_repository.checkpoint.voices.voice import UNKNOWN, Voice
 from model_repository.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "golden"

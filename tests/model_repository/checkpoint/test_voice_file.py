@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_repository.checkpoint.torch_writer import write_torch_tensors
-from model_repository.checkpoint.voice import Voice
-from model_repository.checkpoint.voice_file import is_voice_file, read_voice, voice_name
+from model_repository.checkpoint.voices.voice import Voice
+from model_repository.checkpoint.voices.voice_file import is_voice_file, read_voice, voice_name
 from model_repository.errors import CheckpointError
 
 DELAYS = (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1)

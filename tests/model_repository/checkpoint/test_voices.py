@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_repository.checkpoint import voice_archive
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.torch_writer import write_torch_tensors
-from model_repository.checkpoint.voice_archive import unpack_voices
+from model_repository.checkpoint.voices import voice_archive
+from model_repository.checkpoint.voices.voice_archive import unpack_voices
 from model_repository.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "golden"

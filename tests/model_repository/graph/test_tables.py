@@ -13,7 +13,7 @@ import pytest
 from model_repository.graph.builder import ROWS, Float32, Graph
 from model_repository.graph.tables import Table, lookup
 from model_repository.quantize.blocks import BLOCK, TensorError
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Precision
 
 INDICES = np.array([[0, 4], [5, 11], [3, 3]])
@@ -24,13 +24,15 @@ def parts(width: int) -> list[Float32]:
     return [random.standard_normal((rows, width)).astype(np.float32) for rows in (5, 7)]
 
 
-def rows(tmp_path: Path, plan: Plan, stacked: list[Float32]) -> tuple[Float32, dict[str, TensorError]]:
+def rows(
+    tmp_path: Path, quantization: QuantizationConfig, stacked: list[Float32]
+) -> tuple[Float32, dict[str, TensorError]]:
     """Those of `INDICES`, by the graph, and the errors of storing the table."""
     width = stacked[0].shape[1]
     graph = Graph("lookup")
     indices = graph.input("indices", ir.DataType.INT64, [ROWS, 2])
     table = Table("t", width, [(len(part), lambda part=part: part) for part in stacked])
-    graph.output("y", lookup(graph, plan, table, indices))
+    graph.output("y", lookup(graph, quantization, table, indices))
     errors = graph.save(tmp_path / "model.onnx")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"indices": INDICES})
@@ -41,7 +43,7 @@ def rows(tmp_path: Path, plan: Plan, stacked: list[Float32]) -> tuple[Float32, d
 def test_eight_bits_have_a_scale_for_every_block_of_a_row(tmp_path: Path, width: int):
     stacked = parts(width)
     stacked[1][4] *= 1000  # row 9, which no other row pays for
-    found, errors = rows(tmp_path, Plan(Precision.INT4), stacked)
+    found, errors = rows(tmp_path, QuantizationConfig(Precision.INT4), stacked)
     expected = np.concatenate(stacked)[INDICES]
     for start in range(0, width, BLOCK):
         block = expected[..., start : start + BLOCK]
@@ -57,7 +59,7 @@ def test_eight_bits_have_a_scale_for_every_block_of_a_row(tmp_path: Path, width:
 )
 def test_other_tables_are_as_published(tmp_path: Path, precision: Precision, dtype: type):
     stacked = parts(48)
-    found, errors = rows(tmp_path, Plan(precision), stacked)
+    found, errors = rows(tmp_path, QuantizationConfig(precision), stacked)
     assert np.array_equal(found, np.concatenate(stacked).astype(dtype).astype(np.float32)[INDICES])
     assert {error.bits for error in errors.values()} == (set() if dtype is np.float32 else {16})
 
@@ -65,5 +67,10 @@ def test_other_tables_are_as_published(tmp_path: Path, precision: Precision, dty
 def test_beside_four_bits_a_number_takes_a_byte():
     graph, stacked = Graph("lookup"), parts(2 * BLOCK)
     indices = graph.input("indices", ir.DataType.INT64, [ROWS, 1])
-    lookup(graph, Plan(Precision.INT4), Table("t", 2 * BLOCK, [(len(part), part.copy) for part in stacked]), indices)
+    lookup(
+        graph,
+        QuantizationConfig(Precision.INT4),
+        Table("t", 2 * BLOCK, [(len(part), part.copy) for part in stacked]),
+        indices,
+    )
     assert graph.weight_bytes == 12 * (2 * BLOCK + 2 * 4)

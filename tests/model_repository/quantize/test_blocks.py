@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import GPU_BLOCK, Matrix, product
+from model_repository.graph.matrices import GPU_BLOCK, Matrix, linear
 from model_repository.quantize.blocks import BLOCK, Blocks, Layout, quantize, rounded_error
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Precision
 
 
@@ -61,7 +61,7 @@ def test_errors_are_those_of_scales_in_the_type_of_the_graph(tmp_path: Path, bit
     for activations, scale_type in ((Precision.FP16, np.float16), (Precision.BF16, ml_dtypes.bfloat16)):
         graph = Graph("product")
         x = graph.input("x", ir.DataType.from_numpy(np.dtype(scale_type)), [ROWS, 2 * BLOCK])
-        graph.output("y", product(graph, Plan(precision), x, matrix, activations))
+        graph.output("y", linear(graph, QuantizationConfig(precision), x, matrix, activations))
         found = graph.save(tmp_path / "model.onnx")["w"]
         stored = {
             name: tensor.const_value.numpy()
@@ -118,7 +118,9 @@ def test_the_graph_multiplies_with_the_stored_numbers(tmp_path: Path, precision,
     weight, x = gaussian(rows, columns), gaussian(5, columns, seed=1)
     graph = Graph("product")
     taken = graph.input("x", ir.DataType.FLOAT, [ROWS, columns])
-    graph.output("y", product(graph, Plan(precision), taken, Matrix("w", "w", weight.shape, lambda: weight)))
+    graph.output(
+        "y", linear(graph, QuantizationConfig(precision), taken, Matrix("w", "w", weight.shape, lambda: weight))
+    )
     errors = graph.save(tmp_path / "model.onnx")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x})

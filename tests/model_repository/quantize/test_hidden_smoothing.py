@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model_repository.graphs import smoothed
 from model_repository.quantize.blocks import BLOCK, symmetric
-from model_repository.quantize.plan import smoothing_of
+from model_repository.quantize.config import smoothing_of
 
 DIM = 512
 READERS = [f"depformer_in.{step}.weight" for step in range(8)]

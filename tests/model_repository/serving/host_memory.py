@@ -51,5 +51,5 @@ class HostMemory:
     def copy(self, source: int, target: int, size: int) -> None:
         ctypes.memmove(target, source, size)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass

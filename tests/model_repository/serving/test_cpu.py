@@ -16,9 +16,9 @@ import pytest
 
 from model_repository.build import build_repository
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import OWN_DOMAIN, Matrix, product
+from model_repository.graph.matrices import OWN_DOMAIN, Matrix, linear
 from model_repository.quantize.blocks import BLOCK, Blocks, quantize
-from model_repository.quantize.plan import Plan
+from model_repository.quantize.config import QuantizationConfig
 from model_repository.serving import cpu
 from model_repository.variants import Precision
 from tests.conftest import GOLDEN
@@ -38,7 +38,7 @@ def write(folder: Path, bits: int, weight: np.ndarray) -> Path:
     """A graph of one product, x [rows, 1, K] -> y."""
     graph = Graph("product")
     x = graph.input("x", ir.DataType.FLOAT, [ROWS, 1, weight.shape[1]])
-    graph.output("y", product(graph, Plan(BITS[bits]), x, Matrix("w", "w", weight.shape, lambda: weight)))
+    graph.output("y", linear(graph, QuantizationConfig(BITS[bits]), x, Matrix("w", "w", weight.shape, lambda: weight)))
     graph.save(folder / "model.onnx")
     return folder / "model.onnx"
 

@@ -98,7 +98,7 @@ def test_rows_go_to_the_device_along_it_and_back(runtime: Runtime):
     rows[:] = np.arange(12).reshape(4, 3)
     memory.upload(rows, first + 8)
     memory.copy(first + 8 + 6, second, 12)
-    memory.settle()
+    memory.synchronize()
     back = np.empty((2, 3), np.float16)
     memory.download(back, second)
     np.testing.assert_array_equal(back, rows[1:3])

@@ -13,7 +13,7 @@ import pytest
 
 from model_repository.serving.device import DeviceError
 from model_repository.serving.device_session import CUDNN_ATTENTION, DeviceSession
-from model_repository.serving.room import Needs, NoRoomError, require_room
+from model_repository.serving.memory import MemoryEstimate, MemoryShortageError, check_memory
 from model_repository.serving.row_request import RowRequest
 from tests.model_repository.serving.conftest import Models, one, sampler
 from tests.model_repository.serving.host_memory import HostMemory
@@ -219,7 +219,7 @@ def test_a_provider_that_cannot_be_loaded_is_told(cuda_models: Path):
 
 
 def test_what_a_slot_needs_is_what_it_takes(cuda_models: Path, session: DeviceSession, device: Watched):
-    needs = Needs.of(temporal(cuda_models))
+    needs = MemoryEstimate.of(temporal(cuda_models))
     manifest = json.loads((cuda_models / "manifest.json").read_text())
     window, heads, head_dim, layers = manifest["context"] - 1, 2, 16, 2
     assert needs.slot == 2 * layers * heads * window * head_dim * 2
@@ -240,8 +240,8 @@ class Shared(HostMemory):
 
 def test_slots_that_do_not_fit_are_refused_before_anything_is_loaded(cuda_models: Path, monkeypatch):
     monkeypatch.setattr(ort, "InferenceSession", None)
-    needs = Needs.of(temporal(cuda_models))
-    with pytest.raises(NoRoomError, match=r"temporal: 6 slots need .* GB .* are free; build with --slots 5$"):
+    needs = MemoryEstimate.of(temporal(cuda_models))
+    with pytest.raises(MemoryShortageError, match=r"temporal: 6 slots need .* GB .* are free; build with --slots 5$"):
         DeviceSession(temporal(cuda_models), SLOTS, Shared(1 << 40, left=needs.total(SLOTS) - 1))
 
 
@@ -249,20 +249,20 @@ def test_slots_that_do_not_fit_are_refused_before_anything_is_loaded(cuda_models
 def test_every_model_counts_those_it_is_served_with(cuda_models: Path, monkeypatch, name: str):
     monkeypatch.setattr(ort, "InferenceSession", None)
     graphs = (cuda_models / "triton").glob("*/1/model.onnx")
-    size = sum(Needs.of(graph).total(SLOTS) for graph in graphs) - 1
+    size = sum(MemoryEstimate.of(graph).total(SLOTS) for graph in graphs) - 1
     message = r"the 4 models together: 6 slots need .* GB .* and the device has .*; build with --slots 5$"
-    with pytest.raises(NoRoomError, match=message):
+    with pytest.raises(MemoryShortageError, match=message):
         DeviceSession(cuda_models / "triton" / name / "1" / "model.onnx", SLOTS, HostMemory(size))
 
 
-PUBLISHED = Needs(weights=15_000_000_000, slot=1_572_864_000, workspace=2_500_000_000)
+PUBLISHED = MemoryEstimate(weights=15_000_000_000, slot=1_572_864_000, workspace=2_500_000_000)
 """About those of the published model at 16 bits: 2 x 32 layers x 2999 columns x 4096 x 2 bytes a slot."""
 
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A graph that needs so much, beside no others."""
-    monkeypatch.setattr(Needs, "of", lambda _model, **_where: PUBLISHED)
+    monkeypatch.setattr(MemoryEstimate, "of", lambda _model, **_where: PUBLISHED)
     return temporal(tmp_path)
 
 
@@ -284,15 +284,15 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_refusal_says_how_many_would_fit(published: Path, free, slots, message):
-    with pytest.raises(NoRoomError) as refusal:
-        require_room(published, slots, HostMemory(free))
+    with pytest.raises(MemoryShortageError) as refusal:
+        check_memory(published, slots, HostMemory(free))
     assert str(refusal.value) == message
 
 
 def test_what_fits_is_not_refused(published: Path):
-    require_room(published, 39, HostMemory(79_600_000_000))
-    with pytest.raises(NoRoomError):
-        require_room(published, 40, HostMemory(79_600_000_000))
+    check_memory(published, 39, HostMemory(79_600_000_000))
+    with pytest.raises(MemoryShortageError):
+        check_memory(published, 40, HostMemory(79_600_000_000))
 
 
 def test_a_first_run_that_cudnn_refuses_is_repeated_without_it(

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_repository.checkpoint.tensors import SafetensorsFile, read_json_object
-from model_repository.checkpoint.torch_file import MAX_FILE_BYTES, read_torch_tensors
-from model_repository.checkpoint.voice import Voice, VoiceGeometry
-from model_repository.checkpoint.voice_archive import archived_voices
+from model_repository.checkpoint.voices.voice import Voice, VoiceGeometry
+from model_repository.checkpoint.voices.voice_archive import archived_voices
+from model_repository.checkpoint.weights.tensors import SafetensorsFile, read_json_object
+from model_repository.checkpoint.weights.torch_file import MAX_FILE_BYTES, read_torch_tensors
 from model_repository.errors import CheckpointError
 
 EMBEDDINGS_SUFFIX, CACHE_SUFFIX = ".embeddings.bin", ".cache.json"

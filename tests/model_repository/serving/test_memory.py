@@ -10,8 +10,8 @@ import pytest
 
 from model_repository.serving import host
 from model_repository.serving.host import HostMemory
+from model_repository.serving.memory import HOST_WORKSPACE_BYTES, WORKSPACE_SHARE, MemoryEstimate, MemoryShortageError
 from model_repository.serving.place import open_session
-from model_repository.serving.room import HOST_WORKSPACE_BYTES, WORKSPACE_SHARE, Needs, NoRoomError
 from tests.conftest import GoldenVariant
 
 
@@ -30,28 +30,30 @@ def temporal(models: Path) -> Path:
 def test_slots_that_do_not_fit_are_refused_with_the_number_that_would(
     golden_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs = Needs.of(temporal(golden_models), on_cpu=True)
+    needs = MemoryEstimate.of(temporal(golden_models), on_cpu=True)
     free = needs.total(0) + 5 * needs.slot + 2048
     machine(monkeypatch, tmp_path, 1 << 40, free)
     open_session(temporal(golden_models), 5, None)
-    with pytest.raises(NoRoomError, match=r"temporal: 6 slots need .* GB of memory .*; build with --slots 5$"):
+    with pytest.raises(MemoryShortageError, match=r"temporal: 6 slots need .* GB of memory .*; build with --slots 5$"):
         open_session(temporal(golden_models), 6, None)
     machine(monkeypatch, tmp_path, 1 << 28, 1 << 40)
-    with pytest.raises(NoRoomError, match=r"the 4 models together: 6 slots need .* and the machine has 0\.3: not even"):
+    with pytest.raises(
+        MemoryShortageError, match=r"the 4 models together: 6 slots need .* and the machine has 0\.3: not even"
+    ):
         open_session(temporal(golden_models), 6, None)
 
 
 def test_half_precision_matrices_are_counted_as_the_session_holds_them(golden_variant: GoldenVariant) -> None:
     model = temporal(golden_variant("fp16"))
     stored = model.with_name("model.onnx.data").stat().st_size
-    widened = Needs.of(model, on_cpu=True).weights
-    assert Needs.of(model).weights == stored
+    widened = MemoryEstimate.of(model, on_cpu=True).weights
+    assert MemoryEstimate.of(model).weights == stored
     tensors = [
         tensor for tensor in onnx.load(model, load_external_data=False).graph.initializer if tensor.name.endswith(".T")
     ]
     assert {tensor.data_type for tensor in tensors} == {onnx.TensorProto.FLOAT16}
     assert widened - stored == sum(4 * prod(tensor.dims) for tensor in tensors)
-    assert Needs.of(model, on_cpu=True).workspace == HOST_WORKSPACE_BYTES + round(WORKSPACE_SHARE * widened)
+    assert MemoryEstimate.of(model, on_cpu=True).workspace == HOST_WORKSPACE_BYTES + round(WORKSPACE_SHARE * widened)
 
 
 def test_a_container_has_what_its_control_group_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_repository.checkpoint.gguf_file import GgufFile
-from model_repository.checkpoint.gguf_metadata import stated_sizes
-from model_repository.checkpoint.mlx_folder import MLX_FILES, MlxFolder
-from model_repository.checkpoint.pieces import pieces_of, whole_name
-from model_repository.checkpoint.tensors import SafetensorsFile, ShardedSafetensors, TensorSource
+from model_repository.checkpoint.weights.gguf_file import GgufFile
+from model_repository.checkpoint.weights.gguf_metadata import stated_sizes
+from model_repository.checkpoint.weights.mlx_folder import MLX_FILES, MlxFolder
+from model_repository.checkpoint.weights.pieces import pieces_of, whole_name
+from model_repository.checkpoint.weights.tensors import SafetensorsFile, ShardedSafetensors, TensorSource
 from model_repository.errors import CheckpointError
 
 LM_FILE = "model.safetensors"

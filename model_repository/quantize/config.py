@@ -22,7 +22,7 @@ def smoothing_of(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizationConfig:
     """matrices: their precision. importance: by matrix, the mean square of what each column is multiplied with, where
     it is known.
     """

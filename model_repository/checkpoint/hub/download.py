@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE, Checkpoint
-from model_repository.checkpoint.hub import HubFile, HubRepository
-from model_repository.checkpoint.voice_archive import VOICES_ARCHIVE, unpack_voices
+from model_repository.checkpoint.hub.repository import HubFile, HubRepository
 from model_repository.checkpoint.voices import VOICES_FOLDER
+from model_repository.checkpoint.voices.voice_archive import VOICES_ARCHIVE, unpack_voices
 from model_repository.errors import DownloadError
 
 _LICENCES = {"nvidia/personaplex-7b-v1": "the NVIDIA Open Model License"}

@@ -1,6 +1,6 @@
 """Random weights as hard to quantize as trained ones are said to be: outlier channels and heavy tails.
 
-`python -m model_repository.outlier_weights OUT` writes a checkpoint of a middle size that has them.
+`python -m model_repository.synthetic.outlier_weights OUT` writes a checkpoint of a middle size that has them.
 
 * Elements follow Student's t with 8 degrees of freedom: an excess kurtosis of 1.5, where a normal one has 0.
 * Of each norm's scales 1 % are 10 to 20 times as large: channels that carry most of what comes out of the norm, as
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model_repository.checkpoint.tensors import Shape
+from model_repository.checkpoint.weights.tensors import Shape
 from model_repository.errors import BuildError
 
 Float32 = npt.NDArray[np.float32]

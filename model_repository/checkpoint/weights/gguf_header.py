@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
-from model_repository.checkpoint.tensors import Shape
+from model_repository.checkpoint.weights.tensors import Shape
 
 MAGIC = b"GGUF"
 

@@ -28,7 +28,7 @@ WORKSPACE_SHARE = 0.1
 _STATES = ("state.", "cache.")
 
 
-class NoRoomError(DeviceError):
+class MemoryShortageError(DeviceError):
     """There is less memory than the slots need."""
 
 
@@ -43,7 +43,7 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryEstimate:
     """Bytes a model takes: `weights` and `workspace` once, `slot` for each conversation."""
 
     weights: int
@@ -51,7 +51,7 @@ class Needs:
     workspace: int
 
     @classmethod
-    def of(cls, model: Path, *, on_cpu: bool = False) -> Needs:
+    def of(cls, model: Path, *, on_cpu: bool = False) -> MemoryEstimate:
         """Of a graph with its weights beside it, neither of which is loaded for it."""
         import onnx
 
@@ -71,12 +71,12 @@ class Needs:
         """Slots that fit into so many bytes; negative if not even the weights do."""
         return (there - self.total(0)) // self.slot if self.slot else 0
 
-    def __add__(self, other: Needs) -> Needs:
-        return Needs(self.weights + other.weights, self.slot + other.slot, self.workspace + other.workspace)
+    def __add__(self, other: MemoryEstimate) -> MemoryEstimate:
+        return MemoryEstimate(self.weights + other.weights, self.slot + other.slot, self.workspace + other.workspace)
 
 
-def require_room(model: Path, slots: int, memory: Memory) -> None:
-    """Raises `NoRoomError` unless the graph `model` with so many slots has room, and those it is served with, too.
+def check_memory(model: Path, slots: int, memory: Memory) -> None:
+    """Raises `MemoryShortageError` unless the graph `model` with so many slots fits, and those it is served with, too.
 
     All of a repository's models are loaded at once: what is free says little of who of them will have it.
     """
@@ -84,14 +84,21 @@ def require_room(model: Path, slots: int, memory: Memory) -> None:
     what, where = ("memory", "machine") if on_cpu else ("device memory", "device")
     together = sorted(model.parents[2].glob(f"*/{model.parent.name}/{model.name}"))
     if len(together) > 1:
-        needs = [Needs.of(each, on_cpu=on_cpu) for each in together]
+        needs = [MemoryEstimate.of(each, on_cpu=on_cpu) for each in together]
         whole = sum(needs[1:], start=needs[0])
         name = f"the {len(together)} models together"
         _require(name, whole, slots, memory.total(), what, f"and the {where} has {{}}")
-    _require(model.parents[1].name, Needs.of(model, on_cpu=on_cpu), slots, memory.free(), what, "of which {} are free")
+    _require(
+        model.parents[1].name,
+        MemoryEstimate.of(model, on_cpu=on_cpu),
+        slots,
+        memory.free(),
+        what,
+        "of which {} are free",
+    )
 
 
-def _require(name: str, needs: Needs, slots: int, there: int, what: str, said: str) -> None:
+def _require(name: str, needs: MemoryEstimate, slots: int, there: int, what: str, said: str) -> None:
     """`there`: bytes of `what`; `said`: what a refusal calls them, {} being gigabytes."""
     if needs.total(slots) <= there:
         return
@@ -103,8 +110,8 @@ def _require(name: str, needs: Needs, slots: int, there: int, what: str, said: s
     )
     fitting = needs.fitting(there)
     if fitting < 1:
-        raise NoRoomError(f"{need}: not even one slot fits; build a smaller variant or free memory")
-    raise NoRoomError(f"{need}; build with --slots {fitting}")
+        raise MemoryShortageError(f"{need}: not even one slot fits; build a smaller variant or free memory")
+    raise MemoryShortageError(f"{need}; build with --slots {fitting}")
 
 
 def _prefix_bytes(graph: Any) -> int:

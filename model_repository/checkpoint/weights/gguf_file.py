@@ -11,9 +11,9 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from model_repository.checkpoint.gguf_header import GgufError, GgufTensor, Value, read_header
-from model_repository.checkpoint.pieces import Pieces
-from model_repository.checkpoint.tensors import Float32, NamedTensors, Shape, as_norm, row_range
+from model_repository.checkpoint.weights.gguf_header import GgufError, GgufTensor, Value, read_header
+from model_repository.checkpoint.weights.pieces import Pieces
+from model_repository.checkpoint.weights.tensors import Float32, NamedTensors, Shape, as_norm, row_range
 from model_repository.errors import CheckpointError
 
 _TYPES = frozenset(

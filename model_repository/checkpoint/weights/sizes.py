@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_repository.checkpoint.tensors import TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.errors import CheckpointError
 
 _PUBLISHED_WIDTHS = {"dim": ("num_heads", 4096), "depformer_dim": ("depformer_num_heads", 1024)}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from model_repository.checkpoint.tensors import Float32
+from model_repository.checkpoint.weights.tensors import Float32
 from model_repository.errors import CheckpointError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model_repository.checkpoint.tensors import Float32, NamedTensors, SafetensorsFile, Shape, as_norm, row_range
+from model_repository.checkpoint.weights.tensors import (
+    Float32,
+    NamedTensors,
+    SafetensorsFile,
+    Shape,
+    as_norm,
+    row_range,
+)
 from model_repository.errors import CheckpointError
 
 MLX_FILES = ("temporal.safetensors", "depformer.safetensors", "embeddings.safetensors")

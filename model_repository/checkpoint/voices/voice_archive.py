@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from model_repository.checkpoint.torch_file import MAX_FILE_BYTES
-from model_repository.checkpoint.voice import check_voice_name
+from model_repository.checkpoint.voices.voice import check_voice_name
+from model_repository.checkpoint.weights.torch_file import MAX_FILE_BYTES
 from model_repository.errors import CheckpointError
 
 VOICES_ARCHIVE = "voices.tgz"

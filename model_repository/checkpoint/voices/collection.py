@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from model_repository.checkpoint.voice import Voice, VoiceGeometry, check_voice_name
-from model_repository.checkpoint.voice_archive import VOICES_ARCHIVE, archived_voices
-from model_repository.checkpoint.voice_file import EMBEDDINGS_SUFFIX, read_voice, voice_name
+from model_repository.checkpoint.voices import VOICES_FOLDER
+from model_repository.checkpoint.voices.voice import Voice, VoiceGeometry, check_voice_name
+from model_repository.checkpoint.voices.voice_archive import VOICES_ARCHIVE, archived_voices
+from model_repository.checkpoint.voices.voice_file import EMBEDDINGS_SUFFIX, read_voice, voice_name
 from model_repository.errors import CheckpointError
-
-VOICES_FOLDER = "voices"
 
 _SUFFIXES = (".pt", ".safetensors", ".bin", EMBEDDINGS_SUFFIX)
 """Endings of files that are one voice each; of a voice in several forms the earliest here is read."""

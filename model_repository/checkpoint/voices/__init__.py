@@ -1,0 +1,3 @@
+"""The voices of a checkpoint."""
+
+VOICES_FOLDER = "voices"

@@ -1,0 +1,1 @@
+"""Readers of weights, one per published format; all give tensors by the reference's names."""
