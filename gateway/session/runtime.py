@@ -53,6 +53,7 @@ class Runtime:
             settings.batch_interval,
             manifest.text_padding_id,
         )
+        metrics.draining.set_function(lambda: self.sessions.draining)
         metrics.kv_cache.set_function(lambda: self.scheduler.filled(manifest.context))
         self.admission = Admission(manifest.slots, settings.retry_after, metrics, settings.upload_budget_bytes)
         self.sessions = Sessions(self.admission, settings)

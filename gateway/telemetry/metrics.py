@@ -146,6 +146,9 @@ class Metrics:
             registry=registry,
         )
         self.active = Gauge("personaplex_conversations_active", "Conversations that hold a slot", registry=registry)
+        self.draining = Gauge(
+            "personaplex_draining", "1 while no new conversations are taken, because of a drain", registry=registry
+        )
         self.waiting = Gauge(
             "personaplex_conversations_waiting",
             "Conversations that hold a slot and whose prompt is not complete",

@@ -70,10 +70,29 @@ def test_alerts_use_existing_series_of_this_release():
         asked = selectors(rule["expr"])
         assert asked
         for selector in asked:
+            if selector.name.startswith("kube_"):
+                continue
             assert selector.name in series
             assert labels(selector).items() >= mine.items()
             assert labels(selector).keys() - mine.keys() <= series[selector.name]
             assert (selector.name in rated(rule["expr"])) == counts(selector.name)
+
+
+def test_alerts_on_kubernetes_objects_name_those_of_this_release():
+    release = render(ON)
+    asked = {selector.name: labels(selector) for rule in rules() for selector in selectors(rule["expr"])}
+    restarts, failed = asked["kube_pod_container_status_restarts_total"], asked["kube_job_failed"]
+    assert restarts["namespace"] == failed["namespace"] == NAMESPACE
+    assert re.fullmatch(failed["job_name"], release.one("Job")["metadata"]["name"])
+    # A pod of the Deployment has its name, the hash of its template and one of its own.
+    assert re.fullmatch(restarts["pod"], f"{NAME}-7d4b9c6f5d-x2x8k")
+    assert not re.fullmatch(restarts["pod"], f"{NAME}-pool-7d4b9c6f5d-x2x8k")
+    assert set(restarts["container"].split("|")) <= release.containers.keys()
+
+
+def test_slots_of_draining_pods_are_not_free():
+    (rule,) = [rule for rule in rules() if rule["alert"] == "PersonaPlexNearlyFull"]
+    assert [selector.name for selector in selectors(rule["expr"])].count("personaplex_draining") == 2
 
 
 def test_alerts_use_existing_reasons():

@@ -189,6 +189,11 @@ command:
 namespace="{{ .Release.Namespace }}",job="{{ .Release.Namespace }}/{{ include "personaplex.fullname" . }}"
 {{- end }}
 
+{{/* Matches the series of pods that take new conversations. Takes the root context. */}}
+{{- define "personaplex.open" -}}
+and on(instance) personaplex_draining{ {{- include "personaplex.series" . -}} } == 0
+{{- end }}
+
 {{/* Target number of conversations per pod. */}}
 {{- define "personaplex.target" -}}
 {{ max 1 (floor (mulf .Values.slots .Values.autoscaling.target)) }}
