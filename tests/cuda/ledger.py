@@ -17,7 +17,8 @@ def captured(model: Path, slots: int, sizes: list[int]) -> dict[int, Counter[str
     library = ctypes.CDLL("libcublasLt.so.13")
     library.stand_in_node.restype = ctypes.c_char_p
     session = DeviceSession(model, slots, CudaMemory())
-    session.feeds["top_k"][:] = 1
+    if "top_k" in session.feeds:
+        session.feeds["top_k"][:] = 1
     found = {}
     for size in sizes:
         session.run(0, size)

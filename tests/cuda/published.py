@@ -9,10 +9,12 @@ import onnx_ir as ir
 
 from loadtest.bench.models.sizes import ShapesOnly
 from model_repository.checkpoint.geometry import Geometry
-from model_repository.checkpoint.layout import lm_shapes
+from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.depformer import graph as depformer
 from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
+from model_repository.mimi_decoder import graph as mimi_decoder
+from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CUDA_VARIANTS
@@ -23,10 +25,15 @@ CONTEXT = 200
 """Shorter than published: a kernel is chosen by widths, heads and rows, and less is allocated."""
 
 
+NAMES = ("temporal-1", "temporal-2", "depformer", "mimi_encoder", "mimi_decoder")
+"""Of the graphs: the temporal model with one and with two layers, and the others."""
+
+
 def write(folder: Path, variant: str) -> None:
-    """Write graphs named temporal-1, temporal-2 (layers) and depformer, with empty weights."""
+    """Write the graphs `NAMES` with empty weights."""
     recipe = CUDA_VARIANTS[variant]
-    lm = Geometry.from_config({}).lm
+    published = Geometry.from_config({})
+    lm, mimi = published.lm, ShapesOnly(mimi_shapes(published.mimi))
     for layers in (1, 2):
         small = replace(lm, temporal=replace(lm.temporal, num_layers=layers, context=CONTEXT))
         caches = [CacheScales(recipe.cache)] * layers
@@ -37,6 +44,8 @@ def write(folder: Path, variant: str) -> None:
         lm, ShapesOnly(lm_shapes(lm)), QuantizationConfig(recipe.depformer), recipe.device, recipe.activations
     )
     _save(graph, folder / "depformer" / "1")
+    _save(mimi_encoder.build(published.mimi, mimi), folder / "mimi_encoder" / "1")
+    _save(mimi_decoder.build(published.mimi, mimi), folder / "mimi_decoder" / "1")
 
 
 def _save(graph: Graph, folder: Path) -> None:

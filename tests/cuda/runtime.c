@@ -9,12 +9,13 @@
 
 #include "driver_types.h"
 
-static long allocations, replays, captures, pageable;
+static long allocations, replays, captures, pageable, stale;
 
 long stand_in_allocations(void) { return allocations; }
 long stand_in_replays(void) { return replays; }
 long stand_in_captures(void) { return captures; }
 long stand_in_pageable(void) { return pageable; }
+long stand_in_stale(void) { return stale; }
 
 /* What the last capture recorded: names of kernels, of calls of cuBLAS, of copies. */
 static const char *nodes[1 << 16];
@@ -142,8 +143,16 @@ int cudaMemcpy(void *to, const void *from, size_t size, int kind) {
     memcpy(to, from, size);
     return 0;
 }
+/* What captured copies to the device read: a replay reads the same addresses, which must still hold the same. */
+static struct { const void *from; void *held; size_t size; } captured[1 << 12];
+static int copies;
 int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind) {
     record(copied(to, from, kind));
+    if (capturing && kind == 1 && copies < 1 << 12) {
+        captured[copies].from = from;
+        captured[copies].size = size;
+        captured[copies++].held = memcpy(malloc(size), from, size);
+    }
     memcpy(to, from, size);
     return 0;
 }
@@ -185,7 +194,13 @@ int cudaMemPoolGetAttribute(void *pool, int attribute, unsigned long long *value
 int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return 0; }
 int cudaStreamEndCapture(void *stream, void **graph) { (void)stream; capturing = 0; return handle(graph); }
 int cudaGraphInstantiate(void **executable) { captures++; return handle(executable); }
-int cudaGraphLaunch(void *executable, void *stream) { (void)executable; (void)stream; replays++; return 0; }
+int cudaGraphLaunch(void *executable, void *stream) {
+    (void)executable; (void)stream;
+    replays++;
+    for (int index = 0; index < copies; index++)
+        stale += memcmp(captured[index].from, captured[index].held, captured[index].size) != 0;
+    return 0;
+}
 
 static const char text[] = "stand-in";
 const char *cudaGetErrorName(int code) { (void)code; return text; }

@@ -17,7 +17,7 @@ from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
 
-COUNTED = ("captures", "replays", "allocations", "pageable")
+COUNTED = ("captures", "replays", "allocations", "pageable", "stale")
 
 
 def counts() -> dict[str, int]:
