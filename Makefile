@@ -74,7 +74,7 @@ sizes: $(DEV) ## what each variant of the published size takes, on disk and in m
 	@$(BIN)/python -m loadtest.bench.models.sizes
 
 # Needs ONNX Runtime for CUDA in place of the one for CPUs: pip uninstall -y onnxruntime && pip install .[gpu], in .venv.
-bench-gpu: $(DEV) ## steps of 1 to 64 conversations on a GPU, with and without CUDA graphs
+bench-gpu: $(DEV) ## frames of 1 to 128 conversations on a GPU, beside estimates, in several arms
 	@$(BIN)/python -m loadtest.bench.models.gpu $(BENCH)
 
 check-cuda: $(DEV) ## without a GPU: is every node of every variant placed on CUDA, and captured? downloads 255 MB
@@ -100,10 +100,11 @@ test: $(DEV) ## run the tests in their short form; at most 6 minutes on two core
 	@.ci/node
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, soak, the benchmarks' own tests
+test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, soak, the benchmarks' own tests, check-cuda
 	@.ci/haproxy
 	@.ci/node
 	@$(BIN)/python -m pytest -n $(WORKERS) --long --ignore tests/clients
+	@$(BIN)/python -m tests.cuda.check
 
 test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI Agents): installs them from PyPI
 	@$(BIN)/python -m pytest --long tests/clients

@@ -2,9 +2,9 @@
 
 1. A small model, built for CPU and CUDA: compares their outputs for the same inputs, and counts nodes by execution
    provider, from ONNX Runtime's profile.
-2. Random weights of the published size: frame times of 1 to 64 conversations, with CUDA graphs and without, with
-   cuDNN's attention and FlashAttention, with quantized weights as they are and unpacked, and the memory bandwidth that
-   reading weights, keys and values amounts to.
+2. Random weights of the published size: frame times of 1 to 128 conversations, with CUDA graphs and without, with
+   cuDNN's attention and FlashAttention, with quantized weights as they are and unpacked, beside the estimate for an
+   H200; a chunk of a prompt; and the memory bandwidth that reading weights, keys and values amounts to.
 
 Needs 35 GB of disk in build/gpu. Without a GPU it prints the reason and exits with status 1.
 """
@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rich.table import Table
 
 from loadtest.bench.models.graph_frames import WARM_UP, Frames, case
 from loadtest.bench.models.random_checkpoint import is_complete, write_random_checkpoint
+from loadtest.fake_device.profiles import PROFILES, WINDOW, Profile
 from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.serving.device import FUSED_MATMULS, CudaMemory, DeviceError, DeviceMemory
@@ -43,7 +45,9 @@ from model_repository.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
 from model_repository.variants import CUDA_VARIANTS
 
-ROWS = [1, 2, 4, 8, 16, 32, 64]
+ROWS = [1, 2, 4, 8, 16, 32, 64, 128]
+CHUNK = 64
+"""Positions of a prompt that run together, see `DeviceSession.chunk`."""
 CONTEXTS = [100, 1500, 2999]
 VARIANTS = tuple(CUDA_VARIANTS)
 QUANTIZED = ("int8", "int4", "mixed")
@@ -127,16 +131,24 @@ def measure_small(work: Path, device: DeviceMemory, console: Console) -> None:
 
 
 def measure_frames(models: Path, device: DeviceMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
-    """Measure frames; see `loadtest.bench.models.graph_frames.case`."""
+    """Measure frames, see `loadtest.bench.models.graph_frames.case`, and chunks of a prompt in milliseconds."""
     running = Frames(models, max(rows), device)
     for model in (running.encoder, running.temporal, running.decoder):
         model.warm_up()
     running.depformer.warm_up(max(rows))
-    return [
-        case(count, context, [running.frame(count, context) for _ in range(WARM_UP + frames)][WARM_UP:])
-        for count in rows
-        for context in contexts
-    ]
+    cases = []
+    for count, context in product(rows, contexts):
+        found = case(count, context, [running.frame(count, context) for _ in range(WARM_UP + frames)][WARM_UP:])
+        chunks = [running.chunk(CHUNK, context) for _ in range(WARM_UP + 1)][1:]
+        cases.append(found | {"chunk_ms": round(statistics.median(chunks), 3)})
+    return cases
+
+
+def predicted_ms(rows: int, context: int) -> float:
+    """Milliseconds of a frame of bf16 on an H200, by the estimates of the fake device."""
+    filled = min(context, WINDOW)
+    timings = PROFILES[Profile.H200].values()
+    return 1e3 * sum(timing.run + rows * (timing.row + filled * timing.position) for timing in timings)
 
 
 def measure_full(options: argparse.Namespace, free: int, console: Console) -> None:
@@ -173,12 +185,14 @@ def measure_full(options: argparse.Namespace, free: int, console: Console) -> No
     measured = {name: _in_process(options, models, *arm) for name, arm in arms.items()}
     (options.work / f"{models.name}.json").write_text(json.dumps(measured, indent=1))
     others = [name for name in measured if name != "captured"]
-    table = Table("rows", "context", "frame ms", "encode", "temporal", "depformer", "decode", "GB/s", *others)
+    stage_names = ("encode", "temporal", "depformer", "decode")
+    table = Table("rows", "context", "frame ms", "H200, estimated", *stage_names, "chunk", "GB/s", *others)
     captured = measured["captured"]
     for index, found in enumerate(captured):
         stages, filled = found["stages_ms"], _filled(models, found["context"])
         rate = (estimate.weights + found["rows"] * estimate.slot * filled) / stages["temporal"] / 1e6
-        times = [found["frame_ms"], *stages.values()]
+        estimated = predicted_ms(found["rows"], found["context"])
+        times = [found["frame_ms"], estimated, *stages.values(), found["chunk_ms"]]
         beside = [f"{measured[name][index]['frame_ms']:.2f}" for name in others]
         cells = [*(f"{time:.2f}" for time in times), f"{rate:.0f}", *beside]
         table.add_row(str(found["rows"]), str(found["context"]), *cells)

@@ -73,6 +73,13 @@ class Frames:
         self._frames += 1
         return dict(zip(STAGES, 1e3 * np.diff(times), strict=True))
 
+    def chunk(self, positions: int, context: int) -> float:
+        """Run so many positions of one conversation's prompt, and a step; return milliseconds."""
+        self._position[0] = max(min(context, self.window - positions - 1), 0)
+        began = time.perf_counter()
+        _run(self.temporal, columns=np.zeros((1, positions + 1, 17), np.int64), **self._sampling_inputs("text", 1))
+        return 1e3 * (time.perf_counter() - began)
+
     def _filled(self, step: NDArray[Any]) -> NDArray[Any]:
         """Return random keys or values [heads, window, head_dim], in the layout and type of one step."""
         heads, _, head_dim = step.shape

@@ -33,4 +33,5 @@ def test_agreement_is_near_one_for_the_same_model(cuda_models: Path, golden_mode
 def test_frames_are_measured_for_every_number_of_rows(cuda_models: Path):
     cases = gpu.measure_frames(cuda_models, HostMemory(), [1, 3], [20, 55], frames=2)
     assert [(case["rows"], case["context"]) for case in cases] == [(1, 20), (1, 55), (3, 20), (3, 55)]
+    assert all(case["chunk_ms"] > 0 for case in cases)
     assert all(list(case["stages_ms"]) == ["encode", "temporal", "depformer", "decode"] for case in cases)
