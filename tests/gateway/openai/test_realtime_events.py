@@ -187,7 +187,7 @@ class TestInputAudioBuffer:
             done = await caller.until("conversation.item.done")
             committed, added = caller.of("input_audio_buffer.committed")[0], caller.of("conversation.item.added")[0]
         assert committed["item_id"] == added["item"]["id"] == done["item"]["id"]
-        assert done["item"]["content"] == [{"type": "input_audio"}]
+        assert done["item"]["content"] == [{"type": "input_audio", "transcript": None}]
 
     async def test_audio_that_is_sent_again_after_a_clear_is_left_out(
         self, server: Server, noise: Callable[..., Any]
@@ -325,7 +325,7 @@ class TestItems:
         content = [{"type": "input_audio", "audio": "AAAA"}, {"type": "input_image", "image_url": "data:x"}]
         async with realtime(server) as caller:
             item = (await self.create(caller, {"type": "message", "role": "user", "content": content}))["item"]
-        assert item["content"] == [{"type": "input_audio"}, {"type": "input_image"}]
+        assert item["content"] == [{"type": "input_audio", "transcript": None}, {"type": "input_image"}]
 
     async def test_the_oldest_items_are_forgotten(self, server: Server) -> None:
         async with realtime(server) as caller:
