@@ -19,6 +19,7 @@ from gateway.api.requests import Requests
 from gateway.api.rest import health, openapi
 from gateway.api.rest import routes as rest
 from gateway.api.telephony import call as telephony
+from gateway.api.telephony import schemas as telephony_schemas
 from gateway.api.websocket import chat, converse
 from gateway.engine.backend import Backend
 from gateway.engine.triton.backend import TritonBackend
@@ -102,7 +103,7 @@ def create_app(
     app.add_middleware(Requests)
     problems.install(app, settings.retry_after)
     openapi.install(app, runtime)
-    install_schemas(app, [converse.CHANNEL, *chat.CHANNELS, *schemas.CHANNELS])
+    install_schemas(app, [converse.CHANNEL, *chat.CHANNELS, *schemas.CHANNELS, *telephony_schemas.CHANNELS])
     app.state.runtime = runtime
     app.state.grpc = grpc
     return app

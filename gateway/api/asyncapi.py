@@ -84,7 +84,7 @@ def _add(found: dict[str, Any], channel: Channel) -> None:
             name = f"{prefix}.{model.__name__}"
             # By their type the messages of a side are told apart, whether a model has it as a default or not.
             schema = found["components"]["schemas"][name]
-            schema["required"] = sorted({"type", *schema.get("required", ())})
+            schema["required"] = sorted({*schema.get("required", ()), *({"type"} & schema["properties"].keys())})
             payload = {"payload": references[model, mode]}
             found["components"]["messages"][name] = {"name": model.__name__, "summary": _summary(model), **payload}
             names.append(name)

@@ -1,12 +1,14 @@
 """A LiveKit `AgentSession` without a room, with `GPTLiveModel` or `RealtimeModel`. Runs in an environment of its own.
 
-Usage: livekit_session.py live|realtime URL WAV SECONDS. Sends the WAV and then silence in real time. Prints JSON.
+Usage: livekit_session.py live|realtime|FILE URL WAV SECONDS. Sends the WAV and then silence in real time. Prints JSON.
+FILE: a program with a function `make_session` and an agent `ana`, in place of `GPTLiveModel` at the URL.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import runpy
 import sys
 import time
 import wave
@@ -76,7 +78,12 @@ class Speaker(io.AudioOutput):
 
 async def main(kind: str, url: str, path: str, seconds: float) -> None:
     found: dict[str, Any] = {"states": [], "errors": [], "items": [], "closed": None}
-    session: Any = AgentSession(llm=MODELS[kind](base_url=url, api_key="K"))
+    if kind in MODELS:
+        session: Any = AgentSession(llm=MODELS[kind](base_url=url, api_key="K"))
+        agent = Agent(instructions="You are Ana.")
+    else:
+        module = runpy.run_path(kind)
+        session, agent = module["make_session"](), module["ana"]
     speaker = Speaker()
     session.input.audio, session.output.audio = Microphone(path), speaker
     closed = asyncio.Event()
@@ -92,7 +99,7 @@ async def main(kind: str, url: str, path: str, seconds: float) -> None:
     )
     session.on("close", on_close)
     began = time.monotonic()
-    await session.start(Agent(instructions="You are Ana."), record=False)
+    await session.start(agent, record=False)
     try:
         async with asyncio.timeout(seconds):
             await closed.wait()

@@ -6,8 +6,10 @@ The fake engine speaks at known times; `tests/end_to_end/test_live.py` has calls
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.series import total
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 LIVE = "/v1/live/sessions"
+CLIENTS_PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 IDLE_LEVEL = 80 / 32768
 """Noise below -50 dBFS: opens LiveKit's and Pipecat's gates for ever if it is sent."""
 
@@ -72,6 +75,16 @@ class TestLiveKit:
         said = "".join(text for role, text in found["items"] if role == "assistant")
         assert said.replace(" ", "") == "".join(spoken).replace(" ", "") != ""
         assert found["close_seconds"] < 1
+
+    async def test_the_agent_of_the_documentation(self, serve: Serve, tmp_path: Path) -> None:
+        """It stands between a LiveKit server, with its WebRTC, and this one. Here it has no room."""
+        (text,) = re.findall(r"```python\n(from livekit\.agents .*?)```", CLIENTS_PAGE.read_text(), re.DOTALL)
+        async with talking(serve, (2, 4)) as server:
+            example = tmp_path / "agent.py"
+            example.write_text(text.replace("http://127.0.0.1:8998", server.url.replace("ws", "http", 1)))
+            found = await run_client(python_of("livekit"), "livekit_session.py", example, "", QUESTION, 6)
+        assert (found["bursts"], found["errors"]) == (1, [])
+        assert found["audio_seconds"] == pytest.approx(2 + 0.8, abs=0.8)
 
     async def test_an_idle_agent_never_speaks(self, serve: Serve) -> None:
         async with talking(serve) as server:

@@ -16,7 +16,7 @@ import soundfile
 import soxr
 from websockets.sync.client import connect
 
-from tests.clients.conftest import QUESTION, python_of, run_client, spoken
+from tests.clients.conftest import QUESTION, python_of, run_client, run_node, spoken
 from tests.end_to_end.conftest import Service
 from tests.gateway.openai.types import check
 
@@ -238,3 +238,29 @@ async def test_a_framework_holds_a_call(
     expected, said = "".join(spoken).replace(" ", ""), said.replace(" ", "")
     assert expected.startswith(said)
     assert len(said) > 0.9 * len(expected) > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_openai_node_holds_a_call(tiny_service: Service, spoken: list[str]) -> None:
+    found = await run_node("openai_live.mjs", f"{tiny_service.url}/v1", QUESTION, SECONDS)
+    await asyncio.to_thread(tiny_service.wait_until_free, 1)
+    assert found["errors"] == []
+    assert (found["closed"], found["code"]) == ("close_requested", 1000)
+    assert found["text"] == "".join(spoken) != ""
+    assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.05)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_pydantic_ai_holds_a_call(tiny_service: Service, spoken: list[str]) -> None:
+    found = await run_client(
+        python_of("pydantic_ai"), "pydantic_ai_live.py", f"{tiny_service.url}/v1", QUESTION, SECONDS
+    )
+    await asyncio.to_thread(tiny_service.wait_until_free, 1)
+    assert found["failures"] == []
+    assert not any("Error" in event for event in found["events"])
+    assert found["audio_seconds"] > 0.9 * found["seconds"]
+    # The agent of this checkpoint talks on and on: the close of the call cuts off what it says.
+    said = "".join(text for speaker, text in found["transcripts"] if speaker == "assistant").replace(" ", "")
+    assert "".join(spoken).replace(" ", "").startswith(said)

@@ -13,7 +13,7 @@ import pytest
 from websockets.sync.client import connect
 
 from gateway.api.openai.realtime_responses import CANCEL_FRAMES
-from tests.clients.conftest import QUESTION, python_of, realtime_texts, run_client
+from tests.clients.conftest import QUESTION, python_of, realtime_texts, run_client, run_node
 from tests.end_to_end.conftest import Service
 from tests.end_to_end.test_live import FRAME, PIECE_S, SECONDS, pieces
 from tests.gateway.openai.types import Order, check_realtime
@@ -139,7 +139,7 @@ def test_a_short_session_on_models(golden_service: Service) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["livekit", "pipecat", "openai_agents"])
+@pytest.mark.parametrize("name", ["livekit", "pipecat", "openai_agents", "openai_agents_js"])
 async def test_a_framework_holds_a_call(tiny_service: Service, realtime_texts: list[str], name: str) -> None:
     url = tiny_service.url.replace("http", "ws", 1) + "/v1/realtime"
     scripts: dict[str, list[object]] = {
@@ -147,7 +147,10 @@ async def test_a_framework_holds_a_call(tiny_service: Service, realtime_texts: l
         "pipecat": ["pipecat_pipeline.py", "realtime", url],
         "openai_agents": ["openai_agents.py", url],
     }
-    found = await run_client(python_of(name), *scripts[name], QUESTION, SECONDS)  # type: ignore[arg-type]
+    if name == "openai_agents_js":
+        found = await run_node("openai_agents.mjs", url, QUESTION, SECONDS)
+    else:
+        found = await run_client(python_of(name), *scripts[name], QUESTION, SECONDS)  # type: ignore[arg-type]
     await asyncio.to_thread(tiny_service.wait_until_free, 1)
     assert found["errors"] == []
     # The agent talks from the first frames on; the session starts 250 ms after the first audio.

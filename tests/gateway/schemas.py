@@ -9,9 +9,10 @@ from jsonschema import Draft202012Validator
 
 from gateway.api import asyncapi
 from gateway.api.openai import schemas
+from gateway.api.telephony import schemas as telephony
 from gateway.api.websocket import chat, converse
 
-CHANNELS = (converse.CHANNEL, *chat.CHANNELS, *schemas.CHANNELS)
+CHANNELS = (converse.CHANNEL, *chat.CHANNELS, *schemas.CHANNELS, *telephony.CHANNELS)
 
 
 @cache

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from gateway.api.openai import live_events, realtime_events
 from tests.gateway.schemas import CHANNELS, types, validator
+from tests.gateway.telephony.phones import PHONES, Phone, PlainAsterisk
 from tests.gateway.websocket.conftest import END, FRAME, Server, receive_all, serve, server, start
 
 __all__ = ["serve", "server"]
@@ -128,3 +129,16 @@ async def test_the_messages_of_a_conversation_are_valid(server: Server) -> None:
 @pytest.mark.parametrize("name", ["live", "realtime"])
 def test_an_event_without_its_type_is_not_valid(name: str) -> None:
     assert not validator(name, "send").is_valid({"event_id": "e", "item": {}, "session": {}})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PHONES if kind is not PlainAsterisk])
+def test_what_telephone_services_send_is_valid(kind: type[Phone]) -> None:
+    found = validator(kind.service, "receive")
+    phone = kind()
+    audio = phone.media(bytes(phone.frame_bytes))
+    messages = [phone.hello()[-1], audio, phone.dtmf("5"), phone.played("12"), phone.stop()]
+    for message in messages:
+        if isinstance(message, str):
+            found.validate(json.loads(message))
+    assert not found.is_valid({"event": "start"})
+    assert not found.is_valid({"event": "news"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from tests.gateway.schemas import validator
 from tests.gateway.telephony.phones import PHONES, Answer, Audio, Mark, Message, Phone
 from tests.gateway.websocket.conftest import Server, noise, serve, server
 
@@ -25,6 +27,7 @@ class Call:
     def __init__(self, phone: Phone, socket: ClientConnection) -> None:
         self.phone = phone
         self.socket = socket
+        self._schema = validator(phone.service, "send")
         self.received: list[Audio | Mark | Answer] = []
         self.code: int | None = None
         self.reason = ""
@@ -45,6 +48,8 @@ class Call:
     async def receive(self) -> Audio | Mark | Answer:
         async with asyncio.timeout(20):
             message = await self.socket.recv()
+        if isinstance(message, str) and message.startswith("{"):
+            self._schema.validate(json.loads(message))
         self.received.append(self.phone.read(message))
         return self.received[-1]
 
@@ -84,6 +89,8 @@ class Call:
 @asynccontextmanager
 async def call(server: Server, phone: Phone, query: str = "", **options: Any) -> AsyncIterator[Call]:
     """A connection as the service opens it."""
+    # It takes a second to make, in which no call should wait.
+    validator(phone.service, "send")
     async with server.connect(phone.path + query, subprotocols=phone.subprotocols, **options) as socket:
         assert socket.subprotocol == (phone.subprotocols or [None])[0]
         yield Call(phone, socket)
