@@ -147,12 +147,14 @@ class Calls:
         self._records: list[dict[str, Any]] = []
         self._over: dict[str, Any] = {}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "loadtest.users", plan.to_json()],
+            [sys.executable, "-m", "loadtest.users"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
         )
+        # Other users of the machine can read a command line, and the plan has the API key.
+        self._process.stdin.write(plan.to_json() + "\n")
         self._reading = gevent.spawn(self._read)
 
     def begin(self, api: Api, seconds: float) -> tuple[int, Event]:

@@ -1,6 +1,6 @@
-"""The process that holds the calls of a Locust worker on one event loop: `python -m loadtest.users PLAN`.
+"""The process that holds the calls of a Locust worker on one event loop: `python -m loadtest.users`.
 
-Locust writes commands to its stdin, one JSON object per line: {"call": number, "user": seed, "api": ..., "seconds":
+Locust writes lines of JSON to its stdin. The first is the plan. {"call": number, "user": seed, "api": ..., "seconds":
 ...} begins a call, {"stop": number} ends one, {"start": true} lets the calls start that wait for each other. At the end
 of stdin all calls end. Events come from its stdout: {"event": "ready" | "frames" | "response" | "done", "call": ...}
 while calls last, then {"event": "record", "record": ...} for each, and {"event": "over", ...}. It is a process of its
@@ -134,11 +134,12 @@ def _write(event: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def main(plan: Plan) -> None:
-    """Run `plan` until stdin is closed."""
+async def main() -> None:
+    """Run the plan until stdin is closed."""
     commands: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     stdin = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    plan = Plan.from_json((await stdin.readline()).decode())
     running = asyncio.create_task(Users(plan, _write).run(commands))
     async for line in stdin:
         commands.put_nowait(json.loads(line))
@@ -147,4 +148,4 @@ async def main(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Plan.from_json(sys.argv[1])))
+    asyncio.run(main())

@@ -75,7 +75,8 @@ class Fleet:
         self._models = models
         self._slots = slots
         self._delay = delay
-        self._settings = {"drain_seconds": 60, **settings}
+        # Calls that are held send no audio, and last as long as the test.
+        self._settings = {"drain_seconds": 3600, "idle_seconds": 3600, **settings}
         # Addresses of this run alone: others on this machine may run the same test.
         self._network = f"127.{random.randrange(1, 255)}.{random.randrange(256)}"
 

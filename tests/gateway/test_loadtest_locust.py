@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from loadtest.paths import ROOT
@@ -43,7 +44,12 @@ async def locust(folder: Path, *arguments: object) -> AsyncIterator[asyncio.subp
             cwd=folder,
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "SSL_CERT_FILE": str(CERTIFICATE)},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "SSL_CERT_FILE": str(CERTIFICATE),
+                "PERSONAPLEX_API_KEY": "a-secret",
+            },
         )
         try:
             yield process
@@ -101,7 +107,7 @@ async def test_the_web_ui_starts_and_stops_runs_and_has_their_report(serve: Any,
         server = await held.enter_async_context(serve(SLOTS, live_speed=1))
         port = free_port()
         listen = ("--web-host", "127.0.0.1", "--web-port", port, "--out", tmp_path / "run")
-        await held.enter_async_context(
+        process = await held.enter_async_context(
             locust(tmp_path, "-f", ROOT / "loadtest" / "locustfile.py", "WebSocketUser", *listen)
         )
         ui = await held.enter_async_context(
@@ -120,6 +126,11 @@ async def test_the_web_ui_starts_and_stops_runs_and_has_their_report(serve: Any,
             async with asyncio.timeout(60):
                 while not any(row["name"] == "frame" for row in (await ui.get("/stats/requests")).json()["stats"]):  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
+            command_lines = [
+                " ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)
+            ]
+            assert any("loadtest.users" in line for line in command_lines)
+            assert not any("a-secret" in line for line in command_lines)
             assert (await ui.post("/stop")).json()["success"]
             report = await ui.get("/report")
             assert report.status_code == 200
