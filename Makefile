@@ -27,7 +27,7 @@ $(STAMP): requirements.lock requirements-build.lock pyproject.toml setup.py $(wi
 	@touch $@
 
 $(DEV): $(STAMP) requirements-dev.lock
-	@.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: -r requirements-dev.lock
+	@.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --only-binary :all: -r requirements-dev.lock
 	@touch $@
 
 demo: $(STAMP) ## serve the small speaking model, ask it a recorded question, write answer.wav
