@@ -174,5 +174,5 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int, waits: Pro
     ended_by = dict(await call.trailing_metadata() or ()).get("personaplex-problem")
     refused = code in RETRIABLE and ended_by in ("at-capacity", "draining")
     outcome = Outcome.COMPLETED if code is grpc.StatusCode.OK else Outcome.REFUSED if refused else Outcome.BROKEN
-    detail = "" if outcome is Outcome.COMPLETED else await call.details()
+    detail = "" if outcome is Outcome.COMPLETED else f"{code.name}: {await call.details()}"
     return Result(api, began, answered, outcome, monotonic(), waits.seconds() - before, detail)

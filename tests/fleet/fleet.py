@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -47,6 +48,12 @@ class Pod:
         async for line in self.process.stdout:
             entry = json.loads(line)
             self.taken.append((entry["at"], entry["taken"]))
+
+    def calls_since(self, at: float) -> int:
+        """Number of calls that have held one of its slots, at `at` or later."""
+        before = [taken for when, taken in self.taken if when <= at]
+        changes = [before[-1] if before else 0, *(taken for when, taken in self.taken if when > at)]
+        return changes[0] + sum(max(after - earlier, 0) for earlier, after in pairwise(changes))
 
     def stop_using(self) -> None:
         """It takes no calls from now on."""

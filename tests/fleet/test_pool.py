@@ -113,14 +113,20 @@ class Scenario:
         added.usable = (added.taken[0][0], added.usable[1])
         await some()
 
-    def check(self, apis: tuple[str, ...], lost: int) -> None:
-        """No call was refused while a slot was free; no more calls broke than `lost` by the killed pod."""
+    def check(self, apis: tuple[str, ...], lost: int | None = None) -> None:
+        """No call was refused while a slot was free; no more calls broke than `lost` by the killed pod.
+
+        Without `lost`, those are what the pod had accepted since the first of them began: on a busy machine the last
+        messages of a call follow the release of its slot by far.
+        """
         by_api = Counter((result.api, result.outcome) for result in self.results)
         print("\n".join(f"{api:14} " + " ".join(f"{o}: {by_api[api, o]}" for o in Outcome) for api in apis))
         for api in apis:
             assert by_api[api, Outcome.COMPLETED] > 0
         killed_at = self.killed.usable[1]
         broken = [result for result in self.results if result.outcome is Outcome.BROKEN]
+        if lost is None:
+            lost = self.killed.calls_since(min(result.began for result in broken)) if broken else 0
         print(f"broken {len(broken)}, lost by the killed pod {lost}")
         assert len(broken) <= lost
         for result in broken:
@@ -181,8 +187,8 @@ async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: P
         scenario = Scenario(running, stack)
         make: Make = lambda api: grpc_call(api, channel, rounds, running.waits)  # noqa: E731
         await scenario.run(pods, open_call, settled, make, GRPC_APIS, CALLS)
-        # What had no slot yet began again at another pod. A call's last messages may follow the release of its slot.
-        scenario.check(GRPC_APIS, 2 * SLOTS)
+        # What had no slot yet began again at another pod.
+        scenario.check(GRPC_APIS)
         await held[0].write(pb.ConverseRequest(audio=bytes(3840)))
         assert (await held[0].read()).WhichOneof("message") == "audio"
         held[0].cancel()
