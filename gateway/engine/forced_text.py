@@ -24,26 +24,25 @@ class ForcedText:
 
     def __init__(self, padding_id: int) -> None:
         self._padding_id = padding_id
-        self._waiting: dict[int, _Words] = {}
+        self.waiting: dict[int, _Words] = {}
+        """By slot; empty while nobody has words to say."""
 
     def add(self, slot: int, words: Iterable[Sequence[int]]) -> None:
         """Say these words, each of them text tokens, after those that wait."""
-        waiting = self._waiting.setdefault(slot, _Words())
+        waiting = self.waiting.setdefault(slot, _Words())
         waiting.words.extend(words)
         if not waiting.words:
             self.clear(slot)
 
     def clear(self, slot: int) -> None:
         """Forget the words of a slot."""
-        self._waiting.pop(slot, None)
+        self.waiting.pop(slot, None)
 
     def apply(self, slots: Tokens, text_tokens: Tokens) -> Tokens:
         """Text tokens [B] that were sampled -> text tokens [B] to use."""
-        if not self._waiting:
-            return text_tokens
         chosen = text_tokens.copy()
         for row, slot in enumerate(slots.tolist()):
-            if (waiting := self._waiting.get(slot)) is not None:
+            if (waiting := self.waiting.get(slot)) is not None:
                 chosen[row] = waiting.next(int(text_tokens[row]), self._padding_id)
                 if not waiting.words and not waiting.rest:
                     self.clear(slot)

@@ -129,10 +129,12 @@ class FrameScheduler:
                 stages.encode += encoded - began
                 if batch.output is None:
                     steps = grid.advance(slots, batch.user_codes)
-                    output = await backend.step(
+                    batch.output = await backend.step(
                         slots, steps, samplers.sampler[slots, TEXT_SAMPLER], samplers.temperature[slots, TEXT_SAMPLER]
                     )
-                    batch.output = TemporalOutput(output.hidden, self._forced.apply(slots, output.text_tokens))
+                    if self._forced.waiting:
+                        text_tokens = self._forced.apply(slots, batch.output.text_tokens)
+                        batch.output = TemporalOutput(batch.output.hidden, text_tokens)
                 stepped = perf_counter()
                 stages.temporal += stepped - encoded
                 if self._ahead is batch and self._overlap_share >= OVERLAP_SHARE:

@@ -20,7 +20,6 @@ from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
-from gateway.audio.samples import Floats
 from gateway.engine.sampling import SamplingParams
 from gateway.errors import GatewayError, TakenOver, UnknownConversation
 from gateway.manifest import Manifest
@@ -135,7 +134,6 @@ class LiveSession:
         self._missed_from = 0
         self._frames = 0
         self._texts: list[str] = []
-        self._due_at = 0.0
         self._counted_drops = 0
         self._counted_gaps = 0
 
@@ -295,17 +293,6 @@ class LiveSession:
         queue.dropped, queue.gaps = before.dropped, before.gaps
         before.close()
 
-    async def _take(self) -> Floats | None:
-        """Return the next user frame, or None at the end of the client's audio."""
-        while True:
-            queue = self._taken
-            pcm = await queue.take()
-            self._due_at = queue.due_at
-            if pcm is not None or queue is self._input:
-                return pcm
-            self._taken = self._input
-            self._taken.start()
-
     async def _converse(self) -> None:
         """Run the frame loop, from the prompt to the answer to the last user frame."""
         clock, conversation = self._clock, self._lease.conversation
@@ -334,12 +321,16 @@ class LiveSession:
                     unread = limits.output_frames * frame_seconds
                     self.stop(Reason.SLOW_CLIENT, f"more than {unread:.1f} s of the agent's audio were not read")
                     return
-            pcm = await self._take()
+            while (pcm := await self._taken.take()) is None and self._taken is not self._input:
+                # What follows is the audio of another connection, or silence until there is one.
+                self._taken = self._input
+                self._taken.start()
             if pcm is None:
                 self.stop(Reason.COMPLETED)
                 return
+            due_at = self._taken.due_at
             frame = await conversation.step(pcm, live=True)
-            latency = max(clock() - self._due_at, 0.0)
+            latency = max(clock() - due_at, 0.0)
             metrics.input_to_output_seconds.observe(latency)
             if latency > frame_seconds:
                 self._lease.record.late_frame(frame.index, latency)

@@ -260,7 +260,8 @@ async def test_pydantic_ai_holds_a_call(tiny_service: Service, spoken: list[str]
     await asyncio.to_thread(tiny_service.wait_until_free, 1)
     assert found["failures"] == []
     assert not any("Error" in event for event in found["events"])
-    assert found["audio_seconds"] > 0.9 * found["seconds"]
+    # It plays what is loud, and the silence that ends it.
+    assert 0.5 * found["seconds"] < found["audio_seconds"] < 1.05 * found["seconds"]
     # The agent of this checkpoint talks on and on: the close of the call cuts off what it says.
     said = "".join(text for speaker, text in found["transcripts"] if speaker == "assistant").replace(" ", "")
     assert "".join(spoken).replace(" ", "").startswith(said)
