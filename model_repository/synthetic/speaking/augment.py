@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import soxr
+from scipy import signal
 
 from model_repository.checkpoint.geometry import SAMPLE_RATE
 from model_repository.synthetic.speaking.engines import Sound
@@ -16,7 +17,17 @@ def vary_speaker(sound: Sound, generator: np.random.Generator) -> Sound:
 
 
 def vary_line(sound: Sound, generator: np.random.Generator) -> Sound:
-    """Change level (-9 to +6 dB) and spectral tilt; in half of the cases add noise, 8 to 40 dB below the speech."""
+    """Change level (-9 to +6 dB) and spectral tilt; in a part of the cases add a room, a telephone's band or noise.
+
+    Noise is 8 to 40 dB below the speech.
+    """
+    if generator.random() < 0.3:
+        sound = _in_room(sound, generator)
+    if generator.random() < 0.2:
+        rate = int(generator.choice([8_000, 12_000]))
+        narrow = soxr.resample(sound, SAMPLE_RATE, rate, quality="LQ")
+        wide = soxr.resample(narrow, rate, SAMPLE_RATE, quality="LQ")
+        sound = np.pad(wide, (0, max(0, len(sound) - len(wide))))[: len(sound)].astype(np.float32)
     gain = 10 ** (generator.uniform(-9, 6) / 20)
     tilt = generator.uniform(-0.3, 0.3)
     output = sound.copy()
@@ -29,6 +40,16 @@ def vary_line(sound: Sound, generator: np.random.Generator) -> Sound:
         level = float(np.sqrt(np.mean(np.square(output)))) * 10 ** (-generator.uniform(8, 40) / 20)
         output += noise * (level / (float(noise.std()) + 1e-9))
     return np.asarray(output, np.float32)
+
+
+def _in_room(sound: Sound, generator: np.random.Generator) -> Sound:
+    """Add the reverberation of a room: a decaying noise, 60 dB down after 0.1 to 0.5 s, 6 to 20 dB below the sound."""
+    decay = generator.uniform(0.1, 0.5)
+    times = np.arange(int(0.6 * decay * SAMPLE_RATE)) / SAMPLE_RATE
+    tail = generator.standard_normal(len(times)) * 10 ** (-3 * times / decay)
+    tail *= 10 ** (-generator.uniform(6, 20) / 20) / np.sqrt(np.square(tail).sum())
+    response = np.concatenate([[1.0], np.zeros(int(generator.uniform(0.001, 0.01) * SAMPLE_RATE)), tail])
+    return signal.fftconvolve(sound, response)[: len(sound)].astype(np.float32)
 
 
 def _one_pole(noise: Sound, color: float) -> Sound:

@@ -15,7 +15,7 @@ import sentencepiece
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
 from model_repository.prompt_codes import SINE
 from model_repository.synthetic.speaking.config import DELAYS
-from model_repository.synthetic.speaking.intents import BY_NAME
+from model_repository.synthetic.speaking.intents import ASSISTANT, BY_NAME
 from model_repository.synthetic.speaking.quantizer import Codes, silence_codes
 from model_repository.synthetic.speaking.roles import Persona, random_persona
 from model_repository.synthetic.speaking.voices import NAMES
@@ -36,17 +36,23 @@ STOP = 3
 VOICE_FRAMES = (8, 14)
 """Length of a voice prompt: least and most."""
 
-_SECOND_TURN, _INTERRUPTION, _NOISE = 0.5, 0.3, 0.3
-"""How often a dialogue has a second turn, how often that one interrupts the answer, and how often the line is noisy."""
+_TURNS = (0.4, 0.35, 0.15, 0.1)
+"""Shares of dialogues of one, two, three and four turns."""
 
-_ROLE_SHARE = 0.4
-"""How often a question is one whose answer depends on the role or the name; the others are drawn from all intents."""
+_INTERRUPTION, _NOISE = 0.35, 0.3
+"""How often a further turn interrupts the answer before it, and how often the line is noisy."""
+
+_ROLE_SHARE, _NAME_SHARE = 0.4, 0.3
+"""How often a question is one whose answer depends on the role, and how often it is for the name if the prompt has one.
+
+The others are drawn from all intents.
+"""
 
 _WRONG_CODES = 0.05
 """Share of the frames of a question whose codes are replaced by random ones: a recognizer is never sure."""
 
-_SETTLING, _SETTLED = 18, 5
-"""Frames of silence after an utterance whose codes are drawn from its last `_SETTLED` ones."""
+_LONG_CALL = 0.15
+"""How often the prompt has left the window of the model: it goes on as an assistant, in the voice that it has."""
 
 _MAX_JUMP = 2800
 """Positions at most that are left out after the prompt: to the model, a dialogue late in a long call."""
@@ -83,7 +89,7 @@ class Material:
 
 @dataclass(frozen=True, eq=False)
 class Dialogue:
-    """Columns [S, 17] with delays, positions [S], and the frame from which on the agent is free."""
+    """Columns [S, 17] with delays, positions [S], and the column from which on the agent is free."""
 
     columns: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
@@ -135,45 +141,50 @@ def delayed(frames: npt.NDArray[np.int64], initial: npt.NDArray[np.int64]) -> np
 
 
 def make_dialogue(material: Material, text_card: int, generator: np.random.Generator) -> Dialogue:
-    """Make one dialogue of one or two turns."""
-    persona = random_persona(generator)
+    """Make one dialogue."""
+    turns = 1 + int(generator.choice(len(_TURNS), p=_TURNS))
+    is_long_call = turns > 1 and generator.random() < _LONG_CALL
+    persona = Persona("", ASSISTANT, None) if is_long_call else random_persona(generator)
     voice = NAMES[int(generator.integers(len(NAMES)))]
     sentences = material.answers[voice]
     prompt = prompt_frames(material, persona, _voice_prompt(sentences, generator))
 
-    length = int(generator.integers(0, 12))
     timeline = _Timeline(material, _background(material, generator), generator)
-    begin = timeline.append_silence(length)
-    question = _draw(material, generator)
-    answer_at = timeline.ask(question, begin) + DELAY
-    end = timeline.answer(material, sentences, question, persona, answer_at)
-    if generator.random() < _SECOND_TURN:
-        second = _draw(material, generator)
-        if generator.random() < _INTERRUPTION:
-            begin = int(generator.integers(answer_at + 3, max(answer_at + 4, end - 4)))
-            onset = timeline.ask(second, begin, whole=False)
+    end = answer_at = first_end = 0
+    for turn in range(turns):
+        question = _draw(material, persona, generator)
+        interrupts = turn > 0 and generator.random() < _INTERRUPTION
+        if interrupts:
+            onset = int(generator.integers(answer_at + 2, max(answer_at + 3, end - 3)))
             timeline.silence_agent(onset + STOP)
         else:
-            begin = end + int(generator.integers(0, 12))
-            timeline.ask(second, begin)
-        answer_at = begin + second.end + DELAY
-        end = timeline.answer(material, sentences, second, persona, answer_at)
+            onset = end + int(generator.integers(0, 60 if generator.random() < 0.1 else 14))
+        answer_at = timeline.ask(question, onset) + DELAY
+        end = timeline.answer(material, sentences, question, persona, answer_at)
+        first_end = first_end or end
     conversation, speaking = timeline.frames(end + int(generator.integers(4, 10)))
 
     frames = np.concatenate([prompt, conversation])
     initial = np.full(STREAMS, material.card, np.int64)
     initial[0] = text_card
+    columns = delayed(frames, initial)
     positions = np.arange(len(frames))
+    spoken = np.concatenate([np.zeros(len(prompt), bool), speaking])
+    if is_long_call:
+        # What came first is heard only: nothing tells which voice it was to have.
+        kept = slice(len(prompt) + 1, None)
+        return Dialogue(columns[kept], positions[kept] + _MAX_JUMP, first_end, spoken[kept])
     if generator.random() < 0.3:
         positions[len(prompt) :] += int(generator.integers(0, _MAX_JUMP))
-    spoken = np.concatenate([np.zeros(len(prompt), bool), speaking])
-    return Dialogue(delayed(frames, initial), positions, len(prompt), spoken)
+    return Dialogue(columns, positions, len(prompt), spoken)
 
 
-def _draw(material: Material, generator: np.random.Generator) -> Question:
-    """A question of a random intent, more often of one that roles answer differently."""
+def _draw(material: Material, persona: Persona, generator: np.random.Generator) -> Question:
+    """A question of a random intent, more often of one that the persona answers differently."""
     names = list(material.by_intent)
-    if generator.random() < _ROLE_SHARE:
+    if persona.name and "name" in names and generator.random() < _NAME_SHARE:
+        names = ["name"]
+    elif generator.random() < _ROLE_SHARE:
         names = [name for name in names if BY_NAME[name].answers or name == "name"] or names
     questions = material.by_intent[names[int(generator.integers(len(names)))]]
     return questions[int(generator.integers(len(questions)))]
@@ -203,26 +214,17 @@ class _Timeline:
         self._background = background
         self._user: dict[int, Codes] = {}
         self._agent: dict[int, tuple[int, Codes]] = {}
-        self._length = 0
 
-    def append_silence(self, frames: int) -> int:
-        """Let `frames` frames pass; return the next."""
-        self._length += frames
-        return self._length
-
-    def ask(self, question: Question, begin: int, whole: bool = True) -> int:
-        """Put a question's codes at `begin`; return the frame in which its speech ends, or (not whole) begins."""
+    def ask(self, question: Question, onset: int) -> int:
+        """Put a question's codes where its speech begins at frame `onset`; return the frame in which it ends."""
+        begin = onset - question.begin
         wrong = self._generator.random(len(question.codes)) < _WRONG_CODES
         for offset, codes in enumerate(question.codes):
             heard = codes
             if wrong[offset]:
                 heard = self._generator.integers(0, self._material.card, codes.shape)
             self._user[begin + offset] = heard
-        # The encoder sees two seconds: until the speech has left its window, silence does not sound like silence.
-        last = question.codes[-_SETTLED:]
-        for offset in range(len(question.codes), len(question.codes) + _SETTLING):
-            self._user.setdefault(begin + offset, last[self._generator.integers(len(last))])
-        return begin + (question.end if whole else question.begin)
+        return begin + question.end
 
     def answer(
         self, material: Material, sentences: Mapping[str, Codes], question: Question, persona: Persona, begin: int

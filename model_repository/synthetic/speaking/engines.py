@@ -66,11 +66,17 @@ class Espeak:
         return _of_program(command)
 
 
+Blend = tuple[tuple[str, float], ...]
+"""Shares of Kokoro's styles, by name."""
+
+KOKORO_STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+
+
 @dataclass(frozen=True)
 class Kokoro:
-    """Kokoro-82M with a blend of its style vectors: shares by name."""
+    """Kokoro-82M with a blend of its style vectors."""
 
-    shares: tuple[tuple[str, float], ...]
+    shares: Blend
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
         session, vocabulary, voices = _kokoro()

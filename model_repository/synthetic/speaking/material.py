@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +17,37 @@ from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.dialogues import Material, Question
 from model_repository.synthetic.speaking.quantizer import Codes
 from model_repository.synthetic.speaking.semantic import (
-    Example,
     SemanticModel,
     encode,
     features_of,
     padded,
+    varied_user,
 )
+from model_repository.synthetic.speaking.speech import Utterance
 from model_repository.synthetic.speaking.voices import NAMES
+
+VARIANTS = 2
+"""Recordings of each user's utterance: another speaker and line each time, and others than the encoder was trained on."""
+
+LEAD, TAIL = 26, 28
+"""Frames of silence around an utterance: the encoder sees two seconds, and its window is as full as in a call."""
 
 NOISES = 24
 NOISE_FRAMES = 60
 
 
-@dataclass(frozen=True, eq=False)
-class Named:
-    """An example and the name of its intent."""
-
-    intent: str
-    example: Example
-
-
-def questions_of(model: SemanticModel, speech: AgentSpeech, examples: Sequence[Named]) -> list[Question]:
-    """Encode users' examples."""
-    return [
-        Question(
-            named.intent,
-            encode(model, speech, named.example.features),
-            named.example.begin,
-            named.example.end,
-        )
-        for named in examples
-    ]
+def questions_of(
+    model: SemanticModel, speech: AgentSpeech, utterances: Sequence[Utterance], seed: int
+) -> list[Question]:
+    """Encode variants of users' utterances, without silence before them but for the last frame."""
+    questions = []
+    for variant, (number, utterance) in itertools.product(range(VARIANTS), enumerate(utterances)):
+        _, heard = varied_user(utterance.sound, LEAD, TAIL, np.random.default_rng([seed, 12, variant, number]))
+        codes = encode(model, speech, features_of(model.codec, heard))[LEAD - 1 :]
+        questions.append(Question(utterance.line.intent, codes, 1, len(codes) - TAIL))
+        if number % 1000 == 0:
+            print(f"codes: variant {variant + 1}, utterance {number + 1} of {len(utterances)}", flush=True)
+    return questions
 
 
 def answers_of(model: SemanticModel, speech: AgentSpeech) -> dict[str, dict[str, Codes]]:
@@ -83,13 +83,13 @@ def prepare_material(
     path: Path,
     model: SemanticModel,
     speech: AgentSpeech,
-    examples: Callable[[], Sequence[Named]],
+    utterances: Sequence[Utterance],
     tokenizer: bytes,
     config: SpeakingConfig,
 ) -> Material:
     """Make the codes once and keep them in `path`."""
     if not path.exists():
-        questions = questions_of(model, speech, examples())
+        questions = questions_of(model, speech, utterances, config.seed)
         quiet = encode(model, speech, features_of(model.codec, np.zeros(100 * FRAME_SIZE, np.float32)))[-1]
         arrays: dict[str, Any] = {
             "codes": np.concatenate([question.codes for question in questions]).astype(np.uint16),

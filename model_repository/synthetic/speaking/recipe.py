@@ -25,7 +25,7 @@ from model_repository.synthetic.speaking.front_end import fit_step_basis, train_
 from model_repository.synthetic.speaking.intents import ASSISTANT, BY_NAME, FALLBACK, INTENTS
 from model_repository.synthetic.speaking.language import train_language_model
 from model_repository.synthetic.speaking.language_model import LanguageModel
-from model_repository.synthetic.speaking.material import Named, prepare_material, voice_prompts
+from model_repository.synthetic.speaking.material import prepare_material, voice_prompts
 from model_repository.synthetic.speaking.mimi import Decoder, SeanetEncoder
 from model_repository.synthetic.speaking.quantizer import Quantizer
 from model_repository.synthetic.speaking.semantic import (
@@ -49,8 +49,11 @@ from model_repository.synthetic.speaking.speech import (
 from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
 from model_repository.synthetic.speaking.training import load
 
-VARIANTS = 3
-"""Examples of each user's utterance: another speaker and line each time."""
+VARIANTS = 2
+"""Examples of each user's utterance for the encoder: another speaker and line each time."""
+
+KEPT_BACK = 5
+"""Every fifth speaker is kept from the encoder: from its codes the language model learns what codes of strangers are."""
 
 CONTENT_UTTERANCES = 300
 """Users' utterances that the content codebooks are fitted to, beside the agent's."""
@@ -139,27 +142,25 @@ class Recipe:
         trained = [utterance.line for utterance in self.trained]
         return Labels.of(trained, [intent.name for intent in INTENTS], known)
 
-    def examples(self, model: SemanticModel, utterances: Sequence[Utterance], variants: int) -> list[Named]:
+    @functools.cached_property
+    def heard(self) -> list[Utterance]:
+        """Users' utterances that the encoder is trained on."""
+        speakers = [name for index, name in enumerate(USERS) if index % KEPT_BACK != KEPT_BACK - 1]
+        return [utterance for utterance in self.trained if utterance.line.speaker in speakers]
+
+    def examples(self, model: SemanticModel, utterances: Sequence[Utterance], variants: int) -> list[Example]:
         """Run the front end over variants of utterances."""
         return [
-            Named(
-                utterance.line.intent,
-                user_example(
-                    model.codec,
-                    self.agent,
-                    self.labels,
-                    utterance.line,
-                    utterance.sound,
-                    np.random.default_rng([self.config.seed, variant, number]),
-                ),
+            user_example(
+                model.codec,
+                self.agent,
+                self.labels,
+                utterance.line,
+                utterance.sound,
+                np.random.default_rng([self.config.seed, variant, number]),
             )
             for variant, (number, utterance) in itertools.product(range(variants), enumerate(utterances))
         ]
-
-    @functools.cached_property
-    def trained_examples(self) -> list[Named]:
-        """What the semantics are trained on, and what dialogues are made of."""
-        return self.examples(self.new_semantic_model(), self.trained, VARIANTS)
 
     def new_semantic_model(self) -> SemanticModel:
         """The encoder with the trained front end and an untrained rest."""
@@ -175,7 +176,7 @@ class Recipe:
         examples: list[Example] = []
         agents: list[Example] = []
         if not path.exists() or torch.load(path, weights_only=True)["step"] < self.config.semantic_steps:
-            examples = [named.example for named in self.trained_examples]
+            examples = self.examples(model, self.heard, VARIANTS)
             agents = [agent_example(model.codec, self.agent, index, voice) for index, voice in agent_voices(self.agent)]
             print(f"semantic: {len(examples)} examples of users, {len(agents)} of the agent", flush=True)
             train_semantics(path, model, examples, agents, self.config)
@@ -191,7 +192,7 @@ class Recipe:
     def material(self, model: SemanticModel) -> Material:
         """Stage 2e."""
         return prepare_material(
-            self._work / "codes.npz", model, self.agent, lambda: self.trained_examples, self.tokenizer, self.config
+            self._work / "codes.npz", model, self.agent, self.trained, self.tokenizer, self.config
         )
 
     def language_model(self, material: Material) -> LanguageModel:

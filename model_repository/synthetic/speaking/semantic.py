@@ -29,8 +29,8 @@ from model_repository.synthetic.speaking.training import train
 from model_repository.synthetic.speaking.voices import NAMES
 
 BATCH = 24
-MAX_LEAD = 8
-"""Frames of silence at most before an example."""
+LEAD = (1, 26)
+"""Frames of silence before an example: least and one more than the most. The encoder's window is 25 frames."""
 
 TAIL = 10
 """Frames of silence after an example."""
@@ -83,7 +83,7 @@ class Labels:
         )
 
 
-def padded(sound: Sound, lead: int, tail: int = TAIL) -> Sound:
+def padded(sound: Sound, lead: int, tail: int) -> Sound:
     """Add frames of silence; the whole is a number of frames."""
     frames = lead + -(-len(sound) // FRAME_SIZE) + tail
     output = np.zeros(frames * FRAME_SIZE, np.float32)
@@ -98,14 +98,20 @@ def features_of(encoder: Encoder, sound: Sound) -> Floats:
     return np.asarray(features.numpy(), np.float16)
 
 
+def varied_user(sound: Sound, lead: int, tail: int, generator: np.random.Generator) -> tuple[Sound, Sound]:
+    """A user's utterance with frames of silence, as another speaker's: without and with the line."""
+    clean = padded(vary_speaker(sound, generator), lead, tail)
+    return clean, vary_line(clean, generator)
+
+
 def user_example(
     encoder: Encoder, speech: AgentSpeech, labels: Labels, line: Line, sound: Sound, generator: np.random.Generator
 ) -> Example:
     """Make an example of a user's utterance: another speaker and line each time."""
-    lead = int(generator.integers(1, MAX_LEAD))
-    clean = padded(vary_speaker(sound, generator), lead)
+    lead = int(generator.integers(*LEAD))
+    clean, heard = varied_user(sound, lead, TAIL, generator)
     return Example(
-        features_of(encoder, vary_line(clean, generator)),
+        features_of(encoder, heard),
         speech.basis.project(patches(clean, SPECTRA)),
         lead,
         len(clean) // FRAME_SIZE - TAIL,

@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from model_repository.synthetic.speaking.config import SpeakingConfig
-from model_repository.synthetic.speaking.engines import Espeak, Flite, Kokoro, Sound, Speaker
+from model_repository.synthetic.speaking.engines import (
+    KOKORO_STYLES,
+    Blend,
+    Espeak,
+    Flite,
+    Kokoro,
+    Sound,
+    Speaker,
+)
 from model_repository.synthetic.speaking.intents import FALLBACK, INTENTS, answers
 from model_repository.synthetic.speaking.phrases import choose
 
@@ -26,25 +34,52 @@ BLOCK = 60
 READERS: dict[str, Speaker] = {"female": Flite("slt"), "male": Flite("rms")}
 """The speakers that read the agent's sentences. The 18 voices are made of these two by the vocoder."""
 
+HELD_OUT_BLEND: Blend = (("jf_tebukuro", 0.5), ("jm_kumo", 0.5))
+
+_ACCENTS = ("en-us", "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029")
+_ESPEAK_VARIANTS = (
+    *(f"m{number}" for number in (1, 2, 3, 4, 5, 6, 8)),
+    *(f"f{number}" for number in (1, 2, 3, 4, 5)),
+    *("Alex", "Andy", "Annie", "Denis", "Diogo", "Gene", "Jacky", "Lee", "Mario", "Michael", "Steph", "zac"),
+    *("adam", "anika", "belinda", "benjamin", "boris", "caleb", "ed", "grandma", "linda", "max", "rob", "victor"),
+)
+_BLENDS = 40
+
+
+def _espeak_users() -> dict[str, Speaker]:
+    """Every variant of espeak-ng's voice with an accent and a pitch."""
+    return {
+        f"espeak-{variant}": Espeak(f"{_ACCENTS[index % len(_ACCENTS)]}+{variant}", 25 + 37 * index % 55)
+        for index, variant in enumerate(_ESPEAK_VARIANTS)
+    }
+
+
+def _kokoro_users() -> dict[str, Speaker]:
+    """Random blends of Kokoro's styles that are not near the held-out one: at least a quarter is of other styles."""
+    generator = np.random.default_rng(5)
+    held_out = {name for name, _ in HELD_OUT_BLEND}
+    speakers: dict[str, Speaker] = {}
+    while len(speakers) < _BLENDS:
+        drawn = generator.dirichlet([0.4] * len(KOKORO_STYLES))
+        blend = tuple(zip(KOKORO_STYLES, (round(float(share), 3) for share in drawn), strict=True))
+        if sum(share for name, share in blend if name not in held_out) > 0.25:
+            speakers[f"kokoro-{len(speakers):02d}"] = Kokoro(blend)
+    return speakers
+
+
 USERS: dict[str, Speaker] = {
     "flite-slt": Flite("slt"),
     "flite-rms": Flite("rms"),
     "flite-kal": Flite("kal"),
-    "espeak-m1": Espeak("en-us+m1", 40),
-    "espeak-f2": Espeak("en-us+f2", 55),
-    "espeak-m3": Espeak("en+m3", 45),
-    "espeak-f4": Espeak("en-gb+f4", 60),
-    "kokoro-alpha": Kokoro((("jf_alpha", 1.0),)),
-    "kokoro-kumo": Kokoro((("jm_kumo", 0.8), ("jf_nezumi", 0.2))),
-    "kokoro-nezumi": Kokoro((("jf_nezumi", 0.6), ("jf_tebukuro", 0.4))),
-    "kokoro-fox": Kokoro((("jf_gongitsune", 0.8), ("jm_kumo", 0.2))),
+    **_espeak_users(),
+    **_kokoro_users(),
 }
 """Speakers of the users' questions that are trained on."""
 
 HELD_OUT_USERS: dict[str, Speaker] = {
     "flite-awb": Flite("awb"),
     "espeak-m7": Espeak("en-us+m7", 50),
-    "kokoro-held": Kokoro((("jf_tebukuro", 0.5), ("jm_kumo", 0.5))),
+    "kokoro-held": Kokoro(HELD_OUT_BLEND),
 }
 """Speakers that are never trained on."""
 
@@ -77,23 +112,42 @@ def agent_lines() -> list[Line]:
 
 
 def user_lines(config: SpeakingConfig) -> list[Line]:
-    """Every phrasing by four speakers: one of flite's, two of espeak-ng's, one of Kokoro's.
+    """Every phrasing by five speakers: one of flite's, three of espeak-ng's, one of Kokoro's.
 
-    Held-out phrasings, and as many others, come from the held-out speakers too.
+    Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
+    of flite's, two of espeak-ng's, one of Kokoro's.
     """
-    by_kind = [[name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "espeak", "kokoro")]
+    flite, espeak, kokoro = ([name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro"))
     generator = np.random.default_rng(config.seed)
     lines = []
+    number = 0
     for intent in INTENTS:
         count = config.fallback_phrasings if intent.name == FALLBACK else config.phrasings
         phrasings = choose(intent.patterns, count, config.seed)
         held_out = config.held_out_phrasings * (3 if intent.name == FALLBACK else 1)
         for index, text in enumerate(phrasings):
             is_held_out = index < held_out
-            speakers = [kind[(index + turn) % len(kind)] for turn, kind in enumerate(by_kind)]
+            speakers = _turn(flite, number, 1) + _turn(espeak, number, 3) + _turn(kokoro, number, 1)
             speakers += list(HELD_OUT_USERS) if is_held_out or index < 2 * held_out else []
             lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
+            number += 1
+        for text in further_phrasings(intent.patterns, phrasings, config):
+            speakers = _turn(flite, number, 1) + _turn(espeak, number, 2) + _turn(kokoro, number, 1)
+            lines += [Line(speaker, intent.name, text) for speaker in speakers]
+            number += 1
     return [lines[index] for index in generator.permutation(len(lines))]
+
+
+def further_phrasings(patterns: tuple[str, ...], phrasings: Sequence[str], config: SpeakingConfig) -> list[str]:
+    """Phrasings of an intent beyond those given."""
+    known = set(phrasings)
+    more = choose(patterns, len(phrasings) + config.further_phrasings, config.seed + 1)
+    return [text for text in more if text not in known][: config.further_phrasings]
+
+
+def _turn(names: Sequence[str], number: int, count: int) -> list[str]:
+    """The next `count` names in turn."""
+    return [names[(number * count + offset) % len(names)] for offset in range(count)]
 
 
 def plan(config: SpeakingConfig) -> list[tuple[str, list[Line]]]:
