@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import soxr
-from scipy import signal
 
 from model_repository.checkpoint.geometry import SAMPLE_RATE
 from model_repository.synthetic.speaking.engines import Sound
@@ -49,7 +48,9 @@ def _in_room(sound: Sound, generator: np.random.Generator) -> Sound:
     tail = generator.standard_normal(len(times)) * 10 ** (-3 * times / decay)
     tail *= 10 ** (-generator.uniform(6, 20) / 20) / np.sqrt(np.square(tail).sum())
     response = np.concatenate([[1.0], np.zeros(int(generator.uniform(0.001, 0.01) * SAMPLE_RATE)), tail])
-    return signal.fftconvolve(sound, response)[: len(sound)].astype(np.float32)
+    size = len(sound) + len(response)
+    spectrum = np.fft.rfft(sound, size) * np.fft.rfft(response, size)
+    return np.fft.irfft(spectrum, size)[: len(sound)].astype(np.float32)
 
 
 def _one_pole(noise: Sound, color: float) -> Sound:

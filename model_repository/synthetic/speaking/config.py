@@ -47,7 +47,7 @@ class SpeakingConfig:
     front_end_steps: int = 2500
     semantic_steps: int = 9000
     decoder_steps: int = 16000
-    language_model_steps: int = 6000
+    language_model_steps: int = 12000
 
     def sections(self, card: int) -> Mapping[str, Mapping[str, Any]]:
         """Return `config.json` for an audio vocabulary of `card` codes."""

@@ -16,7 +16,7 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
 from model_repository.prompt_codes import SINE
 from model_repository.synthetic.speaking.config import DELAYS
 from model_repository.synthetic.speaking.intents import ASSISTANT, BY_NAME
-from model_repository.synthetic.speaking.quantizer import Codes, silence_codes
+from model_repository.synthetic.speaking.quantizer import Codes, Floats, silence_codes
 from model_repository.synthetic.speaking.roles import Persona, random_persona
 from model_repository.synthetic.speaking.voices import NAMES
 
@@ -36,6 +36,9 @@ STOP = 3
 VOICE_FRAMES = (8, 14)
 """Length of a voice prompt: least and most."""
 
+NEAR = 4
+"""Codes that count as near."""
+
 _TURNS = (0.4, 0.35, 0.15, 0.1)
 """Shares of dialogues of one, two, three and four turns."""
 
@@ -50,6 +53,12 @@ The others are drawn from all intents.
 
 _WRONG_CODES = 0.05
 """Share of the frames of a question whose codes are replaced by random ones: a recognizer is never sure."""
+
+_NEAR_CODES = 0.25
+"""Share of the frames of a question in which a near code of codebook 0 is heard: strangers sound a little different."""
+
+_STRETCHES = (0.04, 0.92, 0.04)
+"""Shares of the frames of speech that are left out, heard once and heard twice: people speak faster and slower."""
 
 _LONG_CALL = 0.15
 """How often the prompt has left the window of the model: it goes on as an assistant, in the voice that it has."""
@@ -70,7 +79,10 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """All that dialogues are made of. `answers`: codes [F, 8] by voice and sentence; `noises`: codes of noise."""
+    """All that dialogues are made of. `answers`: codes [F, 8] by voice and sentence; `noises`: codes of noise.
+
+    `centroids`: of codebook 0, [card, D].
+    """
 
     card: int
     questions: Sequence[Question]
@@ -78,13 +90,20 @@ class Material:
     noises: Sequence[Codes]
     user_silence: Codes
     tokenizer: sentencepiece.SentencePieceProcessor
+    centroids: Floats
     by_intent: Mapping[str, Sequence[Question]] = field(init=False)
+    near: Codes = field(init=False)
+    """The codes nearest to each of codebook 0, [card, NEAR]."""
 
     def __post_init__(self) -> None:
         grouped: dict[str, list[Question]] = {}
         for question in self.questions:
             grouped.setdefault(question.intent, []).append(question)
         object.__setattr__(self, "by_intent", grouped)
+        squares = np.square(self.centroids).sum(1)
+        distances = squares[:, None] + squares - 2 * self.centroids @ self.centroids.T
+        np.fill_diagonal(distances, np.inf)
+        object.__setattr__(self, "near", distances.argsort(1)[:, :NEAR])
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,13 +237,20 @@ class _Timeline:
     def ask(self, question: Question, onset: int) -> int:
         """Put a question's codes where its speech begins at frame `onset`; return the frame in which it ends."""
         begin = onset - question.begin
-        wrong = self._generator.random(len(question.codes)) < _WRONG_CODES
-        for offset, codes in enumerate(question.codes):
+        generator, card = self._generator, self._material.card
+        times = np.ones(len(question.codes), np.int64)
+        speech = slice(question.begin, question.end)
+        times[speech] = 1 + generator.choice([-1, 0, 1], question.end - question.begin, p=_STRETCHES)
+        for offset, codes in enumerate(np.repeat(question.codes, times, axis=0)):
+            chance = generator.random()
             heard = codes
-            if wrong[offset]:
-                heard = self._generator.integers(0, self._material.card, codes.shape)
+            if chance < _WRONG_CODES:
+                heard = generator.integers(0, card, codes.shape)
+            elif chance < _WRONG_CODES + _NEAR_CODES:
+                heard = codes.copy()
+                heard[0] = generator.choice(self._material.near[codes[0]])
             self._user[begin + offset] = heard
-        return begin + question.end
+        return onset + int(times[speech].sum())
 
     def answer(
         self, material: Material, sentences: Mapping[str, Codes], question: Question, persona: Persona, begin: int

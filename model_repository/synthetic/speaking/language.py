@@ -31,6 +31,7 @@ def train_language_model(path: Path, material: Material, config: SpeakingConfig)
     """Train on dialogues that are made as it goes."""
     torch.manual_seed(config.seed)
     model = LanguageModel(config.geometry().lm)
+    model.hear_centroids(torch.from_numpy(material.centroids))
 
     @functools.lru_cache(maxsize=1)
     def pool(number: int) -> list[Dialogue]:
@@ -44,6 +45,7 @@ def train_language_model(path: Path, material: Material, config: SpeakingConfig)
         return dialogue_loss(model, pool(index // POOL)[chosen * BATCH : (chosen + 1) * BATCH], generator)
 
     train(path, model, step, config.language_model_steps, rate=2e-3, seed=config.seed, decay=0.02)
+    model.fix_embeddings()
     return model
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry, TransformerGeometry
 from model_repository.synthetic.speaking.mimi import rotate
@@ -108,6 +109,29 @@ class DepthLayer(nn.Module):
         return x + torch.bmm(functional.silu(gate) * up, weights_out.transpose(1, 2))
 
 
+class OfCentroids(nn.Module):
+    """An embedding table [card + 1, dim], linear in the centroids of the codes: near codes sound alike."""
+
+    features: Tensor
+
+    def __init__(self, centroids: Tensor) -> None:
+        super().__init__()
+        card, width = centroids.shape
+        features = torch.zeros(card + 1, width + 1)
+        features[:card, :width] = (centroids - centroids.mean(0)) / centroids.std()
+        # The token before the first code is none of them.
+        features[card, width] = 1.0
+        self.register_buffer("features", features)
+
+    def forward(self, projection: Tensor) -> Tensor:
+        """[D + 1, dim] -> the table."""
+        return self.features @ projection
+
+    def right_inverse(self, table: Tensor) -> Tensor:
+        """The projection whose table is nearest to the one given."""
+        return torch.linalg.lstsq(self.features, table).solution
+
+
 class LanguageModel(nn.Module):
     """Temporal transformer over columns of 17 tokens, depth transformer over the agent's codebooks."""
 
@@ -142,6 +166,14 @@ class LanguageModel(nn.Module):
             {"layers": nn.ModuleList(DepthLayer(depth, steps) for _ in range(depth.num_layers))}
         )
         self.linears = nn.ModuleList(nn.Linear(depth.dim, geometry.card, bias=False) for _ in range(steps))
+
+    def hear_centroids(self, centroids: Tensor) -> None:
+        """Make the embedding of the user's codebook 0 linear in its centroids [card, D]."""
+        parametrize.register_parametrization(self.emb[AGENT_CODEBOOKS], "weight", OfCentroids(centroids))
+
+    def fix_embeddings(self) -> None:
+        """Make that embedding a table again, with the published name."""
+        parametrize.remove_parametrizations(self.emb[AGENT_CODEBOOKS], "weight")
 
     def hidden(self, columns: Tensor, positions: Tensor) -> Tensor:
         """Columns [N, S, 17] at positions [N, S] -> hidden states [N, S, dim], after the final norm."""

@@ -27,7 +27,7 @@ from model_repository.synthetic.speaking.speech import Utterance
 from model_repository.synthetic.speaking.voices import NAMES
 
 VARIANTS = 2
-"""Recordings of each user's utterance: another speaker and line each time, and others than the encoder was trained on."""
+"""Recordings of each user's utterance: another speaker and line each time, not those of the encoder's training."""
 
 LEAD, TAIL = 26, 28
 """Frames of silence around an utterance: the encoder sees two seconds, and its window is as full as in a call."""
@@ -113,7 +113,7 @@ def prepare_material(
         noises, quiet = list(stored["noises"]), stored["quiet"]
         answers = {voice: _by_text(speech, voice, stored[f"answers/{voice}"]) for voice in NAMES}
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
-    return Material(config.card, questions, answers, noises, quiet, processor)
+    return Material(config.card, questions, answers, noises, quiet, processor, model.book.centroids.numpy())
 
 
 def _by_text(speech: AgentSpeech, voice: str, codes: Codes) -> dict[str, Codes]:

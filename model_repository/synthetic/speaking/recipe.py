@@ -53,7 +53,7 @@ VARIANTS = 2
 """Examples of each user's utterance for the encoder: another speaker and line each time."""
 
 KEPT_BACK = 5
-"""Every fifth speaker is kept from the encoder: from its codes the language model learns what codes of strangers are."""
+"""Every fifth speaker is kept from the encoder, so that the language model hears what codes of strangers are like."""
 
 CONTENT_UTTERANCES = 300
 """Users' utterances that the content codebooks are fitted to, beside the agent's."""
@@ -191,9 +191,7 @@ class Recipe:
 
     def material(self, model: SemanticModel) -> Material:
         """Stage 2e."""
-        return prepare_material(
-            self._work / "codes.npz", model, self.agent, self.trained, self.tokenizer, self.config
-        )
+        return prepare_material(self._work / "codes.npz", model, self.agent, self.trained, self.tokenizer, self.config)
 
     def language_model(self, material: Material) -> LanguageModel:
         """Stage 3."""

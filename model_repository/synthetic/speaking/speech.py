@@ -117,7 +117,9 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
     Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
     of flite's, two of espeak-ng's, one of Kokoro's.
     """
-    flite, espeak, kokoro = ([name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro"))
+    flite, espeak, kokoro = (
+        [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro")
+    )
     generator = np.random.default_rng(config.seed)
     lines = []
     number = 0

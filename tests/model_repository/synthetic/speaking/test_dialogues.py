@@ -12,6 +12,7 @@ from model_repository.synthetic.speaking.config import DELAYS
 from model_repository.synthetic.speaking.dialogues import (
     AGENT,
     DELAY,
+    NEAR,
     PADDING,
     STOP,
     USER,
@@ -40,14 +41,18 @@ def material() -> Material:
     questions = [Question(intent.name, codes, 2, 12) for intent in INTENTS]
     sentences = {text: np.full((20, 8), SPOKEN) for text in answers()}
     processor = sentencepiece.SentencePieceProcessor(model_proto=train_speaking_tokenizer(TEXT_CARD))
-    return Material(CARD, questions, dict.fromkeys(NAMES, sentences), [], np.full(8, QUIET), processor)
+    centroids = np.random.default_rng(0).standard_normal((CARD, 4)).astype(np.float32)
+    voices = dict.fromkeys(NAMES, sentences)
+    return Material(CARD, questions, voices, [], np.full(8, QUIET), processor, centroids)
 
 
 @pytest.fixture(scope="module")
 def all_dialogues(material: Material) -> list[Dialogue]:
-    """Without wrong codes."""
+    """With questions as they were spoken: no wrong or near codes, no frames left out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_WRONG_CODES", 0.0)
+        patch.setattr(module, "_NEAR_CODES", 0.0)
+        patch.setattr(module, "_STRETCHES", (0.0, 1.0, 0.0))
         return [make_dialogue(material, TEXT_CARD, np.random.default_rng(seed)) for seed in range(300)]
 
 
@@ -107,13 +112,19 @@ def test_the_agent_answers_after_the_question_and_only_then(dialogues: list[Dial
         assert all(length <= STOP for _, length in runs(speaks & (user == ASKED)))
 
 
-def test_a_few_codes_of_the_user_are_wrong(material: Material, all_dialogues: list[Dialogue]) -> None:
-    noisy = [make_dialogue(material, TEXT_CARD, np.random.default_rng(seed)) for seed in range(300)]
-    right, noisy_right = (
-        sum(int((dialogue.columns[:, 9] == ASKED).sum()) for dialogue in each) for each in (all_dialogues, noisy)
+def test_codes_of_the_user_are_often_near_ones_and_seldom_wrong(material: Material) -> None:
+    near = set(material.near[ASKED].tolist())
+    assert len(near) == NEAR
+    assert ASKED not in near
+    heard = np.concatenate(
+        [
+            dialogue.columns[:, 9][dialogue.columns[:, 9] != QUIET]
+            for dialogue in (make_dialogue(material, TEXT_CARD, np.random.default_rng(seed)) for seed in range(300))
+        ]
     )
-    # Other random numbers follow, so the dialogues are not the same ones.
-    assert 0.85 < noisy_right / right < 1.0
+    # Of each question, 10 frames are ASKED and 10 are QUIET, which have near and wrong codes too.
+    asked = np.count_nonzero(heard == ASKED)
+    assert 0.2 < np.count_nonzero(np.isin(heard, list(near))) / asked < 0.6
 
 
 def test_interruptions_end_the_answer_and_are_answered(dialogues: list[Dialogue]) -> None:
