@@ -242,7 +242,7 @@ def test_the_environment_names_a_triton_too(spawn: Spawn, tiny_models: Path) -> 
 
 
 def test_the_help_names_tritons_port(personaplex: Run) -> None:
-    text = " ".join(personaplex("serve", "--help").out.split())
+    text = " ".join(personaplex("serve", "--help").out.replace("│", " ").split())
     assert "HTTP endpoint of a running Triton to use instead of the embedded one" in text
 
 
