@@ -68,12 +68,15 @@ class LiveSessions:
                     if resume is not None:
                         self._resumable[resume.token] = session
                     with self._parts.sessions.register(session, session.info):
-                        opened.set_result(session)
+                        if not opened.cancelled():
+                            opened.set_result(session)
                         await session.live()
             except Exception as error:
-                if opened.done():
+                # Nobody waits any more if the client has disconnected.
+                if not opened.done():
+                    opened.set_exception(error)
+                elif not opened.cancelled():
                     raise
-                opened.set_exception(error)
             finally:
                 if resume is not None:
                     self._resumable.pop(resume.token, None)

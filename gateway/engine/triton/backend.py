@@ -280,6 +280,8 @@ class TritonBackend:
         try:
             deadline = self._step_deadline if start else self._prefill_deadline
             call = asyncio.ensure_future(self._http.request([head, *payload, member], deadline))
+            # If the conversation ends meanwhile, nobody else asks how the call went: END may overtake it.
+            call.add_done_callback(lambda done: done.cancelled() or done.exception())
             # A call that is cut in two would leave the sequence in an unknown state.
             return await asyncio.shield(call)
         except (TritonUnreachable, TritonRejected) as error:

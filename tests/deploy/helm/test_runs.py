@@ -226,7 +226,8 @@ def test_the_sidecar_starts_and_serves_on_loopback_only(mounts: Mounts, triton: 
     for port in (ports.http_port, ports.grpc_port):
         assert listens("127.0.0.1", port)
         assert not listens("127.0.0.2", port)
-    release = render({"models": {"folder": built(mounts).name}})
+    volume = {"existingClaim": "models"}
+    release = render({"models": {"source": "claim", "volume": volume, "folder": built(mounts).name}})
     with mounts.serving(release.containers["gateway"], triton=f"127.0.0.1:{ports.http_port}") as url:
         (call,) = release.one("Pod")["spec"]["containers"]
         finished = mounts.run(call, SERVER=url)
