@@ -30,7 +30,13 @@ VARIANTS = 2
 """Recordings of each user's utterance: another speaker and line each time, not those of the encoder's training."""
 
 LEAD, TAIL = 26, 28
-"""Frames of silence around an utterance: the encoder sees two seconds, and its window is as full as in a call."""
+"""Frames before an utterance at most, and frames of silence after it: the encoder sees two seconds."""
+
+PRECEDED = 0.4
+"""Share of utterances that follow another one within the encoder's window."""
+
+GAP = (3, 21)
+"""Frames of silence between the two: least and one more than the most."""
 
 NOISES = 24
 NOISE_FRAMES = 60
@@ -39,11 +45,18 @@ NOISE_FRAMES = 60
 def questions_of(
     model: SemanticModel, speech: AgentSpeech, utterances: Sequence[Utterance], seed: int
 ) -> list[Question]:
-    """Encode variants of users' utterances, without silence before them but for the last frame."""
+    """Encode variants of users' utterances, from the last frame before them."""
     questions = []
     for variant, (number, utterance) in itertools.product(range(VARIANTS), enumerate(utterances)):
-        _, heard = varied_user(utterance.sound, LEAD, TAIL, np.random.default_rng([seed, 12, variant, number]))
-        codes = encode(model, speech, features_of(model.codec, heard))[LEAD - 1 :]
+        generator = np.random.default_rng([seed, 12, variant, number])
+        is_preceded = generator.random() < PRECEDED
+        lead = LEAD if is_preceded else int(generator.integers(2, LEAD))
+        _, heard = varied_user(utterance.sound, lead, TAIL, generator)
+        if is_preceded:
+            end = (LEAD - int(generator.integers(*GAP))) * FRAME_SIZE
+            other = utterances[int(generator.integers(len(utterances)))].sound[-end:]
+            heard[end - len(other) : end] += other
+        codes = encode(model, speech, features_of(model.codec, heard))[lead - 1 :]
         questions.append(Question(utterance.line.intent, codes, 1, len(codes) - TAIL))
         if number % 1000 == 0:
             print(f"codes: variant {variant + 1}, utterance {number + 1} of {len(utterances)}", flush=True)
