@@ -25,7 +25,7 @@ class ForcedText:
     def __init__(self, padding_id: int) -> None:
         self._padding_id = padding_id
         self.waiting: dict[int, _Words] = {}
-        """By slot; empty while nobody has words to say."""
+        """By slot; empty while no agent has words to say."""
 
     def add(self, slot: int, words: Iterable[Sequence[int]]) -> None:
         """Say these words, each of them text tokens, after those that wait."""

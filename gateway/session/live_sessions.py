@@ -72,7 +72,7 @@ class LiveSessions:
                             opened.set_result(session)
                         await session.live()
             except Exception as error:
-                # Nobody waits any more if the client has disconnected.
+                # If the client has disconnected, no caller waits for the session.
                 if not opened.done():
                     opened.set_exception(error)
                 elif not opened.cancelled():

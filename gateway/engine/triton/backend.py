@@ -86,6 +86,8 @@ class TritonBackend:
         self._members = {model: np.zeros((manifest.slots, 2), np.int64) for model in STATEFUL}
         self._renewed_at = {model: np.zeros(manifest.slots) for model in STATEFUL}
         self._open: set[int] = set()
+        self._calls: dict[tuple[str, int], asyncio.Task[Outputs]] = {}
+        """The last call on a slot's own sequence, by model and slot."""
         self._talking: set[int] = set()
         """Slots whose prompt is in the model."""
         self._feeding = asyncio.Lock()
@@ -156,7 +158,7 @@ class TritonBackend:
         return Prefilled(output, cached=0)
 
     async def release(self, slot: int) -> None:
-        """See `Backend.release`. Triton ends a sequence after the requests before."""
+        """See `Backend.release`. A call whose conversation was cancelled is finished first."""
         self._talking.discard(slot)
         if slot in self._open:
             self._open.discard(slot)
@@ -208,6 +210,9 @@ class TritonBackend:
         self._members[model][slot] = int(outputs["row"][0, 0]), key
 
     async def _end_sequence(self, model: str, slot: int) -> None:
+        # On another connection END could overtake it. Whether it fails does not matter any more.
+        if (call := self._calls.pop((model, slot), None)) is not None:
+            await asyncio.gather(call, return_exceptions=True)
         inputs = [tensor.batched(1, 1) for tensor in (*self._inputs[model], _MEMBERS)]
         head = request_head(model, inputs, _sequence_id(slot), end=True)
         try:
@@ -280,9 +285,8 @@ class TritonBackend:
         try:
             deadline = self._step_deadline if start else self._prefill_deadline
             call = asyncio.ensure_future(self._http.request([head, *payload, member], deadline))
-            # If the conversation ends meanwhile, nobody else asks how the call went: END may overtake it.
-            call.add_done_callback(lambda done: done.cancelled() or done.exception())
             # A call that is cut in two would leave the sequence in an unknown state.
+            self._calls[model, slot] = call
             return await asyncio.shield(call)
         except (TritonUnreachable, TritonRejected) as error:
             raise _engine_error(error, model) from error

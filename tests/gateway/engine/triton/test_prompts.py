@@ -206,3 +206,24 @@ async def test_a_last_step_that_the_model_rejects_is_an_engine_error(
     monkeypatch.setattr(server, "infer", rejecting)
     with pytest.raises(EngineError):
         await prefill(backend, 0, prompt())
+
+
+async def test_a_sequence_ends_after_the_chunk_of_its_cancelled_prompt(backend: TritonBackend, server: Server):
+    await backend.open(0)
+    chunk_came = asyncio.Event()
+
+    async def slow() -> None:
+        if server.asked("temporal")[1:]:
+            server.before = None
+            chunk_came.set()
+            await asyncio.sleep(0.1)
+
+    server.before = slow
+    feeding = asyncio.create_task(backend.prefill(0, prompt(), SAMPLER, TEMPERATURE, at_once))
+    await chunk_came.wait()
+    feeding.cancel()
+    await asyncio.wait([feeding])
+    await backend.release(0)
+    _, fed, ended = prompt_calls(server)
+    assert "embeddings" in fed
+    assert ended["end"]
