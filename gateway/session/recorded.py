@@ -11,8 +11,8 @@ from gateway.audio.squelch import SILENT_RMS
 from gateway.engine.backend import Floats, Tokens
 from gateway.engine.batch import AgentFrame
 from gateway.engine.conversation import Conversation
+from gateway.engine.forced_text import END_OF_PADDING
 from gateway.manifest import Manifest
-from gateway.session.tokenizer import EPAD
 
 MAX_FRAMES_AFTER_USER = 250
 """Frames (20 s) that a response may go on after the recording when there is no `max_steps`."""
@@ -57,7 +57,7 @@ class RecordedResponse:
         self._frame_size = manifest.frame_size
         self._user_frames = -(-len(pcm) // manifest.frame_size)
         self._silence = np.zeros(manifest.frame_size, np.float32)
-        self._padding = (EPAD, manifest.text_padding_id)
+        self._padding = (END_OF_PADDING, manifest.text_padding_id)
         self._silent_frames = round(SILENCE_SECONDS * manifest.frame_rate)
         self._may_stop = max_steps is None
         self.max_steps = frame_limit(pcm, manifest, max_steps, limit)

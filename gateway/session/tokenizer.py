@@ -6,8 +6,9 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from gateway.engine.forced_text import END_OF_PADDING
+
 SYSTEM_TAG = "<system>"
-EPAD = 0
 _WORD_BEGINS = "\u2581"
 
 
@@ -22,7 +23,7 @@ class Tokenizer:
         known = min(text_card, self._processor.get_piece_size())
         self.pieces = [self._processor.id_to_piece(token).replace(_WORD_BEGINS, " ") for token in range(known)]
         self.pieces += [""] * (text_card - known)
-        for silent in (EPAD, padding_id):
+        for silent in (END_OF_PADDING, padding_id):
             self.pieces[silent] = ""
 
     def encode_words(self, text: str) -> list[list[int]]:
