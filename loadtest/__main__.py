@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gateway.cli.console import CommandError
+from gateway.cli.console import CommandError, print_status
 from loadtest.fake_device.profiles import PROFILES, Profile
 from loadtest.paths import RECORDING, ROOT
 from loadtest.plan import Starts, address
@@ -139,7 +139,7 @@ def main(
                 show(result, console)
                 passed = not result.faults()
     except (NoServer, CommandError) as error:
-        Console(stderr=True).print(f"loadtest: error: {error}", highlight=False)
+        print_status(f"loadtest: error: {error}")
         raise typer.Exit(2) from None
     raise typer.Exit(0 if passed else 1)
 

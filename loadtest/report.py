@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.console import CommandError
+from gateway.cli.console import CommandError, print_status
 from loadtest.machine import machine
 from loadtest.result import Result
 from loadtest.stats import LoadStats, Percentiles
@@ -210,7 +210,7 @@ def main(
             write_comparison(dict(zip(names, (Result.read(run), Result.read(other)), strict=True)), target)
             print(target / PAGE)
     except CommandError as error:
-        Console(stderr=True).print(f"report: error: {error}", highlight=False)
+        print_status(f"report: error: {error}")
         raise typer.Exit(2) from None
 
 

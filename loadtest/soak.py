@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.console import CommandError
+from gateway.cli.console import CommandError, print_status
 from loadtest.churn import APIS, COMPLETED, DROPPED, FAILED, REFUSED, ChurnUsers
 from loadtest.memory import ProcessMonitor
 from loadtest.paths import RECORDING
@@ -60,7 +60,7 @@ def main(
                 console.print(f"{users} users at once for {minutes:g} minutes; results in {results}")
                 found = asyncio.run(soak(server, churn, 60 * minutes, every, console))
     except (NoServer, CommandError) as error:
-        Console(stderr=True).print(f"soak: error: {error}", highlight=False)
+        print_status(f"soak: error: {error}")
         raise typer.Exit(2) from None
     (results / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
     show(found, console)

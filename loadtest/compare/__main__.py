@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gateway.cli.console import print_status
 from loadtest.compare.measurements import Measurements, Options
 from loadtest.compare.report import PARTS, Comparison, Pair, PartName, markdown
 from loadtest.compare.source_tree import SourceTree, worktree
@@ -80,7 +81,7 @@ def main(
                     found[part].append(_pair(measurements, part, base_tree, this_tree, number, console))
                     _write(file, [Comparison(name, found[name]) for name in parts if found[name]], about)
     except NoServer as error:
-        Console(stderr=True).print(f"compare: error: {error}", highlight=False)
+        print_status(f"compare: error: {error}")
         raise typer.Exit(2) from None
     console.print(file.with_suffix(".md").read_text(), highlight=False, markup=False, soft_wrap=True)
     console.print(f"written to {file}.json and .md", highlight=False, soft_wrap=True)

@@ -112,9 +112,11 @@ def test_the_command_reports_a_run_and_compares_two(tmp_path: Path):
 
 @pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"records": [{}], "workers": []}'])
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path, content: str | None):
+    folder = tmp_path / f"longer than a line of a terminal{100 * '-'}[of a run]"
+    folder.mkdir()
     if content is not None:
-        (tmp_path / "run.json").write_text(content)
-    done = report(tmp_path)
+        (folder / "run.json").write_text(content)
+    done = report(folder)
     assert done.returncode == 2
-    assert "run.json" in done.stderr
+    assert str(folder / "run.json") in done.stderr
     assert "Traceback" not in done.stderr
