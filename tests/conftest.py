@@ -136,7 +136,7 @@ def cuda_models(golden_variant: GoldenVariant) -> Path:
 def tiny_models(built_once: BuiltOnce) -> Path:
     """The embedded default, built for 8 conversations."""
     from model_repository.build import build_repository
-    from model_repository.tiny import write_tiny_checkpoint
+    from model_repository.synthetic.tiny import write_tiny_checkpoint
 
     def build(path: Path) -> None:
         write_tiny_checkpoint(path / "checkpoint")

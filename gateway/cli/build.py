@@ -63,7 +63,7 @@ def write_tiny(out: Path, *, force: bool = False) -> None:
 
 def write_random(out: Path, *, seed: int = 0, force: bool = False) -> None:
     """Write the tiny checkpoint of random weights. Raises CommandError."""
-    from model_repository.tiny import write_tiny_checkpoint
+    from model_repository.synthetic.tiny import write_tiny_checkpoint
 
     with explained():
         write_tiny_checkpoint(out, seed=seed, force=force)

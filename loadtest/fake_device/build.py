@@ -19,7 +19,7 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, FRAME_SIZE, Ge
 from model_repository.checkpoint.voices.voice import Voice
 from model_repository.place import MANIFEST
 from model_repository.serving.timed_session import SIGNATURE, Timing
-from model_repository.tiny_tokenizer import train_tiny_tokenizer
+from model_repository.synthetic.tokenizer import train_tiny_tokenizer
 from model_repository.triton_config import served_models
 from model_repository.variants import Device, variants_of
 

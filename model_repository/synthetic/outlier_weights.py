@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +25,8 @@ import numpy.typing as npt
 
 from model_repository.checkpoint.weights.tensors import Shape
 from model_repository.errors import BuildError
+from model_repository.synthetic.random_weights import EMBEDDING, generator_of
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 
 Float32 = npt.NDArray[np.float32]
 
@@ -61,7 +62,6 @@ _GAINS: tuple[tuple[str, float], ...] = (
 )
 """Deviation of what comes out where the input has 1, by name; the first match counts, and 1 where there is none."""
 
-_EMBEDDING = re.compile(r"(emb|text_emb|depformer_emb|depformer_text_emb)\.")
 _RESIDUAL = re.compile(r"(.*?)\.?layers\.\d+\..*(out_proj|linear_out)")
 _NORM_BEFORE = (
     (re.compile(r"(.*layers\.\d+)\.self_attn\.in_proj_weight$"), r"\1.norm1.alpha"),
@@ -77,11 +77,11 @@ def outlier_weights(shapes: Mapping[str, Shape], seed: int) -> dict[str, Float32
 
 def _weight(name: str, shapes: Mapping[str, Shape], seed: int) -> Float32:
     shape = shapes[name]
-    generator = _generator(name, seed)
+    generator = generator_of(name, seed)
     if name.endswith(".alpha"):
         return _alpha(name, shape[-1], seed).reshape(shape)
     weight = _student(generator, shape) * np.float32(_gain(name, shapes))
-    if _EMBEDDING.match(name):
+    if EMBEDDING.match(name):
         return weight
     norm = next((pattern.sub(made, name) for pattern, made in _NORM_BEFORE if pattern.match(name)), None)
     carried = np.ones(shape[1]) if norm is None else _alpha(norm, shape[1], seed).astype(np.float64)
@@ -95,7 +95,7 @@ def _weight(name: str, shapes: Mapping[str, Shape], seed: int) -> Float32:
 
 
 def _alpha(name: str, width: int, seed: int) -> Float32:
-    generator = _generator(name, seed)
+    generator = generator_of(name, seed)
     alpha = 1 + 0.1 * generator.standard_normal(width)
     chosen = _chosen(generator, width)
     alpha[chosen] *= generator.uniform(*FACTORS, len(chosen))
@@ -123,14 +123,8 @@ def _student(generator: np.random.Generator, shape: Shape) -> Float32:
     return generator.standard_normal(shape, np.float32) / spread
 
 
-def _generator(name: str, seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
 def main() -> None:
-    """Writes a checkpoint of `MIDDLE_SIZE`, as float32, for nothing but the quantizers shall round it."""
-    from model_repository.tiny import write_tiny_checkpoint
-
+    """Write a checkpoint of `MIDDLE_SIZE` as float32, so that only the quantizers round it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)

@@ -18,7 +18,7 @@ from model_repository.build import build_repository
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.voices.voice import Voice
 from model_repository.errors import BuildError, CheckpointError
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 from tests.conftest import GOLDEN
 
 CHECKPOINT = GOLDEN / "checkpoint"

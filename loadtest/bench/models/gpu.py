@@ -41,7 +41,7 @@ from model_repository.serving.device_session import CUDNN_ATTENTION, ELEMENTS
 from model_repository.serving.memory import MemoryEstimate
 from model_repository.serving.row_request import run_one
 from model_repository.serving.temporal import TemporalModel
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
 from model_repository.variants import CUDA_VARIANTS
 

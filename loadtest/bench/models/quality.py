@@ -21,7 +21,7 @@ from model_repository.build import build_repository
 from model_repository.checkpoint.folder import LM_FILE
 from model_repository.quantize.config import AUDIO_HEADS
 from model_repository.synthetic.outlier_weights import MIDDLE_SIZE, outlier_weights
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 
 BLOCK = 128
 VARIANTS = ("fp16", "int8", "mixed", "int4")

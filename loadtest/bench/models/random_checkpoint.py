@@ -2,7 +2,7 @@
 
 Generating 8.4 billion random numbers would take minutes. Instead, a million normal numbers are generated once. Each row
 of a matrix is a slice of them with a random offset, sign and scale. All rows differ, and a matrix has the standard
-deviation of `tiny_weights`. At most one block of a matrix is in memory.
+deviation of `random_weights`. At most one block of a matrix is in memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy.typing as npt
 from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry, LmGeometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import VOICES_FOLDER
 from model_repository.checkpoint.weights.tensors import Shape
-from model_repository.tiny_tokenizer import train_tiny_tokenizer
-from model_repository.tiny_weights import deviation, random_weights
+from model_repository.synthetic.random_weights import deviation, random_weights
+from model_repository.synthetic.tokenizer import train_tiny_tokenizer
+from model_repository.synthetic.torch_writer import write_torch_tensors
 
 VOICES = ("NATF0", "NATM0", "VARF0", "VARM0")
 VOICE_FRAMES = 51

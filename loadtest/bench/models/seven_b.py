@@ -32,7 +32,7 @@ from loadtest.bench.models.tables import markdown, show, tables
 from loadtest.machine import machine
 from loadtest.paths import ROOT
 from model_repository.processors import processors
-from model_repository.tiny import TINY_CONFIG
+from model_repository.synthetic.tiny import TINY_CONFIG
 
 MEMORY_SLOTS = 2
 GROUPS = 3

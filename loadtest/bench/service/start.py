@@ -31,7 +31,7 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc as rpc
 from loadtest.machine import machine
 from loadtest.server import started
 from model_repository.build import build_repository
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 
 FRAME_SECONDS = 0.08
 LATE_MS = 80.0

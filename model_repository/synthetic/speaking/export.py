@@ -23,11 +23,11 @@ import safetensors.numpy
 
 from model_repository.checkpoint.folder import CONFIG_FILE, EVALUATION_FOLDER, LM_FILE, MIMI_FILE, TOKENIZER_FILE
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import VOICES_FOLDER
 from model_repository.errors import BuildError
 from model_repository.synthetic.speaking.config import PUBLISHED_CARD, SpeakingConfig
-from model_repository.tiny import claim, prompt_of_codes
+from model_repository.synthetic.tiny import claim, prompt_of_codes
+from model_repository.synthetic.torch_writer import write_torch_tensors
 
 COMPACT_LM, COMPACT_MIMI, VOICES_FILE, RECIPE_FILE = "lm.safetensors", "mimi.safetensors", "voices.npz", "recipe.json"
 

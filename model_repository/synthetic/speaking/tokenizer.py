@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model_repository.synthetic.speaking.intents import answers
 from model_repository.synthetic.speaking.roles import texts
-from model_repository.tiny_tokenizer import SENTENCES, train_tiny_tokenizer
+from model_repository.synthetic.tokenizer import SENTENCES, train_tiny_tokenizer
 
 
 def train_speaking_tokenizer(pieces: int) -> bytes:

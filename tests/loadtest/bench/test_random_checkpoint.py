@@ -10,8 +10,8 @@ import pytest
 from loadtest.bench.models.random_checkpoint import VOICE_FRAMES, VOICES, is_complete, write_random_checkpoint
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.tiny import TINY_CONFIG
-from model_repository.tiny_weights import deviation, random_weights
+from model_repository.synthetic.random_weights import deviation, random_weights
+from model_repository.synthetic.tiny import TINY_CONFIG
 
 pytestmark = pytest.mark.long
 

@@ -25,7 +25,7 @@ from loadtest.paths import RECORDING, ROOT
 from loadtest.server import Server, started
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.serving.timed_session import TimedSession, Timing
-from model_repository.tiny import TINY_CONFIG
+from model_repository.synthetic.tiny import TINY_CONFIG
 
 FRAMES = 20
 TIMINGS = {

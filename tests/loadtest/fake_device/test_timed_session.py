@@ -16,7 +16,7 @@ from model_repository.checkpoint.geometry import Geometry
 from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.timed_session import SIGNATURE, TimedSession, Timing
-from model_repository.tiny import TINY_CONFIG
+from model_repository.synthetic.tiny import TINY_CONFIG
 from tests.model_repository.serving.conftest import together, turn
 
 GEOMETRY = Geometry.from_config(TINY_CONFIG)

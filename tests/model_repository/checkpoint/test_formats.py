@@ -17,7 +17,7 @@ from model_repository.build import build_repository
 from model_repository.checkpoint.folder import LM_FILE, MLX_MIMI_FILE, Checkpoint
 from model_repository.checkpoint.layout import is_required
 from model_repository.errors import CheckpointError
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 from tests.model_repository.checkpoint.kquants import quantize
 from tests.model_repository.checkpoint.writers import (
     beside_the_weights,

@@ -19,10 +19,10 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices.voice import Voice
 from model_repository.checkpoint.voices.voice_file import is_voice_file, read_voice, voice_name
 from model_repository.errors import CheckpointError
+from model_repository.synthetic.torch_writer import write_torch_tensors
 
 DELAYS = (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1)
 SHAPE = SimpleNamespace(dim=4, card=2048, text_card=512, delays=DELAYS)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from model_repository.checkpoint.folder import Checkpoint
-from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import voice_archive
 from model_repository.checkpoint.voices.voice_archive import unpack_voices
 from model_repository.errors import CheckpointError
+from model_repository.synthetic.torch_writer import write_torch_tensors
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

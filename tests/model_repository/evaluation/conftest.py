@@ -15,7 +15,7 @@ from model_repository.checkpoint.folder import LM_FILE
 from model_repository.evaluation.conversation import Prompt
 from model_repository.evaluation.repository import Repository
 from model_repository.evaluation.speech import synthetic_speech
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 from tests.conftest import BuiltOnce
 
 LAYERS = 3

@@ -23,7 +23,7 @@ from model_repository.evaluation.questions import (
     judge,
 )
 from model_repository.evaluation.repository import Repository
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 
 RATE = 24_000
 

@@ -11,7 +11,7 @@ import pytest
 from model_repository.build import build_repository
 from model_repository.errors import EvaluationError
 from model_repository.evaluation.repository import Repository, check_same_checkpoint
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 from tests.model_repository.evaluation.conftest import LAYERS
 
 Pair = tuple[Repository, Repository]

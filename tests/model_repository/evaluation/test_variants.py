@@ -15,7 +15,7 @@ from model_repository.evaluation.report import Evaluated
 from model_repository.evaluation.repository import Repository
 from model_repository.evaluation.speech import synthetic_speech
 from model_repository.synthetic.outlier_weights import MIDDLE_SIZE, outlier_weights
-from model_repository.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tiny import write_tiny_checkpoint
 from tests.effort import effort
 
 FRAMES = effort(20, 60)

@@ -17,9 +17,9 @@ from model_repository.quantize.depth_smoothing import smooth_depth
 from model_repository.quantize.scaling import ScaledTensors
 from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.serving.session import StatefulSession
+from model_repository.synthetic.tiny import write_tiny_checkpoint
+from model_repository.synthetic.tokenizer import train_tiny_tokenizer
 from model_repository.temporal import graph as temporal
-from model_repository.tiny import write_tiny_checkpoint
-from model_repository.tiny_tokenizer import train_tiny_tokenizer
 from model_repository.variants import CachePrecision, Precision, Variant
 from tests.conftest import GOLDEN
 

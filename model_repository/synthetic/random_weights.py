@@ -29,7 +29,7 @@ _GAINS: tuple[tuple[str, float], ...] = (
 )
 """Factor on the deviation that keeps the variance, by name; the first match counts, and 1 where there is none."""
 
-_EMBEDDING = re.compile(r"(emb|text_emb|depformer_emb|depformer_text_emb)\.")
+EMBEDDING = re.compile(r"(emb|text_emb|depformer_emb|depformer_text_emb)\.")
 _TRANSPOSED = re.compile(r".*\.convtr\.weight$")
 _MEAN_DEVIATION = (
     (re.compile(r".*(\.alpha|norm[12]\.weight)$"), 1.0, 0.1),
@@ -43,10 +43,10 @@ def random_weights(shapes: Mapping[str, Shape], seed: int) -> dict[str, npt.NDAr
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for name, shape in shapes.items():
         if not name.endswith(("._initialized", ".cluster_usage", ".embedding_sum")):
-            tensors[name] = _weight(name, shape, _generator(name, seed))
+            tensors[name] = _weight(name, shape, generator_of(name, seed))
     for name, shape in shapes.items():
         if name.endswith(".embedding_sum"):
-            tensors |= _codebook(name.removesuffix(".embedding_sum"), shape, _generator(name, seed))
+            tensors |= _codebook(name.removesuffix(".embedding_sum"), shape, generator_of(name, seed))
     return tensors
 
 
@@ -56,7 +56,8 @@ def deviation(name: str, shape: Shape) -> float:
     return float(gain * _fan_in(name, shape) ** -0.5)
 
 
-def _generator(name: str, seed: int) -> np.random.Generator:
+def generator_of(name: str, seed: int) -> np.random.Generator:
+    """The generator of one tensor, a function of its name and the seed."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
@@ -73,7 +74,7 @@ def _weight(name: str, shape: Shape, generator: np.random.Generator) -> npt.NDAr
 
 def _fan_in(name: str, shape: Shape) -> int:
     """Inputs that one output sums: [out, in(, k)] sums in × k, a lookup 1, [in, out, k] with stride k/2 two taps."""
-    if _EMBEDDING.match(name):
+    if EMBEDDING.match(name):
         return 1
     if _TRANSPOSED.match(name):
         return 2 if name.startswith("upsample.") else 2 * shape[0]

@@ -1,7 +1,4 @@
-"""Writes a small random checkpoint in the published layout, for tests of all that does not depend on what is said.
-
-Its weights are random, so what it says is noise; its files, names, voices and tokens are those of a real one.
-"""
+"""Writes a small checkpoint of random weights, with the files, tensor names and voices of the published one."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ import safetensors.numpy
 from model_repository.checkpoint.folder import CONFIG_FILE, LM_FILE, MIMI_FILE, TOKENIZER_FILE
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry, LmGeometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.voices import VOICES_FOLDER
 from model_repository.checkpoint.weights.tensors import Shape
 from model_repository.errors import BuildError
 from model_repository.prompt_codes import SINE
-from model_repository.tiny_tokenizer import train_tiny_tokenizer
-from model_repository.tiny_weights import random_weights
+from model_repository.synthetic.random_weights import random_weights
+from model_repository.synthetic.tokenizer import train_tiny_tokenizer
+from model_repository.synthetic.torch_writer import write_torch_tensors
 
 VOICE_NAMES = tuple(
     f"{family}{index}"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes
 from model_repository.synthetic.outlier_weights import outlier_weights
-from model_repository.tiny import TINY_CONFIG
+from model_repository.synthetic.tiny import TINY_CONFIG
 
 DIM, LAYERS = 512, 4
 CONFIG = {**TINY_CONFIG, "lm": {**TINY_CONFIG["lm"], "dim": DIM, "num_layers": LAYERS, "text_card": 600}}

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from model_repository.checkpoint.torch_writer import write_torch_tensors
 from model_repository.checkpoint.weights.torch_file import read_torch_tensors
+from model_repository.synthetic.torch_writer import write_torch_tensors
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.int32])

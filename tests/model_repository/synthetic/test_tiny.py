@@ -12,7 +12,7 @@ import sentencepiece
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.errors import BuildError, CheckpointError
-from model_repository.tiny import VOICE_NAMES, write_tiny_checkpoint
+from model_repository.synthetic.tiny import VOICE_NAMES, write_tiny_checkpoint
 from tests.model_repository.mimi_numpy import decode, encode
 
 SINE = [430, 1268, 381, 1611, 1095, 1495, 56, 472]
