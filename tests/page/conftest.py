@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser
 
@@ -22,6 +21,7 @@ from gateway.app import create_app
 from gateway.engine.backend import Floats, Tokens
 from gateway.engine.fake import FakeBackend
 from gateway.manifest import Manifest
+from gateway.server import GatewayServer
 from gateway.settings import Settings
 from tests.page.browser import ALLOWED, FAKE_MICROPHONE, Visit, chromium, visiting
 
@@ -52,7 +52,7 @@ class Gateway:
     url: str
     engine: EchoBackend
     app: FastAPI
-    server: uvicorn.Server
+    server: GatewayServer
     loop: Any
 
     def cut_connections(self) -> None:
@@ -71,7 +71,7 @@ def running(models: Path, slots: int = 8, **settings: Any) -> Iterator[Gateway]:
     configured = Settings(models=models, **{"input_frames": 500, "grpc_port": -1, **settings})
     engine = EchoBackend(manifest)
     app = create_app(configured, engine, manifest)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
+    server = GatewayServer(app, configured, log_level="warning")
     loops: list[Any] = []
 
     async def serve(listener: socket.socket) -> None:
@@ -90,6 +90,7 @@ def running(models: Path, slots: int = 8, **settings: Any) -> Iterator[Gateway]:
                 time.sleep(0.01)
             yield Gateway(f"http://localhost:{listener.getsockname()[1]}", engine, app, server, loops[0])
         finally:
+            server.hurry()
             server.should_exit = True
             thread.join(timeout=20)
             assert not thread.is_alive()

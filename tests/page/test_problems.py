@@ -9,6 +9,7 @@ from playwright.sync_api import Page, WebSocketRoute, expect
 
 from tests.page.browser import ALLOWED, DENIED, FAKE_MICROPHONE, Visit, chromium, visiting
 from tests.page.conftest import Gateway
+from tests.series import total
 
 
 def final_message(visit: Visit) -> str:
@@ -113,6 +114,21 @@ def test_error_if_the_connection_is_lost(visit: Visit, gateway: Gateway) -> None
     assert "The connection was lost" in final_message(visit)
     assert "cannot be continued" in final_message(visit)
     assert len(visit.recording()) > 0
+
+
+def test_a_call_whose_connection_is_lost_goes_on_if_it_can_be_resumed(
+    gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
+) -> None:
+    gateway = gateway_with(resume_seconds=30)
+    visit = visit_to(gateway.url)
+    visit.start()
+    visit.transcript_grows()
+    gateway.cut_connections()
+    metrics = gateway.app.state.runtime.metrics
+    visit.wait_until(lambda: total(metrics, "personaplex_resumed_total", api="converse") == 1)
+    visit.transcript_grows()
+    visit.end()
+    assert visit.text("#call-title") == "The call is over"
 
 
 def test_a_connection_without_messages_is_closed(visit: Visit, gateway: Gateway) -> None:

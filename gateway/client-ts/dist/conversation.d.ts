@@ -6,7 +6,8 @@ export declare class NotOpened extends Error {
  * Send what the user says, iterate over what the agent does.
  *
  * Iteration yields events until `ended`, and throws ClientError if the conversation fails. It must keep up with real
- * time: a WebSocket cannot hold the server back.
+ * time: a WebSocket cannot hold the server back. If the connection is lost and the server allows it, iteration resumes
+ * the conversation and yields `ready` again.
  */
 export declare class Conversation implements AsyncIterableIterator<Event> {
     #private;
@@ -19,7 +20,7 @@ export declare class Conversation implements AsyncIterableIterator<Event> {
     get unsent(): number;
     /**
      * Send samples within ±1, at the announced rate: as they are recorded, any number. Resolves once there is room for
-     * more. Without effect once the conversation is over; iteration tells why.
+     * more. Without effect once the conversation is over, iteration tells why, and while a lost connection is replaced.
      */
     send(pcm: Float32Array): Promise<void>;
     /** End the user's audio. The agent's remaining frames and `ended` follow. */

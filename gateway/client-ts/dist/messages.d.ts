@@ -88,7 +88,10 @@ export interface LiveParams extends PersonaParams {
         sample_rate?: number | undefined;
     } | undefined;
 }
-/** The models hold the prompt; the agent's first frame follows. */
+/**
+ * The models hold the prompt; the agent's next frame follows. It comes again when the connection was lost and the
+ * conversation is resumed.
+ */
 export interface Ready {
     type: "ready";
     conversation_id: string;
@@ -102,6 +105,15 @@ export interface Ready {
     /** Samples of a frame. */
     frame_size: number;
     setup_ms: number;
+    /** How to resume the conversation, and for how many seconds it waits for that; null if the server does not. */
+    resume: {
+        token: string;
+        seconds: number;
+    } | null;
+    /** Of the next frame. */
+    index: number;
+    /** Text of the frames that were not sent before the conversation was resumed. The agent heard silence in them. */
+    missed_text: string;
 }
 /** 80 ms of the agent. */
 export interface AgentAudio {
@@ -145,4 +157,4 @@ export interface Ended {
     late_frames: number;
 }
 /** What a conversation yields. Programs must ignore types that they do not know: later servers may send more. */
-export type Event = AgentAudio | AgentText | Stats | Warning | Ended;
+export type Event = Ready | AgentAudio | AgentText | Stats | Warning | Ended;

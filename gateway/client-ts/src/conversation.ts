@@ -5,13 +5,20 @@ import type { Event, LiveParams, PcmFormat, Ready } from "./messages.js";
 import { decode, encode } from "./pcm.js";
 
 const NORMAL = 1000;
+/** Of a connection that ended without a close frame. */
+const LOST = 1006;
 const TRY_AGAIN_LATER = 1013;
 const SERVICE_RESTART = 1012;
 /** Of bytes that are not sent yet: about a second of speech. */
 const MOST_UNSENT = 96_000;
 const POLL_MS = 20;
+/** In place of a resume token, it tells the server that this client can resume a conversation. */
+const NEW_TOKEN = "new";
+/** Between two attempts to resume a conversation, and for the opening handshake of one. */
+const RECONNECT_MS = 250;
+const ATTEMPT_MS = 5000;
 
-type Message = Ready | Event | { type: "error"; code: string; message: string };
+type Message = Event | { type: "error"; code: string; message: string };
 
 /** The connection could not be opened. Browsers do not tell why. */
 export class NotOpened extends Error {}
@@ -20,7 +27,8 @@ export class NotOpened extends Error {}
  * Send what the user says, iterate over what the agent does.
  *
  * Iteration yields events until `ended`, and throws ClientError if the conversation fails. It must keep up with real
- * time: a WebSocket cannot hold the server back.
+ * time: a WebSocket cannot hold the server back. If the connection is lost and the server allows it, iteration resumes
+ * the conversation and yields `ready` again.
  */
 export class Conversation implements AsyncIterableIterator<Event> {
   /** The resolved parameters. */
@@ -67,7 +75,7 @@ export class Conversation implements AsyncIterableIterator<Event> {
 
   /**
    * Send samples within ±1, at the announced rate: as they are recorded, any number. Resolves once there is room for
-   * more. Without effect once the conversation is over; iteration tells why.
+   * more. Without effect once the conversation is over, iteration tells why, and while a lost connection is replaced.
    */
   async send(pcm: Float32Array): Promise<void> {
     this.#socket.send(encode(pcm, this.#format));
@@ -76,7 +84,7 @@ export class Conversation implements AsyncIterableIterator<Event> {
 
   /** End the user's audio. The agent's remaining frames and `ended` follow. */
   end(): void {
-    this.#socket.send('{"type":"end"}');
+    this.#socket.end();
   }
 
   /** Close the connection without waiting for the server. Iteration ends. */
@@ -86,9 +94,7 @@ export class Conversation implements AsyncIterableIterator<Event> {
 
   async next(): Promise<IteratorResult<Event, undefined>> {
     const event = await this.#socket.next();
-    return event === undefined || event.type === "ready"
-      ? { done: true, value: undefined }
-      : { done: false, value: event };
+    return event === undefined ? { done: true, value: undefined } : { done: false, value: event };
   }
 
   /** Called when a loop is left early. */
@@ -102,27 +108,30 @@ export class Conversation implements AsyncIterableIterator<Event> {
   }
 }
 
-/** The connection, and the events that wait to be read. */
+/** The connection, replaced if it is lost and the server allows that, and the events that wait to be read. */
 class Socket {
+  #url: URL;
+  #protocols: string[];
+  #params: LiveParams;
   #socket: WebSocket;
   #format: PcmFormat = "pcm_s16le";
   #frames = 0;
-  #events: (Ready | Event)[] = [];
+  #events: Event[] = [];
   #waiting: (() => void) | undefined;
   #opened = false;
+  #resume: Ready["resume"] = null;
+  /** Until when to try to replace the connection; undefined while there is one. */
+  #deadline: number | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #ended = false;
   #over = false;
   #error: Error | undefined;
 
   constructor(url: URL, protocols: string[], params: LiveParams, onopen?: () => void) {
-    this.#socket = new WebSocket(url, protocols);
-    this.#socket.binaryType = "arraybuffer";
-    this.#socket.onopen = () => {
-      this.#opened = true;
-      this.#socket.send(JSON.stringify({ ...params, type: "start" }));
-      onopen?.();
-    };
-    this.#socket.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => this.#receive(data);
-    this.#socket.onclose = ({ code, reason }) => this.#closed(code, reason);
+    this.#url = url;
+    this.#protocols = protocols;
+    this.#params = params;
+    this.#socket = this.#connect(NEW_TOKEN, params, onopen);
   }
 
   get unsent(): number {
@@ -133,13 +142,18 @@ class Socket {
     if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(data);
   }
 
+  end(): void {
+    this.#ended = true;
+    this.send('{"type":"end"}');
+  }
+
   close(): void {
     this.#socket.close(NORMAL);
     this.#finish();
   }
 
   /** The next event; undefined at the end. Throws why the conversation failed. */
-  async next(): Promise<Ready | Event | undefined> {
+  async next(): Promise<Event | undefined> {
     while (this.#events.length === 0 && !this.#over) {
       await new Promise<void>((resolve) => (this.#waiting = resolve));
     }
@@ -149,6 +163,20 @@ class Socket {
     this.#error = undefined;
     if (error !== undefined) throw error;
     return undefined;
+  }
+
+  #connect(token: string, params: LiveParams, onopen?: () => void): WebSocket {
+    const socket = new WebSocket(this.#url, [...this.#protocols, `personaplex.resume.${token}`]);
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => {
+      clearTimeout(this.#timer);
+      this.#opened = true;
+      socket.send(JSON.stringify({ ...params, type: "start" }));
+      onopen?.();
+    };
+    socket.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => this.#receive(data);
+    socket.onclose = ({ code, reason }) => this.#closed(code, reason);
+    return socket;
   }
 
   #receive(data: string | ArrayBuffer): void {
@@ -163,25 +191,52 @@ class Socket {
       this.#finish(ofCode(message.code, message.message));
       return;
     }
-    if (message.type === "ready") this.#format = message.audio.format;
+    if (message.type === "ready") this.#begin(message);
     this.#put(message);
     if (message.type === "ended") this.#finish();
   }
 
-  #put(event: Ready | Event): void {
+  #begin(ready: Ready): void {
+    this.#deadline = undefined;
+    this.#format = ready.audio.format;
+    this.#resume = ready.resume;
+    this.#frames = ready.index;
+    if (this.#ended) this.end();
+  }
+
+  #put(event: Event): void {
     this.#events.push(event);
     this.#wake();
   }
 
   #closed(code: number, reason: string): void {
-    if (!this.#opened) this.#finish(new NotOpened());
+    if (this.#over) return;
+    if (code === LOST && this.#resume) this.#replace(this.#resume);
+    else if (!this.#opened) this.#finish(new NotOpened());
     else if (code === TRY_AGAIN_LATER) this.#finish(ofCode("at-capacity", reason || "the server is full"));
     else if (code === SERVICE_RESTART) this.#finish(ofCode("draining", reason || "the server is shutting down"));
     else this.#finish(new ClientError("connection-lost", `the connection was lost: ${reason || `close code ${code}`}`));
   }
 
+  /** Resume the conversation over another connection: at once, and again after an attempt that failed. */
+  #replace({ token, seconds }: NonNullable<Ready["resume"]>): void {
+    const now = performance.now();
+    const pause = this.#deadline === undefined ? 0 : RECONNECT_MS;
+    this.#deadline ??= now + 1000 * seconds;
+    if (now > this.#deadline) {
+      this.#finish(new ClientError("connection-lost", "the connection was lost and could not be replaced in time"));
+      return;
+    }
+    const { audio, on_gap } = this.#params;
+    this.#timer = setTimeout(() => {
+      this.#socket = this.#connect(token, { audio, on_gap });
+      this.#timer = setTimeout(() => this.#socket.close(), ATTEMPT_MS);
+    }, pause);
+  }
+
   #finish(error?: Error): void {
     if (this.#over) return;
+    clearTimeout(this.#timer);
     this.#over = true;
     this.#error = error;
     this.#wake();

@@ -33,6 +33,8 @@ export class Session extends EventTarget {
   #unsent = 0;
   #sent = 0;
   #played = 0;
+  #playedBefore = 0;
+  #lostBefore = 0;
   #capturedAt = new Map();
   #delays = [];
   #figures = { seconds: 0, delay: null, server: null, dropped: 0, lost: 0, gaps: 0 };
@@ -109,6 +111,7 @@ export class Session extends EventTarget {
       else if (event.type === "text") this.#emit("text", event);
       else if (event.type === "stats") this.#measured(event);
       else if (event.type === "warning") this.#emit("warning", event);
+      else if (event.type === "ready") this.#resumed(event);
       else if (event.type === "ended") return event;
     }
     return null;
@@ -119,6 +122,15 @@ export class Session extends EventTarget {
     this.recording = new Recording(RATE, this.#origin);
     this.#receivedAt = performance.now();
     this.#become("talking");
+  }
+
+  /** The connection was lost and another one has replaced it: delays are counted from here. */
+  #resumed({ index, missed_text: text }) {
+    this.#capturedAt.clear();
+    this.#sent = 0;
+    this.#playedBefore = this.#played;
+    this.#lostBefore = this.#figures.lost;
+    if (text) this.#emit("text", { index, text });
   }
 
   #connectAudio() {
@@ -159,9 +171,9 @@ export class Session extends EventTarget {
     this.#emit("figures", { ...this.#figures });
   }
 
-  /** Agent frame i belongs to user frame i - 1, not counting frames that the server dropped. */
+  /** Agent frame i belongs to user frame i - 1 of the same connection, not counting frames that the server dropped. */
   #delay(index, playedAt) {
-    const capturedAt = this.#capturedAt.get(index - 1 + this.#figures.lost);
+    const capturedAt = this.#capturedAt.get(index - this.#playedBefore - 1 + this.#figures.lost - this.#lostBefore);
     if (capturedAt === undefined) return;
     this.#delays.push((playedAt - capturedAt) / RATE + this.#audio.outputLatency);
     if (this.#delays.length > RECENT) this.#delays.shift();
@@ -179,7 +191,7 @@ export class Session extends EventTarget {
     const now = performance.now();
     const capturing = now - this.#lastCapture < 1000;
     const quiet = capturing ? now - Math.max(this.#receivedAt, this.#capturingSince) : 0;
-    if (quiet > LOST) {
+    if (quiet > Math.max(LOST, 1000 * (this.#conversation.ready.resume?.seconds ?? 0))) {
       this.#lost = true;
       this.#conversation.close();
     } else if (quiet > STALLED && !this.#stalled) this.#emit("warning", { message: "The server has gone quiet." });

@@ -1,8 +1,9 @@
 // Runs one request of the TypeScript client, as JSON in the first argument says; prints its outcome as JSON.
 
+import { setTimeout as sleep } from "node:timers/promises";
 import { Client, ClientError } from "personaplex-client";
 
-const { url, options, call, params, frames, wav, leave } = JSON.parse(process.argv[2]);
+const { url, options, call, params, frames, wav, leave, pause } = JSON.parse(process.argv[2]);
 const client = new Client(url, options);
 const floats = (pcm) => Buffer.from(pcm.buffer).toString("base64");
 
@@ -11,6 +12,7 @@ async function converse() {
   const talk = async () => {
     for (let u = 0; u < frames; u++) {
       await conversation.send(Float32Array.from({ length: 1920 }, (_, i) => Math.sin((u * 1920 + i) / 20) / 3));
+      await sleep(pause);
     }
     conversation.end();
   };

