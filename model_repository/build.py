@@ -28,7 +28,7 @@ from model_repository.graph.builder import Graph
 from model_repository.graphs import graphs_of
 from model_repository.place import MANIFEST, check_place, replacing
 from model_repository.temporal.graph import max_text_top_k
-from model_repository.triton_config import served_models
+from model_repository.triton_config import ENTRY_POINT, served_models
 from model_repository.variants import CachePrecision, Device, Variant, variants_of
 
 FORMAT = 3
@@ -116,7 +116,7 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         version = out / "triton" / model.name / "1"
         version.mkdir(parents=True)
         (version.parent / "config.pbtxt").write_text(model.pbtxt(slots, recipe.device))
-        shutil.copyfile(Path(__file__).parent / model.name / "1" / "model.py", version / "model.py")
+        (version / "model.py").write_text(ENTRY_POINT)
 
         def weight_done(name: str, size: int, model: str = model.name) -> None:
             nonlocal written

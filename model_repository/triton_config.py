@@ -15,15 +15,15 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, Geometry
 from model_repository.temporal.graph import max_text_top_k
 from model_repository.variants import Device
 
+ENTRY_POINT = "from model_repository.serving.triton_model import TritonPythonModel as TritonPythonModel\n"
+"""`model.py` of every model."""
+
 MODELS = ("mimi_encoder", "temporal", "depformer", "mimi_decoder")
 
 SEQUENCE_IDLE_MICROSECONDS = 3600 * 1_000_000
 """After this long without a request Triton frees a row. The gateway ends conversations long before; this frees rows
 whose gateway died. Triton's default of one second would take the row of a caller who is merely late. A sequence that
 others' requests speak for is idle to Triton: the gateway lets each ask for itself in a small part of this time."""
-
-DEVICE_ID = 0
-"""Of the GPUs that CUDA_VISIBLE_DEVICES leaves visible."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class ServedModel:
             config.dynamic_batching.SetInParent()
         # One instance: it holds the state of every row.
         if device is Device.CUDA:
-            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=[DEVICE_ID])
+            # The first of the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=[0])
         else:
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-        for name, value in (self.parameters | _place(device)).items():
+        for name, value in {**self.parameters, "provider": device.value}.items():
             config.parameters[name].string_value = str(value)
         return config
 
@@ -112,11 +113,6 @@ def served_models(geometry: Geometry, device: Device = Device.CPU) -> tuple[Serv
         ServedModel("depformer", (hidden, text_token, *sampling), (codes,), False, vocabularies),
         ServedModel("mimi_decoder", (codes,), (frame,), True, {"card": lm.card}),
     )
-
-
-def _place(device: Device) -> dict[str, int | str]:
-    """Parameters that tell a model where to run."""
-    return {"provider": device.value, "device_id": DEVICE_ID} if device is Device.CUDA else {"provider": device.value}
 
 
 def _sequence_batching(batching: Any) -> None:

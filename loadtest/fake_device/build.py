@@ -13,16 +13,16 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-import model_repository
+from loadtest.fake_device.timed_session import SIGNATURE, Timing
 from model_repository.build import TOKENIZER, manifest_of, write_voices
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, FRAME_SIZE, Geometry
 from model_repository.checkpoint.voices.voice import Voice
 from model_repository.place import MANIFEST
-from model_repository.serving.timed_session import SIGNATURE, Timing
 from model_repository.synthetic.tokenizer import train_tiny_tokenizer
 from model_repository.triton_config import served_models
 from model_repository.variants import Device, variants_of
 
+ENTRY_POINT = "from loadtest.fake_device.triton_model import TritonPythonModel as TritonPythonModel\n"
 VARIANT = "bf16"
 VOICES = ("NATF0", "NATM0", "VARF0", "VARM0")
 VOICE_FRAMES = 51
@@ -55,8 +55,7 @@ def write_fake_repository(
         if model.name == "temporal":
             timing = replace(timing, window=lm.temporal.window)
         (version.parent / "config.pbtxt").write_text(_with_timing(model.pbtxt(slots), timing))
-        entry_point = Path(model_repository.__file__).parent / model.name / "1" / "model.py"
-        shutil.copyfile(entry_point, version / "model.py")
+        (version / "model.py").write_text(ENTRY_POINT)
         (version / SIGNATURE).write_text(json.dumps(signatures(geometry, pieces)[model.name], indent=1) + "\n")
     (out / TOKENIZER).write_bytes(train_tiny_tokenizer(pieces))
     voices = write_voices((_voice(name, geometry, index) for index, name in enumerate(VOICES)), out)
@@ -108,7 +107,7 @@ def signatures(geometry: Geometry, pieces: int) -> dict[str, Any]:
 
 def _with_timing(pbtxt: str, timing: Timing) -> str:
     config = text_format.Parse(pbtxt, pb.ModelConfig())
-    for name, value in {"provider": "timed", **timing.parameters()}.items():
+    for name, value in timing.parameters().items():
         config.parameters[name].string_value = value
     text: str = text_format.MessageToString(config)
     return text

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from model_repository.serving.timed_session import Timing
+from loadtest.fake_device.timed_session import Timing
 
 WINDOW = 2999
 """Positions of a full window of the published model."""

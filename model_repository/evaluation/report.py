@@ -38,7 +38,7 @@ class WeightErrors:
         """None for a repository whose weights are as they were. `count` of `worst` at most."""
         tensors = [
             {"model": model, "tensor": tensor, **errors}
-            for model, weights in manifest.get("weights", {}).items()
+            for model, weights in manifest["weights"].items()
             for tensor, errors in weights.items()
         ]
         worst = sorted(tensors, key=lambda tensor: -float(tensor["relative"]))

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from model_repository.errors import EvaluationError
 from model_repository.serving.device import DeviceMemory
-from model_repository.serving.place import Place
-from model_repository.serving.timed_session import Timing
+from model_repository.serving.execution_target import device_of
 
 _GEOMETRY = ("sample_rate", "frame_size", "codebooks", "dim", "card", "text_card", "delays", "context")
+_REQUIRED = ("variant", "kv", "device", "files", "voices", "tokenizer", "weights")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Repository:
         """Raises `EvaluationError` for a folder that is no built repository."""
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-            missing = {*_GEOMETRY, "variant", "files", "voices", "tokenizer"} - manifest.keys()
+            missing = {*_GEOMETRY, *_REQUIRED} - manifest.keys()
         except (OSError, ValueError, AttributeError):
             raise EvaluationError(f"{folder} is not a built repository: it has no readable manifest.json") from None
         if missing:
@@ -56,7 +56,7 @@ class Repository:
     @property
     def kv(self) -> str:
         """Precision of the keys and values."""
-        return str(self.manifest.get("kv", "fp32"))
+        return str(self.manifest["kv"])
 
     def transcript(self, text_tokens: NDArray[np.int64]) -> str:
         """Return the words of text tokens [T]; padding is left out."""
@@ -69,11 +69,10 @@ class Repository:
         """What it was built to run on; None for the CPU. Raises `DeviceError` if this machine has no such device, and
         `EvaluationError` for a repository whose models compute nothing.
         """
-        provider = str(self.manifest.get("device", "cpu"))
-        device = None if provider == "timed" else Place(provider).device
-        if provider == "timed" or isinstance(device, Timing):
+        provider = self.manifest["device"]
+        if provider == "timed":
             raise EvaluationError(f"{self.folder} is for load tests: its models take time, but compute nothing")
-        return device
+        return device_of(provider)
 
     @cached_property
     def layers(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_repository.serving.place import ExecutionTarget, open_session
+from model_repository.serving.execution_target import ExecutionTarget, open_session
 from model_repository.serving.row_request import BadInputError, BatchResult, RowRequest, check, split
 from model_repository.serving.session import row_ranges, warm_up
 from model_repository.serving.slots import Slots

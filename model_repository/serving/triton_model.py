@@ -4,52 +4,67 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
+from model_repository.serving.depformer import DepformerModel
+from model_repository.serving.execution_target import ExecutionTarget, device_of
 from model_repository.serving.members import Members, required
-from model_repository.serving.place import ExecutionTarget, Place
+from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import BadInputError, BatchResult, Model, Parsed, RowRequest
 from model_repository.serving.slots import Slots
+from model_repository.serving.temporal import TemporalModel
 from model_repository.serving.triton_tensors import Inputs, output
 
 _START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 _END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 
 
-@dataclass(frozen=True)
-class ModelArguments:
-    """The arguments of `initialize`: `slots` is `max_batch_size`."""
+class TritonPythonModel:
+    """The Triton entry point of all models: the model to serve is named as in the repository."""
 
-    graph: Path
-    slots: int
-    parameters: Mapping[str, str]
-
-    @classmethod
-    def of(cls, args: Mapping[str, str]) -> ModelArguments:
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the model and run it once. Called by Triton before the first `execute`."""
         config = json.loads(args["model_config"])
-        version = Path(args["model_repository"]) / args["model_version"]
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        return cls(version / "model.onnx", config["max_batch_size"], parameters)
+        graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        target = self.execution_target(parameters)
+        self._execute = _executor(args["model_name"], graph, config["max_batch_size"], parameters, target)
+        # No object of a loaded model is collected: a full garbage collection takes as long as several frames.
+        gc.collect()
+        gc.freeze()
 
-    @property
-    def device(self) -> ExecutionTarget:
-        """Where the model runs; None is the CPU."""
-        return Place.of(self.parameters).device
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Return a response for each request."""
+        return self._execute(requests)
 
-    def integer(self, name: str) -> int:
-        return int(self.parameters[name])
+    def execution_target(self, parameters: Mapping[str, str]) -> ExecutionTarget:
+        """What the model runs on, by the parameters of its config."""
+        return device_of(parameters["provider"])
 
 
-def freeze_gc() -> None:
-    """Exclude all objects of a loaded model from garbage collection: a full one takes as long as several frames."""
-    gc.collect()
-    gc.freeze()
+def _executor(
+    name: str, graph: Path, slots: int, parameters: Mapping[str, str], target: ExecutionTarget
+) -> Callable[[Sequence[Any]], list[Any]]:
+    """Load a model; what executes its requests."""
+    sizes = {key: int(value) for key, value in parameters.items() if key in ("text_card", "card", "window")}
+    if name == "depformer":
+        depformer = DepformerModel(graph, sizes["text_card"], sizes["card"], slots, target)
+        depformer.warm_up()
+        return partial(execute_independent, depformer)
+    model: Any
+    if name == "temporal":
+        cards = sizes["text_card"], sizes["card"]
+        model = TemporalModel(graph, slots, *cards, sizes["window"], target, int(parameters["max_text_top_k"]))
+    else:
+        model = MimiModel(graph, slots, sizes.get("card"), target)
+    model.warm_up()
+    return SequenceExecutor(model, model.slots).execute
 
 
 class SequenceExecutor(Generic[Parsed]):

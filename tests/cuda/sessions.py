@@ -51,7 +51,7 @@ def main(models: Path, slots: int, steps: int) -> None:
     found = {}
     for name, (model, inputs) in given.items():
         before = counts()
-        model.warm_up(*[slots] * (name == "depformer"))
+        model.warm_up()
         captures = since(before)["captures"]
         before = counts()
         for step in range(steps):

@@ -133,9 +133,8 @@ def measure_small(work: Path, device: DeviceMemory, console: Console) -> None:
 def measure_frames(models: Path, device: DeviceMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
     """Measure frames, see `loadtest.bench.models.graph_frames.case`, and chunks of a prompt in milliseconds."""
     running = Frames(models, max(rows), device)
-    for model in (running.encoder, running.temporal, running.decoder):
+    for model in (running.encoder, running.temporal, running.depformer, running.decoder):
         model.warm_up()
-    running.depformer.warm_up(max(rows))
     cases = []
     for count, context in product(rows, contexts):
         found = case(count, context, [running.frame(count, context) for _ in range(WARM_UP + frames)][WARM_UP:])

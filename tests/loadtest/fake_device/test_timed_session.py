@@ -6,16 +6,17 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loadtest.fake_device.build import signatures
+from loadtest.fake_device.timed_session import SIGNATURE, TimedSession, Timing
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.serving.row_request import RowRequest
 from model_repository.serving.temporal import TemporalModel
-from model_repository.serving.timed_session import SIGNATURE, TimedSession, Timing
 from model_repository.synthetic.tiny import TINY_CONFIG
 from tests.model_repository.serving.conftest import together, turn
 
@@ -42,7 +43,8 @@ def model(tmp_path: Path) -> Callable[[str], Path]:
 def temporal(model: Callable[[str], Path]) -> Callable[..., TemporalModel]:
     def make(timing: Timing = NO_TIME) -> TemporalModel:
         lm = GEOMETRY.lm
-        return TemporalModel(model("temporal"), SLOTS, lm.text_card, lm.card, WINDOW, timing)
+        opened = partial(TimedSession, timing=timing)
+        return TemporalModel(model("temporal"), SLOTS, lm.text_card, lm.card, WINDOW, opened)
 
     return make
 

@@ -11,7 +11,7 @@ import pytest
 
 from model_repository.serving import device
 from model_repository.serving.device import CudaMemory, DeviceError
-from model_repository.serving.place import CPU, Place
+from model_repository.serving.execution_target import device_of
 
 
 class Runtime:
@@ -130,12 +130,10 @@ def test_an_onnx_runtime_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch):
         CudaMemory()
 
 
-def test_a_place_is_read_from_a_models_parameters(runtime: Runtime):
-    assert Place.of({"provider": "cuda", "device_id": "1"}) == Place("cuda", 1)
-    assert Place.of({"provider": "cpu"}) == Place.of({}) == CPU
-    assert CPU.device is None
-    memory = Place("cuda", 1).device
+def test_a_provider_is_a_device(runtime: Runtime):
+    assert device_of("cpu") is None
+    memory = device_of("cuda")
     assert isinstance(memory, CudaMemory)
-    assert memory.index == 1
-    with pytest.raises(ValueError, match="expected cpu, cuda or timed, got 'tpu'"):
-        _ = Place("tpu").device
+    assert memory.index == 0
+    with pytest.raises(ValueError, match="expected cpu or cuda, got 'tpu'"):
+        device_of("tpu")

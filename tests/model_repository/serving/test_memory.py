@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from model_repository.serving import host
+from model_repository.serving.execution_target import open_session
 from model_repository.serving.host import HostMemory
 from model_repository.serving.memory import HOST_WORKSPACE_BYTES, WORKSPACE_SHARE, MemoryEstimate, MemoryShortageError
-from model_repository.serving.place import open_session
 from tests.conftest import GoldenVariant
 
 

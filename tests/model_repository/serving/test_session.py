@@ -109,7 +109,7 @@ def test_a_row_is_as_good_as_new_after_a_warm_up(golden_models: Path):
     warm.encoder.warm_up()
     warm.decoder.warm_up()
     warm.temporal.warm_up()
-    warm.depformer.warm_up(8)
+    warm.depformer.warm_up()
     frame = np.random.default_rng(3).standard_normal(1920).astype(np.float32)
     columns = np.random.default_rng(4).integers(0, 20, (3, 17))
     for row in (0, 7):
