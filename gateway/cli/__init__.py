@@ -33,7 +33,7 @@ for panel, commands in PANELS.items():
         app.command(rich_help_panel=panel, epilog=epilog(command.__name__))(command)
 for panel, name, group, text in (
     ("Models", "voice", voice.app, "Voice presets: add, list, remove."),
-    ("Serving", "bench", bench.app, "Run the inputs of a public benchmark through a server: fdb."),
+    ("Serving", "bench", bench.app, "Run the inputs of a public benchmark through a server: fdb, turnbench."),
     ("Operation", "admin", admin.app, "Operate a running gateway: drain, undrain, status, sessions, end."),
 ):
     app.add_typer(group, name=name, help=text, rich_help_panel=panel)

@@ -70,10 +70,11 @@ class Watch(FrameProcessor):
 
 
 class Speaker(BaseOutputTransport):
-    """Plays in real time."""
+    """Plays in real time, without the 2 s of silence that it would play after the end."""
 
     def __init__(self) -> None:
-        super().__init__(TransportParams(audio_out_enabled=True, audio_out_sample_rate=24000))
+        params = TransportParams(audio_out_enabled=True, audio_out_sample_rate=24000, audio_out_end_silence_secs=0)
+        super().__init__(params)
         self._due = 0.0
 
     async def start(self, frame: Any) -> None:

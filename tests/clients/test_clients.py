@@ -132,7 +132,7 @@ class TestPipecat:
         assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.05)
         assert found["text"].replace(" ", "") == "".join(spoken).replace(" ", "") != ""
         # 10 s without `session.closed`.
-        assert found["close_seconds"] < 5
+        assert found["close_seconds"] < 3
 
     async def test_a_developer_message_is_refused_and_the_call_goes_on(self, serve: Serve) -> None:
         async with talking(serve, (1, 2)) as server:

@@ -108,7 +108,7 @@ class TestPipecat:
         assert without_spaces(found["text"]) == without_spaces(*realtime_texts) != ""
         assert len(found["assistant"]) == 2
         assert without_spaces(*found["assistant"]) == without_spaces(*realtime_texts)
-        assert found["close_seconds"] < 5
+        assert found["close_seconds"] < 3
 
     async def test_interruptions_leave_the_audio_flowing(self, serve: Serve) -> None:
         """Each sends `clear`, the latest audio again, `cancel`, and `truncate`: Pipecat does not survive an `error`."""

@@ -1,4 +1,4 @@
-"""`personaplex bench fdb` writes what the benchmark's evaluators read, with the real server or one that echoes."""
+"""`personaplex bench` writes what the evaluators of benchmarks read, with the real server or one that echoes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from gateway.cli.full_duplex_bench import CONVERSATION_PROMPT, INTERRUPTION_PROMPT, find_samples
+from gateway.cli.benchmark import CONVERSATION_PROMPT
+from gateway.cli.full_duplex_bench import INTERRUPTION_PROMPT, find_samples
 from gateway.cli.service import Service
 from gateway.client import AsyncClient, ClientError
 from tests.gateway.cli.conftest import Outcome
@@ -149,3 +150,51 @@ def test_bad_input_is_named(personaplex: Run, echo: list[dict[str, Any]], root: 
     assert outcome.code == 2
     assert "candor_pause_handling/1/input.wav: cannot read" in outcome.err
     assert outcome.out.startswith("2 of 3 samples written")
+
+
+@pytest.fixture
+def conversations(tmp_path: Path) -> Path:
+    """Two conversations, as TurnBench exports them and as it delivers them."""
+    folder = tmp_path / "dev"
+    for name, kind, rate in (("12", "flac", 48_000), ("7", "wav", 44_100)):
+        (folder / name).mkdir(parents=True)
+        for speaker in (1, 2):
+            pcm = np.zeros(2 * rate)
+            pcm[speaker * rate // 2] = 0.9
+            soundfile.write(folder / name / f"speaker_{speaker}_audio.{kind}", pcm, rate)
+        soundfile.write(folder / name / "combined_audio.wav", np.zeros(rate), rate)
+    return folder
+
+
+def test_turnbench_records_the_answer_to_each_speaker(
+    personaplex: Run, echo: list[dict[str, Any]], conversations: Path, tmp_path: Path
+) -> None:
+    recordings = tmp_path / "recordings"
+    outcome = personaplex("bench", "turnbench", conversations, recordings, "--mode", "respond", "--jobs", 1)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("4 of 4 samples written")
+    for name in ("12", "7"):
+        for speaker in (1, 2):
+            written = recordings / name / f"speaker_{speaker}" / "output.flac"
+            pcm, rate = soundfile.read(written)
+            assert (soundfile.info(written).format, rate, pcm.shape) == ("FLAC", 24_000, (48_000,))
+            assert np.abs(pcm).argmax() / rate == pytest.approx(speaker / 2, abs=1e-4)
+    assert {fields["text_prompt"] for fields in echo} == {CONVERSATION_PROMPT}
+    described = json.loads((tmp_path / "recordings.turnbench_run.json").read_text())
+    assert described["files"]["7/speaker_1_audio.wav"]["seconds"] == 2
+    again = personaplex("bench", "turnbench", conversations, recordings, "--mode", "respond")
+    assert "4 samples have an output already" in again.err
+    assert len(echo) == 4
+
+
+def test_turnbench_holds_live_conversations(
+    personaplex: Run, service: Service, conversations: Path, tmp_path: Path
+) -> None:
+    recordings = tmp_path / "recordings"
+    assert personaplex("bench", "turnbench", conversations, recordings, "--server", service.url).code == 0
+    for name in ("12", "7"):
+        for speaker in (1, 2):
+            pcm, _ = soundfile.read(recordings / name / f"speaker_{speaker}" / "output.flac")
+            assert len(pcm) == 48_000
+            assert pcm.any()
+    assert "expected folders with speaker_1_audio.flac" in personaplex("bench", "turnbench", tmp_path, recordings).error
