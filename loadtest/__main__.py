@@ -11,9 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from gateway.cli.console import CommandError, print_status
+from gateway.cli.console import result_console, run_command
 from loadtest.fake_device.profiles import PROFILES, Profile
 from loadtest.paths import RECORDING, ROOT
 from loadtest.plan import Starts, address
@@ -22,7 +21,7 @@ from loadtest.report import record, show, write
 from loadtest.result import Result
 from loadtest.run import Load, run
 from loadtest.search import highest
-from loadtest.server import NoServer, Server, build_tiny, started
+from loadtest.server import Server, build_tiny, started
 from loadtest.speech import Speech
 
 SEARCH_SLOTS = 128
@@ -80,7 +79,7 @@ def main(
     ] = None,
 ) -> None:
     """Load a server with users in real time. Exit status 1 if the run did not pass, 2 if it did not run."""
-    console = Console()
+    console = result_console()
     date = f"{datetime.now():%Y-%m-%d %H:%M}"
 
     def load_with(at: Server, count: int) -> Result:
@@ -111,36 +110,32 @@ def main(
         show(result, console)
         return not result.faults()
 
-    try:
-        # The users' process reads it again; report an unusable file before anything is started.
-        Speech.load(recording)
-        capacity = slots or (SEARCH_SLOTS if find_highest else users)
+    # The users' process reads it again; report an unusable file before anything is started.
+    Speech.load(recording)
+    capacity = slots or (SEARCH_SLOTS if find_highest else users)
 
-        def build(empty: Path) -> Path:
-            if fake_device is None:
-                return models or build_tiny(empty, capacity)
-            # Importing the builder takes a second, which other runs do without.
-            from loadtest.fake_device.build import write_fake_repository
+    def build(empty: Path) -> Path:
+        if fake_device is None:
+            return models or build_tiny(empty, capacity)
+        # Importing the builder takes a second, which other runs do without.
+        from loadtest.fake_device.build import write_fake_repository
 
-            return write_fake_repository(
-                empty / "models",
-                PROFILES[fake_device],
-                capacity,
-                full_windows=full_windows,
-            )
+        return write_fake_repository(
+            empty / "models",
+            PROFILES[fake_device],
+            capacity,
+            full_windows=full_windows,
+        )
 
-        with _server(folder, build, server, grpc) as at:
-            if find_highest:
-                found = highest(lambda count: holds(at, count), users, capacity, step)
-                console.print(f"{found} users over {api.value} hold")
-                passed = found > 0
-            else:
-                result = load_with(at, users)
-                show(result, console)
-                passed = not result.faults()
-    except (NoServer, CommandError) as error:
-        print_status(f"loadtest: error: {error}")
-        raise typer.Exit(2) from None
+    with _server(folder, build, server, grpc) as at:
+        if find_highest:
+            found = highest(lambda count: holds(at, count), users, capacity, step)
+            console.print(f"{found} users over {api.value} hold")
+            passed = found > 0
+        else:
+            result = load_with(at, users)
+            show(result, console)
+            passed = not result.faults()
     raise typer.Exit(0 if passed else 1)
 
 
@@ -164,4 +159,4 @@ def _fresh(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "loadtest")

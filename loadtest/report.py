@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.console import CommandError, print_status
+from gateway.cli.console import result_console, run_command
 from loadtest.machine import machine
 from loadtest.result import Result
 from loadtest.stats import LoadStats, Percentiles
@@ -47,12 +47,12 @@ def record(result: Result, setup: str, file: Path) -> None:
     content = {"setup": setup, "machine": machine(), **result.to_json()}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    console = Console(width=100, record=True, file=io.StringIO())
-    show(result, console)
+    shown = io.StringIO()
+    show(result, result_console(shown))
     others = result.usage.others / result.usage.seconds if result.usage else 0.0
     notes = {"setup": setup, **machine(), "CPU used by other processes meanwhile": f"{others:.2f} cores"}
     lines = [f"* {name}: {value}" for name, value in notes.items()]
-    file.with_suffix(".md").write_text("\n".join([*lines, "", "```", console.export_text().rstrip(), "```"]) + "\n")
+    file.with_suffix(".md").write_text("\n".join([*lines, "", "```", shown.getvalue().rstrip(), "```"]) + "\n")
 
 
 def show(result: Result, console: Console) -> None:
@@ -65,7 +65,7 @@ def show(result: Result, console: Console) -> None:
             table.add_row(*row)
         console.print(table)
         console.print()
-    console.print(verdict(result), highlight=False)
+    console.print(verdict(result))
 
 
 def verdict(result: Result) -> str:
@@ -200,19 +200,15 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison. [default: OTHER/comparison]")] = None,
 ) -> None:
     """Write the report of a run, or of two side by side."""
-    try:
-        if other is None:
-            write(Result.read(run), run)
-        else:
-            before, after = (folder.resolve().name for folder in (run, other))
-            names = (before, after) if before != after else (str(run), str(other))
-            target = out or other / "comparison"
-            write_comparison(dict(zip(names, (Result.read(run), Result.read(other)), strict=True)), target)
-            print(target / PAGE)
-    except CommandError as error:
-        print_status(f"report: error: {error}")
-        raise typer.Exit(2) from None
+    if other is None:
+        write(Result.read(run), run)
+    else:
+        before, after = (folder.resolve().name for folder in (run, other))
+        names = (before, after) if before != after else (str(run), str(other))
+        target = out or other / "comparison"
+        write_comparison(dict(zip(names, (Result.read(run), Result.read(other)), strict=True)), target)
+        print(target / PAGE)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "report")

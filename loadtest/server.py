@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from gateway.cli.console import CommandError
 from loadtest.paths import ROOT
 from loadtest.plan import address
 
@@ -23,7 +24,7 @@ POLL_SECONDS = 0.1
 _BATCH_SUM, _BATCH_COUNT = (f"personaplex_batch_conversations_{kind}" for kind in ("sum", "count"))
 
 
-class NoServer(Exception):  # noqa: N818 - the message states the reason
+class NoServer(CommandError):  # noqa: N818 - the message states the reason
     """There is no server to load."""
 
 

@@ -15,13 +15,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.console import CommandError, print_status
+from gateway.cli.console import result_console, run_command
 from loadtest.churn import APIS, COMPLETED, DROPPED, FAILED, REFUSED, ChurnUsers
 from loadtest.memory import ProcessMonitor
 from loadtest.paths import RECORDING
 from loadtest.plan import Plan
 from loadtest.run import MODELS
-from loadtest.server import NoServer, Server, build_tiny, started
+from loadtest.server import Server, build_tiny, started
 from loadtest.speech import Speech
 from loadtest.usage import server_processes
 
@@ -46,22 +46,18 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where models and results go.")] = Path("build/soak"),
 ) -> None:
     """Load `personaplex serve` with churn users. Exit status 1 if the test did not pass, 2 if it did not run."""
-    console = Console()
+    console = result_console()
     results = folder / f"{datetime.now():%Y%m%d-%H%M%S}"
-    try:
-        speech = Speech.load(recording)
-        results.mkdir(parents=True)
-        with TemporaryDirectory(prefix="tiny-", dir=folder) as built:
-            # A slot may still be in use for a moment when the next conversation starts.
-            repository = models or build_tiny(Path(built), users + max(2, users // 4))
-            with started(repository, results / "server.log") as server:
-                plan = Plan(server.url, server.grpc, str(recording.resolve()))
-                churn = ChurnUsers(plan, speech, users, shortest=shortest, longest=longest, drop=drop, seed=seed)
-                console.print(f"{users} users at once for {minutes:g} minutes; results in {results}")
-                found = asyncio.run(soak(server, churn, 60 * minutes, every, console))
-    except (NoServer, CommandError) as error:
-        print_status(f"soak: error: {error}")
-        raise typer.Exit(2) from None
+    speech = Speech.load(recording)
+    results.mkdir(parents=True)
+    with TemporaryDirectory(prefix="tiny-", dir=folder) as built:
+        # A slot may still be in use for a moment when the next conversation starts.
+        repository = models or build_tiny(Path(built), users + max(2, users // 4))
+        with started(repository, results / "server.log") as server:
+            plan = Plan(server.url, server.grpc, str(recording.resolve()))
+            churn = ChurnUsers(plan, speech, users, shortest=shortest, longest=longest, drop=drop, seed=seed)
+            console.print(f"{users} users at once for {minutes:g} minutes; results in {results}")
+            found = asyncio.run(soak(server, churn, 60 * minutes, every, console))
     (results / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
     show(found, console)
     raise typer.Exit(0 if found["passed"] else 1)
@@ -120,7 +116,7 @@ def show(found: dict[str, Any], console: Console) -> None:
             column.justify = "right"
         console.print(table)
         console.print()
-    console.print("\n".join(found["faults"]) or "passed", highlight=False)
+    console.print("\n".join(found["faults"]) or "passed")
 
 
 async def _show_progress(monitor: ProcessMonitor, churn: ChurnUsers, console: Console) -> None:
@@ -130,7 +126,7 @@ async def _show_progress(monitor: ProcessMonitor, churn: ChurnUsers, console: Co
         await asyncio.sleep(_PROGRESS_S)
         sizes = ", ".join(f"{name} {samples.rss[-1] / 2**20:.0f} MB" for name, samples in monitor.samples.items())
         minutes = (time.monotonic() - began) / 60
-        console.print(f"{minutes:.0f} min: {churn.outcomes.total()} conversations; {sizes}", highlight=False)
+        console.print(f"{minutes:.0f} min: {churn.outcomes.total()} conversations; {sizes}")
 
 
 async def _still_active(server: Server) -> float:
@@ -146,4 +142,4 @@ async def _still_active(server: Server) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "soak")

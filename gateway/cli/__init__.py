@@ -5,19 +5,16 @@ Exit codes: 0 success; 2 failure, with the reason in one line on stderr; 130 int
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
 from gateway.cli import admin, bench, build, config, demo, doctor, download, evaluate, key, respond, serve, voice
-from gateway.cli.console import FAILURE, print_error
+from gateway.cli.console import run_app
 from gateway.cli.examples import epilog
-from gateway.errors import GatewayError
 
 DISTRIBUTION = "personaplex-triton"
 
@@ -46,23 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    try:
-        given = sys.argv[1:] if arguments is None else arguments
-        code = app(args=list(given) or ["--help"], prog_name="personaplex", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except TyperException as error:
-        print_error(error.format_message())
-        return FAILURE
-    except GatewayError as error:
-        print_error(error.message)
-        return FAILURE
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except BrokenPipeError:
-        # The reader of stdout is gone. Without this, Python reports the error again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_app(app, "personaplex", list(given) or ["--help"])
 
 
 def _print_version(requested: bool) -> None:

@@ -1,11 +1,17 @@
-"""Terminal output: results go to stdout; status, progress and one-line errors go to stderr."""
+"""Terminal output: results go to stdout; status, progress and one-line errors go to stderr.
+
+Only the terminal wraps lines: what is printed does not depend on its width.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,10 +24,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from typer.exceptions import TyperException
 
 from gateway.errors import GatewayError
 
 FAILURE = 2
+_WIDE = 1000
 
 
 class CommandError(GatewayError):
@@ -33,14 +41,46 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def print_error(message: str) -> None:
-    """Print an error as one line on stderr."""
-    print(f"personaplex: error: {one_line(message)}", file=sys.stderr)
+def print_error(message: str, name: str = "personaplex") -> None:
+    """Print an error of the command `name` as one line on stderr."""
+    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
 
 
 def print_status(message: str) -> None:
     """Print a line that is not part of the result on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def result_console(file: IO[str] | None = None) -> Console:
+    """Return a console that prints tables and lines whole and unchanged, to stdout by default."""
+    return Console(file=file, width=_WIDE, soft_wrap=True, markup=False, highlight=False)
+
+
+def run_app(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
+    """Run the command line of `app`; return its exit code."""
+    try:
+        code = app(args=list(arguments), prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except TyperException as error:
+        print_error(error.format_message(), name)
+        return FAILURE
+    except GatewayError as error:
+        print_error(error.message, name)
+        return FAILURE
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout is gone. Without this, Python reports the error again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def run_command(command: Callable[..., None], name: str) -> None:
+    """Run the command line of a program that is one command, and exit the process."""
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    sys.exit(run_app(app, name, sys.argv[1:]))
 
 
 _SPEED_PERIOD_S = 120.0

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.build import write_models, write_tiny
-from gateway.cli.console import CommandError, print_status, progress
+from gateway.cli.console import CommandError, print_status, progress, result_console
 from gateway.cli.serve import WAIT_EMBEDDED_S, private_settings
 from gateway.client import Client
 
@@ -52,7 +51,7 @@ def demo(
         output.write_bytes(base64.b64decode(answer["audio"]))
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from None
-    Console().print(table(answer))
+    result_console().print(table(answer))
     print(f"\nquestion: {QUESTION_TEXT if input is None else input}")
     print(f"answer:   {answer['transcript'] or '(silence)'}")
     print(f"wrote {output}")

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from gateway.cli.checks import Check, Status, fit_published, recommendation, run_checks
-from gateway.cli.console import FAILURE
+from gateway.cli.console import FAILURE, result_console
 
 COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
@@ -38,12 +37,12 @@ def doctor(
 
 
 def _show(checks: list[Check]) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = result_console()
     for check in checks:
-        colour = COLOURS[check.status]
-        console.print(f"[{colour}]{check.status.value:4}[/{colour}]  {check.name:15}{escape(check.found)}")
+        status = Text(f"{check.status.value:4}", COLOURS[check.status])
+        console.print(status, f" {check.name:15}{check.found}")
         if check.mend:
-            console.print(f"{'':21}to mend: {escape(check.mend)}")
+            console.print(f"{'':21}to mend: {check.mend}")
     count = Counter(check.status for check in checks)
     if count[Status.FAIL]:
         console.print(f"This machine cannot serve yet: {count[Status.FAIL]} checks failed.")

@@ -5,34 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from gateway.cli.console import result_console
 
 if TYPE_CHECKING:
     from model_repository.evaluation.report import Report
 
 GB = 1e9
-WIDTH = 120
-"""Width in characters if stdout is not a terminal."""
 
 
 def show(report: Report) -> None:
     """Print all tables, then the parameters and the machine."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = result_console()
     for table in (cost(report), quality(report), answers(report), layers(report)):
         if table.row_count:
             console.print(table)
     for line in weights(report):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     machine, parameters = report.machine, report.parameters
     console.print(
         f"{parameters['frames']} frames after a prompt of {parameters['prompt_columns']} columns; memory for "
         f"{parameters['slots']} conversation(s). {machine['cpu']}, {machine['cores']} cores, "
-        f"ONNX Runtime {machine['onnxruntime']}.",
-        highlight=False,
+        f"ONNX Runtime {machine['onnxruntime']}."
     )
 
 
@@ -106,7 +101,7 @@ def weights(report: Report) -> list[str]:
             lines.append(f"{label}: {found.tensors} quantized tensors, with the largest relative errors in")
             for tensor in found.worst:
                 errors = ", ".join(f"{name} {_short(value)}" for name, value in tensor.items() if name not in _NAMES)
-                lines.append(f"  {escape(tensor['model'])} {escape(tensor['tensor'])}: {errors}")
+                lines.append(f"  {tensor['model']} {tensor['tensor']}: {errors}")
     return lines
 
 
@@ -118,7 +113,7 @@ def _labels(report: Report) -> list[str]:
     folders = [Path(repository.models) for repository in report.repositories]
     names = {folder.name for folder in set(folders)}
     unique = len(names) == len(set(folders))
-    return [escape(folder.name if unique else str(folder)) for folder in folders]
+    return [folder.name if unique else str(folder) for folder in folders]
 
 
 def _table(*headings: str) -> Table:

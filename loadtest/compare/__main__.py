@@ -14,13 +14,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from gateway.cli.console import print_status
+from gateway.cli.console import result_console, run_command
 from loadtest.compare.measurements import Measurements, Options
 from loadtest.compare.report import PARTS, Comparison, Pair, PartName, markdown
 from loadtest.compare.source_tree import SourceTree, worktree
 from loadtest.machine import machine
 from loadtest.paths import ROOT
-from loadtest.server import NoServer
 
 
 def main(
@@ -41,7 +40,7 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder for the JSON file and the table.")] = ROOT / "loadtest/results",
 ) -> None:
     """Measure this source tree against a base commit, in alternating runs. Exit status 2 if a server fails."""
-    console = Console()
+    console = result_console()
     # Ended from outside, it still stops its servers and removes the worktree.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     began = datetime.now()
@@ -60,31 +59,27 @@ def main(
         recording_rounds=recording_rounds,
     )
     parts: Sequence[PartName] = only or list(PARTS)
-    measurements = Measurements(options, lambda line: console.print(line, highlight=False))
-    try:
-        with worktree(base) as base_tree:
-            this_tree = SourceTree.of("this", ROOT)
-            file = results / f"compare-{began:%Y%m%d-%H%M}-{base_tree.commit}-{this_tree.commit.rstrip('+')}"
-            about = {
-                "date": f"{began:%Y-%m-%d %H:%M}",
-                "base": base_tree.commit,
-                "this": this_tree.commit,
-                "measured": (
-                    f"CPU with {users} users for {cpu_seconds:g} s; capacity for {hold_seconds:g} s "
-                    f"(none failed, none missing, p99 < 80 ms, late < 0.1 %)"
-                ),
-                **machine(),
-            }
-            found: dict[PartName, list[Pair]] = {part: [] for part in parts}
-            for number in range(pairs):
-                for part in parts:
-                    found[part].append(_pair(measurements, part, base_tree, this_tree, number, console))
-                    _write(file, [Comparison(name, found[name]) for name in parts if found[name]], about)
-    except NoServer as error:
-        print_status(f"compare: error: {error}")
-        raise typer.Exit(2) from None
-    console.print(file.with_suffix(".md").read_text(), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"written to {file}.json and .md", highlight=False, soft_wrap=True)
+    measurements = Measurements(options, console.print)
+    with worktree(base) as base_tree:
+        this_tree = SourceTree.of("this", ROOT)
+        file = results / f"compare-{began:%Y%m%d-%H%M}-{base_tree.commit}-{this_tree.commit.rstrip('+')}"
+        about = {
+            "date": f"{began:%Y-%m-%d %H:%M}",
+            "base": base_tree.commit,
+            "this": this_tree.commit,
+            "measured": (
+                f"CPU with {users} users for {cpu_seconds:g} s; capacity for {hold_seconds:g} s "
+                f"(none failed, none missing, p99 < 80 ms, late < 0.1 %)"
+            ),
+            **machine(),
+        }
+        found: dict[PartName, list[Pair]] = {part: [] for part in parts}
+        for number in range(pairs):
+            for part in parts:
+                found[part].append(_pair(measurements, part, base_tree, this_tree, number, console))
+                _write(file, [Comparison(name, found[name]) for name in parts if found[name]], about)
+    console.print(file.with_suffix(".md").read_text())
+    console.print(f"written to {file}.json and .md")
 
 
 def _pair(
@@ -110,4 +105,4 @@ def _write(file: Path, comparisons: Sequence[Comparison], about: dict[str, str])
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "compare")

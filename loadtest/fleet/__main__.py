@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.console import run_command
 from loadtest.fleet.simulation import (
     Attempts,
     Load,
@@ -58,4 +59,4 @@ def _ways(pods: int) -> dict[str, Attempts]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "fleet")

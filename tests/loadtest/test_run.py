@@ -147,7 +147,7 @@ def test_the_command_ends_with_2_if_there_was_no_run(tmp_path: Path):
     command = [sys.executable, "-m", "loadtest", "--server", "http://127.0.0.1:1", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "loadtest: error" in done.stderr
+    assert done.stderr.startswith("loadtest: error: ")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--starts", "anything"), ("--server", "127.0.0.1:1")])
@@ -155,7 +155,9 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path: Path, option: str, 
     command = [sys.executable, "-m", "loadtest", option, value, "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
+    assert done.stderr.startswith("loadtest: error: ")
     assert value in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from gateway.cli.console import result_console
 from loadtest.bench.models.graph_frames import WARM_UP, Frames, case
 from loadtest.bench.models.random_checkpoint import is_complete, write_random_checkpoint
 from loadtest.fake_device.profiles import PROFILES, WINDOW, Profile
@@ -240,11 +241,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--no-capture", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    console = Console(stderr=options.measure is not None, soft_wrap=True)
+    console = result_console(sys.stdout if options.measure is None else sys.stderr)
     try:
         device = CudaMemory(options.device, capture=not options.no_capture)
     except DeviceError as error:
-        console.print(f"no usable GPU: {error}", markup=False, highlight=False)
+        console.print(f"no usable GPU: {error}")
         return NO_GPU
     if options.measure is not None:
         print(json.dumps(measure_frames(options.measure, device, options.rows, options.contexts, options.frames)))

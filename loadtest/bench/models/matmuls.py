@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
-from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.console import result_console
 from model_repository.graph.builder import ROWS, Graph
 from model_repository.graph.matrices import Matrix, linear
 from model_repository.quantize.config import QuantizationConfig
@@ -103,7 +103,7 @@ def main() -> None:
                 f"{read:.0f}",
             )
             table.add_row(*map(str, shown))
-    Console().print(table)
+    result_console().print(table)
     if options.json:
         options.json.write_text(json.dumps(stats, indent=1) + "\n")
 

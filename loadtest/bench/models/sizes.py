@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.console import result_console
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.checkpoint.weights.tensors import Float32, Shape
@@ -106,7 +106,7 @@ def main() -> None:
         )
         slots = [str(slots_on_gpu(found, memory)) if variant.device is Device.CUDA else "" for memory in GPUS.values()]
         table.add_row(variant.device, variant.name, *(f"{value / 1e9:.2f}" for value in row), *slots)
-    Console().print(table)
+    result_console().print(table)
 
 
 if __name__ == "__main__":

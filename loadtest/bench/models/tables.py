@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.console import result_console
 from loadtest.bench.models.analysis import FAST, SessionStats, beside_fast_memory, bounds, floor, memory_rates
 from loadtest.bench.models.bytes_read import STAGES, Reads
 
 _SHOWN_OPERATORS = 6
-_LEAST_WIDTH = 150
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def tables(stats: SessionStats) -> list[Section]:
 
 def show(made: Sequence[Section]) -> None:
     """Print them."""
-    console = Console(width=max(_LEAST_WIDTH, Console().width))
+    console = result_console()
     for section in made:
         table = Table(*section.columns, title=section.title, title_justify="left")
         for row in section.rows:

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from gateway.cli.console import result_console
 from gateway.client import Client
 from loadtest.machine import machine
 from loadtest.server import build_tiny, started
@@ -318,7 +319,7 @@ def _print(found: Mapping[str, Any]) -> None:
                 part, name, f"{value:.1%}" if is_share else f"{value:.2f}" if value != int(value) else str(value)
             )
             part = ""
-    Console().print(table)
+    result_console().print(table)
 
 
 def _formatted(name: str, value: float) -> str:

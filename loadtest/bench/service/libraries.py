@@ -23,11 +23,11 @@ import numpy as np
 import sphn
 import tritonclient.grpc.aio as triton_grpc
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from gateway.audio.ogg import OggWriter
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
+from gateway.cli.console import result_console
 from gateway.engine.triton.http import TritonHttp
 from gateway.engine.triton.requests import TensorSpec, request_head
 from gateway.triton_server import TritonServer
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100, help="calls per round and client (default 100)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, in which the clients alternate (default 5)")
     options = parser.parse_args()
-    console = Console()
+    console = result_console()
     with tempfile.TemporaryDirectory() as folder, TritonServer(EchoModels.write(Path(folder))) as server:
         measured = asyncio.run(calls_to_triton(server, options.calls, options.rounds))
     table = Table("a call to Triton", "1 frame", "CPU", "24 frames", "CPU")
@@ -167,7 +167,7 @@ def main() -> None:
     for name, (read, write) in opus_in_ogg(options.calls, options.rounds).items():
         table.add_row(name, f"{read:.3f} ms", f"{write:.3f} ms", largest[name])
     console.print(table)
-    console.print(machine()["processor"], highlight=False)
+    console.print(machine()["processor"])
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from unittest import mock
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.cli.console import result_console
 from gateway.triton_server import TritonServer
 from loadtest.apis.grpc import PATH
 from loadtest.http2 import GrpcCall
@@ -253,7 +253,7 @@ def _print(stats: dict[str, Any]) -> None:
         medians = [float(np.median(times)) for times in rounds]
         p99 = float(np.percentile(np.concatenate(rounds), 99))
         table.add_row(title, *(f"{value:.2f}" for value in (stats[name], min(medians), max(medians), p99)))
-    console = Console()
+    console = result_console()
     console.print(table)
     console.print(f"added by gateway and Triton: {stats['added']:.2f} ms; ratio {stats['ratio']:.2f}")
 

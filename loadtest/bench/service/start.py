@@ -22,12 +22,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from sentencepiece import SentencePieceProcessor
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc as rpc
+from gateway.cli.console import result_console
 from loadtest.machine import machine
 from loadtest.server import started
 from model_repository.build import build_repository
@@ -204,7 +204,7 @@ def build(name: str, folder: Path, slots: int) -> Path:
 
 
 def _print(stats: dict[str, Any]) -> None:
-    console = Console()
+    console = result_console()
     ready = Table(f"ms to ready, {COLUMNS} columns", "first conversation", "second conversation", "ratio")
     live = Table("ms per frame of live users", "", "p50", "p99", "most", "late", "prefills")
     for name, of in stats["models"].items():
