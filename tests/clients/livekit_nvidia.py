@@ -1,6 +1,7 @@
 """`livekit-plugins-nvidia`: a session of its PersonaPlex model. Runs in an environment of its own.
 
-Usage: livekit_nvidia.py URL WAV SECONDS. Sends the WAV and then silence in real time. Prints one line of JSON.
+Usage: livekit_nvidia.py URL WAV SECONDS [INSTRUCTIONS]. Sends the WAV and then silence in real time; gives the agent
+other INSTRUCTIONS after half of the time. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from livekit.plugins.nvidia.experimental.realtime import RealtimeModel
 STEP_S = 0.02
 
 
-async def main(url: str, path: str, seconds: float) -> None:
-    found: dict[str, Any] = {"errors": [], "generations": [], "audio_seconds": 0.0}
+async def main(url: str, path: str, seconds: float, instructions: str = "") -> None:
+    found: dict[str, Any] = {"errors": [], "generations": []}
     listening: list[asyncio.Task[None]] = []
 
     async def listen(generation: Any) -> None:
         burst = {"text": "", "seconds": 0.0, "ended": False}
+        found.setdefault("connect_seconds", time.monotonic() - began)
         found["generations"].append(burst)
         async for message in generation.message_stream:
 
@@ -40,6 +42,7 @@ async def main(url: str, path: str, seconds: float) -> None:
         burst["ended"] = True
 
     async with aiohttp.ClientSession() as http:
+        began = time.monotonic()
         model = RealtimeModel(base_url=url, voice="NATF0", text_prompt="You are Ana.", seed=7, http_session=http)
         session: Any = model.session()
         session.on("generation_created", lambda event: listening.append(asyncio.create_task(listen(event))))
@@ -49,6 +52,9 @@ async def main(url: str, path: str, seconds: float) -> None:
         size = int(rate * STEP_S)
         began = due = time.monotonic()
         while time.monotonic() - began < seconds:
+            if instructions and time.monotonic() - began > seconds / 2:
+                await session.update_instructions(instructions)
+                instructions = ""
             at = 2 * size * round((due - began) / STEP_S)
             piece = data[at : at + 2 * size].ljust(2 * size, b"\0")
             session.push_audio(rtc.AudioFrame(piece, rate, 1, size))
@@ -63,4 +69,4 @@ async def main(url: str, path: str, seconds: float) -> None:
     print(json.dumps(found))
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *sys.argv[4:]))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -152,10 +152,10 @@ class TestPipecat:
 
 
 class TestLiveKitNvidia:
-    async def call(self, server: Server, seconds: float, key: str = "", path: str = "/gated") -> dict[str, Any]:
+    async def call(self, server: Server, seconds: float, key: str = "", instructions: str = "") -> dict[str, Any]:
         address = server.url.removeprefix("ws://")
-        url = f"ws://user:{key}@{address}{path}" if key else f"ws://{address}{path}"
-        return await run_client(python_of("livekit"), "livekit_nvidia.py", url, QUESTION, seconds)
+        url = f"ws://user:{key}@{address}/gated" if key else f"ws://{address}/gated"
+        return await run_client(python_of("livekit"), "livekit_nvidia.py", url, QUESTION, seconds, instructions)
 
     async def test_a_call_on_the_gated_path_has_a_generation_per_utterance(
         self, serve: Serve, chat_texts: list[str]
@@ -178,6 +178,15 @@ class TestLiveKitNvidia:
         assert found["errors"]
         assert all(recoverable for _, recoverable in found["errors"])
         assert 2 <= refused <= 6
+
+    async def test_other_instructions_connect_once_more(self, serve: Serve) -> None:
+        async with talking(serve) as server:
+            found = await self.call(server, 6, instructions="You are Bo.")
+            await server.until_free()
+            prompts = [[token for token in prefix.steps[:, 0] if token != 3] for prefix in server.engine.prefills]
+            encode = server.runtime.tokenizer.encode_prompt
+            assert prompts == [encode("You are Ana."), encode("You are Bo.")]
+        assert found["errors"] == []
 
 
 class TestOpenAINode:
@@ -222,3 +231,51 @@ class TestPydanticAI:
         assert found["audio_seconds"] == pytest.approx(3 + 2 * 0.8, abs=1)
         said = "".join(text for speaker, text in found["transcripts"] if speaker == "assistant")
         assert said.replace(" ", "") == "".join(spoken).replace(" ", "") != ""
+
+    async def test_a_full_server_is_an_error(self, serve: Serve) -> None:
+        async with talking(serve, slots=1) as server, server.connect() as other:
+            await other.send('{"type": "start"}')
+            await other.recv()
+            with pytest.raises(AssertionError, match="conversations are taken"):
+                await self.call(server, 1)
+            refused = total(server.runtime.metrics, "personaplex_refused_total", reason="capacity")
+        assert refused == 1
+
+
+class TestDrain:
+    """The server drains during a call. What a client makes of it differs; none of them floods the server."""
+
+    @pytest.mark.parametrize("client", ["pipecat", "livekit_nvidia", "openai_node", "pydantic_ai"])
+    async def test_no_hot_loop(self, serve: Serve, client: str) -> None:
+        base = "http" if client in ("openai_node", "pydantic_ai") else "ws"
+        scripts: dict[str, tuple[str, str, list[object]]] = {
+            "pipecat": ("pipecat", LIVE, ["pipecat_pipeline.py", "live"]),
+            "livekit_nvidia": ("livekit", "/gated", ["livekit_nvidia.py"]),
+            "openai_node": ("", "/v1", ["openai_live.mjs"]),
+            "pydantic_ai": ("pydantic_ai", "/v1", ["pydantic_ai_live.py"]),
+        }
+        environment, path, (script, *arguments) = scripts[client]
+        async with talking(serve, (0, 20), drain_seconds=0) as server:
+            arguments += [server.url.replace("ws", base, 1) + path, QUESTION, 8]
+            run = (
+                run_client(python_of(environment), str(script), *arguments)
+                if environment
+                else run_node(str(script), *arguments)
+            )
+            await survive_a_drain(server, run)
+            refused = total(server.runtime.metrics, "personaplex_refused_total", reason="draining")
+        # The NVIDIA plugin connects again once a second.
+        assert refused <= 10
+
+
+async def survive_a_drain(server: Server, call: Coroutine[Any, Any, dict[str, Any]]) -> None:
+    """Drain the server a second after the call has a slot, and wait until the client ends, in error or not."""
+    calling = asyncio.create_task(call)
+    async with asyncio.timeout(60):
+        while not server.runtime.admission.taken:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(1)
+    await server.runtime.sessions.drain()
+    with suppress(AssertionError):
+        await calling
+    await server.until_free()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import QUESTION, python_of, run_client, run_node
-from tests.clients.test_clients import talking
+from tests.clients.test_clients import survive_a_drain, talking
 from tests.gateway.openai.conftest import REALTIME_PATH, Serve
 from tests.gateway.websocket.conftest import Server
 from tests.series import total
@@ -139,6 +139,16 @@ class TestOpenAIAgents:
         assert found["audio_seconds"] == pytest.approx(SPOKEN_S, abs=0.5)
         assert without_spaces(*found["assistant"]) == without_spaces(*realtime_texts) != ""
 
+    async def test_a_full_server_is_an_error(self, serve: Serve) -> None:
+        async with talking(serve, slots=1) as server, server.connect() as other:
+            await other.send('{"type": "start"}')
+            await other.recv()
+            with pytest.raises(AssertionError, match="HTTP 503"):
+                await run_client(
+                    python_of("openai_agents"), "openai_agents.py", server.url + REALTIME_PATH, QUESTION, 1
+                )
+            assert refused(server, "capacity") == 1
+
 
 class TestOpenAIAgentsJs:
     async def test_a_call_has_a_turn_per_utterance(self, serve: Serve, realtime_texts: list[str]) -> None:
@@ -151,3 +161,31 @@ class TestOpenAIAgentsJs:
         assert found["bursts"] == 2
         assert found["audio_seconds"] == pytest.approx(SPOKEN_S, abs=0.5)
         assert without_spaces(*found["assistant"]) == without_spaces(*realtime_texts) != ""
+
+    async def test_a_full_server_is_an_error(self, serve: Serve) -> None:
+        async with talking(serve, slots=1) as server, server.connect() as other:
+            await other.send('{"type": "start"}')
+            await other.recv()
+            with pytest.raises(AssertionError, match="503"):
+                await run_node("openai_agents.mjs", server.url + REALTIME_PATH, QUESTION, 1)
+            assert refused(server, "capacity") == 1
+
+
+class TestDrain:
+    """The server drains during a call. No client connects again."""
+
+    @pytest.mark.parametrize("client", ["pipecat", "openai_agents", "openai_agents_js"])
+    async def test_no_hot_loop(self, serve: Serve, client: str) -> None:
+        scripts: dict[str, list[object]] = {
+            "pipecat": ["pipecat_pipeline.py", "realtime"],
+            "openai_agents": ["openai_agents.py"],
+            "openai_agents_js": ["openai_agents.mjs"],
+        }
+        script, *arguments = scripts[client]
+        async with talking(serve, (0, 20), drain_seconds=0) as server:
+            arguments += [server.url + REALTIME_PATH, QUESTION, 8]
+            if client == "openai_agents_js":
+                await survive_a_drain(server, run_node(str(script), *arguments))
+            else:
+                await survive_a_drain(server, run_client(python_of(client), str(script), *arguments))
+            assert refused(server, "draining") == 0

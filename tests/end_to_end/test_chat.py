@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from websockets.sync.client import ClientConnection, connect
 
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
+from tests.clients.conftest import QUESTION, chat_texts, python_of, run_client
 from tests.conftest import GOLDEN
 from tests.end_to_end.conftest import Service, respond, wav
 from tests.gateway.websocket.moshi import Conversation
 from tests.gateway.websocket.test_moshi_client import SEED, Recording
+
+__all__ = ["chat_texts"]
 
 FRAME = 1920
 PROMPT = "You are Ana."
@@ -106,6 +109,21 @@ def test_the_moshi_client_holds_a_conversation(
     assert np.isfinite(conversation.device.played).all()
     assert np.any(conversation.device.played)
     tiny_service.wait_until_free()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_livekits_nvidia_plugin_holds_a_call(tiny_service: Service, chat_texts: list[str]) -> None:
+    url = tiny_service.url.replace("http", "ws", 1)
+    found = await run_client(python_of("livekit"), "livekit_nvidia.py", url, QUESTION, 10)
+    await asyncio.to_thread(tiny_service.wait_until_free, 1)
+    assert found["errors"] == []
+    # The plain path has audio all the time, which the plugin takes for one generation.
+    (generation,) = found["generations"]
+    assert generation["seconds"] == pytest.approx(found["seconds"] - found["connect_seconds"], rel=0.05)
+    expected = "".join(chat_texts)
+    assert expected.startswith(generation["text"])
+    assert len(generation["text"]) > 0.9 * len(expected) > 0
 
 
 def test_the_handshake_of_a_warm_default_persona_takes_less_than_half_a_second(tiny_service: Service) -> None:

@@ -153,5 +153,12 @@ async def test_a_framework_holds_a_call(tiny_service: Service, realtime_texts: l
         found = await run_client(python_of(name), *scripts[name], QUESTION, SECONDS)  # type: ignore[arg-type]
     await asyncio.to_thread(tiny_service.wait_until_free, 1)
     assert found["errors"] == []
-    # The agent talks from the first frames on; the session starts 250 ms after the first audio.
-    assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.15)
+    # The agent talks from the first frames on.
+    assert found["audio_seconds"] == pytest.approx(found["seconds"], rel=0.05)
+    # The agents SDKs have the text of whole responses only, and this agent does not come to the end of one.
+    if name in ("livekit", "pipecat"):
+        items = found["items"] if name == "livekit" else [("assistant", text) for text in found["assistant"]]
+        said = "".join(text for role, text in items if role == "assistant").replace(" ", "")
+        expected = "".join(realtime_texts).replace(" ", "")
+        assert expected.startswith(said)
+        assert len(said) > 0.9 * len(expected) > 0
