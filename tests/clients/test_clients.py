@@ -49,6 +49,14 @@ async def talking(serve: Serve, *speech: tuple[float, float], **settings: Any) -
         directing.cancel()
 
 
+def example_of(package: str, server: Server, folder: Path) -> Path:
+    """The example of the documentation that imports a package, with the address of the server."""
+    (text,) = re.findall(rf"```python\n(from {package}\..*?)```", CLIENTS_PAGE.read_text(), re.DOTALL)
+    example = folder / "example.py"
+    example.write_text(text.replace("127.0.0.1:8998", server.url.removeprefix("ws://")))
+    return example
+
+
 class TestLiveKit:
     async def call(self, server: Server, seconds: float, **options: Any) -> dict[str, Any]:
         return await run_client(
@@ -78,10 +86,8 @@ class TestLiveKit:
 
     async def test_the_agent_of_the_documentation(self, serve: Serve, tmp_path: Path) -> None:
         """It stands between a LiveKit server, with its WebRTC, and this one. Here it has no room."""
-        (text,) = re.findall(r"```python\n(from livekit\.agents .*?)```", CLIENTS_PAGE.read_text(), re.DOTALL)
         async with talking(serve, (2, 4)) as server:
-            example = tmp_path / "agent.py"
-            example.write_text(text.replace("http://127.0.0.1:8998", server.url.replace("ws", "http", 1)))
+            example = example_of("livekit", server, tmp_path)
             found = await run_client(python_of("livekit"), "livekit_session.py", example, "", QUESTION, 6)
         assert (found["bursts"], found["errors"]) == (1, [])
         assert found["audio_seconds"] == pytest.approx(2 + 0.8, abs=0.8)
@@ -133,6 +139,15 @@ class TestPipecat:
         assert found["text"].replace(" ", "") == "".join(spoken).replace(" ", "") != ""
         # 10 s without `session.closed`.
         assert found["close_seconds"] < 3
+
+    async def test_the_bot_of_the_documentation(self, serve: Serve, tmp_path: Path) -> None:
+        """It takes WebRTC calls. Here it has a transport without a network."""
+        async with talking(serve, (2, 4)) as server:
+            example = example_of("pipecat", server, tmp_path)
+            found = await run_client(python_of("pipecat"), "pipecat_bot.py", example, QUESTION, 6)
+            await server.until_free()
+        assert found["loud"] == pytest.approx(2.3, abs=0.5)
+        assert found["seconds"] == pytest.approx(6, abs=1)
 
     async def test_a_developer_message_is_refused_and_the_call_goes_on(self, serve: Serve) -> None:
         async with talking(serve, (1, 2)) as server:
