@@ -107,6 +107,7 @@ test-long: $(DEV) ## run what `make test` leaves out: all examples, long convers
 	@$(BIN)/python -m tests.cuda.check
 
 test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI, pydantic-ai): installs them from PyPI and npm
+	@.ci/grpc
 	@$(BIN)/python -m pytest --long tests/clients
 
 lint: $(DEV) ## ruff (rules and format), actionlint, mypy and the allowed imports
