@@ -158,11 +158,15 @@ class Calls:
         self._reading = gevent.spawn(self._read)
 
     def begin(self, api: Api, seconds: float) -> tuple[int, Event]:
-        """Begin a call; return its number, and an event that is set when it is over."""
+        """Begin a call; return its number, and an event that is set when it is over. None begins once a run ends."""
         number, self.begun = self.begun, self.begun + 1
-        self._calls[number] = api, Event()
-        self._command(call=number, user=self._seed + number, api=api.value, seconds=seconds)
-        return number, self._calls[number][1]
+        over = Event()
+        if self._ending:
+            over.set()
+        else:
+            self._calls[number] = api, over
+            self._command(call=number, user=self._seed + number, api=api.value, seconds=seconds)
+        return number, over
 
     def stop(self, number: int) -> None:
         """End a call."""
