@@ -21,7 +21,7 @@ from loadtest.report import record, show, write
 from loadtest.result import Result
 from loadtest.run import Load, run
 from loadtest.search import highest
-from loadtest.server import Server, build_tiny, started
+from loadtest.server import Server, build_random, build_tiny, started
 from loadtest.speech import Speech
 
 SEARCH_SLOTS = 128
@@ -53,9 +53,7 @@ def main(
     spawn_rate: Annotated[float, typer.Option(min=0.1, help="Users started per second.")] = 50.0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for the last frames to arrive.")] = 2.0,
     recording: Annotated[Path, typer.Option(help="What they send.")] = RECORDING,
-    models: Annotated[
-        Path | None, typer.Option(help="A built repository. [default: the small speaking model, built now]")
-    ] = None,
+    models: Annotated[Path | None, typer.Option(help="A built repository. [default: a small one, built now]")] = None,
     fake_device: Annotated[
         Profile | None, typer.Option(help="Serve models that take this GPU's time for the 7B, but compute nothing.")
     ] = None,
@@ -81,6 +79,8 @@ def main(
     """Load a server with users in real time. Exit status 1 if the run did not pass, 2 if it did not run."""
     console = result_console()
     date = f"{datetime.now():%Y-%m-%d %H:%M}"
+    # Users of the Realtime API need an agent that speaks all the time.
+    random_weights = api in (UsedApi.REALTIME, UsedApi.MIXED)
 
     def load_with(at: Server, count: int) -> Result:
         results = _fresh(folder / f"{datetime.now():%Y%m%d-%H%M%S}-{api.value}-{count}")
@@ -98,10 +98,10 @@ def main(
         result = run(at, load, results)
         write(result, results)
         if record_as is not None:
-            models_are = (
-                f"fake device {fake_device.value}" if fake_device else str(models or "the small speaking model")
-            )
-            setup = f"{models_are}; {count} users over {api.value} for {seconds:g} s; {date}"
+            used = models or ("random weights" if random_weights else "the small speaking model")
+            if fake_device:
+                used = f"fake device {fake_device.value}"
+            setup = f"{used}; {count} users over {api.value} for {seconds:g} s; {date}"
             record(result, setup, ROOT / "loadtest" / "results" / f"{record_as}-{count}")
         return result
 
@@ -116,7 +116,7 @@ def main(
 
     def build(empty: Path) -> Path:
         if fake_device is None:
-            return models or build_tiny(empty, capacity)
+            return models or (build_random if random_weights else build_tiny)(empty, capacity)
         # Importing the builder takes a second, which other runs do without.
         from loadtest.fake_device.build import write_fake_repository
 

@@ -1,7 +1,7 @@
 """A live conversation over the OpenAI Realtime API, /v1/realtime.
 
 The server sends audio while the agent speaks only, and no number of a frame. So the agent must speak all the time, as
-that of the tiny models does; a user whose agent becomes silent fails.
+that of random weights does; a user whose agent becomes silent fails.
 """
 
 from __future__ import annotations

@@ -78,6 +78,17 @@ def test_rest_users_receive_their_responses(load: Callable[..., Result]):
     assert stats.first_audio.max < stats.answer.max
 
 
+@pytest.mark.long
+def test_models_of_its_own_suit_the_users_of_every_api(tmp_path: Path):
+    """Those of the Realtime API fail when the agent becomes silent."""
+    options = ("--api", "mixed", "--users", len(Api), "--seconds", 4, "--drain", 30, "--folder", tmp_path)
+    # A busy machine is too slow to pass.
+    subprocess.run([sys.executable, "-m", "loadtest", *map(str, options)], check=False)
+    (found,) = tmp_path.glob("*-mixed-*/result.json")
+    stats = json.loads(found.read_text())["stats"]
+    assert {api: each["completed"] for api, each in stats.items()} == dict.fromkeys(map(str, Api), 1)
+
+
 def test_all_apis_at_once_and_locusts_own_stats(load: Callable[..., Result], tmp_path: Path):
     result = load("mixed", len(Api))
     assert set(result.stats) == set(Api)
