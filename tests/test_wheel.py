@@ -67,7 +67,12 @@ def test_every_file_states_the_same_version() -> None:
         stated |= set(
             re.findall(r"(?:personaplex-(?:gateway|models):|personaplex_triton-)(\d+\.\d+\.\d+)", page.read_text())
         )
+    readme = (ROOT / "README.md").read_text()
+    stated |= set(re.findall(r"badge/version-([\d.]+)-", readme))
     assert stated == {VERSION}
+    lowest, above = re.findall(r"3\.(\d+)", PROJECT["requires-python"])
+    assert f"badge/Python-3.{lowest}_to_3.{int(above) - 1}-" in readme
+    assert f"badge/licence-{PROJECT['license']}-" in readme
     assert f"\n## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
 
 

