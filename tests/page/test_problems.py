@@ -131,6 +131,21 @@ def test_a_call_whose_connection_is_lost_goes_on_if_it_can_be_resumed(
     assert visit.text("#call-title") == "The call is over"
 
 
+def test_error_if_a_lost_call_cannot_be_resumed(
+    gateway_with: Callable[..., Gateway], visit_to: Callable[..., Visit]
+) -> None:
+    gateway = gateway_with(resume_seconds=30)
+    visit = visit_to(gateway.url)
+    visit.start()
+    visit.transcript_grows()
+    (session,) = gateway.app.state.runtime.live_sessions._resumable.values()
+    gateway.cut_connections()
+    gateway.loop.call_soon_threadsafe(session.stop_for_drain)
+    message = final_message(visit)
+    assert message.startswith("The connection was lost. ")
+    assert "no session to resume" not in message.lower()
+
+
 def test_a_connection_without_messages_is_closed(visit: Visit, gateway: Gateway) -> None:
     """A half-open connection does not close on its own."""
     blocked = False

@@ -43,8 +43,8 @@ const PASSING = new Set(["full", "key-full", "draining"]);
 // Errors that an API key solves.
 const KEYS = new Set(["unauthorized", "wrong-key", "unfit-key"]);
 
-// Errors that the client has found itself, and words them for programmers.
-const OWN = new Set(["unreachable", "connection-lost", "key-not-sendable"]);
+// Errors whose message is worded for programmers.
+const TECHNICAL = new Set(["unreachable", "connection-lost", "key-not-sendable", "unknown-conversation"]);
 
 const CODES = {
   at_capacity: "full",
@@ -54,6 +54,7 @@ const CODES = {
   draining: "draining",
   drained: "drained",
   unauthorized: "unauthorized",
+  unknown_conversation: "lost",
   engine_unavailable: "models",
   engine_error: "engine",
   internal_error: "error",
@@ -92,7 +93,7 @@ export async function ofMicrophone(error) {
 /** The error for an error of the client, of requests with `key`. */
 export function ofError(error, key) {
   if (error.code === "unauthorized") return new Problem(key ? "wrong-key" : "unauthorized");
-  return new Problem(kindOf(error.code) ?? "refused", OWN.has(error.code) ? "" : error.message);
+  return new Problem(kindOf(error.code) ?? "refused", TECHNICAL.has(error.code) ? "" : error.message);
 }
 
 /** The error for the end of a call by the server; null for an end that the user asked for. */

