@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from urllib.parse import urlencode
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
+import sphn
 from numpy.typing import NDArray
+from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import ClientConnection, connect
 
+from gateway.audio.ogg import OggWriter
 from gateway.audio.ogg_opus import OggOpusReader, OggOpusWriter
+from gateway.audio.opus import OpusEncoder
 from tests.clients.conftest import QUESTION, chat_texts, python_of, run_client
 from tests.conftest import GOLDEN
 from tests.end_to_end.conftest import Service, respond, wav
@@ -124,6 +131,68 @@ async def test_livekits_nvidia_plugin_holds_a_call(tiny_service: Service, chat_t
     expected = "".join(chat_texts)
     assert expected.startswith(generation["text"])
     assert len(generation["text"]) > 0.9 * len(expected) > 0
+
+
+def pages_of_version_1(pcm: NDArray[np.float32]) -> Iterator[bytes]:
+    """The stream of Full-Duplex-Bench's Moshi client, a piece per 80 ms: the package `sphn` makes it."""
+    writer = sphn.OpusStreamWriter(24_000)
+    for at in range(0, len(pcm), FRAME):
+        yield writer.append_pcm(pcm[at : at + FRAME])
+
+
+def pages_of_version_2(pcm: NDArray[np.float32]) -> Iterator[bytes]:
+    """The stream of its Moshi adapter, a piece per 20 ms: a packet per page, and positions that count packets."""
+    encoder, ogg = OpusEncoder(), OggWriter(1)
+    head = ogg.page(struct.pack("<8sBBHIhB", b"OpusHead", 1, 1, 312, 24_000, 0, 0), 0)
+    tags = ogg.page(struct.pack("<8sI4sI", b"OpusTags", 4, b"node", 0), 0)
+    for number, at in enumerate(range(0, len(pcm), 480)):
+        yield (head + tags if at == 0 else b"") + ogg.page(encoder.encode(pcm[at : at + 480]), number + 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("pages", "step", "patience"), [(pages_of_version_1, 0.08, 1.0), (pages_of_version_2, 0.02, 0.8)]
+)
+async def test_full_duplex_bench_holds_a_call(
+    tiny_service: Service,
+    chat_texts: list[str],
+    pages: Callable[[NDArray[np.float32]], Iterator[bytes]],
+    step: float,
+    patience: float,
+) -> None:
+    """As its clients do: without a query, and without waiting long for the handshake."""
+    pcm, rate = soundfile.read(QUESTION, dtype="float32")
+    track = np.zeros(10 * 24_000, np.float32)
+    question = soxr.resample(pcm, rate, 24_000)
+    track[: len(question)] = question
+    messages: list[bytes] = []
+    url = tiny_service.url.replace("http", "ws", 1) + "/api/chat"
+    async with connect_async(url, compression=None, proxy=None) as client:
+
+        async def receive() -> None:
+            async for message in client:
+                assert isinstance(message, bytes)
+                messages.append(message)
+
+        receiving = asyncio.create_task(receive())
+        waited = perf_counter()
+        while b"\x00" not in messages and perf_counter() - waited < patience:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        began = due = perf_counter()
+        for page in pages(track):
+            await client.send(b"\x01" + page)
+            due += step
+            await asyncio.sleep(max(due - perf_counter(), 0))
+        elapsed = perf_counter() - began
+        await asyncio.sleep(0.5)
+        receiving.cancel()
+    await asyncio.to_thread(tiny_service.wait_until_free, 1)
+    audio = OggOpusReader().read(b"".join(message[1:] for message in messages if message[:1] == b"\x01"))
+    assert sum(map(len, audio)) / 24_000 == pytest.approx(elapsed, rel=0.05)
+    text = b"".join(message[1:] for message in messages if message[:1] == b"\x02").decode()
+    expected = "".join(chat_texts)
+    assert expected.startswith(text)
+    assert len(text) > 0.9 * len(expected) > 0
 
 
 def test_the_handshake_of_a_warm_default_persona_takes_less_than_half_a_second(tiny_service: Service) -> None:
