@@ -3,36 +3,33 @@
 When Kubernetes reduces the pods of a Deployment, it removes those with the lowest cost first: the fewest conversations
 have to end before a pod is gone. It is a process of its own so that the gateway has no token for Kubernetes.
 
-Variables: SERVER, the gateway's URL; POD and NAMESPACE; KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+Variables: SERVER, the gateway's URL; POD and NAMESPACE; those of `gateway.kubernetes`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import ssl
 import time
-from pathlib import Path
 
 import httpx
+
+from gateway.kubernetes import connect
 
 logger = logging.getLogger(__name__)
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 _ACTIVE = "personaplex_conversations_active "
 _INTERVAL_S = 10.0
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class DeletionCost:
     """The annotation of one pod. gateway, kubernetes: clients with the base URLs of both."""
 
-    def __init__(self, gateway: httpx.Client, kubernetes: httpx.Client, namespace: str, pod: str, token: Path) -> None:
-        """`token`: file with the token for Kubernetes, which is replaced from time to time."""
+    def __init__(self, gateway: httpx.Client, kubernetes: httpx.Client, namespace: str, pod: str) -> None:
         self._gateway = gateway
         self._kubernetes = kubernetes
         self._path = f"/api/v1/namespaces/{namespace}/pods/{pod}"
-        self._token = token
         self._cost: int | None = None
 
     def update(self) -> None:
@@ -43,10 +40,7 @@ class DeletionCost:
             self._kubernetes.patch(
                 self._path,
                 json={"metadata": {"annotations": {ANNOTATION: str(cost)}}},
-                headers={
-                    "content-type": "application/merge-patch+json",
-                    "authorization": f"Bearer {self._token.read_text().strip()}",
-                },
+                headers={"content-type": "application/merge-patch+json"},
             ).raise_for_status()
             self._cost = cost
 
@@ -54,15 +48,12 @@ class DeletionCost:
 def main() -> None:
     """Update the annotation until the process is ended."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
-    address = f"https://{f'[{host}]' if ':' in host else host}:{port}"
-    trusted = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
     with (
         # The gateway's certificate is not valid for the loopback address.
         httpx.Client(base_url=os.environ["SERVER"], verify=False, trust_env=False) as gateway,  # noqa: S501
-        httpx.Client(base_url=address, verify=trusted, trust_env=False) as kubernetes,
+        connect() as kubernetes,
     ):
-        cost = DeletionCost(gateway, kubernetes, os.environ["NAMESPACE"], os.environ["POD"], _ACCOUNT / "token")
+        cost = DeletionCost(gateway, kubernetes, os.environ["NAMESPACE"], os.environ["POD"])
         while True:
             try:
                 cost.update()

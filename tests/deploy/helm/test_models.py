@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from gateway import old_models
 from gateway.cli.download import REPOSITORY, REVISION
 from tests.deploy.helm.chart import NAME, Release, environment, render
 
@@ -105,6 +109,98 @@ def test_the_volume_is_kept_when_the_release_is_uninstalled():
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert claim["spec"]["resources"]["requests"]["storage"] == "99Gi"
     assert claim["spec"]["storageClassName"] == "fast"
+
+
+def folder(volume: Path, name: str, built: float | None = None) -> Path:
+    """A folder of the volume, with models that were built at a time."""
+    (volume / name).mkdir()
+    if built is not None:
+        (manifest := volume / name / "manifest.json").touch()
+        os.utime(manifest, (built, built))
+    return volume / name
+
+
+def kubernetes(*objects: dict[str, Any], status: int = 200) -> Callable[[], httpx.Client]:
+    """Connects to an API server with these pods and ReplicaSets of the release, and no others."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        wanted = dict(each.split("=") for each in request.url.params["labelSelector"].split(","))
+        assert wanted.items() <= render().one("Deployment")["spec"]["template"]["metadata"]["labels"].items()
+        paths = {"/api/v1/namespaces/voice/pods": "Pod", "/apis/apps/v1/namespaces/voice/replicasets": "ReplicaSet"}
+        kind = paths[request.url.path]
+        return httpx.Response(status, json={"items": [each for each in objects if each["kind"] == kind]})
+
+    return lambda: httpx.Client(base_url="https://kubernetes", transport=httpx.MockTransport(answer))
+
+
+def pod(**values: Any) -> dict[str, Any]:
+    return {"kind": "Pod", "spec": render(values).pod}
+
+
+def replica_set(replicas: int, **values: Any) -> dict[str, Any]:
+    spec = render(values).one("Deployment")["spec"]
+    return {"kind": "ReplicaSet", "spec": {"replicas": replicas, "template": spec["template"]}}
+
+
+def clean(build: dict[str, Any], volume: Path, monkeypatch: pytest.MonkeyPatch, connect: Any) -> set[str]:
+    """Run the step of the build job; return the names that are on the volume then."""
+    (line,) = [line for line in build["command"][-1].splitlines() if "old_models" in line]
+    variables = environment(build)
+    module, *arguments = line.removeprefix("python -m ").split()
+    assert module == old_models.__name__
+    given = [variables[word.strip('"$')].replace("/volume", str(volume)) for word in arguments]
+    monkeypatch.setattr("sys.argv", [module, *given])
+    monkeypatch.setattr(old_models, "connect", connect)
+    monkeypatch.setenv("NAMESPACE", "voice")
+    monkeypatch.setenv("SELECTOR", variables["SELECTOR"])
+    old_models.main()
+    return {entry.name for entry in volume.iterdir()}
+
+
+def test_a_build_removes_the_models_that_no_pod_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = {slots: Path(folders(render({"slots": slots})).pop()).name for slots in (2, 3, 4, 5, 6, 7)}
+    build = render({"slots": 7}).build
+    for slots in (2, 3, 4, 5, 6):
+        folder(tmp_path, names[slots], built=1000 - slots)
+    checkpoint = folder(tmp_path, Path(environment(build)["CHECKPOINT"]).name)
+    old_checkpoint = folder(tmp_path, "checkpoint-0123456789")
+    others = {folder(tmp_path, name).name for name in ("lost+found", "checkpoint-mine", "models-mine", "voices")}
+    (tmp_path / "notes.txt").touch()
+    api = kubernetes(pod(slots=3), pod(slots=7), replica_set(2, slots=4), replica_set(0, slots=5))
+    left = clean(build, tmp_path, monkeypatch, api)
+    # 2: built last. 3: a pod that drains. 4: a ReplicaSet whose pods are not there yet. 7 is not built yet.
+    assert left == {names[2], names[3], names[4], checkpoint.name, "notes.txt", *others}
+    assert old_checkpoint.name not in left
+
+
+@pytest.mark.parametrize("connect", [kubernetes(status=403), old_models.connect], ids=["refused", "not in a pod"])
+def test_models_stay_if_kubernetes_cannot_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], connect: Any
+):
+    names = {folder(tmp_path, f"models-{number:010}", built=number).name for number in range(3)}
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert clean(render().build, tmp_path, monkeypatch, connect) == names
+    assert capsys.readouterr().out.startswith("earlier models stay: ")
+
+
+def test_only_the_build_on_the_charts_own_volume_may_list_pods():
+    release = render()
+    (rule,) = release.one("Role")["rules"]
+    assert (rule["resources"], rule["verbs"]) == (["pods", "replicasets"], ["list"])
+    assert "token" in {mount["name"] for mount in release.build["volumeMounts"]}
+    for container in release.containers.values():
+        assert "token" not in {mount["name"] for mount in container["volumeMounts"]}
+    shared = render({"models": {"volume": {"existingClaim": "weights"}}})
+    assert shared.of("Role") == []
+    assert "old_models" not in str(shared.build)
+    assert "token" not in {mount["name"] for mount in shared.build["volumeMounts"]}
+
+
+def test_the_build_may_use_as_many_processors_as_it_has_threads():
+    """`model_repository.processors` counts those of the CPU limit."""
+    assert render().build["resources"]["limits"] == {"cpu": "2", "memory": "6Gi"}
+    more = render({"build": {"resources": {"requests": {"cpu": "16"}, "limits": {"memory": "9Gi"}}}}).build["resources"]
+    assert more == {"requests": {"cpu": "16", "memory": "2Gi"}, "limits": {"cpu": "16", "memory": "9Gi"}}
 
 
 def test_existing_models_are_neither_built_nor_waited_for():

@@ -32,7 +32,7 @@ def rules() -> list[dict[str, Any]]:
 
 def test_no_custom_resources_by_default():
     assert {manifest["apiVersion"].partition("/")[0] for manifest in render().manifests} <= {
-        *("v1", "apps", "batch", "policy", "networking.k8s.io"),
+        *("v1", "apps", "batch", "policy", "networking.k8s.io", "rbac.authorization.k8s.io"),
     }
 
 

@@ -64,7 +64,12 @@ def test_on_a_cpu_the_gateway_runs_triton():
     assert serve_options(release)["wait"] == 77
     gateway = release.containers["gateway"]
     assert {"name": "X", "value": "1"} in gateway["env"]
-    assert gateway["resources"]["limits"] == {"memory": "24Gi"}
+    # The number of threads follows the CPU limit.
+    assert gateway["resources"]["limits"] == {"memory": "24Gi", "cpu": "2"}
+    larger = {"requests": {"cpu": "8"}, "limits": {"cpu": "12"}}
+    limits = render({**CPU, "triton": {"resources": larger}}).containers["gateway"]["resources"]["limits"]
+    assert limits == {"memory": "24Gi", "cpu": "12"}
+    assert "cpu" not in render().containers["models"]["resources"]["limits"]
     assert "/dev/shm" in {mount["mountPath"] for mount in gateway["volumeMounts"]}
 
 
@@ -160,7 +165,7 @@ def test_containers_meet_the_restricted_pod_security_standard():
             assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
             assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
             kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
-            assert kinds <= {"persistentVolumeClaim", "emptyDir", "secret"}
+            assert kinds <= {"persistentVolumeClaim", "emptyDir", "secret", "projected"}
             for container in [*pod.get("initContainers", []), *pod["containers"]]:
                 security = container["securityContext"]
                 assert security["allowPrivilegeEscalation"] is False

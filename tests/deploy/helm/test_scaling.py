@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from gateway.deletion_cost import ANNOTATION, DeletionCost
+from gateway.kubernetes import TokenFile
 from gateway.telemetry.metrics import Metrics
 from tests.deploy.helm.chart import NAME, NAMESPACE, SHARED, render
 from tests.deploy.promql import gateway_series, labels, selectors
@@ -77,8 +78,9 @@ def test_new_pods_start_before_old_ones_stop():
 
 
 def test_only_the_container_of_the_deletion_cost_has_a_token():
-    assert (render().of("Role"), render().of("RoleBinding")) == ([], [])
-    release = render({"autoscaling": {"podDeletionCost": True}})
+    shared = {"models": {"volume": {"existingClaim": "weights"}}}
+    assert (render(shared).of("Role"), render(shared).of("RoleBinding")) == ([], [])
+    release = render({**shared, "autoscaling": {"podDeletionCost": True}})
     assert release.one("Role")["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
     binding = release.one("RoleBinding")
     assert binding["roleRef"]["name"] == release.one("Role")["metadata"]["name"]
@@ -107,8 +109,10 @@ def test_the_deletion_cost_is_the_number_of_conversations(tmp_path: Path):
     gateway = httpx.Client(
         base_url="http://gateway", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=metrics.text()))
     )
-    kubernetes = httpx.Client(base_url="https://kubernetes", transport=httpx.MockTransport(patch))
-    cost = DeletionCost(gateway, kubernetes, "voice", "calls-1", tmp_path / "token")
+    kubernetes = httpx.Client(
+        base_url="https://kubernetes", transport=httpx.MockTransport(patch), auth=TokenFile(tmp_path / "token")
+    )
+    cost = DeletionCost(gateway, kubernetes, "voice", "calls-1")
     cost.update()
     cost.update()
     metrics.active.set(3)

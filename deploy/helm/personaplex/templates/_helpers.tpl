@@ -45,10 +45,15 @@ app.kubernetes.io/component: pool
 {{- default (printf "%s-models" (include "personaplex.fullname" .)) .Values.models.volume.existingClaim }}
 {{- end }}
 
-{{/* Whether the chart's own volume can be mounted on one node only. */}}
+{{/* Whether the volume of the models is the chart's own. */}}
+{{- define "personaplex.ownVolume" -}}
+{{- if and (eq .Values.models.source "hub") (not .Values.models.volume.existingClaim) }}true{{ end }}
+{{- end }}
+
+{{/* Whether it can be mounted on one node only. */}}
 {{- define "personaplex.oneNode" -}}
-{{- $volume := .Values.models.volume -}}
-{{- if not (or (ne .Values.models.source "hub") $volume.existingClaim (has "ReadWriteMany" $volume.accessModes) (has "ReadOnlyMany" $volume.accessModes)) }}true{{ end }}
+{{- $modes := .Values.models.volume.accessModes -}}
+{{- if and (include "personaplex.ownVolume" .) (not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes))) }}true{{ end }}
 {{- end }}
 
 {{- define "personaplex.checkpoint" -}}
@@ -143,6 +148,30 @@ seccompProfile:
 {{- define "personaplex.scratchEnv" -}}
 - name: HOME
   value: /tmp
+{{- end }}
+
+{{/* Mount and volume of the token for Kubernetes. */}}
+{{- define "personaplex.tokenMount" -}}
+- name: token
+  mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+  readOnly: true
+{{- end }}
+
+{{- define "personaplex.token" -}}
+- name: token
+  projected:
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
+      - configMap:
+          name: kube-root-ca.crt
+          items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
+
+{{/* Resources of a container whose threads follow its CPU limit, which is the request by default. Takes resources. */}}
+{{- define "personaplex.limitedCpu" -}}
+{{- $request := dig "requests" "cpu" "" . -}}
+{{- $limits := ternary (dict "cpu" $request) dict (ne $request "") -}}
+{{- toYaml (merge (deepCopy .) (dict "limits" $limits)) }}
 {{- end }}
 
 {{- define "personaplex.names" -}}
