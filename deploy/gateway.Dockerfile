@@ -5,15 +5,17 @@
 # The stop timeout must exceed the drain time (`serve --drain`, 30 s by default).
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml setup.py requirements.lock requirements-dev.lock README.md LICENSE NOTICE ./
+# The libraries first: a change of the sources installs none of them again. The lock is complete. --no-deps: nvidia-pytriton,
+# which only carries the Triton binary, requires an older NumPy.
+COPY requirements.lock requirements-dev.lock requirements-build.lock ./
+RUN grep -E '^(opentelemetry-|googleapis-common-protos)' requirements-dev.lock > otel.txt \
+    && python -m venv /opt/personaplex \
+    && /opt/personaplex/bin/pip install --no-cache-dir --no-deps --requirement requirements.lock --requirement otel.txt \
+    && /opt/personaplex/bin/pip install --no-cache-dir --no-deps --target /build --requirement requirements-build.lock
+COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
 COPY gateway gateway
-COPY loadtest loadtest
 COPY model_repository model_repository
-# nvidia-pytriton is used for its Triton binary only. Its dependencies, among them an older NumPy, are not installed.
-RUN python -m venv /opt/personaplex \
-    && /opt/personaplex/bin/pip install --no-cache-dir --constraint requirements.lock --constraint requirements-dev.lock ".[cpu,otel]" \
-    && grep '^nvidia-pytriton==' requirements.lock > pytriton.txt \
-    && /opt/personaplex/bin/pip install --no-cache-dir --no-deps --requirement pytriton.txt
+RUN PYTHONPATH=/build /opt/personaplex/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.12-slim-bookworm
 RUN useradd --system --uid 10001 --create-home personaplex

@@ -9,6 +9,8 @@ RUN python3 -m pip install --no-cache-dir --no-deps --only-binary :all: \
 COPY model_repository /opt/personaplex/model_repository
 COPY --chmod=755 deploy/serve-models.sh /opt/personaplex/serve-models.sh
 ENV PYTHONPATH=/opt/personaplex/packages:/opt/personaplex
+# `triton-server` of NVIDIA's image.
+USER 1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]

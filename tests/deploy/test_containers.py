@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from fnmatch import fnmatch
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from gateway.triton_server.options import TritonOptions
 
@@ -89,12 +91,35 @@ def test_copied_files_exist_and_are_not_ignored(dockerfile: Path) -> None:
 
 def test_the_gateway_image_has_all_packages_and_the_locked_triton() -> None:
     text = (DEPLOY / "gateway.Dockerfile").read_text()
-    assert {"gateway", "model_repository", "pyproject.toml", "requirements.lock"} <= set(copied(DOCKERFILES[0]))
+    sources = copied(DOCKERFILES[0])
+    assert {"gateway", "model_repository", "pyproject.toml", "requirements.lock"} <= set(sources)
+    assert sources.index("requirements.lock") < sources.index("pyproject.toml"), "an edit installs all libraries again"
     assert PROJECT["readme"] in copied(DOCKERFILES[0])
     assert set(PROJECT["license-files"]) <= set(copied(DOCKERFILES[0]))
     assert f"FROM python:{PYTHON}-slim" in text
     assert PYTHON in SpecifierSet(PROJECT["requires-python"])
     assert "nvidia-pytriton" in pins(ROOT / "requirements.lock")
+
+
+def test_the_gateway_image_installs_all_that_traces_need() -> None:
+    (pattern,) = re.findall(r"grep -E '(.+)' requirements-dev.lock", (DEPLOY / "gateway.Dockerfile").read_text())
+    installed = {
+        *pins(ROOT / "requirements.lock"),
+        *filter(re.compile(pattern).match, pins(ROOT / "requirements-dev.lock")),
+    }
+    needed = [Requirement(line) for line in PROJECT["optional-dependencies"]["otel"]]
+    for requirement in needed:
+        assert canonicalize_name(requirement.name) in installed
+        for line in metadata.requires(requirement.name) or ():
+            further = Requirement(line)
+            if (further.marker is None or further.marker.evaluate({"extra": ""})) and further not in needed:
+                needed.append(further)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
+def test_no_image_runs_as_root(dockerfile: Path) -> None:
+    users = [user for instruction, user in instructions(dockerfile) if instruction == "USER"]
+    assert int(users[-1]) > 0
 
 
 def test_the_models_image_installs_the_locked_versions() -> None:
