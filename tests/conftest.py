@@ -24,8 +24,10 @@ GOLDEN = Path(__file__).parent / "golden"
 BuiltOnce = Callable[[str, Callable[[Path], object]], Path]
 GoldenVariant = Callable[..., Path]
 
-hypothesis.settings.register_profile("short", max_examples=25, deadline=None)
-hypothesis.settings.register_profile("long", max_examples=100, deadline=None)
+# A busy machine is slow: no test fails by the time of its examples.
+PATIENT: Any = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("short", max_examples=25, **PATIENT)
+hypothesis.settings.register_profile("long", max_examples=100, **PATIENT)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -156,7 +156,9 @@ def test_a_killed_process_is_detected_and_cleaned_up(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_server_and_stubs_end_when_the_parent_dies(models: Path, gone: Gone, tmp_path: Path, number: int) -> None:
     program = (
-        "import sys, time, pathlib, gateway.triton_server as t\n"
+        "import signal, sys, time, pathlib, gateway.triton_server as t\n"
+        # A child of `nohup` ignores it.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "s = t.TritonServer(pathlib.Path(sys.argv[1])); s.start(60); print('ready', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(
