@@ -117,7 +117,9 @@ def locusts_counts(log: str) -> dict[tuple[str, str], int]:
     return {(kind, name): int(number) for kind, name, number in found}
 
 
-@pytest.mark.parametrize("api", [Api.LIVE, pytest.param(Api.TWILIO, marks=pytest.mark.long)])
+# The short form is the command below.
+@pytest.mark.long
+@pytest.mark.parametrize("api", [Api.LIVE, Api.TWILIO])
 def test_users_beyond_the_slots_are_refused_and_their_frames_are_missing(load: Callable[..., Result], api: Api):
     result = load(api.value, SLOTS + 1)
     stats = result.stats[api]

@@ -191,15 +191,17 @@ def test_state_changes_are_announced_to_screen_readers(
 
 
 def test_reduced_motion_stops_animations(visit: Visit) -> None:
-    visit.page.emulate_media(reduced_motion="reduce")
-    visit.start()
-    visit.transcript_grows()
-    assert visit.page.evaluate("document.getAnimations().length") == 0
     paints = """() => new Promise((resolve) => {
       const pen = document.getElementById("ribbon").getContext("2d"), clear = pen.clearRect;
       let count = 0;
       pen.clearRect = function (...box) { count += 1; return clear.apply(this, box); };
-      setTimeout(() => resolve(count), 2500);
+      setTimeout(() => resolve(count), 1500);
     })"""
+    visit.page.emulate_media(reduced_motion="no-preference")
+    visit.start()
+    visit.transcript_grows()
+    assert visit.page.evaluate(paints) > 3
+    visit.page.emulate_media(reduced_motion="reduce")
+    assert visit.page.evaluate("document.getAnimations().length") == 0
     assert visit.page.evaluate(paints) <= 3
     visit.end()

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from gateway.cli.build import write_models, write_random
-from tests.gateway.cli.conftest import Outcome
+from tests.gateway.cli.conftest import QUESTION, Outcome
 
 Run = Callable[..., Outcome]
 
@@ -45,20 +46,30 @@ def test_tables_have_cost_and_quality(personaplex: Run, tiny_models: Path, tmp_p
     assert [set(repository) for repository in report["repositories"]] == [expected] * 2
 
 
-def test_stdout_is_json_only(personaplex: Run, tiny_models: Path, question: Path) -> None:
-    asked = ("--audio", question, "--voice", "VARM2", "--prompt", "", "--layers", 0, "--json", "-")
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 5 frames of the question."""
+    pcm, rate = soundfile.read(QUESTION, stop=round(5 * 0.08 * 22_050))
+    path = tmp_path_factory.mktemp("recording") / "question.wav"
+    soundfile.write(path, pcm, rate)
+    return path
+
+
+def test_stdout_is_json_only(personaplex: Run, tiny_models: Path, recording: Path) -> None:
+    asked = ("--audio", recording, "--voice", "VARM2", "--prompt", "", "--layers", 0, "--json", "-")
     outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--threads", 1, *asked)
     report = json.loads(outcome.out)
-    assert report["parameters"]["audio"] == str(question)
+    assert report["parameters"]["audio"] == str(recording)
     assert (report["parameters"]["voice"], report["parameters"]["prompt"]) == ("VARM2", "")
     assert report["parameters"]["threads"] == 1
-    assert report["parameters"]["frames"] == 80
+    assert report["parameters"]["frames"] == 5
 
 
-def test_a_recording_is_followed_by_silence(personaplex: Run, tiny_models: Path, question: Path) -> None:
-    frames = ("--columns", 82, "--layers", 0, "--json", "-")
-    outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--audio", question, *frames)
-    assert json.loads(outcome.out)["parameters"]["frames"] == 82
+@pytest.mark.long
+def test_a_recording_is_followed_by_silence(personaplex: Run, tiny_models: Path, recording: Path) -> None:
+    frames = ("--columns", 7, "--layers", 0, "--json", "-")
+    outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--audio", recording, *frames)
+    assert json.loads(outcome.out)["parameters"]["frames"] == 7
 
 
 def test_another_checkpoint_is_rejected(personaplex: Run, tiny_models: Path, other_models: Path) -> None:

@@ -34,7 +34,7 @@ COMMAND = re.compile(
     r"^ {4}(?:\.venv/bin/|\.ci/)?(?:make|personaplex|python3?|pip|curl|docker|helm|kubectl|run) ", re.MULTILINE
 )
 CI_STEPS = set(re.findall(r"^step (.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)) | {".ci/run"}
-LONG = ("docs/clients.md", "docs/loadtest.md", "docs/benchmarks.md", "docs/speaking-model.md")
+LONG = ("docs/clients.md", "docs/models.md", "docs/loadtest.md", "docs/benchmarks.md", "docs/speaking-model.md")
 """Pages whose examples `make test-long` runs."""
 _LOCUST = "--headless -u 1 -r 1 -t 2s --length 1 --grpc {grpc}"
 SMALL = {

@@ -19,6 +19,8 @@ from tests.gateway.cli.conftest import Outcome, spawning
 
 DATA = Path(__file__).parents[2] / "data"
 CERTIFICATE = DATA / "localhost.pem"
+PATIENCE_S = 120.0
+"""These tests do not measure speed."""
 
 Run = Callable[..., Outcome]
 Spawn = Callable[..., subprocess.Popen[str]]
@@ -45,7 +47,7 @@ def tritonserver(process: subprocess.Popen[str]) -> psutil.Process:
 
 def assert_stopped(process: subprocess.Popen[str], gone: Gone) -> None:
     """Wait for the end of a server that received a signal; nothing of it is left."""
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert err.splitlines()[-1] == "stopping"
     assert gone(process.pid) == []
@@ -56,16 +58,8 @@ def test_a_signal_while_starting_stops_it_too(spawn: Spawn, tiny_models: Path, g
     assert process.stderr is not None
     assert process.stderr.readline() == "starting Triton\n"
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (0, "")
-    assert gone(process.pid) == []
-
-
-def test_nothing_survives_a_gateway_that_is_killed(spawn: Spawn, tiny_models: Path, gone: Gone) -> None:
-    process = spawn("serve", tiny_models, "--port", 0)
-    url_of(process)
-    process.kill()
-    process.wait()
     assert gone(process.pid) == []
 
 
@@ -79,7 +73,7 @@ def test_an_answer_under_way_is_finished_before_sigterm_stops_it(
     asking.start()
     wait_until(lambda: "personaplex_conversations_active 1.0" in httpx.get(f"{url}/metrics").text)
     process.send_signal(signal.SIGTERM)
-    answer = answers.get(timeout=60)
+    answer = answers.get(timeout=PATIENCE_S)
     assert (answer.status_code, len(answer.content)) == (200, 44 + 150 * 3840)
     assert_stopped(process, gone)
 
@@ -114,8 +108,8 @@ def figure(url: str, name: str) -> float:
     return float(line.split()[1])
 
 
-def test_triton_is_restarted_after_a_crash_and_personas_are_warm_before_and_after(
-    spawn: Spawn, tiny_models: Path, question: Path
+def test_a_crashed_triton_is_restarted_with_warm_personas_and_does_not_survive_a_gateway_that_is_killed(
+    spawn: Spawn, tiny_models: Path, question: Path, gone: Gone
 ) -> None:
     process = spawn("serve", tiny_models, "--port", 0, "--warm", "NATF1:teacher", "--warm", "NATM0:You are Ana.")
     url = url_of(process)
@@ -133,6 +127,9 @@ def test_triton_is_restarted_after_a_crash_and_personas_are_warm_before_and_afte
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
     assert figure(url, "personaplex_prefill_columns_total") == 2 * cold + 2
     assert post(url, question, max_steps=3).status_code == 200
+    process.kill()
+    process.wait()
+    assert gone(process.pid) == []
 
 
 @pytest.mark.parametrize(
@@ -151,7 +148,7 @@ def test_a_triton_that_runs_elsewhere_is_used_and_left_running(spawn: Spawn, tin
         assert post(url_of(process), question, max_steps=3).status_code == 200
         assert psutil.Process(process.pid).children(recursive=True) == []
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
         assert triton.alive()
         triton.stop(now=True)
 
@@ -218,30 +215,26 @@ def test_a_repository_for_cuda_without_a_gpu_is_reported(personaplex: Run, cuda_
 
 def test_an_unreachable_triton_is_reported(spawn: Spawn, tiny_models: Path) -> None:
     process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 1, "--log-level", "error")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (2, "")
     assert "personaplex: error: Triton at 127.0.0.1:1 is not ready after 1 s: " in err
     assert "Traceback" not in err
 
 
-def test_unknown_environment_variables_are_reported(spawn: Spawn, tiny_models: Path) -> None:
+def test_the_environment_names_a_triton_too_and_unknown_variables_are_reported(spawn: Spawn, tiny_models: Path) -> None:
     names = {"PERSONAPLEX_API_KEY": "k", "PERSONAPLEX_ALOWED_ORIGINS": "[]", "PERSONAPLEX_CPU_KERNELS": "1"}
-    process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 0, **names)
-    err = process.communicate(timeout=30)[1]
+    process = spawn("serve", tiny_models, "--port", 0, "--wait", 1, PERSONAPLEX_TRITON_URL="127.0.0.1:1", **names)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (2, "")
     assert "unknown setting: PERSONAPLEX_ALOWED_ORIGINS" in err
     assert "PERSONAPLEX_API_KEY is read by clients only" in err
     assert "CPU_KERNELS" not in err
-
-
-def test_the_environment_names_a_triton_too(spawn: Spawn, tiny_models: Path) -> None:
-    process = spawn("serve", tiny_models, "--port", 0, "--wait", 1, PERSONAPLEX_TRITON_URL="127.0.0.1:1")
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (2, "")
     assert "personaplex: error: Triton at 127.0.0.1:1 is not ready after 1 s: " in err
     assert "starting Triton" not in err
 
 
-def test_the_help_names_tritons_port(personaplex: Run) -> None:
+def test_the_help_names_tritons_port(personaplex: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     text = " ".join(personaplex("serve", "--help").out.replace("│", " ").split())
     assert "HTTP endpoint of a running Triton to use instead of the embedded one" in text
 
@@ -296,7 +289,7 @@ def test_a_model_that_does_not_load_is_reported(spawn: Spawn, tiny_models: Path,
     assert gone(process.pid) == []
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -20,9 +20,15 @@ Pair = tuple[Repository, Repository]
 
 
 @pytest.fixture(scope="module")
-def report(pair: Pair, prompt: Prompt, frames: NDArray[np.float32]) -> Report:
+def progress() -> list[tuple[str, float]]:
+    """What was reported while `report` was made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(pair: Pair, prompt: Prompt, frames: NDArray[np.float32], progress: list[tuple[str, float]]) -> Report:
     right, noisy = pair
-    return evaluate([right, noisy], right, prompt, frames, layers=4)
+    return evaluate([right, noisy], right, prompt, frames, layers=4, progress=lambda *seen: progress.append(seen))
 
 
 def test_a_repository_is_exactly_like_itself(report: Report) -> None:
@@ -94,10 +100,8 @@ def test_a_device_that_is_not_there_is_told(
         evaluate([Repository.open(pair_for_cuda)], pair[0], prompt, frames[:1])
 
 
-def test_progress_grows_to_the_end(pair: Pair, prompt: Prompt, frames: NDArray[np.float32]) -> None:
-    told: list[tuple[str, float]] = []
-    evaluate([pair[1]], pair[0], prompt, frames[:2], progress=lambda what, done: told.append((what, done)))
-    fractions = [done for _, done in told]
+def test_progress_grows_to_the_end(report: Report, progress: list[tuple[str, float]]) -> None:
+    fractions = [done for _, done in progress]
     assert fractions == sorted(fractions)
-    assert told[-1] == ("done", 1.0)
-    assert {what for what, _ in told} >= {"right-models: conversation", "noisy-models: comparison"}
+    assert progress[-1] == ("done", 1.0)
+    assert {what for what, _ in progress} >= {"right-models: conversation", "noisy-models: comparison"}

@@ -165,6 +165,12 @@ def test_a_row_that_never_ran_is_not_disturbed_by_null_rows(repository, scripts,
     assert all(np.array_equal(alone[key], value) for key, value in later.items())
 
 
+@pytest.fixture(scope="module")
+def models(repository: Path) -> Models:
+    """For tests of one request."""
+    return Models(repository)
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
@@ -174,9 +180,9 @@ def test_a_row_that_never_ran_is_not_disturbed_by_null_rows(repository, scripts,
         ("decoder", {"codes": np.zeros(8, np.float32)}, "expected int64"),
     ],
 )
-def test_the_codec_names_what_is_wrong(repository, model, inputs, message):
+def test_the_codec_names_what_is_wrong(models, model, inputs, message):
     with pytest.raises(BadInputError, match=message):
-        getattr(Models(repository), model).parse(RowRequest.one(0, inputs))
+        getattr(models, model).parse(RowRequest.one(0, inputs))
 
 
 @pytest.mark.parametrize(
@@ -191,8 +197,7 @@ def test_the_codec_names_what_is_wrong(repository, model, inputs, message):
         ({"temperature": np.array([-0.5], np.float32)}, "temperature finite"),
     ],
 )
-def test_temporal_names_what_is_wrong(repository, change, message):
-    models = Models(repository)
+def test_temporal_names_what_is_wrong(models, change, message):
     good = {"columns": np.zeros((1, 17), np.int64), "embeddings": models.no_embeddings(), **sampler(1)}
     with pytest.raises(BadInputError, match=message):
         models.temporal.parse(RowRequest.one(0, good | change))
@@ -209,16 +214,14 @@ def test_temporal_names_what_is_wrong(repository, change, message):
         ({"sampler": np.array([0, 0, -1])}, "top_k must be >= 0"),
     ],
 )
-def test_depformer_names_what_is_wrong(repository, change, message):
-    models = Models(repository)
+def test_depformer_names_what_is_wrong(models, change, message):
     good = {"hidden": np.zeros(models.dim, np.float32), "text_token": np.zeros(1, np.int64), **sampler(1)}
     with pytest.raises(BadInputError, match=message):
         models.depformer.parse(RowRequest.one(0, good | change))
 
 
 @pytest.mark.parametrize("number", [-1, -(2**63), 2**63 - 1])
-def test_any_seed_and_column_can_be_sampled(repository, number):
-    models = Models(repository)
+def test_any_seed_and_column_can_be_sampled(models, number):
     given = {"sampler": np.array([number, number, 5]), "temperature": np.array([0.8], np.float32)}
     answer = one(models.temporal, 0, {"columns": np.zeros((1, 17), np.int64), **given}, start=True)
     assert 0 <= answer["text_token"][0] < models.text_card
