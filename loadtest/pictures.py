@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from loadtest.record import FRAME_SECONDS
 from loadtest.result import Result
@@ -162,8 +162,10 @@ def _against_calls(series: Mapping[str, Series]) -> str:
     axes.set_xlabel("calls in progress")
     axes.set_ylabel("late or missing, %")
     axes.set_xlim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
-    axes.legend(frameon=False, loc="upper left")
+    # Above the axes: points may be anywhere in them.
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     return _svg(figure)
 
 
