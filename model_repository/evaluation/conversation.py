@@ -1,4 +1,4 @@
-"""One greedy conversation through the four served models in this process: its tokens, and what its frames took."""
+"""One greedy conversation through the four served models in this process: its tokens, and the time of its frames."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STAGES = ("encode", "temporal", "depformer", "decode")
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a conversation begins with.
+    """The beginning of a conversation.
 
     embeddings: [E, dim] float32, summed input embeddings of columns 0..E-1.
     columns: [P - E, 17] int64, the rest of the prompt's columns.
-    known: [17] int64, what is fixed of column P; -1 elsewhere.
+    known: [17] int64, the tokens of column P that are fixed; -1 elsewhere.
     """
 
     embeddings: NDArray[np.float32]
@@ -42,9 +42,9 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """columns: [T + 1, 17] int64 from position P on; the last lacks what the user says in it (-1).
+    """columns: [T + 1, 17] int64 from position P on; the last lacks the user's tokens (-1).
 
-    seconds: [T, 4], what each stage of each frame took. sound: [T, 1920] float32, what the agent says.
+    seconds: [T, 4], of each stage of each frame. sound: [T, 1920] float32, the agent's audio.
     """
 
     columns: NDArray[np.int64]
@@ -53,7 +53,7 @@ class Conversation:
 
 
 class Models:
-    """The four models of a repository, with memory for `slots` conversations, of which one is held."""
+    """The four models of a repository, with memory for `slots` conversations, of which one is used."""
 
     def __init__(self, repository: Repository, slots: int, device: DeviceMemory | None = None) -> None:
         """Raises `DeviceError` if they do not fit the `device`, the CPU where it is None."""
@@ -76,24 +76,24 @@ class Models:
         for model in (self.encoder, self.temporal, self.decoder):
             model.slots.begin(0)
         sound = np.zeros_like(frames, np.float32)
-        begun: dict[str, Array] = {"columns": prompt.columns, "embeddings": prompt.embeddings}
-        thought = run_one(self.temporal, 0, begun | _greedy(prompt.length))
-        self._draw(columns[0], thought, prompt.length)
+        first: dict[str, Array] = {"columns": prompt.columns, "embeddings": prompt.embeddings}
+        outputs = run_one(self.temporal, 0, first | greedy(prompt.length))
+        self._sample(columns[0], outputs, prompt.length)
         for index, frame in enumerate(frames):
             now, following = columns[index], columns[index + 1]
             position = prompt.length + index + 1
             times = [perf_counter()]
-            heard = run_one(self.encoder, 0, {"pcm": frame})["codes"]
+            codes = run_one(self.encoder, 0, {"pcm": frame})["codes"]
             delayed = self._delayed[USER]
-            now[USER][~delayed] = heard[~delayed]
-            following[USER][delayed] = heard[delayed]
+            now[USER][~delayed] = codes[~delayed]
+            following[USER][delayed] = codes[delayed]
             times.append(perf_counter())
-            thought = run_one(self.temporal, 0, {"columns": now[None]} | _greedy(position))
+            outputs = run_one(self.temporal, 0, {"columns": now[None]} | greedy(position))
             times.append(perf_counter())
-            self._draw(following, thought, position)
+            self._sample(following, outputs, position)
             times.append(perf_counter())
-            codes = np.where(self._delayed, following, now)[AGENT]
-            sound[index] = run_one(self.decoder, 0, {"codes": codes})["pcm"]
+            agent = np.where(self._delayed, following, now)[AGENT]
+            sound[index] = run_one(self.decoder, 0, {"codes": agent})["pcm"]
             times.append(perf_counter())
             seconds[index] = np.diff(times)
             done((index + 1) / count)
@@ -102,16 +102,17 @@ class Models:
     def fill_states(self) -> int:
         """Write all states of all slots, so that their memory is taken; the bytes of one slot."""
         models = (self.encoder, self.temporal, self.decoder)
-        return sum(model._session.fill() for model in models) // self._slots
+        return sum(model.session.fill() for model in models) // self._slots
 
-    def _draw(self, column: NDArray[np.int64], thought: dict[str, Array], position: int) -> None:
-        """Fill in the column at `position` what is drawn for it and not fixed before."""
-        codes = run_one(self.depformer, 0, thought | _greedy(position))["codes"]
+    def _sample(self, column: NDArray[np.int64], outputs: dict[str, Array], position: int) -> None:
+        """Set the tokens of the column at `position` that are not fixed. outputs: of the temporal model."""
+        codes = run_one(self.depformer, 0, outputs | greedy(position))["codes"]
         if column[TEXT] == UNKNOWN:
-            column[TEXT] = thought["text_token"][0]
+            column[TEXT] = outputs["text_token"][0]
         agent = column[AGENT]
         np.copyto(agent, codes, where=agent == UNKNOWN)
 
 
-def _greedy(position: int) -> dict[str, Array]:
+def greedy(position: int) -> dict[str, Array]:
+    """Sampling inputs of a row at `position`."""
     return {"sampler": np.array([0, position, 1], np.int64), "temperature": np.zeros(1, np.float32)}

@@ -1,4 +1,4 @@
-"""How far one repository's thoughts are from another's, over the same conversation."""
+"""How far the outputs of one repository are from another's, over the same conversation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_repository.evaluation.conversation import AGENT, TEXT
-from model_repository.evaluation.forced import Record
+from model_repository.evaluation.teacher_forcing import Record
 
 Float64 = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class Tokens:
     """Tokens of one kind, given the reference's own ones before them.
 
     agreement: share of columns where the first choice is the reference's. perplexity: of the reference's tokens;
-    reference: the same, as the reference itself sees them; change: perplexity / reference - 1. divergence: mean
+    reference: the same by the reference itself; change: perplexity / reference - 1. divergence: mean
     Kullback-Leibler divergence of the distribution from the reference's, in nats.
     """
 
@@ -66,7 +66,7 @@ class Quality:
 
 
 def compare(reference: Record, other: Record, columns: NDArray[np.int64]) -> Quality:
-    """`columns` [T + 1, 17] are the conversation both were led along."""
+    """`columns` [T + 1, 17]: the conversation over which both were recorded."""
     text, audio = columns[1:, TEXT], columns[1:, AGENT]
     cosines = [_cosine(a, b) for a, b in zip(reference.hidden, other.hidden, strict=True)]
     codebooks = range(audio.shape[1])

@@ -53,11 +53,6 @@ class Repository:
     def disk_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
-    @property
-    def kv(self) -> str:
-        """Precision of the keys and values."""
-        return str(self.manifest["kv"])
-
     def transcript(self, text_tokens: NDArray[np.int64]) -> str:
         """Return the words of text tokens [T]; padding is left out."""
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(self.folder / self.manifest["tokenizer"]))

@@ -23,6 +23,9 @@ KERNELS = Path(__file__).parent / "native" / "block_products.so"
 KERNELS_NEED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
 """Of the processor: Intel's of 2019 and later servers, AMD's from Zen 4."""
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Option of a session whose graph does not come from a file: where the file of its weights lies."""
+
 _NO_FLASH = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _OF_8_BIT_CACHES = b"k_quant_type"
 """An attribute of an attention whose cache is quantized; nothing else in a graph has it."""
@@ -31,10 +34,12 @@ _SMALL_MODEL_BYTES = 64 << 20
 """Weights below this fit the caches: threads would cost more than they bring."""
 
 
-def open_on_cpu(model: Path) -> ort.InferenceSession:
-    """A session of the file `model`."""
+def open_on_cpu(model: Path, graph: bytes | None = None) -> ort.InferenceSession:
+    """A session of the file `model`, or of another `graph` with its weights."""
+    options = session_options(model)
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(model.parent))
     with attention_kernels(model):
-        session = ort.InferenceSession(str(model), session_options(model), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph or str(model), options, providers=["CPUExecutionProvider"])
     forget_pages(weights_of(model))
     return session
 

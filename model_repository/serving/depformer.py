@@ -35,16 +35,16 @@ class DepformerModel:
 
     def __init__(self, model: Path, text_card: int, card: int, slots: int = 1, device: ExecutionTarget = None) -> None:
         """`slots`: the most rows of an execution."""
-        self._session = open_session(model, slots, device)
-        self._dim = self._session.feeds["hidden"].shape[1]
-        self._draws = self._session.feeds["noise"].shape[1:]
+        self.session = open_session(model, slots, device)
+        self._dim = self.session.feeds["hidden"].shape[1]
+        self._draws = self.session.feeds["noise"].shape[1:]
         self._text_card = text_card
         self._card = card
 
     def warm_up(self) -> None:
         """Run once whatever is slow the first time."""
-        for size in warm_up_sizes(self._session.slots):
-            self._session.run(0, size)
+        for size in warm_up_sizes(self.session.slots):
+            self.session.run(0, size)
 
     def parse(self, request: RowRequest) -> DepformerRequest:
         """See `Model.parse`."""
@@ -58,11 +58,11 @@ class DepformerModel:
     def run(self, requests: Sequence[DepformerRequest]) -> list[BatchResult]:
         """See `Model.run`."""
         samplers = Samplers.merged([request.samplers for request in requests])
-        feeds, rows = self._session.feeds, len(samplers.temperature)
+        feeds, rows = self.session.feeds, len(samplers.temperature)
         np.concatenate([request.hidden for request in requests], out=feeds["hidden"][:rows])
         np.concatenate([request.text_token[:, 0] for request in requests], out=feeds["text_token"][:rows])
         feeds["noise"][:rows] = samplers.noise(Stream.AUDIO, self._draws)
         feeds["top_k"][:rows] = samplers.ranks(self._card)
         feeds["temperature"][:rows] = samplers.temperature
-        self._session.run(0, rows)
-        return split(requests, {"codes": self._session.results["codes"][:rows].copy()})
+        self.session.run(0, rows)
+        return split(requests, {"codes": self.session.results["codes"][:rows].copy()})

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from model_repository.serving.cpu import WEIGHTS_FOLDER
 from model_repository.serving.device import DeviceError, DeviceMemory, row_bytes
 from model_repository.serving.memory import check_memory
 from model_repository.serving.session import OF_STATES, OFFSETS, is_state, row_shape, warm_up_sizes
@@ -77,8 +79,11 @@ class DeviceSession:
     """On an H200 about 5 ms, by estimate, most of it reading the weights."""
     padded = True
 
-    def __init__(self, model: Path, slots: int, device: DeviceMemory) -> None:
-        """Raises `DeviceError` if the model does not fit or would not run on the device as a whole."""
+    def __init__(self, model: Path, slots: int, device: DeviceMemory, graph: bytes | None = None) -> None:
+        """`graph`: in place of the one in the file `model`, whose weights it has.
+
+        Raises `DeviceError` if the model does not fit or would not run on the device as a whole.
+        """
         check_memory(model, slots, device)
         self.slots = slots
         self.supports_row_ranges = False
@@ -86,7 +91,8 @@ class DeviceSession:
         self._device = device
         self._sizes = warm_up_sizes(slots)
         self._model = model
-        self._session = _open(model, device)
+        self._open = partial(_open, model, device, graph)
+        self._session = self._open()
         self._states: dict[str, _Placed] = {}
         self._feeds: dict[str, _Placed] = {}
         self._chunk: dict[str, _Placed] = {}
@@ -207,7 +213,7 @@ class DeviceSession:
         os.environ[CUDNN_ATTENTION] = "0"
         self._bindings.clear()
         del self._session
-        self._session = _open(self._model, self._device)
+        self._session = self._open()
         self._run(key, bind, graph)
 
     def _caches(self) -> list[_Placed]:
@@ -274,18 +280,19 @@ results from host memory, which the captures of all sizes share: a replay would 
 """
 
 
-def _open(model: Path, device: DeviceMemory) -> ort.InferenceSession:
+def _open(model: Path, device: DeviceMemory, graph: bytes | None) -> ort.InferenceSession:
     """Raises `DeviceError` if ONNX Runtime falls back to another device, as a whole or for single operators."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(model.parent))
     wanted = [name for name, _ in device.providers]
     if wanted != ["CPUExecutionProvider"]:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     providers = [(name, dict(given)) for name, given in device.providers]
     try:
         session = ort.InferenceSession(
-            str(model), options, providers=providers, disabled_optimizers=_DISABLED_OPTIMIZERS
+            graph or str(model), options, providers=providers, disabled_optimizers=_DISABLED_OPTIMIZERS
         )
     except Exception as error:  # ONNX Runtime's own classes have no common base
         raise DeviceError(f"{model.parents[1].name}: expected to run on {wanted[0]} as a whole: {error}") from error

@@ -30,21 +30,21 @@ class MimiModel:
     optional: frozenset[str] = frozenset()
 
     def __init__(self, model: Path, slots: int, high: int | None = None, device: ExecutionTarget = None) -> None:
-        self._session = open_session(model, slots, device)
-        self.slots = Slots(self._session)
-        names = [name for name in self._session.feeds if name not in ("position", "active")]
+        self.session = open_session(model, slots, device)
+        self.slots = Slots(self.session)
+        names = [name for name in self.session.feeds if name not in ("position", "active")]
         self._input = names[0]
-        self._output = next(iter(self._session.results))
+        self._output = next(iter(self.session.results))
         self._high = high
         self.input_names: Sequence[str] = (self._input,)
 
     def warm_up(self) -> None:
         """Run once whatever is slow the first time. Rows need not be clean afterwards: a START cleans them."""
-        warm_up(self._session, lambda size: self._session.run(0, size))
+        warm_up(self.session, lambda size: self.session.run(0, size))
 
     def parse(self, request: RowRequest) -> RowRequest:
         """See `Model.parse`."""
-        frames, expected = request.inputs[self._input], self._session.feeds[self._input]
+        frames, expected = request.inputs[self._input], self.session.feeds[self._input]
         check(frames, self._input, expected.dtype.type, expected.shape[1:], self._high)
         if expected.dtype == np.float32 and not np.isfinite(frames).all():
             raise BadInputError(f"{self._input}: samples must be finite")
@@ -52,14 +52,14 @@ class MimiModel:
 
     def run(self, requests: Sequence[RowRequest]) -> list[BatchResult]:
         """See `Model.run`."""
-        feeds = self._session.feeds
+        feeds = self.session.feeds
         rows = np.concatenate([request.rows for request in requests])
         frames = np.concatenate([request.inputs[self._input] for request in requests])
         self.slots.clean(rows)
         feeds[self._input][rows] = frames.clip(-MAX_SAMPLE, MAX_SAMPLE) if frames.dtype == np.float32 else frames
         feeds["active"][:] = False
         feeds["active"][rows] = True
-        for start, stop in row_ranges(sorted(rows.tolist()), self._session.max_gap):
-            self._session.run(start, stop)
+        for start, stop in row_ranges(sorted(rows.tolist()), self.session.max_gap):
+            self.session.run(start, stop)
         self.slots.advance(rows, _STEPS_PER_FRAME)
-        return split(requests, {self._output: self._session.results[self._output][rows]})
+        return split(requests, {self._output: self.session.results[self._output][rows]})

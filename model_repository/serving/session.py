@@ -140,11 +140,12 @@ class StatefulSession:
     chunk x window for each head)."""
     padded = False
 
-    def __init__(self, model: Path, slots: int) -> None:
+    def __init__(self, model: Path, slots: int, graph: bytes | None = None) -> None:
+        """`graph`: in place of the one in the file `model`, whose weights it has."""
         self.slots = slots
         self.supports_row_ranges = True
         self.max_gap = math.inf
-        self._session = open_on_cpu(model)
+        self._session = open_on_cpu(model, graph)
         self._states: dict[str, Array] = {}
         self._offsets: Array | None = None
         self.feeds: dict[str, Array] = {}

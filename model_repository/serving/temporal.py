@@ -74,26 +74,26 @@ class TemporalModel:
         max_top_k: int | None = None,
     ) -> None:
         """`max_top_k`: most text tokens to sample from, the whole vocabulary by default."""
-        self._session = open_session(model, slots, device)
-        self.slots = Slots(self._session)
+        self.session = open_session(model, slots, device)
+        self.slots = Slots(self.session)
         self._text_card = text_card
         self._max_top_k = max_top_k or text_card
         self._card = card
         self._cards = np.array([text_card + 1] + 16 * [card + 1], np.uint64)
         self._window = window
-        hidden = self._session.results["hidden"]
+        hidden = self.session.results["hidden"]
         self._dim = int(hidden.shape[1])
-        self._prefixes = Prefixes(self._session, most_columns(window), window)
+        self._prefixes = Prefixes(self.session, most_columns(window), window)
         self._no_embeddings = np.zeros((1, 0, self._dim), np.float32)
 
     def warm_up(self) -> None:
         """Run once whatever is slow the first time. Rows need not be clean afterwards: a START cleans them."""
         self._rest()
-        if self._session.padded:
+        if self.session.padded:
             nothing = np.zeros((1, 17), np.int64), np.zeros((1, self._dim), np.float32)
-            self._session.prefill(0, *nothing)
+            self.session.prefill(0, *nothing)
             self._rest()
-        warm_up(self._session, lambda size: self._session.run(0, size))
+        warm_up(self.session, lambda size: self.session.run(0, size))
 
     def parse(self, request: RowRequest) -> TemporalRequest:
         """See `Model.parse`."""
@@ -182,15 +182,15 @@ class TemporalModel:
         rows = np.concatenate([request.rows for request in requests])
         self._rest()
         self._take_part(rows, Samplers.merged([request.samplers for request in requests]))
-        self._session.feeds["columns"][rows] = np.concatenate([request.columns for request in requests])
-        for start, stop in row_ranges(sorted(rows.tolist()), self._session.max_gap):
-            self._session.run(start, stop)
+        self.session.feeds["columns"][rows] = np.concatenate([request.columns for request in requests])
+        for start, stop in row_ranges(sorted(rows.tolist()), self.session.max_gap):
+            self.session.run(start, stop)
         self.slots.advance(rows, 1)
         return split(requests, self._outputs(rows))
 
     def _prefill(self, request: TemporalRequest, needs_outputs: bool) -> dict[str, Array]:
         """Run many columns of one row, in chunks that do not wrap around the ring; past its end, one by one."""
-        session, rows, (columns, embeddings) = self._session, request.rows, request.prompt()
+        session, rows, (columns, embeddings) = self.session, request.rows, request.prompt()
         row = int(rows[0])
         # The outputs of a padded run are not those of the last column.
         in_chunks = len(columns) - (session.padded and needs_outputs)
@@ -214,7 +214,7 @@ class TemporalModel:
 
         Not a single one, if that can be avoided: it is rounded differently.
         """
-        session = self._session
+        session = self.session
         if session.padded and room < session.chunk:
             return 1
         longest = session.chunk - TILE if left == session.chunk + 1 else session.chunk
@@ -222,7 +222,7 @@ class TemporalModel:
 
     def _rest(self) -> None:
         """No row takes part in the next run: attention reads one slot of each that is run along."""
-        feeds = self._session.feeds
+        feeds = self.session.feeds
         feeds["filled"][:] = 1
         feeds["noise"][:] = IDLE_NOISE
         feeds["top_k"][:] = IDLE_TOP_K
@@ -230,12 +230,12 @@ class TemporalModel:
 
     def _take_part(self, rows: Array, samplers: Samplers) -> None:
         """Rows [N] take part in the next run, with one column."""
-        feeds = self._session.feeds
+        feeds = self.session.feeds
         feeds["filled"][rows] = np.minimum(self.slots.position[rows] + 1, self._window)
         feeds["noise"][rows] = samplers.noise(Stream.TEXT, (1,))
         feeds["top_k"][rows] = samplers.ranks(self._text_card)
         feeds["temperature"][rows] = samplers.temperature
 
     def _outputs(self, rows: Array) -> dict[str, Array]:
-        results = self._session.results
+        results = self.session.results
         return {"hidden": results["hidden"][rows], "text_token": results["text_token"][rows][:, None]}

@@ -48,7 +48,7 @@ class Frames:
         self._columns = np.zeros((slots, 1, 17), np.int64)
         self._random = np.random.default_rng(0)
         self._frames = 0
-        session = self.temporal._session
+        session = self.temporal.session
         self._position = session.feeds["position"]
         if isinstance(session, StatefulSession):
             past = {name: self._filled(cache) for name, cache in session.save(0, 1).items()}

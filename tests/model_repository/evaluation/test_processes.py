@@ -2,53 +2,70 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from model_repository.errors import EvaluationError
-from model_repository.evaluation.processes import run_worker
+from model_repository.evaluation.processes import run_in_process
+
+Done = Callable[[float], None]
 
 
-def test_a_failure_is_told_in_one_line(tmp_path: Path) -> None:
-    """The worker's own words, after the repository's name."""
-    job = {"do": "converse", "models": str(tmp_path / "nothing"), "slots": 1}
-    with pytest.raises(EvaluationError, match=r"nothing is not a built repository.*manifest\.json") as error:
-        run_worker(tmp_path, job, 0, lambda _: None)
-    assert "\n" not in str(error.value)
+def fail(done: Done) -> NoReturn:
+    raise EvaluationError("no such weights")
 
 
-def test_a_killed_worker_ran_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killer = tmp_path / "killer"
-    killer.write_text(f"#!/bin/sh\nkill -{signal.SIGKILL.value} $$\n")
-    killer.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(killer))
-    with pytest.raises(EvaluationError, match=r"big: its process was killed: .*too little memory"):
-        run_worker(tmp_path, {"models": "big"}, 0, lambda _: None)
+def die(done: Done) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_threads_are_given_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teller = tmp_path / "teller"
-    teller.write_text('#!/bin/sh\necho "{\\"threads\\": $PERSONAPLEX_INTRA_OP_THREADS}" > "$3/result.json"; echo 0.5\n')
-    teller.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(teller))
+def leave(code: int, done: Done) -> None:
+    os._exit(code)
+
+
+def threads(factor: int, done: Done) -> int:
+    print("noise")
+    done(0.5)
+    return factor * int(os.environ["PERSONAPLEX_INTRA_OP_THREADS"])
+
+
+def wait(file: Path, done: Done) -> None:
+    file.write_text(str(os.getpid()))
+    done(0.1)
+    time.sleep(60)
+
+
+def test_a_function_s_own_error_is_raised_with_the_name() -> None:
+    with pytest.raises(EvaluationError, match=r"^big: no such weights$"):
+        run_in_process("big", 0, lambda _: None, fail)
+
+
+def test_a_killed_process_ran_out_of_memory() -> None:
+    with pytest.raises(EvaluationError, match=r"^big: its process was killed: .*too little memory"):
+        run_in_process("big", 0, lambda _: None, die)
+
+
+def test_a_process_that_ends_is_told() -> None:
+    with pytest.raises(EvaluationError, match=r"^big: its process ended with exit code 7$"):
+        run_in_process("big", 0, lambda _: None, leave, 7)
+
+
+def test_arguments_results_threads_and_progress_are_given_on() -> None:
     done: list[float] = []
-    assert run_worker(tmp_path, {"models": "m"}, 3, done.append) == {"threads": 3}
+    assert run_in_process("m", 3, done.append, threads, 2) == 6
     assert done == [0.5]
     assert "PERSONAPLEX_INTRA_OP_THREADS" not in os.environ
 
 
-def test_the_worker_dies_with_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sleeper = tmp_path / "sleeper"
-    sleeper.write_text('#!/bin/sh\necho $$ > "$3/pid"; echo 0.1; exec sleep 60\n')
-    sleeper.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(sleeper))
-
+def test_the_process_dies_with_who_asked(tmp_path: Path) -> None:
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_worker(tmp_path, {"models": "m"}, 0, interrupt)
+        run_in_process("m", 0, interrupt, wait, tmp_path / "pid")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

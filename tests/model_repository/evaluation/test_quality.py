@@ -5,8 +5,8 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from model_repository.evaluation.forced import Record
 from model_repository.evaluation.quality import compare
+from model_repository.evaluation.teacher_forcing import Record
 
 TOKENS = 4
 

@@ -111,7 +111,7 @@ def test_a_rows_first_columns_can_be_put_into_another_row(cuda_models: Path):
     models = Models(cuda_models, SLOTS)
     columns = np.random.default_rng(0).integers(0, 9, (12, 17))
     one(models.temporal, 1, {"columns": columns[:11], **sampler(11)}, start=True)
-    session = models.temporal._session
+    session = models.temporal.session
     saved = session.save(1, 11)
     expected = one(models.temporal, 1, {"columns": columns[11:], **sampler(12)})
     one(models.temporal, 4, {"columns": columns[:1] * 0, **sampler(1)}, start=True)
@@ -139,7 +139,7 @@ def test_a_prompt_is_run_in_chunks_and_its_last_column_as_a_step(cuda_models: Pa
     """Near the end of the window, where a padded chunk would wrap, columns are run one by one."""
     monkeypatch.setattr(DeviceSession, "chunk", 16)
     models = Models(cuda_models, SLOTS)
-    sizes = bound_rows(models.temporal._session, monkeypatch)
+    sizes = bound_rows(models.temporal.session, monkeypatch)
     columns = np.random.default_rng(2).integers(0, 9, (models.window + 3, 17))
     prompt = {"columns": columns[:34], **sampler(34, temperature=0.8)}
     one(models.temporal, 2, prompt, start=True)
@@ -183,7 +183,7 @@ def test_rows_that_rest_are_read_in_one_slot(cuda_models: Path):
     for row in (0, 2):
         for position in range(5):
             one(models.temporal, row, {**step, **sampler(position)}, start=position == 0)
-    feeds = models.temporal._session.feeds
+    feeds = models.temporal.session.feeds
     one(models.temporal, 2, {**step, **sampler(6)})
     assert feeds["filled"].tolist() == [1, 1, 6, 1, 1, 1]
     assert feeds["position"].tolist() == [5, 0, 6, 0, 0, 0]

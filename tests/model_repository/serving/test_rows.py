@@ -142,8 +142,8 @@ def test_how_rows_are_put_into_runs_changes_nothing(repository, scripts, alone):
     """In one run with all resting rows between them, or each by itself: both happen, as is cheaper on a machine."""
     models = Models(repository)
     for model in (models.encoder, models.decoder, models.temporal):
-        if model._session.supports_row_ranges:
-            model._session.max_gap = 1
+        if model.session.supports_row_ranges:
+            model.session.max_gap = 1
     apart = play(models, scripts, interleaved(np.random.default_rng(3), list(range(ROWS)), 0.4))
     assert all(np.array_equal(alone[key], value) for key, value in apart.items())
 

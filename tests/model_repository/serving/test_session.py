@@ -27,7 +27,7 @@ def test_caches_are_written_in_place(golden_models: Path, capfd: pytest.CaptureF
     ONNX Runtime warns when it has to copy a cache because input and output are not the same memory.
     """
     models = Models(golden_models)
-    session = models.temporal._session
+    session = models.temporal.session
     buffers = {name: (array, array.ctypes.data) for name, array in states(session).items()}
     assert len(buffers) == 4, "keys and values of two layers"
     inputs = {"columns": np.ones((columns, 17), np.int64), "embeddings": models.no_embeddings()}
@@ -62,7 +62,7 @@ def test_attention_over_an_8_bit_cache_is_not_in_blocks(
 
 def test_the_warning_that_the_other_test_looks_for_exists(golden_models: Path, capfd: pytest.CaptureFixture[str]):
     models = Models(golden_models)
-    session = models.temporal._session
+    session = models.temporal.session
     feeds = {name: array[:1] for name, array in (session.feeds | states(session)).items()}
     feeds["top_k"] = feeds["filled"] = np.ones(1, np.int64)
     session._session.run(None, {**feeds, "offsets": np.zeros(1, np.int64)})
@@ -71,7 +71,7 @@ def test_the_warning_that_the_other_test_looks_for_exists(golden_models: Path, c
 
 def test_a_rows_first_columns_can_be_put_into_another_row(golden_models: Path):
     """All of its caches and nothing else: neither later columns nor other rows change."""
-    session = Models(golden_models).temporal._session
+    session = Models(golden_models).temporal.session
     random = np.random.default_rng(1)
     for array in states(session).values():
         array[:] = random.standard_normal(array.shape)
@@ -84,7 +84,7 @@ def test_a_rows_first_columns_can_be_put_into_another_row(golden_models: Path):
 
 
 def test_what_was_saved_does_not_follow_the_row(golden_models: Path):
-    session = Models(golden_models).temporal._session
+    session = Models(golden_models).temporal.session
     saved = session.save(0, 3)
     for array in states(session).values():
         array[0] = 1
@@ -96,12 +96,12 @@ def test_streaming_state_of_rows_that_rest_is_kept(golden_models: Path):
     random = np.random.default_rng(0)
     frames = random.standard_normal((3, 1920)).astype(np.float32)
     one(models.encoder, 2, {"pcm": frames[0]}, start=True)
-    before = {name: array[2].copy() for name, array in states(models.encoder._session).items() if "state." in name}
+    before = {name: array[2].copy() for name, array in states(models.encoder.session).items() if "state." in name}
     assert before
     one(models.encoder, 0, {"pcm": frames[1]}, start=True)
     one(models.encoder, 4, {"pcm": frames[2]}, start=True)
     for name, kept in before.items():
-        np.testing.assert_array_equal(states(models.encoder._session)[name][2], kept)
+        np.testing.assert_array_equal(states(models.encoder.session)[name][2], kept)
 
 
 def test_a_row_is_as_good_as_new_after_a_warm_up(golden_models: Path):
@@ -150,7 +150,7 @@ def test_runs_take_few_resting_rows_along(rows, max_gap, expected):
 
 @pytest.mark.parametrize(("fixed", "a_row", "gap"), [(0.004, 0.002, 2), (0.009, 0.0005, 18)])
 def test_a_warm_up_sees_what_a_resting_row_costs_beside_a_run(golden_models: Path, monkeypatch, fixed, a_row, gap):
-    session = Models(golden_models, slots=8).encoder._session
+    session = Models(golden_models, slots=8).encoder.session
     now = 0.0
 
     def run(rows: int) -> None:
@@ -175,6 +175,6 @@ def test_bindings_are_bounded(golden_models: Path, monkeypatch: pytest.MonkeyPat
         for row in range(4):
             inputs = {"columns": np.ones((1, 17), np.int64), **sampler(0)}
             answers.append(one(models.temporal, row, inputs, start=True)["hidden"])
-    assert models.temporal._session._binding.cache_info().currsize == 2
+    assert models.temporal.session._binding.cache_info().currsize == 2
     for answer in answers[1:]:
         np.testing.assert_array_equal(answer, answers[0])

@@ -71,7 +71,7 @@ def poison(session: Session) -> None:
 
 @pytest.mark.parametrize("model", ["encoder", "decoder", "temporal"])
 def test_start_cleans_a_row_whatever_its_state_holds(models: Models, repository: Path, model: str):
-    poison(getattr(models, model)._session)
+    poison(getattr(models, model).session)
     assert_as_fresh(models, repository, model)
 
 

@@ -1,4 +1,4 @@
-"""What a probe sees is what the served models do."""
+"""What is recorded is what the served models compute."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from model_repository.errors import EvaluationError
 from model_repository.evaluation.conversation import AGENT, TEXT, Conversation, Models, Prompt
-from model_repository.evaluation.forced import Record, follow
-from model_repository.evaluation.probe import Probe, load
 from model_repository.evaluation.repository import Repository
+from model_repository.evaluation.teacher_forcing import Record, teacher_force
 from model_repository.serving.row_request import run_one
+from tests.model_repository.evaluation.conftest import LAYERS
 from tests.model_repository.serving.host_memory import HostMemory
 
 Pair = tuple[Repository, Repository]
@@ -26,7 +26,7 @@ def spoken(pair: Pair, prompt: Prompt, frames: NDArray[np.float32]) -> Conversat
 
 @pytest.fixture(scope="module")
 def followed(pair: Pair, prompt: Prompt, spoken: Conversation) -> Record:
-    return follow(pair[0], prompt, spoken.columns, [0, 5], lambda _: None)
+    return teacher_force(pair[0], prompt, spoken.columns, [0, 5], lambda _: None)
 
 
 def test_the_first_choices_are_the_tokens_that_were_said(spoken: Conversation, followed: Record) -> None:
@@ -63,9 +63,9 @@ def test_the_last_layer_is_what_the_final_norm_gets(followed: Record) -> None:
 def test_each_codebook_is_led_by_those_before_it(pair: Pair, prompt: Prompt, spoken: Conversation) -> None:
     """A changed token of codebook 3 changes the logits of those after it, and of no other."""
     columns = spoken.columns[:2].copy()
-    before = follow(pair[0], prompt, columns, [], lambda _: None).audio_logits[0]
+    before = teacher_force(pair[0], prompt, columns, [], lambda _: None).audio_logits[0]
     columns[1, AGENT][3] = (columns[1, AGENT][3] + 1) % 2048
-    after = follow(pair[0], prompt, columns, [], lambda _: None).audio_logits[0]
+    after = teacher_force(pair[0], prompt, columns, [], lambda _: None).audio_logits[0]
     np.testing.assert_array_equal(before[:4], after[:4])
     assert all((before[step] != after[step]).any() for step in range(4, 8))
 
@@ -73,7 +73,7 @@ def test_each_codebook_is_led_by_those_before_it(pair: Pair, prompt: Prompt, spo
 def test_a_prompt_longer_than_the_window_is_fed(pair: Pair, prompt: Prompt, spoken: Conversation) -> None:
     """Past the end of the ring of 511 columns one by one."""
     long = Prompt(prompt.embeddings[:0], np.resize(spoken.columns[:-1], (600, 17)), prompt.known)
-    hidden = follow(pair[0], long, spoken.columns[:2], [], lambda _: None).hidden[0]
+    hidden = teacher_force(pair[0], long, spoken.columns[:2], [], lambda _: None).hidden[0]
     np.testing.assert_allclose(hidden, served_hidden(pair[0], long, spoken.columns[:1]), atol=1e-4)
 
 
@@ -88,8 +88,8 @@ def test_on_a_device_the_same_is_seen(
     device = HostMemory()
     monkeypatch.setattr(Repository, "device", lambda _: device)
     repository = Repository.open(pair_for_cuda)
-    record = follow(repository, prompt, spoken.columns, [0, 5], lambda _: None)
-    assert len(device.blocks) == 2 * repository.layers
+    record = teacher_force(repository, prompt, spoken.columns, [0, 5], lambda _: None)
+    assert device.blocks
     for seen, expected in zip(vars(record).values(), vars(followed).values(), strict=True):
         np.testing.assert_allclose(seen, expected, atol=1e-3)
     models = Models(repository, 1, device)
@@ -98,7 +98,9 @@ def test_on_a_device_the_same_is_seen(
     assert (models.converse(prompt, silent, lambda _: None).columns[:-1] >= 0).all()
 
 
-def test_a_value_that_is_not_there_is_named(pair: Pair) -> None:
-    model = pair[0].graph("temporal")
-    with pytest.raises(EvaluationError, match=r"no value 'layers\.7\.out'"):
-        Probe(model, load(model), ["layers.7.out"])
+def test_a_value_that_is_not_there_is_named(
+    pair: Pair, prompt: Prompt, spoken: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Repository, "layers", LAYERS + 1)
+    with pytest.raises(EvaluationError, match=rf"no value 'layers\.{LAYERS}\.out'"):
+        teacher_force(Repository(pair[0].folder, pair[0].manifest), prompt, spoken.columns, [0], lambda _: None)
