@@ -55,8 +55,9 @@ bench-libraries: $(DEV) ## calls to Triton and Opus in Ogg: our code beside libr
 bench-answers: $(DEV) ## how well the small speaking model answers: intents, turns, interruptions, roles, voices
 	@$(BIN)/python -m loadtest.bench.service.answers $(BENCH)
 
+# On a fake GPU: BENCH="--fake-device h200 --users 40 --columns 250".
 bench-start: $(DEV) ## how fast a conversation starts, and what its prefill costs live users
-	@$(BIN)/python -m loadtest.bench.service.start
+	@$(BIN)/python -m loadtest.bench.service.start $(BENCH)
 
 ##@ Measure the models
 

@@ -1,12 +1,13 @@
 """Measure how fast a conversation starts, and what its prefill costs live users: `make bench-start`.
 
-A persona of COLUMNS columns is prefilled by its first conversation and restored from the cache for its second one. The
+A persona of 300 columns is prefilled by its first conversation and restored from the cache for its second one. The
 time to `ready` of both is measured over gRPC; the result is the median of several personas. Then live users send in
 real time, half of the time alone and half of it while new personas are prefilled one after the other; their frame
 latencies are compared.
 
 With tiny models a prefill takes little more than a call; with larger ones the ratio is that of a real model. Both are
-measured.
+measured. With `--fake-device` the models take the time of a GPU for the 7B, full windows included. Processors that are
+too slow for many users can have fewer of them, each with the device time of several (`--rows-per-user`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from sentencepiece import SentencePieceProcessor
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2_grpc as rpc
 from gateway.cli.console import result_console
+from loadtest.fake_device.build import write_fake_repository
+from loadtest.fake_device.profiles import PROFILES, Profile
 from loadtest.machine import machine
 from loadtest.server import started
 from model_repository.build import build_repository
@@ -35,7 +38,6 @@ from model_repository.synthetic.tiny import write_tiny_checkpoint
 
 FRAME_SECONDS = 0.08
 LATE_MS = 80.0
-COLUMNS = 300
 VOICE = "NATF0"
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {},
@@ -47,12 +49,12 @@ SILENT_FRAMES = 6
 
 
 class Personas:
-    """Texts that make a prompt of COLUMNS columns with VOICE, all different."""
+    """Texts that make a prompt of so many columns with VOICE, all different."""
 
-    def __init__(self, models: Path) -> None:
+    def __init__(self, models: Path, columns: int) -> None:
         manifest = json.loads((models / "manifest.json").read_text())
         self._tokenizer = SentencePieceProcessor(model_file=str(models / manifest["tokenizer"]))
-        self._length = COLUMNS - manifest["voices"][VOICE]["frames"] - 2 * SILENT_FRAMES
+        self._length = columns - manifest["voices"][VOICE]["frames"] - 2 * SILENT_FRAMES
         self._made = 0
 
     def next(self) -> str:
@@ -181,7 +183,7 @@ async def _period(period: list[str], kind: str, during: Callable[[], Awaitable[N
 
 def measure(models: Path, log: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one repository."""
-    personas = Personas(models)
+    personas = Personas(models, options.columns)
 
     async def run(target: str) -> dict[str, Any]:
         async with grpc.aio.insecure_channel(target) as channel:
@@ -203,9 +205,19 @@ def build(name: str, folder: Path, slots: int) -> Path:
     return folder / name / "models"
 
 
+def build_fake(folder: Path, options: argparse.Namespace) -> Path:
+    """Write the repository of a fake device, on which a user takes the time of `rows_per_user` rows."""
+    rows = options.rows_per_user
+    timings = {
+        name: replace(timing, row=rows * timing.row, position=rows * timing.position)
+        for name, timing in PROFILES[options.fake_device].items()
+    }
+    return write_fake_repository(folder / f"fake-{options.fake_device}", timings, options.users + 1)
+
+
 def _print(stats: dict[str, Any]) -> None:
     console = result_console()
-    ready = Table(f"ms to ready, {COLUMNS} columns", "first conversation", "second conversation", "ratio")
+    ready = Table(f"ms to ready, {stats['columns']} columns", "first conversation", "second conversation", "ratio")
     live = Table("ms per frame of live users", "", "p50", "p99", "most", "late", "prefills")
     for name, of in stats["models"].items():
         ready.add_row(name, *(f"{of['ready_ms'][kind]:.1f}" for kind in ("first", "second")), f"{of['ratio']:.1%}")
@@ -219,6 +231,9 @@ def _print(stats: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="a built repository; by default a tiny and a larger one are made")
+    parser.add_argument("--fake-device", type=Profile, choices=list(Profile), help="measure a fake GPU instead")
+    parser.add_argument("--rows-per-user", type=int, default=1, help="of a fake GPU (default 1)")
+    parser.add_argument("--columns", type=int, default=300, help="columns of a persona (default 300)")
     parser.add_argument("--personas", type=int, default=9, help="personas to measure (default 9)")
     parser.add_argument("--users", type=int, default=4, help="live users (default 4)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a period (default 10)")
@@ -226,13 +241,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/start"), help="folder for models, logs and JSON")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.models:
+    if options.fake_device:
+        repositories = {options.fake_device.value: build_fake(options.out, options)}
+    elif options.models:
         repositories = {options.models.name: options.models}
     else:
         repositories = {name: build(name, options.out, options.users + 1) for name in SIZES}
     measured = {name: measure(models, options.out / f"{name}.log", options) for name, models in repositories.items()}
     stats = {
         "models": measured,
+        "columns": options.columns,
+        "users": options.users,
+        "rows_per_user": options.rows_per_user,
         "machine": machine(),
     }
     (options.out / "start.json").write_text(json.dumps(stats, indent=1) + "\n")
