@@ -8,7 +8,8 @@ replay that allocates nothing, copies no memory that is not pinned, and reads fr
 a C compiler.
 
 A ledger then counts what a captured run at the published widths consists of, see `ledger.py`, and compares it with
-`BUDGETS`.
+`BUDGETS`: without cuDNN, and with a stand-in for it, `cudnn.c`, which accepts every plan. If ONNX Runtime takes another
+kernel for attention than expected, the check fails.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from tests.cuda import published
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "cuda"
 LIBRARIES = ("libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudart.so.13", "libcuda.so.1")
+CUDNN = "libcudnn.so.9"
+CUDNN_FUNCTION = re.compile(rb"\0(cudnn[A-Z]\w+)(?=\0)")
+"""A name in the provider, which looks cuDNN's functions up by name."""
 PREFIXES = re.compile(r"\b((?:cuda|__cuda|cublas|curand|cu[A-Z])\w*)")
 SLOTS = 4
 STEPS = 20
@@ -43,6 +47,9 @@ BUDGETS = {"temporal": 700, "depformer": 1000, "mimi_encoder": 410, "mimi_decode
 """Nodes of a captured run."""
 FEW_ROWS, SPLIT_NODES = 2, 3
 """With so few rows FlashAttention splits keys and values and combines the parts: so many more nodes per layer."""
+CUDNN_NODES = 2
+"""cuDNN's attention takes so many more nodes per layer: the lengths of queries, and zeros for rows without keys."""
+ARMS = ("FlashAttention", "cuDNN")
 FORBIDDEN = ("RadixSort", "Dequantize", "memory", "unknown kernel")
 """In the name of a node of a captured run: logits are not sorted row by row, matrices are not unpacked to 16 bits, and
 nothing is copied from or to the host."""
@@ -83,26 +90,49 @@ def compile_stand_in(provider: Path) -> Path:
     return folder
 
 
+def compile_cudnn(provider: Path, stand_in: Path) -> Path:
+    """The folder of a stand-in for cuDNN, which records in the one for CUDA."""
+    folder = WORK / "cudnn"
+    folder.mkdir(exist_ok=True)
+    source = (Path(__file__).parent / "cudnn.c").read_text()
+    names = {name.decode() for name in CUDNN_FUNCTION.findall(provider.read_bytes())}
+    names -= set(re.findall(r"\b(cudnn\w+)\(", source))
+    (folder / "all.c").write_text(source + "".join(f"int {name}() {{ return 0; }}\n" for name in sorted(names)))
+    flags = ["-w", "-shared", "-fPIC", f"-Wl,-soname,{CUDNN}", f"-L{stand_in}", f"-l:{LIBRARIES[0]}"]
+    subprocess.run(["cc", "-o", folder / CUDNN, folder / "all.c", *flags], check=True)
+    return folder
+
+
 def main() -> int:
     python = prepare()
     (provider,) = (WORK / "venv").rglob("libonnxruntime_providers_cuda.so")
-    environment = os.environ | {"LD_LIBRARY_PATH": str(compile_stand_in(provider)), "PYTHONPATH": str(ROOT)}
+    stand_in = compile_stand_in(provider)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(stand_in), "PYTHONPATH": str(ROOT)}
+    with_cudnn = environment | {"LD_LIBRARY_PATH": f"{stand_in}:{compile_cudnn(provider, stand_in)}"}
     failed = check_sessions(python, environment)
     for variant in LEDGER:
-        failed |= not check_ledger(python, environment, variant)
+        published.write(WORK / f"ledger-{variant}", variant)
+        for arm, given in zip(ARMS, (environment, with_cudnn), strict=True):
+            failed |= not check_ledger(python, given, variant, arm)
     return int(failed)
 
 
-def check_ledger(python: Path, environment: dict[str, str], variant: str) -> bool:
+def attention(arm: str, rows: int) -> tuple[str, int]:
+    """Part of the name of the kernel expected for attention, and the nodes per layer beyond the budget."""
+    if arm == "cuDNN":
+        return "cudnnBackendExecute", CUDNN_NODES
+    return ("flash_fwd_splitkv_kernel", SPLIT_NODES) if rows <= FEW_ROWS else ("flash_fwd_kernel", 0)
+
+
+def check_ledger(python: Path, environment: dict[str, str], variant: str, arm: str) -> bool:
     """Print nodes of captured runs by model and rows; whether they keep to the budgets."""
     folder = WORK / f"ledger-{variant}"
-    published.write(folder, variant)
     found = {}
     for name in published.NAMES:
         command = [python, "-m", "tests.cuda.ledger", folder, name, *map(str, ROWS)]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"{variant}: {name}: failed\n{done.stderr}")
+            print(f"{variant}, {arm}: {name}: failed\n{done.stderr}")
             return False
         found[name] = json.loads(done.stdout.splitlines()[-1])
     good = True
@@ -114,11 +144,14 @@ def check_ledger(python: Path, environment: dict[str, str], variant: str) -> boo
             total = sum(ledger.values())
             bad = [name for name in ledger if any(word in name for word in FORBIDDEN)]
             budget = BUDGETS[model]
-            if model == "temporal" and int(rows) <= FEW_ROWS:
-                budget += SPLIT_NODES * published.LAYERS
+            if model == "temporal":
+                kernel, more = attention(arm, int(rows))
+                budget += more * published.LAYERS
+                if sum(count for name, count in ledger.items() if kernel in name) != published.LAYERS:
+                    bad.append(f"attention is not by {kernel}")
             within = total <= budget and not bad
             good &= within
-            print(f"{variant}: {model}, {rows} rows: {total} nodes{'' if within else f' (not good: {bad})'}")
+            print(f"{variant}, {arm}: {model}, {rows} rows: {total} nodes{'' if within else f' (not good: {bad})'}")
     return good
 
 
