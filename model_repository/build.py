@@ -26,7 +26,7 @@ from model_repository.checkpoint.voices.voice import Voice
 from model_repository.errors import BuildError
 from model_repository.graph.builder import Graph
 from model_repository.graphs import graphs_of
-from model_repository.place import MANIFEST, check_place, replacing
+from model_repository.staging import MANIFEST, check_place, replacing
 from model_repository.temporal.graph import max_text_top_k
 from model_repository.triton_config import ENTRY_POINT, served_models
 from model_repository.variants import CachePrecision, Device, Variant, variants_of

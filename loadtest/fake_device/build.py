@@ -17,7 +17,7 @@ from loadtest.fake_device.timed_session import SIGNATURE, Timing
 from model_repository.build import TOKENIZER, manifest_of, write_voices
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, FRAME_SIZE, Geometry
 from model_repository.checkpoint.voices.voice import Voice
-from model_repository.place import MANIFEST
+from model_repository.staging import MANIFEST
 from model_repository.synthetic.tokenizer import train_tiny_tokenizer
 from model_repository.triton_config import served_models
 from model_repository.variants import Device, variants_of

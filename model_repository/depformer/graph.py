@@ -12,7 +12,7 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Graph, Value
 from model_repository.graph.layers import Weights, added_rms_norm, gated_feed_forward
-from model_repository.graph.sampling import GUESSES, sample, sample_guessing
+from model_repository.graph.sampling import GUESSES, sample, sample_by_rejection
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Device, Precision
 
@@ -56,7 +56,7 @@ def build(
         if cuda:
             token = sample(graph, logits, draws, top_k, temperature, geometry.card)
         else:
-            token = sample_guessing(graph, logits, geometry.card, draws, top_k, temperature)
+            token = sample_by_rejection(graph, logits, geometry.card, draws, top_k, temperature)
         codes.append(op.Unsqueeze(token, graph.constant([1])))
         table = f"depformer_emb.{step}.weight"
     graph.output("codes", op.Concat(*codes, axis=1))

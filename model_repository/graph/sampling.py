@@ -50,7 +50,7 @@ def sample(
     return op.Squeeze(op.GatherElements(tokens, rank, axis=-1), graph.constant([1]))
 
 
-def sample_guessing(
+def sample_by_rejection(
     graph: Graph,
     logits: Value,
     vocabulary: int,

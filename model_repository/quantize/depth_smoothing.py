@@ -14,8 +14,8 @@ import numpy as np
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.quantize.blocks import Float32
-from model_repository.quantize.factors import column_factors
 from model_repository.quantize.scaling import Scaling, floored
+from model_repository.quantize.smoothing_scales import search_smoothing_scales
 
 _BITS = 8
 _SAMPLE_ROWS = 24
@@ -37,12 +37,12 @@ def _smooth_layer(source: TensorSource, layer: str, dim: int) -> Mapping[str, Sc
     projections = [read(in_proj, slice(3 * dim * step, 3 * dim * (step + 1))) for step in steps]
     values_power = np.mean([np.square(projection[2 * dim :]) @ power for projection in projections], axis=0)
     out = np.concatenate([read(out_proj, slice(dim * step, dim * step + _SAMPLE_ROWS)) for step in steps])
-    attention_in = column_factors(_sample(projections), floored(power), _BITS)
-    values = column_factors(out, floored(values_power), _BITS)
+    attention_in = search_smoothing_scales(_sample(projections), floored(power), _BITS)
+    values = search_smoothing_scales(out, floored(values_power), _BITS)
 
     gating_power = np.square(read(f"{layer}.norm2.alpha").reshape(-1))
     inputs = [read(f"{layer}.gating.{step}.linear_in.weight") for step in steps]
-    gating_in = column_factors(_sample(inputs), floored(gating_power), _BITS)
+    gating_in = search_smoothing_scales(_sample(inputs), floored(gating_power), _BITS)
 
     of_a_step = np.concatenate([np.ones(2 * dim, np.float32), 1 / values])
     packed = source.shape(in_proj)[0] // (3 * dim)
@@ -55,7 +55,8 @@ def _smooth_layer(source: TensorSource, layer: str, dim: int) -> Mapping[str, Sc
     for step, matrix in zip(steps, inputs, strict=True):
         gate, up = np.split(np.square(matrix) @ gating_power, 2)
         linear_out = f"{layer}.gating.{step}.linear_out.weight"
-        gated = column_factors(read(linear_out, slice(AGENT_CODEBOOKS * _SAMPLE_ROWS)), floored(gate * up), _BITS)
+        sample = read(linear_out, slice(AGENT_CODEBOOKS * _SAMPLE_ROWS))
+        gated = search_smoothing_scales(sample, floored(gate * up), _BITS)
         scalings[f"{layer}.gating.{step}.linear_in.weight"] = Scaling(
             np.concatenate([np.ones_like(gated), 1 / gated]), gating_in
         )

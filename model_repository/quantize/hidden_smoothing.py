@@ -12,8 +12,8 @@ import numpy as np
 
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.quantize.blocks import Float32
-from model_repository.quantize.factors import column_factors
 from model_repository.quantize.scaling import floored
+from model_repository.quantize.smoothing_scales import search_smoothing_scales
 
 _BITS = 8
 _SAMPLE_ROWS = 192
@@ -32,4 +32,4 @@ def reader_factors(source: TensorSource, matrices: Sequence[str]) -> Float32:
         middle = (total - wanted) // 2
         samples.append(source.read(name, slice(middle, middle + wanted)))
     power = np.square(source.read("out_norm.alpha").reshape(-1))
-    return column_factors(np.concatenate(samples), floored(power), _BITS)
+    return search_smoothing_scales(np.concatenate(samples), floored(power), _BITS)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.sampling import GUESSES, sample, sample_guessing
+from model_repository.graph.sampling import GUESSES, sample, sample_by_rejection
 from model_repository.serving.noise import Noise, Stream
 from model_repository.serving.sampler import Samplers
 from tests.effort import effort
@@ -35,7 +35,7 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         case "sorting all":
             token = sample(graph, logits, noise, top_k, temperature, VOCABULARY)
         case _:
-            token = sample_guessing(graph, logits, VOCABULARY, noise, top_k, temperature)
+            token = sample_by_rejection(graph, logits, VOCABULARY, noise, top_k, temperature)
     graph.output("token", token)
     path: Path = tmp_path_factory.mktemp("sampling") / "model.onnx"
     graph.save(path)

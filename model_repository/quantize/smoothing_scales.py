@@ -1,4 +1,4 @@
-"""Factors for the columns of a matrix, which what comes before it takes back, that make its rounding kind."""
+"""Search per-channel smoothing scales (AWQ) that minimise a matrix's quantization error."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ _PEAK = 1.5
 rounding to 8 bits: a block is scaled anew at every column."""
 
 
-def column_factors(
+def search_smoothing_scales(
     sample: Float32,
     power: Float32,
     bits: int,
     besides: Callable[[Float32, Float32], float] = lambda _weight, _factors: 0.0,
 ) -> Float32:
-    """The factors [K] that give the least error, on a sample of rows [n, K], of all that follow two sizes of a column:
-    `power` [K], the mean square of what it is multiplied with, and that of its weights.
+    """Factors [K] of the columns of a matrix with the least quantization error on a sample of its rows [n, K].
 
-    `bits`: 4 or 8, which the matrix will be rounded to. `besides`: a further error, of the sample and factors.
+    The preceding layer divides by them. Candidates are powers of two sizes of a column: `power` [K], the mean square of
+    the activations it is multiplied with, and the mean square of its weights. `bits` of the matrix: 4 or 8. `besides`:
+    a further error, a function of the sample and the factors.
     """
     carried, weight = np.sqrt(power), np.sqrt(np.square(sample).mean(axis=0)) + np.float32(1e-12)
     candidates = [_bounded(carried**up / weight**down) for up, down in product(_CARRIED, _WEIGHTS)]
