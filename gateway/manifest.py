@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from gateway.errors import RepositoryError
 
-FORMAT = 3
+FORMAT = 4
 VOICES_FOLDER = "voices"
 
 
@@ -80,7 +80,9 @@ class Manifest(BaseModel):
         except ValidationError as error:
             raise RepositoryError(f"{path} cannot be read: {_first(error)}") from None
         if manifest.format != FORMAT:
-            raise RepositoryError(f"{path} has format {manifest.format}; this version reads format {FORMAT}")
+            raise RepositoryError(
+                f"{path} has format {manifest.format}; this version reads format {FORMAT}: build it again"
+            )
         manifest._folder = models_dir
         if not manifest.tokenizer_path.is_file():
             raise RepositoryError(f"{models_dir} is incomplete: {manifest.tokenizer} is missing")

@@ -31,8 +31,8 @@ from model_repository.temporal.graph import max_text_top_k
 from model_repository.triton_config import ENTRY_POINT, served_models
 from model_repository.variants import CachePrecision, Device, Variant, variants_of
 
-FORMAT = 3
-"""Version of the manifest's own layout."""
+FORMAT = 4
+"""Version of what is built: of the manifest, the graphs and their parameters, and the code that Triton loads."""
 
 TOKENIZER = "tokenizer.model"
 
