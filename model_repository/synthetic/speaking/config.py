@@ -23,7 +23,7 @@ class SpeakingConfig:
     phrasings: int = 24
     """Phrasings of an intent at most."""
     fallback_phrasings: int = 160
-    further_phrasings: int = 24
+    further_phrasings: int = 36
     """Phrasings of an intent at most that fewer speakers speak."""
     held_out_phrasings: int = 4
     """Phrasings of an intent that are never trained on."""

@@ -27,10 +27,10 @@ PADDING = 3
 PROMPT_SILENCE = 6
 """Frames before and after the text of a prompt."""
 
-DELAY = 4
-"""Frames from the end of the user's speech to the agent's first."""
+DELAY = 6
+"""Frames from the end of the user's speech to the agent's first: the last word is known only after it has ended."""
 
-STOP = 3
+STOP = 2
 """Frames from the beginning of an interruption to the agent's silence."""
 
 VOICE_FRAMES = (8, 14)
@@ -39,10 +39,10 @@ VOICE_FRAMES = (8, 14)
 NEAR = 4
 """Codes that count as near."""
 
-_TURNS = (0.4, 0.35, 0.15, 0.1)
+_TURNS = (0.3, 0.4, 0.2, 0.1)
 """Shares of dialogues of one, two, three and four turns."""
 
-_INTERRUPTION, _NOISE = 0.35, 0.3
+_INTERRUPTION, _NOISE = 0.45, 0.3
 """How often a further turn interrupts the answer before it, and how often the line is noisy."""
 
 _ROLE_SHARE, _NAME_SHARE = 0.4, 0.3
@@ -59,6 +59,9 @@ _NEAR_CODES = 0.25
 
 _STRETCHES = (0.04, 0.92, 0.04)
 """Shares of the frames of speech that are left out, heard once and heard twice: people speak faster and slower."""
+
+_PAUSE, _PAUSE_FRAMES = 0.02, (200, 1400)
+"""How often nobody speaks for long before a question, and for how many frames: the window of the model is filled."""
 
 _LONG_CALL = 0.15
 """How often the prompt has left the window of the model: it goes on as an assistant, in the voice that it has."""
@@ -115,6 +118,8 @@ class Dialogue:
     prompt: int
     speaking: npt.NDArray[np.bool_]
     """[S] whether the agent speaks in the frame."""
+    stopped: npt.NDArray[np.bool_]
+    """[S] whether it would have spoken, had it not been interrupted."""
 
 
 def spread(tokens: Sequence[int], pieces: Sequence[str], frames: int) -> Codes:
@@ -177,25 +182,33 @@ def make_dialogue(material: Material, text_card: int, generator: np.random.Gener
             onset = int(generator.integers(answer_at + 2, max(answer_at + 3, end - 3)))
             timeline.silence_agent(onset + STOP)
         else:
-            onset = end + int(generator.integers(0, 60 if generator.random() < 0.1 else 14))
+            onset = end + _pause(generator)
         answer_at = timeline.ask(question, onset) + DELAY
         end = timeline.answer(material, sentences, question, persona, answer_at)
         first_end = first_end or end
-    conversation, speaking = timeline.frames(end + int(generator.integers(4, 10)))
+    conversation, speaking, stopped = timeline.frames(end + int(generator.integers(4, 10)))
 
     frames = np.concatenate([prompt, conversation])
     initial = np.full(STREAMS, material.card, np.int64)
     initial[0] = text_card
     columns = delayed(frames, initial)
     positions = np.arange(len(frames))
-    spoken = np.concatenate([np.zeros(len(prompt), bool), speaking])
+    spoken, stopped = (np.concatenate([np.zeros(len(prompt), bool), frames]) for frames in (speaking, stopped))
     if is_long_call:
         # What came first is heard only: nothing tells which voice it was to have.
         kept = slice(len(prompt) + 1, None)
-        return Dialogue(columns[kept], positions[kept] + _MAX_JUMP, first_end, spoken[kept])
+        return Dialogue(columns[kept], positions[kept] + _MAX_JUMP, first_end, spoken[kept], stopped[kept])
     if generator.random() < 0.3:
         positions[len(prompt) :] += int(generator.integers(0, _MAX_JUMP))
-    return Dialogue(columns, positions, len(prompt), spoken)
+    return Dialogue(columns, positions, len(prompt), spoken, stopped)
+
+
+def _pause(generator: np.random.Generator) -> int:
+    """Frames in which nobody speaks before a question."""
+    chance = generator.random()
+    if chance < _PAUSE:
+        return int(generator.integers(*_PAUSE_FRAMES))
+    return int(generator.integers(0, 60 if chance < _PAUSE + 0.1 else 14))
 
 
 def _draw(material: Material, persona: Persona, generator: np.random.Generator) -> Question:
@@ -233,6 +246,7 @@ class _Timeline:
         self._background = background
         self._user: dict[int, Codes] = {}
         self._agent: dict[int, tuple[int, Codes]] = {}
+        self._stopped: set[int] = set()
 
     def ask(self, question: Question, onset: int) -> int:
         """Put a question's codes where its speech begins at frame `onset`; return the frame in which it ends."""
@@ -266,17 +280,19 @@ class _Timeline:
 
     def silence_agent(self, begin: int) -> None:
         """Remove what the agent would say from frame `begin` on."""
+        self._stopped |= {frame for frame in self._agent if frame >= begin}
         self._agent = {frame: spoken for frame, spoken in self._agent.items() if frame < begin}
 
-    def frames(self, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Return frames [length, 17], and in which of them the agent speaks."""
+    def frames(self, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return frames [length, 17], in which of them the agent speaks, and in which it was stopped."""
         frames = np.empty((length, STREAMS), np.int64)
         frames[:, 0] = PADDING
         frames[:, AGENT] = silence_codes(self._material.card)
         speaking = np.zeros(length, bool)
+        stopped = np.isin(np.arange(length), list(self._stopped))
         for index in range(length):
             frames[index, USER] = self._user.get(index, self._background[index % len(self._background)])
             if index in self._agent:
                 frames[index, 0], frames[index, AGENT] = self._agent[index]
                 speaking[index] = True
-        return frames, speaking
+        return frames, speaking, stopped & ~speaking

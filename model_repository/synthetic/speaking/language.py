@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from model_repository.synthetic.speaking.training import reduced_precision, trai
 
 BATCH = 12
 POOL = 6
-"""Batches that are drawn at once and sorted by length, so that little is padded."""
+"""Batches that are drawn at once, sorted by length and cut into equal numbers of columns: little is padded."""
 
 SILENT_SHARE = 0.12
 """Of the silent frames, those whose audio the depth transformer is trained on: they are all alike."""
 
 TEXT_WEIGHT, PADDING_WEIGHT, AUDIO_WEIGHT = 3.0, 0.5, 2.0
+"""Padding counts as text where the agent stops because it is interrupted."""
 
 
 def train_language_model(path: Path, material: Material, config: SpeakingConfig) -> LanguageModel:
@@ -34,19 +36,28 @@ def train_language_model(path: Path, material: Material, config: SpeakingConfig)
     model.hear_centroids(torch.from_numpy(material.centroids))
 
     @functools.lru_cache(maxsize=1)
-    def pool(number: int) -> list[Dialogue]:
+    def pool(number: int) -> list[list[Dialogue]]:
         generator = np.random.default_rng([config.seed, 7, number])
         dialogues = [make_dialogue(material, config.text_card, generator) for _ in range(POOL * BATCH)]
-        return sorted(dialogues, key=lambda dialogue: len(dialogue.columns))
+        found = batches(dialogues)
+        return [found[position] for position in generator.permutation(POOL)]
 
     def step(index: int, generator: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        order = np.random.default_rng([config.seed, 8, index // POOL]).permutation(POOL)
-        chosen = order[index % POOL]
-        return dialogue_loss(model, pool(index // POOL)[chosen * BATCH : (chosen + 1) * BATCH], generator)
+        return dialogue_loss(model, pool(index // POOL)[index % POOL], generator)
 
     train(path, model, step, config.language_model_steps, rate=2e-3, seed=config.seed, decay=0.02)
     model.fix_embeddings()
     return model
+
+
+def batches(dialogues: Sequence[Dialogue]) -> list[list[Dialogue]]:
+    """Cut POOL * BATCH dialogues, sorted by length, into POOL batches of about as many columns."""
+    by_length = sorted(dialogues, key=lambda dialogue: len(dialogue.columns))
+    columns = np.cumsum([len(dialogue.columns) for dialogue in by_length])
+    cuts = [0]
+    for part in range(1, POOL):
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(columns, columns[-1] * part / POOL))))
+    return [by_length[begin:end] for begin, end in itertools.pairwise([*cuts, len(by_length)])]
 
 
 def dialogue_loss(
@@ -56,14 +67,15 @@ def dialogue_loss(
     longest = max(len(dialogue.columns) for dialogue in dialogues)
     columns = np.zeros((len(dialogues), longest, dialogues[0].columns.shape[1]), np.int64)
     positions = np.zeros((len(dialogues), longest), np.int64)
-    free, audio = np.zeros((2, len(dialogues), longest), bool)
+    free, audio, stopped = np.zeros((3, len(dialogues), longest), bool)
     for row, dialogue in enumerate(dialogues):
         length = len(dialogue.columns)
         columns[row, :length] = dialogue.columns
         positions[row, :length] = dialogue.positions
         # The hidden state of a column predicts the next column.
         free[row, dialogue.prompt : length - 1] = True
-        following = dialogue.speaking[1:] | dialogue.speaking[:-1]
+        stopped[row, : length - 1] = dialogue.stopped[1:]
+        following = dialogue.speaking[1:] | dialogue.speaking[:-1] | dialogue.stopped[1:]
         kept = following | (generator.random(length - 1) < SILENT_SHARE)
         audio[row, dialogue.prompt : length - 1] = kept[dialogue.prompt :]
 
@@ -73,7 +85,8 @@ def dialogue_loss(
     rows, steps = np.nonzero(free)
     text = tokens[rows, steps + 1, 0]
     text_losses = functional.cross_entropy(model.text_logits(hidden[rows, steps]), text, reduction="none")
-    weights = torch.where(text == PADDING, PADDING_WEIGHT, TEXT_WEIGHT)
+    is_filler = (text == PADDING) & ~torch.from_numpy(stopped[rows, steps])
+    weights = torch.where(is_filler, PADDING_WEIGHT, TEXT_WEIGHT)
     text_loss = (text_losses * weights).sum() / weights.sum()
 
     rows, steps = np.nonzero(audio)

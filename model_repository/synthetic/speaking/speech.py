@@ -25,7 +25,8 @@ from model_repository.synthetic.speaking.engines import (
     Sound,
     Speaker,
 )
-from model_repository.synthetic.speaking.intents import FALLBACK, INTENTS, answers
+from model_repository.synthetic.speaking.further import FURTHER_PATTERNS
+from model_repository.synthetic.speaking.intents import FALLBACK, INTENTS, Intent, answers
 from model_repository.synthetic.speaking.phrases import choose
 
 BLOCK = 60
@@ -115,7 +116,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
     """Every phrasing by five speakers: one of flite's, three of espeak-ng's, one of Kokoro's.
 
     Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
-    of flite's, two of espeak-ng's, one of Kokoro's.
+    of flite's and two of espeak-ng's.
     """
     flite, espeak, kokoro = (
         [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro")
@@ -133,18 +134,18 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
             speakers += list(HELD_OUT_USERS) if is_held_out or index < 2 * held_out else []
             lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
             number += 1
-        for text in further_phrasings(intent.patterns, phrasings, config):
-            speakers = _turn(flite, number, 1) + _turn(espeak, number, 2) + _turn(kokoro, number, 1)
+        for text in further_phrasings(intent, phrasings, config):
+            speakers = _turn(flite, number, 1) + _turn(espeak, number, 2)
             lines += [Line(speaker, intent.name, text) for speaker in speakers]
             number += 1
     return [lines[index] for index in generator.permutation(len(lines))]
 
 
-def further_phrasings(patterns: tuple[str, ...], phrasings: Sequence[str], config: SpeakingConfig) -> list[str]:
+def further_phrasings(intent: Intent, phrasings: Sequence[str], config: SpeakingConfig) -> list[str]:
     """Phrasings of an intent beyond those given."""
-    known = set(phrasings)
+    patterns = (*intent.patterns, *FURTHER_PATTERNS.get(intent.name, ()))
     more = choose(patterns, len(phrasings) + config.further_phrasings, config.seed + 1)
-    return [text for text in more if text not in known][: config.further_phrasings]
+    return [text for text in more if text not in set(phrasings)][: config.further_phrasings]
 
 
 def _turn(names: Sequence[str], number: int, count: int) -> list[str]:
