@@ -153,7 +153,9 @@ def test_the_command_ends_with_1_if_users_are_refused(server: Server, tmp_path: 
     (results,) = tmp_path.iterdir()
     assert {path.name for path in results.iterdir()} == {"locust.log", "run.json", "report.html", "result.json"}
     stats = json.loads((results / "result.json").read_text())["stats"]["grpc"]
-    assert (stats["completed"], stats["refused"], stats["failed"], stats["missing"]) == (SLOTS, 1, 0, FRAMES), done.stdout
+    assert (stats["completed"], stats["refused"], stats["failed"], stats["missing"]) == (SLOTS, 1, 0, FRAMES), (
+        done.stdout
+    )
 
 
 def test_the_command_ends_with_2_if_there_was_no_run(tmp_path: Path):
