@@ -146,6 +146,8 @@ def test_the_command_ends_with_1_if_users_are_refused(server: Server, tmp_path: 
         str(tmp_path),
         "--recording",
         str(RECORDING),
+        "--drain",
+        "30",
     ]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
