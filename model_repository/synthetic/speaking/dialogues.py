@@ -61,7 +61,7 @@ _STRETCHES = (0.04, 0.92, 0.04)
 """Shares of the frames of speech that are left out, heard once and heard twice: people speak faster and slower."""
 
 _PAUSE, _PAUSE_FRAMES = 0.02, (200, 1400)
-"""How often nobody speaks for long before a question, and for how many frames: the window of the model is filled."""
+"""How often a question comes after a long silence, and its frames: they fill the window of the model."""
 
 _LONG_CALL = 0.15
 """How often the prompt has left the window of the model: it goes on as an assistant, in the voice that it has."""
@@ -193,7 +193,7 @@ def make_dialogue(material: Material, text_card: int, generator: np.random.Gener
     initial[0] = text_card
     columns = delayed(frames, initial)
     positions = np.arange(len(frames))
-    spoken, stopped = (np.concatenate([np.zeros(len(prompt), bool), frames]) for frames in (speaking, stopped))
+    spoken, stopped = (np.concatenate([np.zeros(len(prompt), bool), part]) for part in (speaking, stopped))
     if is_long_call:
         # What came first is heard only: nothing tells which voice it was to have.
         kept = slice(len(prompt) + 1, None)
@@ -204,7 +204,7 @@ def make_dialogue(material: Material, text_card: int, generator: np.random.Gener
 
 
 def _pause(generator: np.random.Generator) -> int:
-    """Frames in which nobody speaks before a question."""
+    """Frames of silence before a question."""
     chance = generator.random()
     if chance < _PAUSE:
         return int(generator.integers(*_PAUSE_FRAMES))

@@ -56,7 +56,9 @@ def batches(dialogues: Sequence[Dialogue]) -> list[list[Dialogue]]:
     columns = np.cumsum([len(dialogue.columns) for dialogue in by_length])
     cuts = [0]
     for part in range(1, POOL):
-        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(columns, columns[-1] * part / POOL))))
+        even = int(np.searchsorted(columns, columns[-1] * part / POOL))
+        # No batch is empty, however long the longest dialogue is.
+        cuts.append(int(np.clip(even, cuts[-1] + 1, len(by_length) - POOL + part)))
     return [by_length[begin:end] for begin, end in itertools.pairwise([*cuts, len(by_length)])]
 
 

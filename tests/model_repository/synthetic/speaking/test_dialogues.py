@@ -10,6 +10,7 @@ from model_repository.prompt_codes import SILENCE, SINE
 from model_repository.synthetic.speaking import dialogues as module
 from model_repository.synthetic.speaking.config import DELAYS
 from model_repository.synthetic.speaking.dialogues import (
+    _PAUSE_FRAMES,
     AGENT,
     DELAY,
     NEAR,
@@ -136,8 +137,15 @@ def test_interruptions_end_the_answer_and_are_answered(dialogues: list[Dialogue]
             # Another interruption may end this answer too, but not at once.
             answer = start + 10 + DELAY
             assert (agent[start + length : answer] == silence_codes(CARD)[0]).all()
+            assert dialogue.stopped[dialogue.prompt :][start + length]
             assert (agent[answer : answer + 2] == SPOKEN).all()
     assert interrupted > 10
+    assert not any((dialogue.stopped & dialogue.speaking).any() for dialogue in dialogues)
+
+
+def test_some_questions_come_after_a_long_silence(dialogues: list[Dialogue]) -> None:
+    longest = [max(length for _, length in runs(conversation(dialogue, 9) == QUIET)) for dialogue in dialogues]
+    assert 0.01 < np.mean(np.array(longest) >= _PAUSE_FRAMES[0]) < 0.15
 
 
 def test_the_transcript_is_an_answer(material: Material, dialogues: list[Dialogue]) -> None:

@@ -9,6 +9,7 @@ import sentencepiece
 
 from gateway.session.persona import SYSTEM_PROMPTS
 from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.further import FURTHER_PATTERNS
 from model_repository.synthetic.speaking.intents import BY_NAME, FALLBACK, INTENTS, PROMPT_NAMES, ROLES, answers
 from model_repository.synthetic.speaking.phrases import choose, expand
 from model_repository.synthetic.speaking.roles import ROLE_PROMPTS, random_persona
@@ -43,7 +44,7 @@ def test_there_are_forty_intents_with_fifteen_phrasings_each() -> None:
 def test_no_phrase_belongs_to_two_intents() -> None:
     owners: dict[str, set[str]] = {}
     for intent in INTENTS:
-        for pattern in intent.patterns:
+        for pattern in (*intent.patterns, *FURTHER_PATTERNS.get(intent.name, ())):
             for phrase in expand(pattern):
                 owners.setdefault(phrase, set()).add(intent.name)
     assert {phrase: names for phrase, names in owners.items() if len(names) > 1} == {}

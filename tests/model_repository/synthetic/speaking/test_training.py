@@ -154,3 +154,22 @@ def test_the_silent_line_gets_the_published_semantic_code(models: dict[str, obje
         features = semantic.codec.encoder(torch.zeros(1, 1, 60 * 1920)).transpose(1, 2)
         codes = semantic.book.codes(semantic.split(semantic.codec.latents(features))[0])
     assert int(codes[0, -1]) == SILENCE[0] % 256
+
+
+@pytest.mark.parametrize("longest", [300, 1500, 9000])
+def test_batches_have_about_as_many_columns_and_every_dialogue_once(longest: int) -> None:
+    from model_repository.synthetic.speaking.dialogues import Dialogue
+    from model_repository.synthetic.speaking.language import BATCH, POOL, batches
+
+    nothing = np.zeros(0, bool)
+    lengths = [longest, *np.random.default_rng(0).integers(100, 250, POOL * BATCH - 1)]
+    dialogues = [
+        Dialogue(np.full((length, 17), index), np.arange(length), 0, nothing, nothing)
+        for index, length in enumerate(lengths)
+    ]
+    found = batches(dialogues)
+    assert sorted(int(dialogue.columns[0, 0]) for batch in found for dialogue in batch) == list(range(len(dialogues)))
+    assert len(found) == POOL
+    assert all(found)
+    columns = [sum(len(dialogue.columns) for dialogue in batch) for batch in found]
+    assert max(columns) <= sum(lengths) / POOL + longest
