@@ -99,6 +99,17 @@ def test_the_grace_period_exceeds_the_drain_time(values: dict[str, Any]):
     assert int(seconds_before) + drain + after < release.pod["terminationGracePeriodSeconds"]
 
 
+def test_helm_test_makes_a_call_if_it_can_have_a_key_and_a_certificate():
+    for values, number in (
+        ({}, 1),
+        ({"apiKeys": {"secretName": "keys"}}, 1),
+        ({"apiKeys": {"secretName": "keys", "file": "keys.json"}}, 0),
+        ({"tls": {"secretName": "certificate"}}, 0),
+    ):
+        release = render(values)
+        assert len(release.of("Pod")) == ("helm test" in release.notes) == number
+
+
 def test_probes_use_the_health_endpoints_of_the_gateway(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PERSONAPLEX_GRPC_PORT", raising=False)
     gateway = render().containers["gateway"]

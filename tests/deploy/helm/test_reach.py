@@ -218,6 +218,7 @@ def test_envoy_repeats_a_refused_call_on_other_pods():
     assert retry["numRetries"] == 30
     assert {"retriable-status-codes", "resource-exhausted", "unavailable"} <= set(retry["retryOn"]["triggers"])
     assert retry["retryOn"]["httpStatusCodes"] == [503]
+    assert "admin drain" in str(release.containers["gateway"]["lifecycle"]["preStop"])
     own = {"route": {**ROUTE, "envoy": {"enabled": True, "retries": 7}}}
     assert render(own).one("BackendTrafficPolicy")["spec"]["retry"]["numRetries"] == 7
 

@@ -22,7 +22,7 @@ from gateway.triton_server.installation import TritonInstallation
 from gateway.triton_server.options import TritonOptions
 from gateway.triton_server.server import _link_python_backend
 from tests.conftest import GOLDEN
-from tests.deploy.helm.chart import CHART, environment, render
+from tests.deploy.helm.chart import CHART, SHARED, environment, render
 from tests.model_repository.checkpoint.fake_hub import COMMIT, FakeHub, running
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -165,6 +165,20 @@ def test_the_gateway_serves_the_built_models_and_helm_test_passes(mounts: Mounts
         refused = mounts.run(call, SERVER=url, KEYS='["a wrong one"]')
         assert refused.returncode == 2
         assert "key" in refused.stderr
+
+
+def test_a_pod_of_the_pool_drains_from_the_pre_stop_hook_on(mounts: Mounts):
+    release = render(
+        {**ON_CPU, **SHARED, "models": {**ON_CPU["models"], **SHARED["models"]}, "pool": {"enabled": True}}
+    )
+    hook = release.containers["gateway"]["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook[-1].endswith("; sleep 10")
+    hook[-1] = hook[-1].replace("sleep 10", "sleep 0")
+    with mounts.serving(release.containers["gateway"], XDG_RUNTIME_DIR=str(mounts.scratch)) as url:
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        variables = mounts.variables(release.containers["gateway"], XDG_RUNTIME_DIR=str(mounts.scratch))
+        subprocess.run(hook, env={**variables, "PERSONAPLEX_PORT": url.rpartition(":")[2]}, timeout=60, check=True)
+        assert httpx.get(f"{url}/readyz").status_code == 503
 
 
 def listens(address: str, port: int) -> bool:

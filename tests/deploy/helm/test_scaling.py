@@ -48,11 +48,17 @@ def test_the_target_is_a_share_of_the_slots(slots: int, target: float, calls: st
 def test_keda_queries_the_conversations_of_this_release():
     release = render(scaled("keda"))
     query = release.one("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
-    (selector,) = selectors(query)
-    assert selector.name == METRIC
-    assert METRIC in gateway_series()
     monitor = release.one("PodMonitor")["metadata"]["name"]
-    assert labels(selector) == {"namespace": NAMESPACE, "job": f"{NAMESPACE}/{monitor}"}
+    active, draining = selectors(query)
+    assert (active.name, draining.name) == (METRIC, "personaplex_draining")
+    for selector in (active, draining):
+        assert selector.name in gateway_series()
+        assert labels(selector) == {"namespace": NAMESPACE, "job": f"{NAMESPACE}/{monitor}"}
+
+
+def test_without_an_answer_of_prometheus_keda_keeps_the_number_of_pods():
+    """KEDA takes an empty result for 0 by default."""
+    assert render(scaled("keda")).one("ScaledObject")["spec"]["triggers"][0]["metadata"]["ignoreNullValues"] == "false"
 
 
 def test_the_metric_of_the_adapter_exists():

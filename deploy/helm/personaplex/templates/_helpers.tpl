@@ -195,6 +195,27 @@ command:
   - import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v2/health/{{ . }}', timeout=4)
 {{- end }}
 
+{{/*
+Whether `helm test` can make a call. With TLS the certificate is not valid for the name of the service; a file of API keys
+has hashes only.
+*/}}
+{{- define "personaplex.tested" -}}
+{{- if not (or .Values.tls.secretName (and .Values.apiKeys.secretName .Values.apiKeys.file)) }}true{{ end }}
+{{- end }}
+
+{{/*
+Command of the preStop hook. A balancer that repeats refused calls on other pods need not be waited for: the drain begins
+at once. Otherwise the pod takes calls until load balancers have removed it.
+*/}}
+{{- define "personaplex.preStop" -}}
+{{- $sleep := printf "sleep %v" .Values.preStopSeconds -}}
+{{- if or .Values.pool.enabled (and .Values.route.enabled .Values.route.envoy.enabled) }}
+{{- toJson (list "sh" "-c" (printf "personaplex admin drain; %s" $sleep)) }}
+{{- else }}
+{{- toJson (splitList " " $sleep) }}
+{{- end }}
+{{- end }}
+
 {{/* Termination grace period in seconds: preStop hook, drain, and 120 s to end conversations and Triton. */}}
 {{- define "personaplex.grace" -}}
 {{ add .Values.preStopSeconds .Values.drainSeconds 120 }}
