@@ -17,7 +17,6 @@ from loadtest.result import Result
 from loadtest.series import Array, Series, by_calls
 
 _COLOURS = ("#0b6e99", "#d1495b", "#2e8540", "#8a4fbf", "#b26a00", "#555555")
-_STYLES = ("-", "--", ":", "-.")
 _DEADLINE = "#999999"
 # Text stays text: the file is small, and the page can be searched.
 _LOOK: Any = {
@@ -44,21 +43,25 @@ def pictures(runs: Runs) -> dict[str, str]:
     with rc_context(_LOOK):
         found = {
             "Frame latency, cumulative": _distribution(runs, "latencies", deadline=True),
-            "Time to first audio and setup, cumulative": _distribution(runs, "first_audio", "setup"),
+            "Time to first audio, cumulative": _distribution(runs, "first_audio"),
+            "Setup, cumulative": _distribution(runs, "setup"),
             "Over time": _over_time(series),
             "Late and missing frames against calls in progress": _against_calls(series),
         }
     return {title: svg for title, svg in found.items() if svg}
 
 
-def _distribution(runs: Runs, *fields: str, deadline: bool = False) -> str:
-    """Cumulative distributions in milliseconds by API; the axis of the shares widens towards 100 %."""
+def _distribution(runs: Runs, field: str, deadline: bool = False) -> str:
+    """Cumulative distributions in milliseconds: a colour per API, the first of two runs dashed.
+
+    The axis of the shares widens towards 100 %.
+    """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     highest = 0.0
-    for colour, (name, run) in zip(_COLOURS, runs.items(), strict=False):
-        lines = [(field, api) for field in fields for api in run.stats]
-        for number, (field, api) in enumerate(lines):
+    apis = sorted({api for run in runs.values() for api in run.stats})
+    for style, (name, run) in zip(("--", "-")[-len(runs) :], runs.items(), strict=True):
+        for colour, api in zip(_COLOURS, apis, strict=False):
             values = np.array(
                 [
                     value
@@ -70,19 +73,11 @@ def _distribution(runs: Runs, *fields: str, deadline: bool = False) -> str:
             )
             if not len(values):
                 continue
-            label = " ".join(filter(None, [name, api.value, field.replace("_", " ") if len(fields) > 1 else ""]))
             shares = _SHARES[1 - 0.5 / len(values) >= _SHARES] if len(values) > 1 else np.array([0.0])
             milliseconds = np.append(np.quantile(values, shares), values.max()) * 1000
             # The largest value is drawn where it belongs among so many.
             heights = _nines(np.append(shares, 1 - 0.5 / len(values)))
-            single = len(runs) == 1
-            axes.plot(
-                milliseconds,
-                heights,
-                color=_COLOURS[number % len(_COLOURS)] if single else colour,
-                linestyle=_STYLES[(0 if single else number) % len(_STYLES)],
-                label=label,
-            )
+            axes.plot(milliseconds, heights, color=colour, linestyle=style, label=f"{name} {api.value}".strip())
             highest = max(highest, heights[-1])
     if not highest:
         return ""

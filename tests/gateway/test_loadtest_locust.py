@@ -98,7 +98,7 @@ async def test_a_master_and_two_workers_load_a_server_with_tls(serve: Any, tmp_p
         elif record["outcome"] == "completed":
             # A busy machine delays users, who then send fewer frames.
             assert record["frames"] == len(record["sent"]) <= record["expected"] <= 38
-    assert (tmp_path / "run" / "report.html").read_text().count("<svg") == 4
+    assert (tmp_path / "run" / "report.html").read_text().count("<svg") == 5
 
 
 @pytest.mark.long

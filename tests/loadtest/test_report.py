@@ -66,7 +66,7 @@ def result(records: list[Record]) -> Result:
 
 def test_pictures_are_svg_and_name_what_they_show():
     one = pictures({"": result(RECORDS)})
-    assert len(one) == 4
+    assert len(one) == 5
     for svg in one.values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert "80 ms" in one["Frame latency, cumulative"]
@@ -75,6 +75,16 @@ def test_pictures_are_svg_and_name_what_they_show():
     for title, svg in two.items():
         for name in ("before", "after"):
             assert name in svg, title
+
+
+@pytest.mark.parametrize("names", [("",), ("before", "after")])
+def test_lines_of_distributions_are_told_apart(names: tuple[str, ...]):
+    drawn = pictures({name: result([call(0, 50, api=api) for api in Api]) for name in names})
+    for title, svg in drawn.items():
+        if "cumulative" in title:
+            (legend,) = (group for group in ElementTree.fromstring(svg).iter() if group.get("id") == "legend_1")
+            styles = [style for each in legend.iter() if "stroke" in (style := each.get("style", ""))]
+            assert len(set(styles)) == len(styles) == len(names) * len(Api), title
 
 
 def test_runs_without_a_call_have_no_pictures():
@@ -101,7 +111,7 @@ def test_the_command_reports_a_run_and_compares_two(tmp_path: Path):
         (tmp_path / name / "run.json").write_text(json.dumps(run))
     assert report(tmp_path / "first").returncode == 0
     page = (tmp_path / "first" / "report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "https://&lt;h&gt;:1" in page
     assert "1 of 4 conversations were refused" in page
     assert json.loads((tmp_path / "first" / "result.json").read_text())["stats"]["grpc"]["missing"] == 30
