@@ -10,9 +10,11 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.api.openai.config import MAX_CONFIG_CHARACTERS
+from gateway.api.openai.config import BUILT_IN_VOICES, MAX_CONFIG_CHARACTERS
+from gateway.api.openai.live_config import SessionConfig
 from gateway.session.persona import SYSTEM_PROMPTS
 from tests.gateway.openai.conftest import PATH, Caller, Serve, Server, call
+from tests.gateway.openai.types import session_fields, voices
 
 KEY = "s3cret-key"
 LIVEKIT: dict[str, Any] = {
@@ -27,6 +29,12 @@ HISTORY = [
     {"role": "assistant", "content": [{"type": "output_text", "text": "Hi"}], "status": "completed"},
     {"role": "developer", "content": [{"text": "Be brief."}]},
 ]
+
+
+def test_every_field_and_voice_of_the_api_is_known() -> None:
+    """A later version of openai-python may have others."""
+    assert set(SessionConfig.model_fields) == session_fields()
+    assert voices() <= BUILT_IN_VOICES
 
 
 async def infos(caller: Caller) -> list[str]:

@@ -24,20 +24,45 @@ def _by_type(*unions: str) -> dict[str, type[BaseModel]]:
     return found
 
 
-def client_events() -> list[str]:
-    """Types of all events that a client may send on a primary socket or a sideband."""
-    return sorted(_by_type("live.client_event.ClientEvent", "live.connect_client_event.ConnectClientEvent"))
-
-
-def realtime_client_events() -> list[str]:
-    """Types of all events that a client of the Realtime API may send."""
-    return sorted(_by_type("realtime.realtime_client_event.RealtimeClientEvent"))
-
-
+_CLIENT_EVENTS = "live.client_event.ClientEvent", "live.connect_client_event.ConnectClientEvent"
+"""On a primary socket and on a sideband."""
+_REALTIME_CLIENT_EVENTS = "realtime.realtime_client_event.RealtimeClientEvent"
 _SERVER_EVENTS = "live.server_event.ServerEvent"
 _REALTIME_SERVER_EVENTS = "realtime.realtime_server_event.RealtimeServerEvent"
 _SESSION_ONLY = {"object", "id"}
 """Fields of a Realtime session that the API sends and openai-python has no types for."""
+
+
+def client_events() -> list[str]:
+    """Types of all events that a client of the Live API may send."""
+    return sorted(_by_type(*_CLIENT_EVENTS))
+
+
+def realtime_client_events() -> list[str]:
+    """Types of all events that a client of the Realtime API may send."""
+    return sorted(_by_type(_REALTIME_CLIENT_EVENTS))
+
+
+def session_fields() -> set[str]:
+    """The fields of `session.start`'s `session`."""
+    session = _by_type(*_CLIENT_EVENTS)["session.start"].model_fields["session"].annotation
+    assert session is not None
+    return set(session.model_fields)
+
+
+def voices() -> set[str]:
+    """OpenAI's voices."""
+    return set(get_args(import_module("openai.types.live").BuiltInVoice))
+
+
+def check_client(event: dict[str, Any]) -> None:
+    """Assert that an event is one of the Live API that a client may send, without other fields."""
+    _assert_no_extras(_by_type(*_CLIENT_EVENTS)[event["type"]].model_validate(event, strict=True))
+
+
+def check_realtime_client(event: dict[str, Any]) -> None:
+    """The same of the Realtime API."""
+    _assert_no_extras(_by_type(_REALTIME_CLIENT_EVENTS)[event["type"]].model_validate(event, strict=True))
 
 
 def check(event: dict[str, Any]) -> None:
