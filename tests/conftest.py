@@ -145,3 +145,16 @@ def tiny_models(built_once: BuiltOnce) -> Path:
         build_repository(path / "checkpoint", path / "models", slots=8)
 
     return built_once("tiny", build) / "models"
+
+
+@pytest.fixture(scope="session")
+def speaking_models(built_once: BuiltOnce) -> Path:
+    """The small speaking model, built for 8 conversations."""
+    from model_repository.build import build_repository
+    from model_repository.synthetic.speaking.export import write_speaking_checkpoint
+
+    def build(path: Path) -> None:
+        write_speaking_checkpoint(path / "checkpoint")
+        build_repository(path / "checkpoint", path / "models", slots=8)
+
+    return built_once("speaking", build) / "models"

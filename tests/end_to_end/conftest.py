@@ -130,6 +130,15 @@ def tiny_service(tiny_models: Path) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="session")
+def speaking_service(speaking_models: Path) -> Iterator[Service]:
+    """With the most likely tokens: `POST /v1/respond` can ask for them, and other APIs cannot."""
+    with serve(speaking_models) as service:
+        sampling = service.app.state.runtime.manifest.sampling
+        sampling.text_temperature = sampling.audio_temperature = 0.0
+        yield service
+
+
 @dataclass(frozen=True)
 class Answer:
     """A JSON answer as arrays."""
