@@ -27,11 +27,12 @@ def validator(channel: str, action: Literal["receive", "send"]) -> Draft202012Va
 
 
 def types(channel: str, action: Literal["receive", "send"]) -> set[str]:
-    """Return the types of the messages."""
+    """Return the types of the messages: the constants of the field that tells them apart."""
     published = asyncapi.document("PersonaPlex", "0", CHANNELS)["components"]
     found: set[str] = set()
     for name in published["messages"]:
         if name.startswith(f"{channel}.{action}.") and name in published["schemas"]:
-            kind = published["schemas"][name]["properties"]["type"]
+            properties = published["schemas"][name]["properties"]
+            (kind,) = (properties[tag] for tag in ("type", "event", "action", "command") if tag in properties)
             found |= {kind["const"]} if "const" in kind else set(kind["enum"])
     return found
