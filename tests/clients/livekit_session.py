@@ -1,7 +1,8 @@
 """A LiveKit `AgentSession` without a room, with `GPTLiveModel` or `RealtimeModel`. Runs in an environment of its own.
 
-Usage: livekit_session.py live|realtime|FILE URL WAV SECONDS. Sends the WAV and then silence in real time. Prints JSON.
-FILE: a program with a function `make_session` and an agent `ana`, in place of `GPTLiveModel` at the URL.
+Usage: livekit_session.py live|realtime|FILE URL WAV SECONDS [reply|say TEXT]. Sends the WAV and then silence in real
+time. Prints JSON. FILE: a program with a function `make_session` and an agent `ana`, in place of `GPTLiveModel` at the
+URL. At the start a reply may be requested, with the TEXT as instructions, or the TEXT sent as what the agent is to say.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Speaker(io.AudioOutput):
             self.on_playback_finished(playback_position=seconds, interrupted=True)
 
 
-async def main(kind: str, url: str, path: str, seconds: float) -> None:
+async def main(kind: str, url: str, path: str, seconds: float, ask: str = "", text: str = "") -> None:
     found: dict[str, Any] = {"states": [], "errors": [], "items": [], "closed": None}
     if kind in MODELS:
         session: Any = AgentSession(llm=MODELS[kind](base_url=url, api_key="K"))
@@ -100,16 +101,19 @@ async def main(kind: str, url: str, path: str, seconds: float) -> None:
     session.on("close", on_close)
     began = time.monotonic()
     await session.start(agent, record=False)
+    reply = session.generate_reply(instructions=text) if ask == "reply" else None
+    if ask == "say":
+        agent.duplex_session.append_commentary(text)
     try:
         async with asyncio.timeout(seconds):
             await closed.wait()
     except TimeoutError:
         pass
-    found["seconds"] = time.monotonic() - began
+    found |= {"seconds": time.monotonic() - began, "replied": reply is not None and reply.done()}
     began = time.monotonic()
     await session.aclose()
     found |= {"close_seconds": time.monotonic() - began, "audio_seconds": speaker.seconds, "bursts": speaker.bursts}
     print(json.dumps(found))
 
 
-asyncio.run(main(*sys.argv[1:4], float(sys.argv[4])))
+asyncio.run(main(*sys.argv[1:4], float(sys.argv[4]), *sys.argv[5:]))

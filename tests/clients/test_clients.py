@@ -58,15 +58,9 @@ def example_of(package: str, server: Server, folder: Path) -> Path:
 
 
 class TestLiveKit:
-    async def call(self, server: Server, seconds: float, **options: Any) -> dict[str, Any]:
-        return await run_client(
-            python_of("livekit"),
-            "livekit_session.py",
-            "live",
-            server.url.replace("ws", "http", 1) + "/v1",
-            QUESTION,
-            seconds,
-        )
+    async def call(self, server: Server, *arguments: object) -> dict[str, Any]:
+        url = server.url.replace("ws", "http", 1) + "/v1"
+        return await run_client(python_of("livekit"), "livekit_session.py", "live", url, QUESTION, *arguments)
 
     async def test_a_call_has_a_burst_per_utterance(self, serve: Serve, spoken: list[str]) -> None:
         async with talking(serve, (2, 4), (6, 7)) as server:
@@ -91,6 +85,20 @@ class TestLiveKit:
             found = await run_client(python_of("livekit"), "livekit_session.py", example, "", QUESTION, 6)
         assert (found["bursts"], found["errors"]) == (1, [])
         assert found["audio_seconds"] == pytest.approx(2 + 0.8, abs=0.8)
+
+    async def test_a_reply_that_is_requested_is_what_the_agent_says_next(self, serve: Serve) -> None:
+        """LiveKit asks for it by a commentary, whose refusal does not end the call."""
+        async with talking(serve, (1, 2)) as server:
+            found = await self.call(server, 6, "reply", "Greet the caller.")
+        assert (found["replied"], found["bursts"], found["closed"]) == (True, 1, "user_initiated")
+        (error,) = found["errors"]
+        assert "recoverable=True" in error
+
+    async def test_forced_speech(self, serve: Serve) -> None:
+        async with talking(serve, forced_speech=True) as server:
+            found = await self.call(server, 8, "say", "Hello this is Ana speaking.")
+        assert (found["errors"], found["bursts"]) == ([], 1)
+        assert [text.strip() for _, text in found["items"]] == ["Hello this is Ana speaking."]
 
     async def test_an_idle_agent_never_speaks(self, serve: Serve) -> None:
         async with talking(serve) as server:

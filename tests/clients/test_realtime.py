@@ -63,6 +63,11 @@ class TestLiveKit:
         assert without_spaces(*said) == without_spaces(*realtime_texts) != ""
         assert found["close_seconds"] < 1
 
+    async def test_a_reply_that_is_requested_is_what_the_agent_says_next(self, serve: Serve) -> None:
+        async with talking(serve, (1, 2)) as server:
+            found = await call(server, "livekit", 6, "reply", "Greet the caller.")
+        assert (found["replied"], found["errors"], found["bursts"]) == (True, [], 1)
+
     async def test_an_idle_agent_never_speaks(self, serve: Serve) -> None:
         async with talking(serve) as server:
             found = await call(server, "livekit", 6)
