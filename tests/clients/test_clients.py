@@ -100,6 +100,22 @@ class TestLiveKit:
         assert (found["errors"], found["bursts"]) == ([], 1)
         assert [text.strip() for _, text in found["items"]] == ["Hello this is Ana speaking."]
 
+    async def test_a_call_goes_on_after_the_models_failed(self, serve: Serve) -> None:
+        """LiveKit connects again, with what was said so far as history."""
+        async with talking(serve, (1, 2), (8, 9)) as server:
+            calling = asyncio.create_task(self.call(server, 12))
+            async with asyncio.timeout(PATIENCE_S):
+                while not server.engine.prefills:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(4)
+            server.engine.down = True
+            await server.until_free()
+            server.engine.down = False
+            found = await calling
+            prompts = len(server.engine.prefills)
+        assert (found["bursts"], found["closed"], prompts) == (2, "user_initiated", 2)
+        assert all("recoverable=True" in error for error in found["errors"])
+
     async def test_an_idle_agent_never_speaks(self, serve: Serve) -> None:
         async with talking(serve) as server:
             found = await self.call(server, 6)
