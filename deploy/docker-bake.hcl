@@ -1,4 +1,4 @@
-# Both images, for amd64 and arm64 (GH200, GB200):
+# All images, for amd64 and arm64 (GH200, GB200):
 #   REGISTRY=registry.example.com/voice/ docker buildx bake --file deploy/docker-bake.hcl --push
 # One of them, for this machine, into its own Docker: … bake --file deploy/docker-bake.hcl --load --set '*.platform=linux/amd64' gateway
 variable "REGISTRY" {
@@ -16,7 +16,7 @@ variable "REVISION" {
 }
 
 group "default" {
-  targets = ["gateway", "models"]
+  targets = ["gateway", "cpu", "models"]
 }
 
 target "image" {
@@ -33,7 +33,15 @@ target "image" {
 target "gateway" {
   inherits   = ["image"]
   dockerfile = "deploy/gateway.Dockerfile"
+  target     = "gateway"
   tags       = ["${REGISTRY}personaplex-gateway:${TAG}"]
+}
+
+target "cpu" {
+  inherits   = ["image"]
+  dockerfile = "deploy/gateway.Dockerfile"
+  target     = "cpu"
+  tags       = ["${REGISTRY}personaplex-cpu:${TAG}"]
 }
 
 target "models" {

@@ -3,6 +3,8 @@
 # 25.08 is the first release with CUDA 13 (13.0, driver 580 or newer); it has Python 3.12. onnxruntime-gpu is built for
 # CUDA 13.0 and cuDNN 9, which requirements-gpu.txt installs independently of the image.
 FROM nvcr.io/nvidia/tritonserver:25.08-py3
+LABEL org.opencontainers.image.title="personaplex-models" \
+      org.opencontainers.image.description="Triton on a GPU with the Python packages of PersonaPlex's models"
 COPY deploy/requirements-gpu.txt /opt/personaplex/requirements.txt
 RUN python3 -m pip install --no-cache-dir --no-deps --only-binary :all: \
         --target /opt/personaplex/packages --requirement /opt/personaplex/requirements.txt

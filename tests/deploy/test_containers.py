@@ -116,10 +116,61 @@ def test_the_gateway_image_installs_all_that_traces_need() -> None:
                 needed.append(further)
 
 
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
-def test_no_image_runs_as_root(dockerfile: Path) -> None:
-    users = [user for instruction, user in instructions(dockerfile) if instruction == "USER"]
+@pytest.fixture(scope="module", params=["gateway", "cpu", "models"])
+def target(request: pytest.FixtureRequest) -> tuple[str, list[tuple[str, str]]]:
+    """A target of the bake file, and the instructions of its stage."""
+    found = blocks("target")[request.param]
+    wanted = json.loads(found["target"]) if "target" in found else None
+    stages: dict[str | None, list[tuple[str, str]]] = {}
+    for instruction, rest in instructions(ROOT / json.loads(found["dockerfile"])):
+        if instruction == "FROM":
+            name = rest.partition(" AS ")[2] or None
+            stages[name] = []
+        stages[name].append((instruction, rest))
+    assert wanted is not None or len(stages) == 1
+    return request.param, stages[wanted]
+
+
+def test_no_image_runs_as_root(target: tuple[str, list[tuple[str, str]]]) -> None:
+    users = [rest for instruction, rest in target[1] if instruction == "USER"]
     assert int(users[-1]) > 0
+
+
+def test_images_have_the_labels_of_oci(target: tuple[str, list[tuple[str, str]]]) -> None:
+    """https://github.com/opencontainers/image-spec/blob/main/annotations.md"""
+    (own,) = (rest for instruction, rest in target[1] if instruction == "LABEL")
+    labels = dict(word.partition("=")[::2] for word in shlex.split(own))
+    assert labels["org.opencontainers.image.title"] == f"personaplex-{target[0]}"
+    common = blocks("target")["image"]["labels"]
+    assert {*labels, *map(json.loads, common)} == {
+        f"org.opencontainers.image.{name}" for name in ("title", "description", "version", "revision", "licenses")
+    }
+
+
+def without_runtime() -> dict[str, str]:
+    """Packages of requirements.lock that the gateway's image leaves to the one for CPUs, with their versions."""
+    (pattern,) = re.findall(r"grep -E '(.+)' requirements.lock > cpu.txt", (DEPLOY / "gateway.Dockerfile").read_text())
+    return {name: version for name, version in pins(ROOT / "requirements.lock").items() if re.match(pattern, name)}
+
+
+def test_the_gateway_image_has_neither_onnx_runtime_nor_triton() -> None:
+    """`helm/test_runs.py` runs the gateway without these packages."""
+    assert {"onnxruntime", "onnx", "nvidia-pytriton"} <= without_runtime().keys()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processor", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("file", ["requirements.lock", "deploy/requirements-gpu.txt"])
+def test_every_package_has_a_wheel_for_both_processors(file: str, processor: str, tmp_path: Path) -> None:
+    """Asks PyPI, for the Python of the images."""
+    (tmp_path / "packages.txt").write_text("".join(f"{name}=={it}\n" for name, it in pins(ROOT / file).items()))
+    # Debian 12 has glibc 2.36.
+    platforms = [f"--platform=manylinux_2_{minor}_{processor}" for minor in range(17, 37)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    options = [f"--python-version={PYTHON}", "--implementation=cp", f"--platform=manylinux2014_{processor}", *platforms]
+    files = ["--requirement", tmp_path / "packages.txt", "--dest", tmp_path]
+    done = subprocess.run([*command, *options, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_models_image_installs_the_locked_versions() -> None:
@@ -195,7 +246,7 @@ def test_compose_builds_the_images_of_this_version(compose: dict[str, Any]) -> N
         assert service["image"] == f"personaplex-{name}:{PROJECT['version']}"
         assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
         assert ROOT / service["build"]["dockerfile"] in DOCKERFILES
-        assert any(volume.endswith((":/models", ":/models:ro")) for volume in service["volumes"])
+        assert all(volume.endswith(":/models:ro") for volume in service["volumes"])
 
 
 def test_stop_timeouts_exceed_the_drain_times(compose: dict[str, Any]) -> None:
@@ -207,20 +258,21 @@ def test_stop_timeouts_exceed_the_drain_times(compose: dict[str, Any]) -> None:
     assert drain <= triton < min(patience)
 
 
-def test_bake_builds_both_images_for_both_processors_with_the_projects_version():
+def blocks(kind: str) -> dict[str, dict[str, Any]]:
+    """Blocks of the bake file by name."""
     parsed = hcl2.loads((DEPLOY / "docker-bake.hcl").read_text())
+    return {json.loads(name): block for each in parsed[kind] for name, block in each.items()}
 
-    def blocks(kind: str) -> dict[str, dict[str, Any]]:
-        return {json.loads(name): block for each in parsed[kind] for name, block in each.items()}
 
+def test_bake_builds_all_images_for_both_processors_with_the_projects_version():
     targets, variables = blocks("target"), blocks("variable")
     assert json.loads(variables["TAG"]["default"]) == PROJECT["version"]
     built = [json.loads(name) for name in blocks("group")["default"]["targets"]]
     assert {DEPLOY.parent / json.loads(targets[name]["dockerfile"]) for name in built} == set(DOCKERFILES)
-    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    chart = yaml.safe_load((DEPLOY / "helm" / "personaplex" / "values.yaml").read_text())["image"]
     for name in built:
         (tag,) = map(json.loads, targets[name]["tags"])
         image = tag.replace("${REGISTRY}", "").replace("${TAG}", PROJECT["version"])
-        assert image == compose[name]["image"]
+        assert image == f"{chart[name]}:{PROJECT['version']}"
         (base,) = map(json.loads, targets[name]["inherits"])
         assert [json.loads(each) for each in targets[base]["platforms"]] == ["linux/amd64", "linux/arm64"]

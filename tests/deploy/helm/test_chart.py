@@ -182,7 +182,29 @@ def test_chart_images_and_project_have_one_version():
 def test_registry_and_tag_apply_to_all_images():
     release = render({"image": {"registry": "registry.example.com/voice", "tag": "1.2"}})
     images = {container["image"] for container in [*release.containers.values(), release.build]}
-    assert images == {f"registry.example.com/voice/personaplex-{name}:1.2" for name in ("gateway", "models")}
+    assert images == {f"registry.example.com/voice/personaplex-{name}:1.2" for name in ("gateway", "cpu", "models")}
+
+
+def test_images_may_be_fixed_by_their_digest():
+    digests = {name: f"sha256:{number:064x}" for number, name in enumerate(("gateway", "cpu", "models"))}
+    release = render({"image": {"digests": digests}})
+    for container, name in ((release.containers["gateway"], "gateway"), (release.build, "cpu")):
+        assert container["image"] == f"personaplex-{name}:{loaded().version}@{digests[name]}"
+    assert release.build["image"] != render().build["image"]
+    assert environment(release.build)["MODELS"] != environment(render().build)["MODELS"]
+
+
+def test_the_image_with_onnx_runtime_builds_and_serves_on_a_cpu():
+    def names(release: Release) -> set[str]:
+        tests = [each["image"] for each in release.one("Pod")["spec"]["containers"]]
+        return {
+            image.rpartition(":")[0] for image in [*tests, *(each["image"] for each in release.containers.values())]
+        }
+
+    cpu = render({"device": "cpu", "models": {"variant": "fp32"}})
+    assert names(cpu) == {"personaplex-cpu"}
+    assert names(render()) == {"personaplex-gateway", "personaplex-models"}
+    assert {release.build["image"].rpartition(":")[0] for release in (cpu, render())} == {"personaplex-cpu"}
 
 
 def test_the_schema_of_settings_is_the_gateways():
@@ -245,6 +267,7 @@ def test_an_umbrella_chart_includes_it_on_condition(tmp_path: Path, enabled: boo
         ({"autoscaling": {"enabled": True, "kind": "hpa"}}, "ReadWriteMany"),
         ({"slots": 0}, "slots"),
         ({"device": "tpu"}, "device"),
+        ({"image": {"digests": {"gateway": "1.2"}}}, "digests"),
         ({"settings": {"max_call_secs": 600}}, "max_call_secs"),
         ({"settings": {"max_call_seconds": 0}}, "max_call_seconds"),
         ({"settings": {"warm": "NATF2"}}, "warm"),

@@ -12,17 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from packaging.utils import canonicalize_name
 
 from gateway.triton_server.installation import TritonInstallation
 from gateway.triton_server.options import TritonOptions
 from gateway.triton_server.server import _link_python_backend
 from tests.conftest import GOLDEN
 from tests.deploy.helm.chart import CHART, SHARED, environment, render
+from tests.deploy.test_containers import without_runtime
 from tests.model_repository.checkpoint.fake_hub import COMMIT, FakeHub, running
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -71,7 +74,7 @@ class Mounts:
         local = {"PERSONAPLEX_HOST": "127.0.0.1", "PERSONAPLEX_PORT": "0"}
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway.cli", *words],
-            env=self.variables(container, PYTHONPATH=str(CHART.parents[2]), **local, **more),
+            env=self.variables(container, **{"PYTHONPATH": str(CHART.parents[2]), **local, **more}),
             cwd=self.scratch,
             stdout=subprocess.PIPE,
             text=True,
@@ -226,7 +229,23 @@ def triton(mounts: Mounts, tmp_path: Path) -> Iterator[tuple[TritonOptions, Cont
             process.wait()
 
 
-def test_the_sidecar_starts_and_serves_on_loopback_only(mounts: Mounts, triton: tuple[TritonOptions, Container]):
+@pytest.fixture
+def slim(tmp_path: Path) -> str:
+    """PYTHONPATH of the gateway's image: without the packages that only the image for CPUs has."""
+    absent = {canonicalize_name(name) for name in without_runtime()}
+    owners = metadata.packages_distributions()
+    modules = {module for module, names in owners.items() if {canonicalize_name(name) for name in names} & absent}
+    assert {"onnxruntime", "onnx", "pytriton"} <= modules
+    (tmp_path / "slim").mkdir()
+    (tmp_path / "slim" / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({sorted(modules)!r}))\n"
+    )
+    return os.pathsep.join([str(tmp_path / "slim"), str(CHART.parents[2])])
+
+
+def test_the_sidecar_starts_and_serves_on_loopback_only(
+    mounts: Mounts, triton: tuple[TritonOptions, Container], slim: str
+):
     ports, sidecar = triton
 
     def probed(name: str) -> bool:
@@ -242,7 +261,8 @@ def test_the_sidecar_starts_and_serves_on_loopback_only(mounts: Mounts, triton: 
         assert not listens("127.0.0.2", port)
     volume = {"existingClaim": "models"}
     release = render({"models": {"source": "claim", "volume": volume, "folder": built(mounts).name}})
-    with mounts.serving(release.containers["gateway"], triton=f"127.0.0.1:{ports.http_port}") as url:
+    gateway = release.containers["gateway"]
+    with mounts.serving(gateway, triton=f"127.0.0.1:{ports.http_port}", PYTHONPATH=slim) as url:
         (call,) = release.one("Pod")["spec"]["containers"]
-        finished = mounts.run(call, SERVER=url)
+        finished = mounts.run(call, SERVER=url, PYTHONPATH=slim)
         assert finished.returncode == 0, finished.stderr

@@ -39,6 +39,12 @@ app.kubernetes.io/component: pool
 {{- define "personaplex.image" -}}
 {{- $image := .root.Values.image -}}
 {{- with $image.registry }}{{ . }}/{{ end }}{{ index $image .name }}:{{ default .root.Chart.AppVersion $image.tag }}
+{{- with index $image.digests .name }}@{{ . }}{{ end }}
+{{- end }}
+
+{{/* Image of the gateway's container, which its other containers use too. */}}
+{{- define "personaplex.gatewayImage" -}}
+{{ include "personaplex.image" (dict "root" . "name" (ternary "gateway" "cpu" (eq .Values.device "cuda"))) }}
 {{- end }}
 
 {{- define "personaplex.claim" -}}
@@ -70,7 +76,7 @@ app.kubernetes.io/component: pool
 {{- if eq $models.source "image" }}models
 {{- else if ne $models.source "hub" }}{{ $models.folder }}
 {{- else }}
-{{- $parameters := list (default .Chart.AppVersion .Values.image.tag) (include "personaplex.checkpoint" .) .Values.device $models.variant $models.kvPrecision (toJson .Values.slots) -}}
+{{- $parameters := list (printf "%s%s" (default .Chart.AppVersion .Values.image.tag) (default "" .Values.image.digests.cpu)) (include "personaplex.checkpoint" .) .Values.device $models.variant $models.kvPrecision (toJson .Values.slots) -}}
 models-{{ toJson $parameters | sha256sum | trunc 10 }}
 {{- end }}
 {{- end }}
