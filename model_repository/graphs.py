@@ -22,7 +22,7 @@ from model_repository.quantize.calibration import calibrate
 from model_repository.quantize.config import TEXT_HEAD, QuantizationConfig, smoothing_of
 from model_repository.quantize.depth_smoothing import smooth_depth
 from model_repository.quantize.hidden_smoothing import reader_factors
-from model_repository.quantize.scaling import ScaledTensors, Scaling
+from model_repository.quantize.scaling import Scaling, scaled
 from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CachePrecision, Precision, Variant
@@ -81,10 +81,10 @@ def _temporal(
     return tensors, QuantizationConfig(variant.temporal, smoothing.importance), caches
 
 
-def smoothed(source: TensorSource, scalings: Mapping[str, Scaling], readers: Sequence[str]) -> ScaledTensors:
+def smoothed(source: TensorSource, scalings: Mapping[str, Scaling], readers: Sequence[str]) -> TensorSource:
     """The source with the factors, and with those of matrices `readers`, which all read the hidden state."""
     if not readers:
-        return ScaledTensors(source, scalings)
+        return scaled(source, scalings)
     factors = reader_factors(source, readers)
     of_readers = {name: Scaling(columns=factors) for name in readers}
-    return ScaledTensors(source, {**scalings, **of_readers}, {smoothing_of(readers[0]): np.reciprocal(factors)})
+    return scaled(source, {**scalings, **of_readers}, {smoothing_of(readers[0]): np.reciprocal(factors)})

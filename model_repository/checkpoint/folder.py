@@ -11,7 +11,7 @@ from model_repository.checkpoint.voices.collection import Voices
 from model_repository.checkpoint.voices.voice import Voice
 from model_repository.checkpoint.weights.formats import LM_FILE, open_weights
 from model_repository.checkpoint.weights.sizes import with_sizes
-from model_repository.checkpoint.weights.tensors import FiniteTensors, SafetensorsFile, TensorSource, read_json_object
+from model_repository.checkpoint.weights.tensors import SafetensorsFile, TensorSource, finite, read_json_object
 from model_repository.errors import CheckpointError
 
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -62,8 +62,8 @@ class Checkpoint:
         return cls(
             path,
             geometry,
-            FiniteTensors(lm, weights.label),
-            FiniteTensors(mimi, mimi_file),
+            finite(lm, weights.label),
+            finite(mimi, mimi_file),
             tokenizer,
             Voices(folder, geometry.lm),
             folder / EVALUATION_FOLDER if (folder / EVALUATION_FOLDER).is_dir() else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry, MimiGeometry, TransformerGeometry
-from model_repository.checkpoint.weights.tensors import RenamedTensors, Shape, TensorSource
+from model_repository.checkpoint.weights.tensors import Shape, TensorSource, renamed
 from model_repository.errors import CheckpointError
 
 _LEGACY_BUFFERS = {
@@ -119,13 +119,13 @@ def check_tensors(file: str, tensors: TensorSource, shapes: dict[str, Shape]) ->
 
 def with_current_names(mimi: TensorSource) -> TensorSource:
     """The same tensors, with the legacy names of codebook buffers replaced by today's."""
-    stored_names = {}
+    names = {}
     for stored in mimi.names():
         codebook, _, buffer = stored.rpartition(".")
         for current, legacy in _LEGACY_BUFFERS.items():
             if codebook.endswith("._codebook") and buffer in legacy and f"{codebook}.{current}" not in mimi:
-                stored_names[f"{codebook}.{current}"] = stored
-    return RenamedTensors(mimi, stored_names) if stored_names else mimi
+                names[stored] = f"{codebook}.{current}"
+    return renamed(mimi, names)
 
 
 def _rms_norms(layer: str, transformer: TransformerGeometry) -> dict[str, Shape]:

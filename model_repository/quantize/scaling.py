@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from model_repository.checkpoint.weights.tensors import DerivedTensors, Shape, TensorSource
+from model_repository.checkpoint.weights.tensors import Tensor, TensorSource
 from model_repository.quantize.blocks import Float32
 
 
@@ -19,37 +19,30 @@ class Scaling:
     columns: Float32 | None = None
 
 
-class ScaledTensors(DerivedTensors):
-    """A source with factors in some of its tensors, and with `added` ones beside them."""
+def scaled(
+    source: TensorSource, scalings: Mapping[str, Scaling], added: Mapping[str, Float32] | None = None
+) -> TensorSource:
+    """The source with factors in some of its tensors, and with `added` ones beside them."""
 
-    def __init__(
-        self, source: TensorSource, scalings: Mapping[str, Scaling], added: Mapping[str, Float32] | None = None
-    ) -> None:
-        super().__init__(source)
-        self._scalings = scalings
-        self._added = added or {}
+    def tensor(name: str) -> Tensor:
+        scaling = scalings.get(name, Scaling())
 
-    def names(self) -> Iterable[str]:
-        """The source's tensors, then the added ones."""
-        return [*self._source.names(), *self._added]
+        def read(rows: slice | None) -> Float32:
+            tensor = source.read(name, rows)
+            if scaling.rows is not None:
+                tensor *= scaling.rows[rows or slice(None)].reshape(-1, *[1] * (tensor.ndim - 1))
+            if scaling.columns is not None:
+                tensor *= scaling.columns
+            return tensor
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._added or name in self._source
+        return Tensor(source.shape(name), read)
 
-    def shape(self, name: str) -> Shape:
-        """As `TensorSource.shape`."""
-        return self._added[name].shape if name in self._added else self._source.shape(name)
+    def vector(array: Float32) -> Tensor:
+        return Tensor(array.shape, lambda rows: array[rows or slice(None)].copy())
 
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        """As `TensorSource.read`."""
-        if name in self._added:
-            return self._added[name][rows or slice(None)].copy()
-        tensor, scaling = self._source.read(name, rows), self._scalings.get(name, Scaling())
-        if scaling.rows is not None:
-            tensor *= scaling.rows[rows or slice(None)].reshape(-1, *[1] * (tensor.ndim - 1))
-        if scaling.columns is not None:
-            tensor *= scaling.columns
-        return tensor
+    tensors = {name: tensor(name) for name in source.names()}
+    tensors |= {name: vector(array) for name, array in (added or {}).items()}
+    return TensorSource(source.path, tensors)
 
 
 def floored(power: Float32) -> Float32:

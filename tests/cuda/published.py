@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from loadtest.bench.models.sizes import ShapesOnly
+from loadtest.bench.models.sizes import shapes_only
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
 from model_repository.depformer import graph as depformer
@@ -33,15 +33,15 @@ def write(folder: Path, variant: str) -> None:
     """Write the graphs `NAMES` with empty weights."""
     recipe = CUDA_VARIANTS[variant]
     published = Geometry.from_config({})
-    lm, mimi = published.lm, ShapesOnly(mimi_shapes(published.mimi))
+    lm, mimi = published.lm, shapes_only(mimi_shapes(published.mimi))
     for layers in (1, 2):
         small = replace(lm, temporal=replace(lm.temporal, num_layers=layers, context=CONTEXT))
         caches = [CacheScales(recipe.cache)] * layers
-        source, quantization = ShapesOnly(lm_shapes(small)), QuantizationConfig(recipe.temporal)
+        source, quantization = shapes_only(lm_shapes(small)), QuantizationConfig(recipe.temporal)
         graph = temporal.build(small, source, quantization, caches, recipe.device, recipe.activations)
         _save(graph, folder / f"temporal-{layers}" / "1")
     graph = depformer.build(
-        lm, ShapesOnly(lm_shapes(lm)), QuantizationConfig(recipe.depformer), recipe.device, recipe.activations
+        lm, shapes_only(lm_shapes(lm)), QuantizationConfig(recipe.depformer), recipe.device, recipe.activations
     )
     _save(graph, folder / "depformer" / "1")
     _save(mimi_encoder.build(published.mimi, mimi), folder / "mimi_encoder" / "1")

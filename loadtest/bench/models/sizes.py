@@ -8,15 +8,16 @@ processes, and the prefix cache, which takes as much as a slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
 from gateway.cli.console import result_console
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes, mimi_shapes
-from model_repository.checkpoint.weights.tensors import Float32, Shape
+from model_repository.checkpoint.weights.tensors import Float32, Shape, Tensor, TensorSource
 from model_repository.depformer import graph as depformer
 from model_repository.graph.attention import CacheScales
 from model_repository.graph.builder import Graph
@@ -28,23 +29,13 @@ from model_repository.temporal import graph as temporal
 from model_repository.variants import CUDA_VARIANTS, VARIANTS, Device, Variant
 
 
-@dataclass(frozen=True)
-class ShapesOnly:
-    """The shapes of a checkpoint's tensors. Building a graph, without writing it, needs no values."""
+def shapes_only(shapes: Mapping[str, Shape]) -> TensorSource:
+    """Tensors that have a shape but no values. Building a graph, without writing it, needs none."""
 
-    shapes: Mapping[str, Shape]
+    def refuse(rows: slice | None) -> Float32:
+        raise NotImplementedError
 
-    def names(self) -> Iterable[str]:
-        return self.shapes
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes
-
-    def shape(self, name: str) -> Shape:
-        return self.shapes[name]
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        raise NotImplementedError(name)
+    return TensorSource(Path(), {name: Tensor(shape, refuse) for name, shape in shapes.items()})
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class Sizes:
 
 def sizes(variant: Variant, geometry: Geometry) -> Sizes:
     """Compute the sizes of `variant`, with its precision of keys and values."""
-    lm, mimi = ShapesOnly(lm_shapes(geometry.lm)), ShapesOnly(mimi_shapes(geometry.mimi))
+    lm, mimi = shapes_only(lm_shapes(geometry.lm)), shapes_only(mimi_shapes(geometry.mimi))
     caches = [CacheScales(variant.cache)] * geometry.lm.temporal.num_layers
     parts: dict[str, Graph] = {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, mimi),

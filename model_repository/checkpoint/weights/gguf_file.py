@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from gguf.quants import dequantize
 
 from model_repository.checkpoint.weights.gguf_header import GgufError, GgufTensor, Value, read_header
 from model_repository.checkpoint.weights.pieces import Pieces
-from model_repository.checkpoint.weights.tensors import Float32, NamedTensors, Shape, as_norm, row_range
+from model_repository.checkpoint.weights.tensors import Float32, Tensor, TensorSource, as_norm, row_range
 from model_repository.errors import CheckpointError
 
 _TYPES = frozenset(
@@ -24,7 +25,7 @@ _CHUNK = 2**22
 """Elements dequantized at a time: the package's intermediate arrays take several times as much."""
 
 
-class GgufFile(NamedTensors[GgufTensor]):
+class GgufFile(TensorSource):
     """A GGUF file. Only its header is kept in memory; the file is open during a read and not between."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -42,22 +43,25 @@ class GgufFile(NamedTensors[GgufTensor]):
         except GgufError as error:
             cut = " or in pieces of which the last are missing" if len(paths) > 1 else ""
             raise CheckpointError(f"{path}: no GGUF file{cut}: {error}"[:400]) from None
-        super().__init__(path, header.tensors)
         for name, tensor in header.tensors.items():
             if tensor.type not in _TYPES:
                 read = ", ".join(sorted(kind.name for kind in _TYPES))
-                raise CheckpointError(f"{self.path}: tensor {name!r} is {tensor.type.name}; read are {read}"[:400])
+                raise CheckpointError(f"{path}: tensor {name!r} is {tensor.type.name}; read are {read}"[:400])
         self.metadata: Mapping[str, Value] = header.metadata
+        super().__init__(
+            path,
+            {
+                name: as_norm(name, Tensor(tensor.shape, partial(self._read, name, tensor)))
+                for name, tensor in header.tensors.items()
+            },
+        )
 
-    def shape(self, name: str) -> Shape:
-        return as_norm(name, self._tensor(name).shape)
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        tensor, shape = self._tensor(name), self.shape(name)
+    def _read(self, name: str, tensor: GgufTensor, rows: slice | None) -> Float32:
+        shape = tensor.shape
         first, last = row_range(rows, shape[0])
-        if prod(tensor.shape[:-1]) == 1:
+        if prod(shape[:-1]) == 1:
             return self._lines(name, tensor, 0, 1).reshape(shape)[first:last]
-        per_row = prod(tensor.shape[1:-1])
+        per_row = prod(shape[1:-1])
         return self._lines(name, tensor, first * per_row, last * per_row).reshape(last - first, *shape[1:])
 
     def _lines(self, name: str, tensor: GgufTensor, first: int, last: int) -> Float32:

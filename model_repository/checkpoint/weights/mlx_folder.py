@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from model_repository.checkpoint.weights.tensors import (
     Float32,
-    NamedTensors,
     SafetensorsFile,
     Shape,
+    Tensor,
+    TensorSource,
     as_norm,
     row_range,
 )
@@ -47,8 +48,9 @@ class _Stored:
     biases: str | None = None
     first: int = 0
 
-    def rows(self, first: int, last: int) -> Float32:
-        """Some of its rows, as float32."""
+    def read(self, rows: slice | None) -> Float32:
+        """See `Tensor.read`."""
+        first, last = row_range(rows, self.shape[0])
         rows = slice(self.first + first, self.first + last)
         if self.scales is None or self.biases is None:
             return self.file.read(self.key, rows)
@@ -62,13 +64,12 @@ class _Stored:
         return values
 
 
-class MlxFolder(NamedTensors[_Stored]):
+class MlxFolder(TensorSource):
     """The language model's tensors by the reference's names. Only headers are kept in memory."""
 
     def __init__(self, folder: Path) -> None:
         """Reads the three headers; raises `CheckpointError` naming the file and the tensor that cannot be."""
         tensors: dict[str, _Stored] = {}
-        super().__init__(folder, tensors)
         for name in MLX_FILES:
             for tensor, stored in _tensors(SafetensorsFile(folder / name, integers=True)).items():
                 if tensor in tensors:
@@ -76,16 +77,9 @@ class MlxFolder(NamedTensors[_Stored]):
                         f"{folder / name}: tensor {tensor!r} is in {tensors[tensor].file.path.name} too"
                     )
                 tensors[tensor] = stored
-
-    def shape(self, name: str) -> Shape:
-        return as_norm(name, self._tensor(name).shape)
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        stored, shape = self._tensor(name), self.shape(name)
-        first, last = row_range(rows, shape[0])
-        if shape != stored.shape:
-            return stored.rows(0, stored.shape[0]).reshape(shape)[first:last]
-        return stored.rows(first, last)
+        super().__init__(
+            folder, {name: as_norm(name, Tensor(stored.shape, stored.read)) for name, stored in tensors.items()}
+        )
 
 
 def dequantized(packed: npt.NDArray[np.uint32], scales: Float32, biases: Float32) -> Float32:
@@ -128,11 +122,11 @@ def _reference_name(stem: str) -> str:
 def _stored(file: SafetensorsFile, key: str, stem: str, siblings: Mapping[tuple[str, str], str]) -> _Stored:
     scales, biases = siblings.get((stem, "scales")), siblings.get((stem, "biases"))
     shape = file.shape(key)
-    if file.dtype(key) != np.uint32 and scales is None and biases is None:
-        if file.dtype(key).kind in "iu":
+    if file.dtypes[key] != np.uint32 and scales is None and biases is None:
+        if file.dtypes[key].kind in "iu":
             raise CheckpointError(f"{file.path}: tensor {key!r} is of integers")
         return _Stored(file, key, shape)
-    if file.dtype(key) != np.uint32 or scales is None or biases is None:
+    if file.dtypes[key] != np.uint32 or scales is None or biases is None:
         raise CheckpointError(f"{file.path}: tensor {key!r}: a quantized matrix is uint32 and has scales and biases")
     groups = file.shape(scales)
     columns = groups[-1] * _GROUP if len(groups) == 2 else 0
@@ -141,7 +135,7 @@ def _stored(file: SafetensorsFile, key: str, stem: str, siblings: Mapping[tuple[
         sizes = f"weight {list(shape)}, scales {list(groups)}, biases {list(file.shape(biases))}"
         expected = f"no matrix of {', '.join(map(str, _BITS))} bits in groups of {_GROUP}"
         raise CheckpointError(f"{file.path}: tensor {key!r} is {expected}: {sizes}")
-    if file.dtype(scales).kind in "iu" or file.dtype(biases).kind in "iu":
+    if file.dtypes[scales].kind in "iu" or file.dtypes[biases].kind in "iu":
         raise CheckpointError(f"{file.path}: tensor {key!r}: its scales and biases must be floats")
     return _Stored(file, key, (shape[0], columns), scales, biases)
 

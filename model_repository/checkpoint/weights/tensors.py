@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -34,52 +36,48 @@ _INTEGERS: Mapping[str, np.dtype[Any]] = {
 _MAX_MESSAGE = 300
 
 
-class TensorSource(Protocol):
-    """A mapping from the reference's tensor names to arrays, read lazily."""
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read when it is asked for.
 
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        ...
+    `read` takes the wanted rows of the first axis (step 1; None: all) and gives a fresh float32 array. It reads no
+    other bytes, and raises `CheckpointError` for a truncated file.
+    """
 
-    def __contains__(self, name: object) -> bool: ...
-
-    def shape(self, name: str) -> Shape:
-        """Shape of a tensor, known without reading it. Raises `CheckpointError` for a name that is not there."""
-        ...
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        """A tensor, or the rows `rows` (step 1) of its first axis, as a fresh float32 array.
-
-        Only the bytes asked for are read. Raises `CheckpointError` for a name that is not there or a truncated file.
-        """
-        ...
+    shape: Shape
+    read: Callable[[slice | None], Float32]
 
 
-Stored = TypeVar("Stored")
-"""Where and how a format keeps a tensor."""
+class TensorSource:
+    """Tensors by the reference's names. `path`: the file or folder that errors name."""
 
-
-class NamedTensors(Generic[Stored]):
-    """The tensors of a file or folder, `path`, by name."""
-
-    def __init__(self, path: Path, tensors: Mapping[str, Stored]) -> None:
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         self.path = path
         self._tensors = tensors
 
     def names(self) -> Iterable[str]:
+        """Names of all tensors."""
         return self._tensors.keys()
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
-    def _tensor(self, name: str) -> Stored:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path}: no tensor {name!r}") from None
+    def tensor(self, name: str) -> Tensor:
+        """Raises `CheckpointError` for a name that is not there, as `shape` and `read` do."""
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.path}: no tensor {name!r}")
+        return self._tensors[name]
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor, known without reading it."""
+        return self.tensor(name).shape
+
+    def read(self, name: str, rows: slice | None = None) -> Float32:
+        """See `Tensor.read`."""
+        return self.tensor(name).read(rows)
 
 
-class SafetensorsFile(NamedTensors[tuple[np.dtype[Any], Shape]]):
+class SafetensorsFile(TensorSource):
     """One safetensors file, which is open during a read and not between."""
 
     def __init__(self, path: Path, integers: bool = False) -> None:
@@ -87,8 +85,10 @@ class SafetensorsFile(NamedTensors[tuple[np.dtype[Any], Shape]]):
 
         Tensors of whole numbers are refused unless `integers`; `stored` reads them.
         """
-        tensors: dict[str, tuple[np.dtype[Any], Shape]] = {}
+        tensors: dict[str, Tensor] = {}
         super().__init__(path, tensors)
+        self.dtypes: dict[str, np.dtype[Any]] = {}
+        """Dtypes in which tensors lie in the file."""
         dtypes = {**_DTYPES, **_INTEGERS} if integers else _DTYPES
         with self._opened() as file:
             for name in list(file.keys()):
@@ -97,28 +97,22 @@ class SafetensorsFile(NamedTensors[tuple[np.dtype[Any], Shape]]):
                     raise CheckpointError(
                         f"{path}: tensor {name!r}: dtype {tensor.get_dtype()} is not read, only {', '.join(dtypes)}"
                     )
-                tensors[name] = dtypes[tensor.get_dtype()], tuple(tensor.get_shape())
-
-    def shape(self, name: str) -> Shape:
-        return self._tensor(name)[1]
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """The dtype in which a tensor lies in the file."""
-        return self._tensor(name)[0]
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        return self.stored(name, rows).astype(np.float32, copy=False)
+                self.dtypes[name] = dtypes[tensor.get_dtype()]
+                tensors[name] = Tensor(tuple(tensor.get_shape()), partial(self._read, name))
 
     def stored(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
         """What `read` reads, in the dtype of the file."""
-        dtype, shape = self._tensor(name)
+        shape = self.shape(name)
         with self._opened() as file:
             if rows is None:
                 stored: npt.NDArray[Any] = file.get_tensor(name)
                 return stored
             first, last = row_range(rows, shape[0])
             # The library refuses slices that take nothing.
-            return file.get_slice(name)[first:last] if first < last else np.empty((0, *shape[1:]), dtype)
+            return file.get_slice(name)[first:last] if first < last else np.empty((0, *shape[1:]), self.dtypes[name])
+
+    def _read(self, name: str, rows: slice | None) -> Float32:
+        return self.stored(name, rows).astype(np.float32, copy=False)
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -132,7 +126,7 @@ class SafetensorsFile(NamedTensors[tuple[np.dtype[Any], Shape]]):
             raise CheckpointError(f"{self.path}: truncated or no safetensors file: {error}"[:_MAX_MESSAGE]) from error
 
 
-class ShardedSafetensors(NamedTensors[SafetensorsFile]):
+class ShardedSafetensors(TensorSource):
     """Safetensors files that together hold one model, listed in a `*.safetensors.index.json` beside them."""
 
     def __init__(self, index: Path) -> None:
@@ -145,73 +139,28 @@ class ShardedSafetensors(NamedTensors[SafetensorsFile]):
             if file != Path(file).name or file in ("", ".."):
                 raise CheckpointError(f"{index}: shard {file!r} is not a plain file name")
             shards[file] = SafetensorsFile(index.parent / file)
-        for name, file in weight_map.items():
-            if name not in shards[file]:
-                raise CheckpointError(f"{shards[file].path}: no tensor {name!r}, which {index.name} puts there")
-        super().__init__(index, {name: shards[file] for name, file in weight_map.items()})
-
-    def shape(self, name: str) -> Shape:
-        return self._tensor(name).shape(name)
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        return self._tensor(name).read(name, rows)
+        super().__init__(index, {name: shards[file].tensor(name) for name, file in weight_map.items()})
 
 
-class DerivedTensors:
-    """A source over another one, all of it as it is there; subclasses change what `read` gives."""
+def finite(source: TensorSource, label: str) -> TensorSource:
+    """The source; its reads raise `CheckpointError` for infinite numbers and NaN. `label`: what errors call it."""
 
-    def __init__(self, source: TensorSource) -> None:
-        self._source = source
+    def checked(name: str) -> Tensor:
+        def read(rows: slice | None) -> Float32:
+            tensor = source.read(name, rows)
+            # The extremes of an array that has a NaN are NaN.
+            if tensor.size and not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
+                raise CheckpointError(f"{label}: tensor {name!r} has numbers that are not finite")
+            return tensor
 
-    def names(self) -> Iterable[str]:
-        return self._source.names()
+        return Tensor(source.shape(name), read)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
-
-    def shape(self, name: str) -> Shape:
-        return self._source.shape(name)
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        return self._source.read(name, rows)
+    return TensorSource(source.path, {name: checked(name) for name in source.names()})
 
 
-class FiniteTensors(DerivedTensors):
-    """A source whose tensors hold only finite numbers. `label`: what errors call it."""
-
-    def __init__(self, source: TensorSource, label: str) -> None:
-        super().__init__(source)
-        self._label = label
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        """As `TensorSource.read`. Raises `CheckpointError` for infinite numbers and for NaN."""
-        tensor = self._source.read(name, rows)
-        # The extremes of an array that has a NaN are NaN.
-        if tensor.size and not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
-            raise CheckpointError(f"{self._label}: tensor {name!r} has numbers that are not finite")
-        return tensor
-
-
-class RenamedTensors(DerivedTensors):
-    """A source in which some tensors go by another name."""
-
-    def __init__(self, source: TensorSource, stored_names: Mapping[str, str]) -> None:
-        """`stored_names` maps the name to be used to the name in `source`; every other name stays."""
-        super().__init__(source)
-        self._stored_names = dict(stored_names)
-        self._name_of = {stored: name for name, stored in stored_names.items()}
-
-    def names(self) -> Iterable[str]:
-        return [self._name_of.get(stored, stored) for stored in self._source.names()]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._stored_names or name in self._source
-
-    def shape(self, name: str) -> Shape:
-        return self._source.shape(self._stored_names.get(name, name))
-
-    def read(self, name: str, rows: slice | None = None) -> Float32:
-        return self._source.read(self._stored_names.get(name, name), rows)
+def renamed(source: TensorSource, names: Mapping[str, str]) -> TensorSource:
+    """The source in which some tensors go by another name. `names` maps the name in `source` to the one to be used."""
+    return TensorSource(source.path, {names.get(name, name): source.tensor(name) for name in source.names()})
 
 
 def row_range(rows: slice | None, count: int) -> tuple[int, int]:
@@ -222,9 +171,12 @@ def row_range(rows: slice | None, count: int) -> tuple[int, int]:
     return first, max(last, first)
 
 
-def as_norm(name: str, shape: Shape) -> Shape:
-    """`shape`, or the reference's [1, 1, dim] for a norm that is stored without its empty axes."""
-    return (1, 1, shape[-1]) if name.endswith(".alpha") and shape and prod(shape[:-1]) == 1 else shape
+def as_norm(name: str, tensor: Tensor) -> Tensor:
+    """`tensor`, or for a norm that is stored without its empty axes the same as the reference has it: [1, 1, dim]."""
+    if not (name.endswith(".alpha") and tensor.shape and prod(tensor.shape[:-1]) == 1):
+        return tensor
+    shape = (1, 1, tensor.shape[-1])
+    return Tensor(shape, lambda rows: tensor.read(None).reshape(shape)[rows or slice(None)])
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

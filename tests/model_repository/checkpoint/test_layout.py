@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +11,19 @@ import pytest
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import check_tensors, is_required, lm_shapes, mimi_shapes, with_current_names
-from model_repository.checkpoint.weights.tensors import Shape
+from model_repository.checkpoint.weights.tensors import Shape, Tensor, TensorSource
 from model_repository.errors import CheckpointError
 
 PUBLISHED = Geometry.from_config({})
 
 
-class Shapes:
-    """A source of which only names and shapes are asked."""
+def source_of(shapes: dict[str, Shape]) -> TensorSource:
+    """Tensors of these shapes, each of the length of its name."""
 
-    def __init__(self, shapes: dict[str, Shape]) -> None:
-        self._shapes = shapes
+    def tensor(name: str, shape: Shape) -> Tensor:
+        return Tensor(shape, lambda rows: np.full(shape, len(name), np.float32))
 
-    def names(self) -> Iterable[str]:
-        return self._shapes
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
-
-    def shape(self, name: str) -> Shape:
-        return self._shapes[name]
-
-    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        return np.full(self._shapes[name], len(name), np.float32)
+    return TensorSource(Path("f"), {name: tensor(name, shape) for name, shape in shapes.items()})
 
 
 def published(file: str) -> dict[str, Shape]:
@@ -69,7 +58,7 @@ def test_what_the_agent_does_not_need_may_be_absent() -> None:
     assert "depformer.layers.5.gating.8.linear_in.weight" in absent
     assert "depformer.layers.5.gating.7.linear_in.weight" in needed
     assert len(absent) == 8 * (1 + 1 + 1 + 2 * 6)
-    check_tensors("f", Shapes(needed), shapes)
+    check_tensors("f", source_of(needed), shapes)
 
 
 def test_the_unused_codebooks_and_the_training_flags_may_be_absent() -> None:
@@ -77,7 +66,7 @@ def test_the_unused_codebooks_and_the_training_flags_may_be_absent() -> None:
     needed = {name: shape for name, shape in shapes.items() if is_required(name)}
     assert len(shapes) - len(needed) == 32 + 24 * 2
     assert "quantizer.rvq_rest.vq.layers.6._codebook.embedding_sum" in needed
-    check_tensors("f", Shapes(needed), shapes)
+    check_tensors("f", source_of(needed), shapes)
 
 
 def test_eight_depth_steps_are_enough_if_the_config_says_so() -> None:
@@ -85,7 +74,7 @@ def test_eight_depth_steps_are_enough_if_the_config_says_so() -> None:
     shapes = lm_shapes(geometry.lm)
     assert shapes["depformer.layers.0.self_attn.in_proj_weight"] == (8 * 3 * 1024, 1024)
     assert "depformer_emb.7.weight" not in shapes
-    check_tensors("f", Shapes(shapes), shapes)
+    check_tensors("f", source_of(shapes), shapes)
 
 
 @pytest.mark.parametrize(
@@ -95,20 +84,20 @@ def test_a_missing_tensor_is_named(name: str) -> None:
     shapes = lm_shapes(PUBLISHED.lm)
     found = {other: shape for other, shape in shapes.items() if other != name}
     with pytest.raises(CheckpointError, match=f"model.safetensors: missing tensor '{name}' .expected shape"):
-        check_tensors("model.safetensors", Shapes(found), shapes)
+        check_tensors("model.safetensors", source_of(found), shapes)
 
 
 @pytest.mark.parametrize("name", ["emb.3.weight", "linears.15.weight"])
 def test_a_wrong_shape_says_what_was_expected_and_what_came(name: str) -> None:
     shapes = lm_shapes(PUBLISHED.lm)
     with pytest.raises(CheckpointError, match=rf"wrong shape of tensor '{name}': expected \[204[89], \d+\], got \[3\]"):
-        check_tensors("model.safetensors", Shapes(shapes | {name: (3,)}), shapes)
+        check_tensors("model.safetensors", source_of(shapes | {name: (3,)}), shapes)
 
 
 def test_layers_the_geometry_does_not_have_are_unexpected() -> None:
     smaller = Geometry.from_config({"lm": {"num_layers": 24}})
     with pytest.raises(CheckpointError, match=r"unexpected tensor 'transformer.layers.24\..*no layer 24"):
-        check_tensors("f", Shapes(lm_shapes(PUBLISHED.lm)), lm_shapes(smaller.lm))
+        check_tensors("f", source_of(lm_shapes(PUBLISHED.lm)), lm_shapes(smaller.lm))
 
 
 @pytest.mark.parametrize("legacy_sum", ["embed_avg", "embed_sum"])
@@ -119,7 +108,7 @@ def test_legacy_names_of_codebook_buffers_are_understood(legacy_sum: str) -> Non
     for name, shape in shapes.items():
         prefix, dot, last = name.rpartition(".")
         stored[prefix + dot + legacy.get(last, last)] = shape
-    tensors = with_current_names(Shapes(stored))
+    tensors = with_current_names(source_of(stored))
     assert set(tensors.names()) == set(shapes)
     check_tensors("f", tensors, shapes)
     first = "quantizer.rvq_first.vq.layers.0._codebook."

@@ -13,10 +13,10 @@ import pytest
 import safetensors.numpy
 
 from model_repository.checkpoint.weights.tensors import (
-    RenamedTensors,
     SafetensorsFile,
     ShardedSafetensors,
     read_json_object,
+    renamed,
 )
 from model_repository.errors import CheckpointError
 
@@ -172,7 +172,7 @@ def test_an_index_that_leads_nowhere_is_refused(tmp_path: Path, weight_map: Any,
 
 def test_renamed_tensors_are_found_by_their_new_name(tmp_path: Path) -> None:
     file = SafetensorsFile(write_raw(tmp_path / "f", described(), np.array([1, 2], "<f4").tobytes()))
-    tensors = RenamedTensors(file, {"new": "w"})
+    tensors = renamed(file, {"w": "new"})
     assert list(tensors.names()) == ["new"]
     assert "new" in tensors
     assert tensors.shape("new") == (2,)

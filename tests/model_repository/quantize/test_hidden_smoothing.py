@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model_repository.checkpoint.weights.tensors import Tensor, TensorSource
 from model_repository.graphs import smoothed
 from model_repository.quantize.blocks import BLOCK, symmetric
 from model_repository.quantize.config import smoothing_of
@@ -17,37 +18,28 @@ READERS = [f"depformer_in.{step}.weight" for step in range(8)]
 Array = NDArray[np.float32]
 
 
-class Tensors:
+def tensors_of(outlier: float) -> TensorSource:
     """A norm's scale with channels that stick out, and matrices behind it, one of them not to be touched."""
+    random = np.random.default_rng(0)
+    arrays = {name: random.standard_normal((96, DIM)).astype(np.float32) for name in [*READERS, "other"]}
+    alpha = np.ones((1, 1, DIM), np.float32)
+    alpha[..., random.permutation(DIM)[:8]] = outlier
+    arrays["out_norm.alpha"] = alpha
 
-    def __init__(self, outlier: float) -> None:
-        random = np.random.default_rng(0)
-        self._tensors = {name: random.standard_normal((96, DIM)).astype(np.float32) for name in [*READERS, "other"]}
-        alpha = np.ones((1, 1, DIM), np.float32)
-        alpha[..., random.permutation(DIM)[:8]] = outlier
-        self._tensors["out_norm.alpha"] = alpha
+    def tensor(array: Array) -> Tensor:
+        return Tensor(array.shape, lambda rows: array[rows or slice(None)].copy())
 
-    def names(self) -> Iterable[str]:
-        return self._tensors
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape
-
-    def read(self, name: str, rows: slice | None = None) -> Array:
-        return self._tensors[name][rows or slice(None)].copy()
+    return TensorSource(Path("f"), {name: tensor(array) for name, array in arrays.items()})
 
 
-def hidden(tensors: Tensors) -> Array:
+def hidden(tensors: TensorSource) -> Array:
     normed: Array = np.random.default_rng(1).standard_normal((64, DIM)).astype(np.float32)
     return normed * tensors.read("out_norm.alpha").reshape(-1)
 
 
 @pytest.mark.parametrize("outlier", [1.0, 15.0])
 def test_the_products_are_the_same(outlier: float):
-    tensors = Tensors(outlier)
+    tensors = tensors_of(outlier)
     smooth = smoothed(tensors, {}, READERS)
     x = hidden(tensors)
     smoothing = smooth.read(smoothing_of(READERS[0]))
@@ -61,7 +53,7 @@ def test_the_products_are_the_same(outlier: float):
 
 
 def test_there_is_one_tensor_more():
-    tensors = Tensors(1.0)
+    tensors = tensors_of(1.0)
     smooth = smoothed(tensors, {}, READERS)
     assert set(smooth.names()) - set(tensors.names()) == {smoothing_of(READERS[0])}
     assert smoothing_of(READERS[0]) in smooth
@@ -74,7 +66,7 @@ def rounded(x: Array) -> Array:
 
 
 def test_rounded_products_are_several_times_nearer_where_channels_stick_out():
-    tensors = Tensors(15.0)
+    tensors = tensors_of(15.0)
     smooth = smoothed(tensors, {}, READERS)
     x, smoothing = hidden(tensors), smooth.read(smoothing_of(READERS[0]))
     exact = x @ tensors.read(READERS[5]).T

@@ -14,7 +14,7 @@ from model_repository.graph.attention import CacheScales
 from model_repository.graphs import HEADROOM, graphs_of
 from model_repository.quantize.calibration import calibrate, calibration_voices
 from model_repository.quantize.depth_smoothing import smooth_depth
-from model_repository.quantize.scaling import ScaledTensors
+from model_repository.quantize.scaling import scaled
 from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.serving.session import StatefulSession
 from model_repository.synthetic.tiny import write_tiny_checkpoint
@@ -41,7 +41,7 @@ def statistics(checkpoint):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_smoothed_layer_is_the_same_function(checkpoint, statistics, bits):
     """Its four maps, with the norms before them: x -> q k^T, v -> out, gate and up -> out."""
-    smoothed = ScaledTensors(
+    smoothed = scaled(
         checkpoint.lm, smooth_temporal(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, bits).scalings
     )
     x = np.random.default_rng(0).standard_normal((6, 128)).astype(np.float32)
@@ -69,7 +69,7 @@ def test_a_smoothed_layer_is_the_same_function(checkpoint, statistics, bits):
 def test_smoothed_depth_steps_are_the_same_functions(checkpoint):
     """Each step's maps, and values of any step in the output map of any later one."""
     lm = checkpoint.geometry.lm
-    smoothed = ScaledTensors(checkpoint.lm, smooth_depth(checkpoint.lm, lm))
+    smoothed = scaled(checkpoint.lm, smooth_depth(checkpoint.lm, lm))
     dim, layer = lm.depformer.dim, "depformer.layers.1"
     x = np.random.default_rng(0).standard_normal((6, dim)).astype(np.float32)
 
@@ -99,7 +99,7 @@ def test_smoothed_depth_steps_are_the_same_functions(checkpoint):
 
 
 def test_rows_read_alone_are_the_rows_of_the_whole(checkpoint, statistics):
-    smoothed = ScaledTensors(
+    smoothed = scaled(
         checkpoint.lm, smooth_temporal(checkpoint.lm, checkpoint.geometry.lm.temporal, statistics, 4).scalings
     )
     for part in ("self_attn.in_proj_weight", "gating.linear_in.weight", "self_attn.out_proj.weight"):
