@@ -11,8 +11,9 @@ import onnx_ir as ir
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Graph, Value
-from model_repository.graph.layers import Weights, added_rms_norm, gated_feed_forward
+from model_repository.graph.layers import added_rms_norm, gated_feed_forward
 from model_repository.graph.sampling import GUESSES, sample, sample_by_rejection
+from model_repository.graph.weights import Weights
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Device, Precision
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from model_repository.graph.builder import Float32, Graph, Value
-from model_repository.graph.layers import Weights
+from model_repository.graph.weights import Weights
 
 
 class ActiveRows:
@@ -57,7 +57,7 @@ class Convolutions:
         def matrix() -> Float32:
             return weights.source.read(f"{key}.weight").transpose(2, 1, 0).reshape(kernel * channels, outputs)
 
-        y = op.MatMul(seen, weights.derived(f"{key}.matrix", (kernel * channels, outputs), matrix))
+        y = op.MatMul(seen, graph.weight(f"{key}.matrix", (kernel * channels, outputs), matrix))
         return self._plus_bias(y, key)
 
     def transposed(self, x: Value, key: str, steps: int, *, stride: int, groups: int = 1) -> Value:
@@ -77,7 +77,7 @@ class Convolutions:
                 return halves.transpose(2, 0, 3, 1)[::-1].reshape(2 * inputs, stride * channels)
 
             seen = self._windows(before, before, x, 2, steps)
-            y = op.MatMul(seen, weights.derived(f"{key}.matrix", (2 * inputs, stride * outputs), matrix))
+            y = op.MatMul(seen, graph.weight(f"{key}.matrix", (2 * inputs, stride * outputs), matrix))
             y = self._plus_bias(y, key, stride)
             return op.Reshape(y, graph.constant([0, steps * stride, outputs]))
 
@@ -86,8 +86,8 @@ class Convolutions:
 
         padded = op.Concat(before, x, axis=1)
         self._active.update(before, self._slice(padded, steps, steps + 1))
-        late = weights.derived(f"{key}.late", (stride, outputs), lambda: taps(1))
-        early = weights.derived(f"{key}.early", (stride, outputs), lambda: taps(0))
+        late = graph.weight(f"{key}.late", (stride, outputs), lambda: taps(1))
+        early = graph.weight(f"{key}.early", (stride, outputs), lambda: taps(0))
         y = op.Add(
             op.Mul(op.Unsqueeze(self._slice(padded, 0, steps), graph.constant([2])), late),
             op.Mul(op.Unsqueeze(x, graph.constant([2])), early),
@@ -105,7 +105,7 @@ class Convolutions:
         """A convolution of stride 1 to a single channel: each input's products with all taps, then their sums."""
         graph, op, weights = self._graph, self._graph.op, self._weights
         _, channels, kernel = weights.source.shape(f"{key}.weight")
-        taps = weights.derived(f"{key}.taps", (channels, kernel), lambda: weights.source.read(f"{key}.weight")[0])
+        taps = graph.weight(f"{key}.taps", (channels, kernel), lambda: weights.source.read(f"{key}.weight")[0])
         state = graph.state(key, (kernel - 1, kernel))
         products = op.Concat(state, op.MatMul(x, taps), axis=1)
         self._active.update(state, self._slice(products, length, length + kernel - 1))
@@ -122,7 +122,7 @@ class Convolutions:
         if name not in weights.source:
             return y
         (size,) = weights.source.shape(name)
-        repeated = weights.derived(
+        repeated = self._graph.weight(
             f"{name}.times.{times}", (times * size,), lambda: np.tile(weights.source.read(name), times)
         )
         return self._graph.op.Add(y, repeated)

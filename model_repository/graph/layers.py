@@ -1,89 +1,15 @@
-"""Layers of the transformers: linear, norms, rotary positions, gated and plain feed-forward."""
+"""Layers of the transformers: norms, rotary positions, gated and plain feed-forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
 import numpy as np
 
-from model_repository.checkpoint.weights.tensors import TensorSource
-from model_repository.graph.builder import Float32, Graph, Value
-from model_repository.graph.matrices import Matrix, linear, to_compute_dtype, to_float32
-from model_repository.graph.tables import Table, lookup
-from model_repository.quantize.config import QuantizationConfig, smoothing_of
-from model_repository.variants import Precision
+from model_repository.graph.builder import Graph, Value
+from model_repository.graph.weights import Weights
 
 _VECTOR = 16
 """Elements of the widest float32 vector register. ONNX Runtime's Cos and Sin round differently in vectors and in the
 remainder after the last whole one; tables padded to whole vectors make a row's angles independent of the batch."""
-
-
-class Weights:
-    """A graph's access to a checkpoint: every weight enters the graph through one of these methods.
-
-    `quantization` says in which precision matrices and embedding tables are kept, `activations` that of what goes into
-    products and comes out of them; everything else is float32.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        source: TensorSource,
-        quantization: QuantizationConfig | None = None,
-        activations: Precision = Precision.FP32,
-    ) -> None:
-        self.graph = graph
-        self.source = source
-        self.activations = activations
-        self._quantization = quantization or QuantizationConfig()
-
-    def tensor(self, key: str) -> Value:
-        """The tensor as it is in the checkpoint."""
-        return self.graph.weight(key, self.source.shape(key), lambda: self.source.read(key))
-
-    def vector(self, key: str) -> Value:
-        """The tensor flattened: [n] (norm scales are stored as [1, 1, n])."""
-        size = int(np.prod(self.source.shape(key)))
-        return self.graph.weight(f"{key}.flat", (size,), lambda: self.source.read(key).reshape(-1))
-
-    def derived(self, name: str, shape: tuple[int, ...], make: Callable[[], Float32]) -> Value:
-        """A weight computed from several checkpoint tensors."""
-        return self.graph.weight(name, shape, make)
-
-    def embedding(self, keys: Sequence[str], indices: Value) -> Value:
-        """Rows of the tables `keys`, laid below one another: indices [...] int64 -> [..., width] float32."""
-        table = Table(
-            keys[0] if len(keys) == 1 else f"{keys[0]}.stacked",
-            self.source.shape(keys[0])[1],
-            [(self.source.shape(key)[0], partial(self.source.read, key)) for key in keys],
-        )
-        return lookup(self.graph, self._quantization, table, indices)
-
-    def linear(self, x: Value, key: str, rows: slice | None = None) -> Value:
-        """x [..., in] times the transpose of checkpoint matrix `key` [out, in], or of the rows given -> [..., out].
-
-        x has, and what comes out gets, the precision of products.
-        """
-        total, columns = self.source.shape(key)
-        start, stop, _ = (rows or slice(None)).indices(total)
-        name = key if rows is None else f"{key}[{start}:{stop}]"
-        shape = (stop - start, columns)
-        matrix = Matrix(key, name, shape, lambda: self.source.read(key, rows))
-        return linear(self.graph, self._quantization, x, matrix, self.activations)
-
-    def smoothed(self, x: Value, key: str) -> Value:
-        """x [..., in] as the matrix `key` takes it: where the source has rescaled its columns, divided by the same."""
-        smoothing = smoothing_of(key)
-        return self.graph.op.Mul(x, self.tensor(smoothing)) if smoothing in self.source else x
-
-    def to_compute_dtype(self, x: Value) -> Value:
-        """float32 `x` in the precision of products."""
-        return to_compute_dtype(self.graph, x, self.activations)
-
-    def to_float32(self, x: Value) -> Value:
-        """What products gave, as float32."""
-        return to_float32(self.graph, x, self.activations)
 
 
 def summed(graph: Graph, x: Value, axis: int, count: int, *others: Value) -> Value:

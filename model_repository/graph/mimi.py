@@ -9,7 +9,8 @@ from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.attention import MaskedAttention, Ring
 from model_repository.graph.builder import Float32, Value
 from model_repository.graph.convolution import Convolutions
-from model_repository.graph.layers import Weights, layer_norm, rotary_tables, rotate, split_heads
+from model_repository.graph.layers import layer_norm, rotary_tables, rotate, split_heads
+from model_repository.graph.weights import Weights
 
 _USAGE_FLOOR = 1e-5
 """Least cluster usage a centroid's sum is divided by (the reference's quantizer epsilon)."""

@@ -9,8 +9,9 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, MimiGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
 from model_repository.graph.convolution import ActiveRows, Convolutions
-from model_repository.graph.layers import Weights, summed
+from model_repository.graph.layers import summed
 from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
+from model_repository.graph.weights import Weights
 
 
 def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
@@ -60,6 +61,6 @@ def _dequantize(weights: Weights, geometry: MimiGeometry, codes: Value) -> Value
             tables.append(centroids(weights.source, key) @ projection.T)
         return np.concatenate(tables)
 
-    table = weights.derived("quantizer.projected_tables", (len(books) * bins, dim), projected_tables)
+    table = graph.weight("quantizer.projected_tables", (len(books) * bins, dim), projected_tables)
     first_rows = graph.constant(np.arange(len(books), dtype=np.int64) * bins)
     return summed(graph, op.Gather(table, op.Add(codes, first_rows)), 1, len(books))

@@ -12,8 +12,8 @@ from model_repository.checkpoint.geometry import MimiGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
 from model_repository.graph.convolution import ActiveRows, Convolutions
-from model_repository.graph.layers import Weights
 from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
+from model_repository.graph.weights import Weights
 
 
 def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
@@ -62,12 +62,12 @@ def _quantize(weights: Weights, geometry: MimiGeometry, latent: Value) -> Value:
             branch = "rvq_first" if index == 0 else "rvq_rest"
             remainder = _project(weights, latent, f"quantizer.{branch}.input_proj.weight")
         entries = partial(centroids, weights.source, key)
-        doubled = weights.derived(f"{key}.doubled", (dim, bins), partial(_doubled, entries))
-        norms = weights.derived(f"{key}.norms", (bins,), partial(_squared_norms, entries))
+        doubled = graph.weight(f"{key}.doubled", (dim, bins), partial(_doubled, entries))
+        norms = graph.weight(f"{key}.norms", (bins,), partial(_squared_norms, entries))
         code = op.ArgMin(op.Sub(norms, op.MatMul(remainder, doubled)), axis=-1, keepdims=0)
         codes.append(op.Unsqueeze(code, graph.constant([1])))
         if 0 < index < len(codebook_keys()) - 1:
-            table = weights.derived(f"{key}.table", (bins, dim), entries)
+            table = graph.weight(f"{key}.table", (bins, dim), entries)
             remainder = op.Sub(remainder, op.Gather(table, code))
     return op.Concat(*codes, axis=1)
 
@@ -84,5 +84,5 @@ def _squared_norms(entries: Callable[[], Float32]) -> Float32:
 def _project(weights: Weights, x: Value, key: str) -> Value:
     """A 1x1 convolution [out, in, 1] as a matrix product: [B, in] -> [B, out]."""
     rows, columns, _ = weights.source.shape(key)
-    matrix = weights.derived(f"{key}.T", (columns, rows), lambda: weights.source.read(key)[:, :, 0].T)
+    matrix = weights.graph.weight(f"{key}.T", (columns, rows), lambda: weights.source.read(key)[:, :, 0].T)
     return weights.graph.op.MatMul(x, matrix)

@@ -12,7 +12,6 @@ from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.attention import CacheScales, CausalAttention, FilledAttention, Ring
 from model_repository.graph.builder import COLUMNS, ROWS, Graph, Value
 from model_repository.graph.layers import (
-    Weights,
     added_rms_norm,
     gated_feed_forward,
     rms_norm,
@@ -21,6 +20,7 @@ from model_repository.graph.layers import (
     summed,
 )
 from model_repository.graph.sampling import sample
+from model_repository.graph.weights import Weights
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Device, Precision
 

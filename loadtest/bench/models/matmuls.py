@@ -25,8 +25,9 @@ import onnxruntime as ort
 from rich.table import Table
 
 from gateway.cli.console import result_console
+from model_repository.checkpoint.weights.tensors import Tensor, TensorSource
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import Matrix, linear
+from model_repository.graph.weights import Weights
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.serving.cpu import missing_for_kernels, open_on_cpu
 from model_repository.variants import Precision
@@ -43,13 +44,18 @@ def gaussian(rows: int, seed: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((rows, DEPTH), np.float32)
 
 
+def _rows(seed: int, rows: slice | None) -> npt.NDArray[np.float32]:
+    return gaussian(COLUMNS, seed)[rows or slice(None)]
+
+
 def write(folder: Path, bits: int) -> Path:
     """Write a graph of `MATRICES` matmuls with the same x. ONNX Runtime would merge equal matrices."""
-    graph, quantization = Graph("matmuls"), QuantizationConfig(VARIANTS[bits])
+    matrices = {f"w{seed}": Tensor((COLUMNS, DEPTH), partial(_rows, seed)) for seed in range(MATRICES)}
+    graph = Graph("matmuls")
+    weights = Weights(graph, TensorSource(folder, matrices), QuantizationConfig(VARIANTS[bits]))
     x = graph.input("x", ir.DataType.FLOAT, [ROWS, DEPTH])
-    for index in range(MATRICES):
-        matrix = Matrix(f"w{index}", f"w{index}", (COLUMNS, DEPTH), partial(gaussian, COLUMNS, index))
-        graph.output(f"y{index}", linear(graph, quantization, x, matrix))
+    for name in matrices:
+        graph.output(f"y{name}", weights.linear(x, name))
     graph.save(folder / f"{bits}.onnx")
     return folder / f"{bits}.onnx"
 

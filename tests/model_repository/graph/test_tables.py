@@ -11,10 +11,11 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.graph.builder import ROWS, Float32, Graph
-from model_repository.graph.tables import Table, lookup
+from model_repository.graph.weights import Weights
 from model_repository.quantize.blocks import BLOCK, TensorError
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Precision
+from tests.model_repository.arrays import tensors_of
 
 INDICES = np.array([[0, 4], [5, 11], [3, 3]])
 
@@ -28,11 +29,10 @@ def rows(
     tmp_path: Path, quantization: QuantizationConfig, stacked: list[Float32]
 ) -> tuple[Float32, dict[str, TensorError]]:
     """Those of `INDICES`, by the graph, and the errors of storing the table."""
-    width = stacked[0].shape[1]
     graph = Graph("lookup")
     indices = graph.input("indices", ir.DataType.INT64, [ROWS, 2])
-    table = Table("t", width, [(len(part), lambda part=part: part) for part in stacked])
-    graph.output("y", lookup(graph, quantization, table, indices))
+    weights = Weights(graph, tensors_of({"t": stacked[0], "u": stacked[1]}), quantization)
+    graph.output("y", weights.embedding(["t", "u"], indices))
     errors = graph.save(tmp_path / "model.onnx")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"indices": INDICES})
@@ -49,8 +49,8 @@ def test_eight_bits_have_a_scale_for_every_block_of_a_row(tmp_path: Path, width:
         block = expected[..., start : start + BLOCK]
         scales = (np.abs(block).max(-1, keepdims=True) / 127).astype(ml_dtypes.bfloat16).astype(np.float32)
         assert (np.abs(found[..., start : start + BLOCK] - block) <= 0.5001 * scales).all()
-    assert errors["t"].bits == 8
-    assert 0 < errors["t"].relative < 0.01
+    assert errors["t.stacked"].bits == 8
+    assert 0 < errors["t.stacked"].relative < 0.01
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,6 @@ def test_other_tables_are_as_published(tmp_path: Path, precision: Precision, dty
 def test_beside_four_bits_a_number_takes_a_byte():
     graph, stacked = Graph("lookup"), parts(2 * BLOCK)
     indices = graph.input("indices", ir.DataType.INT64, [ROWS, 1])
-    lookup(
-        graph,
-        QuantizationConfig(Precision.INT4),
-        Table("t", 2 * BLOCK, [(len(part), part.copy) for part in stacked]),
-        indices,
-    )
+    source = tensors_of({"t": stacked[0], "u": stacked[1]})
+    Weights(graph, source, QuantizationConfig(Precision.INT4)).embedding(["t", "u"], indices)
     assert graph.weight_bytes == 12 * (2 * BLOCK + 2 * 4)

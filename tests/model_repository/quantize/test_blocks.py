@@ -11,10 +11,11 @@ import onnxruntime as ort
 import pytest
 
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import GPU_BLOCK, Matrix, linear
+from model_repository.graph.weights import GPU_BLOCK, Weights
 from model_repository.quantize.blocks import BLOCK, Blocks, Layout, quantize, rounded_error
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.variants import Precision
+from tests.model_repository.arrays import tensors_of
 
 
 def values(blocks: Blocks, columns: int, bits: int) -> np.ndarray:
@@ -56,12 +57,12 @@ def test_errors_are_those_of_the_stored_numbers(bits, bound, columns):
 def test_errors_are_those_of_scales_in_the_type_of_the_graph(tmp_path: Path, bits: int, deviation: float):
     """float16 has no numbers below 6e-8, so scales of small weights are rounded; bfloat16 has."""
     weight = gaussian(40, 2 * BLOCK) * np.float32(deviation)
-    matrix = Matrix("w", "w", weight.shape, lambda: weight)
     precision = Precision.INT4 if bits == 4 else Precision.INT8
     for activations, scale_type in ((Precision.FP16, np.float16), (Precision.BF16, ml_dtypes.bfloat16)):
         graph = Graph("product")
         x = graph.input("x", ir.DataType.from_numpy(np.dtype(scale_type)), [ROWS, 2 * BLOCK])
-        graph.output("y", linear(graph, QuantizationConfig(precision), x, matrix, activations))
+        weights = Weights(graph, tensors_of({"w": weight}), QuantizationConfig(precision), activations)
+        graph.output("y", weights.linear(x, "w"))
         found = graph.save(tmp_path / "model.onnx")["w"]
         stored = {
             name: tensor.const_value.numpy()
@@ -118,9 +119,8 @@ def test_the_graph_multiplies_with_the_stored_numbers(tmp_path: Path, precision,
     weight, x = gaussian(rows, columns), gaussian(5, columns, seed=1)
     graph = Graph("product")
     taken = graph.input("x", ir.DataType.FLOAT, [ROWS, columns])
-    graph.output(
-        "y", linear(graph, QuantizationConfig(precision), taken, Matrix("w", "w", weight.shape, lambda: weight))
-    )
+    weights = Weights(graph, tensors_of({"w": weight}), QuantizationConfig(precision))
+    graph.output("y", weights.linear(taken, "w"))
     errors = graph.save(tmp_path / "model.onnx")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x})

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_repository.checkpoint.weights.tensors import Tensor, TensorSource
+from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graphs import smoothed
 from model_repository.quantize.blocks import BLOCK, symmetric
 from model_repository.quantize.config import smoothing_of
+from tests.model_repository.arrays import tensors_of
 
 DIM = 512
 READERS = [f"depformer_in.{step}.weight" for step in range(8)]
 Array = NDArray[np.float32]
 
 
-def tensors_of(outlier: float) -> TensorSource:
+def norm_and_matrices(outlier: float) -> TensorSource:
     """A norm's scale with channels that stick out, and matrices behind it, one of them not to be touched."""
     random = np.random.default_rng(0)
     arrays = {name: random.standard_normal((96, DIM)).astype(np.float32) for name in [*READERS, "other"]}
     alpha = np.ones((1, 1, DIM), np.float32)
     alpha[..., random.permutation(DIM)[:8]] = outlier
     arrays["out_norm.alpha"] = alpha
-
-    def tensor(array: Array) -> Tensor:
-        return Tensor(array.shape, lambda rows: array[rows or slice(None)].copy())
-
-    return TensorSource(Path("f"), {name: tensor(array) for name, array in arrays.items()})
+    return tensors_of(arrays)
 
 
 def hidden(tensors: TensorSource) -> Array:
@@ -39,7 +34,7 @@ def hidden(tensors: TensorSource) -> Array:
 
 @pytest.mark.parametrize("outlier", [1.0, 15.0])
 def test_the_products_are_the_same(outlier: float):
-    tensors = tensors_of(outlier)
+    tensors = norm_and_matrices(outlier)
     smooth = smoothed(tensors, {}, READERS)
     x = hidden(tensors)
     smoothing = smooth.read(smoothing_of(READERS[0]))
@@ -53,7 +48,7 @@ def test_the_products_are_the_same(outlier: float):
 
 
 def test_there_is_one_tensor_more():
-    tensors = tensors_of(1.0)
+    tensors = norm_and_matrices(1.0)
     smooth = smoothed(tensors, {}, READERS)
     assert set(smooth.names()) - set(tensors.names()) == {smoothing_of(READERS[0])}
     assert smoothing_of(READERS[0]) in smooth
@@ -66,7 +61,7 @@ def rounded(x: Array) -> Array:
 
 
 def test_rounded_products_are_several_times_nearer_where_channels_stick_out():
-    tensors = tensors_of(15.0)
+    tensors = norm_and_matrices(15.0)
     smooth = smoothed(tensors, {}, READERS)
     x, smoothing = hidden(tensors), smooth.read(smoothing_of(READERS[0]))
     exact = x @ tensors.read(READERS[5]).T

@@ -16,12 +16,13 @@ import pytest
 
 from model_repository.build import build_repository
 from model_repository.graph.builder import ROWS, Graph
-from model_repository.graph.matrices import OWN_DOMAIN, Matrix, linear
+from model_repository.graph.weights import OWN_DOMAIN, Weights
 from model_repository.quantize.blocks import BLOCK, Blocks, quantize
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.serving import cpu
 from model_repository.variants import Precision
 from tests.conftest import GOLDEN
+from tests.model_repository.arrays import tensors_of
 
 needs_kernels = pytest.mark.skipif(cpu.missing_for_kernels() is not None, reason=str(cpu.missing_for_kernels()))
 
@@ -38,7 +39,8 @@ def write(folder: Path, bits: int, weight: np.ndarray) -> Path:
     """A graph of one product, x [rows, 1, K] -> y."""
     graph = Graph("product")
     x = graph.input("x", ir.DataType.FLOAT, [ROWS, 1, weight.shape[1]])
-    graph.output("y", linear(graph, QuantizationConfig(BITS[bits]), x, Matrix("w", "w", weight.shape, lambda: weight)))
+    weights = Weights(graph, tensors_of({"w": weight}), QuantizationConfig(BITS[bits]))
+    graph.output("y", weights.linear(x, "w"))
     graph.save(folder / "model.onnx")
     return folder / "model.onnx"
 
