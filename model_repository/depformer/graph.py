@@ -43,7 +43,7 @@ def build(
 
     weights = Weights(graph, source, quantization, activations)
     noises = op.Split(noise, axis=1, num_outputs=AGENT_CODEBOOKS, _outputs=AGENT_CODEBOOKS)
-    attend = (_FusedAttention if weights.activations is not Precision.FP32 else _PlainAttention)(graph, geometry)
+    attend = _Attention(graph, geometry, fused=activations is not Precision.FP32)
     entries = [f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS)]
     read = weights.to_compute_dtype(weights.smoothed(hidden, entries[0]))
     token, table = text_token, "depformer_text_emb.weight"
@@ -64,72 +64,49 @@ def build(
     return graph
 
 
-class _History:
-    """Keys and values of the steps so far by layer, concatenated along `axis`."""
+class _Attention:
+    """Attention over the steps so far of each layer, whose keys and values are concatenated.
 
-    def __init__(self, graph: Graph, layers: int, axis: int) -> None:
+    `fused`: by ONNX Attention, with keys and values [B, steps, dim], whose heads need no transposition; else by matmuls
+    and a softmax, with keys and values [B, heads, steps, head_dim].
+    """
+
+    def __init__(self, graph: Graph, geometry: LmGeometry, fused: bool) -> None:
         self._graph = graph
-        self._axis = axis
-        self._past: list[tuple[Value, Value] | None] = [None] * layers
-        self._steps = [0] * layers
+        self._transformer = geometry.depformer
+        self._fused = fused
+        self._past: dict[int, tuple[Value, Value]] = {}
 
-    def append(self, layer: int, key: Value, value: Value) -> tuple[Value, Value]:
-        if (past := self._past[layer]) is not None:
-            key, value = (
-                self._graph.op.Concat(old, new, axis=self._axis) for old, new in zip(past, (key, value), strict=True)
+    def __call__(self, layer: int, query: Value, key: Value, value: Value) -> Value:
+        """[B, dim] each -> [B, dim]."""
+        graph, op, shape = self._graph, self._graph.op, self._transformer
+        if self._fused:
+            axis, first = graph.constant([1]), layer not in self._past
+            keys, values = self._appended(layer, op.Unsqueeze(key, axis), op.Unsqueeze(value, axis), axis=1)
+            if first:  # attention over one step gives its value
+                return value
+            mixed = op.Attention(
+                op.Unsqueeze(query, axis), keys, values, q_num_heads=shape.num_heads, kv_num_heads=shape.num_heads
             )
+            return op.Squeeze(mixed, axis)
+        heads = graph.constant([0, shape.num_heads, 1, shape.head_dim])
+        query, key, value = (op.Reshape(part, heads) for part in (query, key, value))
+        keys, values = self._appended(layer, key, value, axis=2)
+        scaled = op.Mul(query, graph.constant(np.float32(shape.head_dim**-0.5)))
+        scores = op.MatMul(scaled, op.Transpose(keys, perm=[0, 1, 3, 2]))
+        return op.Reshape(op.MatMul(op.Softmax(scores, axis=-1), values), graph.constant([0, shape.dim]))
+
+    def _appended(self, layer: int, key: Value, value: Value, axis: int) -> tuple[Value, Value]:
+        if layer in self._past:
+            keys, values = self._past[layer]
+            key, value = self._graph.op.Concat(keys, key, axis=axis), self._graph.op.Concat(values, value, axis=axis)
         self._past[layer] = key, value
-        self._steps[layer] += 1
         return key, value
-
-    def steps(self, layer: int) -> int:
-        """Steps so far; attention over one gives its value."""
-        return self._steps[layer]
-
-
-class _PlainAttention:
-    """Attention over the steps so far, as matmuls and a softmax."""
-
-    def __init__(self, graph: Graph, geometry: LmGeometry) -> None:
-        self._graph = graph
-        self._transformer = geometry.depformer
-        self._history = _History(graph, self._transformer.num_layers, axis=2)
-
-    def __call__(self, layer: int, query: Value, key: Value, value: Value) -> Value:
-        """[B, dim] each -> [B, dim]."""
-        graph, op, transformer = self._graph, self._graph.op, self._transformer
-        shape = graph.constant([0, transformer.num_heads, 1, transformer.head_dim])
-        query, key, value = (op.Reshape(part, shape) for part in (query, key, value))
-        keys, values = self._history.append(layer, key, value)
-        scores = op.MatMul(
-            op.Mul(query, graph.constant(np.float32(transformer.head_dim**-0.5))), op.Transpose(keys, perm=[0, 1, 3, 2])
-        )
-        mixed = op.MatMul(op.Softmax(scores, axis=-1), values)
-        return op.Reshape(mixed, graph.constant([0, transformer.dim]))
-
-
-class _FusedAttention:
-    """The same by ONNX Attention, with keys and values [B, steps, dim]: heads need no transposition."""
-
-    def __init__(self, graph: Graph, geometry: LmGeometry) -> None:
-        self._graph = graph
-        self._transformer = geometry.depformer
-        self._history = _History(graph, self._transformer.num_layers, axis=1)
-
-    def __call__(self, layer: int, query: Value, key: Value, value: Value) -> Value:
-        """[B, dim] each -> [B, dim]."""
-        graph, op, heads = self._graph, self._graph.op, self._transformer.num_heads
-        axis = graph.constant([1])
-        keys, values = self._history.append(layer, op.Unsqueeze(key, axis), op.Unsqueeze(value, axis))
-        if self._history.steps(layer) == 1:
-            return value
-        mixed = op.Attention(op.Unsqueeze(query, axis), keys, values, q_num_heads=heads, kv_num_heads=heads)
-        return op.Squeeze(mixed, axis)
 
 
 def _layers(
     weights: Weights,
-    attend: _FusedAttention | _PlainAttention,
+    attend: _Attention,
     geometry: LmGeometry,
     x: Value,
     added: Value,
