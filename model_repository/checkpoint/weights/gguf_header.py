@@ -9,13 +9,14 @@ versions 2 and 3.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import BinaryIO
 
+import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+from gguf.gguf_reader import GGUFReader
 
 from model_repository.checkpoint.weights.tensors import Shape
 
@@ -28,21 +29,7 @@ _MAX_ARRAY = 2**20
 """Elements of a metadata array; a vocabulary may lie in one."""
 _MAX_STRING = 2**20
 _MAX_AXES = 4
-
-_SCALARS: Mapping[int, struct.Struct] = {
-    GGUFValueType.UINT8: struct.Struct("<B"),
-    GGUFValueType.INT8: struct.Struct("<b"),
-    GGUFValueType.UINT16: struct.Struct("<H"),
-    GGUFValueType.INT16: struct.Struct("<h"),
-    GGUFValueType.UINT32: struct.Struct("<I"),
-    GGUFValueType.INT32: struct.Struct("<i"),
-    GGUFValueType.FLOAT32: struct.Struct("<f"),
-    GGUFValueType.BOOL: struct.Struct("<?"),
-    GGUFValueType.UINT64: struct.Struct("<Q"),
-    GGUFValueType.INT64: struct.Struct("<q"),
-    GGUFValueType.FLOAT64: struct.Struct("<d"),
-}
-_U32, _U64 = _SCALARS[GGUFValueType.UINT32], _SCALARS[GGUFValueType.UINT64]
+_SCALARS = GGUFReader.gguf_scalar_to_np
 
 Value = str | int | float | bool
 
@@ -88,16 +75,16 @@ def read_header(file: BinaryIO) -> GgufHeader:
     stream = _Stream(file)
     if stream.take(4) != MAGIC:
         raise GgufError("it does not begin with GGUF")
-    version = stream.number(_U32)
+    version = stream.number(4)
     if version not in _VERSIONS:
         raise GgufError(f"version {version} is not read, only {', '.join(map(str, _VERSIONS))}, little-endian")
-    tensor_count, key_count = stream.number(_U64), stream.number(_U64)
+    tensor_count, key_count = stream.number(8), stream.number(8)
     if max(tensor_count, key_count) > _MAX_COUNT:
         raise GgufError(f"it declares {tensor_count} tensors and {key_count} keys, more than {_MAX_COUNT}")
     metadata: dict[str, Value] = {}
     for _ in range(key_count):
         key = stream.string()
-        value = stream.value(stream.number(_U32))
+        value = stream.value(stream.number(4))
         if value is not None:
             metadata[key] = value
     entries = [stream.tensor() for _ in range(tensor_count)]
@@ -129,12 +116,12 @@ class _Stream:
             raise GgufError("the file ends inside its header: truncated")
         return content
 
-    def number(self, layout: struct.Struct) -> int:
-        (number,) = layout.unpack(self.take(layout.size))
-        return int(number)
+    def number(self, size: int) -> int:
+        """A natural number of so many bytes."""
+        return int.from_bytes(self.take(size), "little")
 
     def string(self) -> str:
-        length = self.number(_U64)
+        length = self.number(8)
         if length > _MAX_STRING:
             raise GgufError(f"its header holds a string of {length} bytes")
         try:
@@ -147,10 +134,11 @@ class _Stream:
         if kind == GGUFValueType.STRING:
             return self.string()
         if kind in _SCALARS:
-            (value,) = _SCALARS[kind].unpack(self.take(_SCALARS[kind].size))
-            return value  # type: ignore[no-any-return]
+            dtype = np.dtype(_SCALARS[GGUFValueType(kind)]).newbyteorder("<")
+            value: Value = np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
+            return value
         if kind == GGUFValueType.ARRAY:
-            element, count = self.number(_U32), self.number(_U64)
+            element, count = self.number(4), self.number(8)
             if element not in _SCALARS and element != GGUFValueType.STRING:
                 raise GgufError(f"its metadata holds an array of type {element}, which is not read")
             if count > _MAX_ARRAY:
@@ -161,11 +149,11 @@ class _Stream:
         raise GgufError(f"its metadata holds a value of unknown type {kind}")
 
     def tensor(self) -> tuple[str, GGMLQuantizationType, Shape, int]:
-        name, axes = self.string(), self.number(_U32)
+        name, axes = self.string(), self.number(4)
         if not 1 <= axes <= _MAX_AXES:
             raise GgufError(f"tensor {name[:80]!r} has {axes} axes")
-        shape = tuple(self.number(_U64) for _ in range(axes))[::-1]
-        code, offset = self.number(_U32), self.number(_U64)
+        shape = tuple(self.number(8) for _ in range(axes))[::-1]
+        code, offset = self.number(4), self.number(8)
         try:
             kind = GGMLQuantizationType(code)
         except ValueError:

@@ -42,19 +42,13 @@ def pieces_of(path: Path) -> list[Path]:
 
 
 class Pieces(io.RawIOBase):
-    """The logical file, for reading. At most one piece is open at a time. Raises `OSError` as files do."""
+    """The logical file, for reading. A piece is open during a read and not between. Raises `OSError` as files do."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__()
         self._paths = paths
         self._ends = list(accumulate(path.stat().st_size for path in paths))
         self._at = 0
-        self._open: tuple[int, io.FileIO] | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of all pieces together."""
-        return self._ends[-1]
 
     def readable(self) -> bool:
         return True
@@ -63,11 +57,8 @@ class Pieces(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._ends[-1]}[whence]
         self._at = max(origin + offset, 0)
-        return self._at
-
-    def tell(self) -> int:
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -75,22 +66,8 @@ class Pieces(io.RawIOBase):
         index = bisect_right(self._ends, self._at)
         if index == len(self._ends):
             return 0
-        begin = self._ends[index - 1] if index else 0
-        piece = self._piece(index)
-        piece.seek(self._at - begin)
-        count = piece.readinto(buffer)
+        with self._paths[index].open("rb", buffering=0) as piece:
+            piece.seek(self._at - (self._ends[index - 1] if index else 0))
+            count = piece.readinto(buffer)
         self._at += count
         return count
-
-    def close(self) -> None:
-        if self._open:
-            self._open[1].close()
-            self._open = None
-        super().close()
-
-    def _piece(self, index: int) -> io.FileIO:
-        if self._open is None or self._open[0] != index:
-            if self._open:
-                self._open[1].close()
-            self._open = (index, io.FileIO(self._paths[index]))
-        return self._open[1]
