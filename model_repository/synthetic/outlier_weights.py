@@ -1,7 +1,5 @@
 """Random weights as hard to quantize as trained ones are said to be: outlier channels and heavy tails.
 
-`python -m model_repository.synthetic.outlier_weights OUT` writes a checkpoint of a middle size that has them.
-
 * Elements follow Student's t with 8 degrees of freedom: an excess kurtosis of 1.5, where a normal one has 0.
 * Of each norm's scales 1 % are 10 to 20 times as large: channels that carry most of what comes out of the norm, as
   trained transformers have them (LLM.int8(), arXiv:2208.07339; SmoothQuant, arXiv:2211.10438).
@@ -15,18 +13,14 @@ All maps are scaled by what they are multiplied with, outliers included, to give
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from model_repository.checkpoint.weights.tensors import Shape
-from model_repository.errors import BuildError
 from model_repository.synthetic.random_weights import EMBEDDING, generator_of
-from model_repository.synthetic.tiny import write_tiny_checkpoint
 
 Float32 = npt.NDArray[np.float32]
 
@@ -121,22 +115,3 @@ def _student(generator: np.random.Generator, shape: Shape) -> Float32:
     spread *= np.float32(2 / (FREEDOM - 2))
     np.sqrt(spread, out=spread)
     return generator.standard_normal(shape, np.float32) / spread
-
-
-def main() -> None:
-    """Write a checkpoint of `MIDDLE_SIZE` as float32, so that only the quantizers round it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--force", action="store_true", help="write over what is there")
-    asked = parser.parse_args()
-    try:
-        write_tiny_checkpoint(
-            asked.out, asked.seed, asked.force, MIDDLE_SIZE, lm_dtype="float32", lm_weights=outlier_weights
-        )
-    except BuildError as error:
-        parser.exit(2, f"{error}\n")
-
-
-if __name__ == "__main__":
-    main()
