@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.depformer import DepformerModel
-from model_repository.serving.device import DeviceMemory
+from model_repository.serving.device import CudaMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import Array, run_one
 from model_repository.serving.temporal import TemporalModel
@@ -55,7 +55,7 @@ class Conversation:
 class Models:
     """The four models of a repository, with memory for `slots` conversations, of which one is used."""
 
-    def __init__(self, repository: Repository, slots: int, device: DeviceMemory | None = None) -> None:
+    def __init__(self, repository: Repository, slots: int, device: CudaMemory | None = None) -> None:
         """Raises `DeviceError` if they do not fit the `device`, the CPU where it is None."""
         manifest = repository.manifest
         text_card, card = manifest["text_card"], manifest["card"]

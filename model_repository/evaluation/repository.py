@@ -15,7 +15,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from model_repository.errors import EvaluationError
-from model_repository.serving.device import DeviceMemory
+from model_repository.serving.device import CudaMemory
 from model_repository.serving.execution_target import device_of
 
 _GEOMETRY = ("sample_rate", "frame_size", "codebooks", "dim", "card", "text_card", "delays", "context")
@@ -60,7 +60,7 @@ class Repository:
         spoken &= text_tokens < self.manifest["text_card"]
         return str(tokenizer.decode(text_tokens[spoken].tolist()))
 
-    def device(self) -> DeviceMemory | None:
+    def device(self) -> CudaMemory | None:
         """What it was built to run on; None for the CPU. Raises `DeviceError` if this machine has no such device, and
         `EvaluationError` for a repository whose models compute nothing.
         """

@@ -18,7 +18,7 @@ from model_repository.errors import EvaluationError
 from model_repository.evaluation.conversation import AGENT, TEXT, Prompt, greedy
 from model_repository.evaluation.repository import Repository
 from model_repository.serving.depformer import DepformerModel
-from model_repository.serving.device import DeviceMemory
+from model_repository.serving.device import CudaMemory
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.execution_target import ExecutionTarget
 from model_repository.serving.row_request import Array, run_one
@@ -101,7 +101,7 @@ def teacher_force(
     return Record(np.stack(hidden), np.stack(text), np.stack(audio), residuals)
 
 
-def _edited(edit: Callable[[onnx.GraphProto], None], device: DeviceMemory | None) -> ExecutionTarget:
+def _edited(edit: Callable[[onnx.GraphProto], None], device: CudaMemory | None) -> ExecutionTarget:
     """Sessions of edited graphs, on the CPU where `device` is None."""
 
     def open_session(model: Path, slots: int) -> Session:

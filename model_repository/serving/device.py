@@ -1,4 +1,4 @@
-"""The memory of another device as sessions need it, and the one of a CUDA GPU.
+"""The memory of a CUDA GPU.
 
 ONNX Runtime binds device memory by address but neither tells how much is free nor copies parts of it; CUDA's own
 runtime library, which it brings into the process, does both. `cuda-bindings` (a wheel of 8.4 MB) would link a second
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -31,49 +31,11 @@ class DeviceError(RuntimeError):
     """The device is not there, or something on it failed."""
 
 
-class DeviceMemory(Protocol):
-    """`kind` and `index` are what ONNX Runtime calls the device."""
-
-    kind: str
-    index: int
-
-    @property
-    def providers(self) -> Sequence[tuple[str, Mapping[str, str]]]:
-        """Execution providers of a session there, with their options."""
-
-    def free(self) -> int:
-        """Bytes that could be allocated."""
-
-    def total(self) -> int:
-        """Bytes there are, whoever holds them."""
-
-    def allocate(self, size: int) -> int:
-        """The address of `size` zero bytes. Raises `DeviceError`."""
-
-    def release(self, address: int) -> None:
-        """Give back what `allocate` gave."""
-
-    def clear(self, address: int, size: int) -> None:
-        """Zero `size` bytes."""
-
-    def pinned(self, shape: tuple[int, ...], dtype: type) -> Array:
-        """A zero array in host memory from which, and to which, the device copies by itself."""
-
-    def upload(self, rows: Array, address: int) -> None:
-        """Write contiguous `rows`, which must not change until `synchronize`."""
-
-    def download(self, rows: Array, address: int) -> None:
-        """Read into contiguous `rows`, which are valid after `synchronize`."""
-
-    def copy(self, source: int, target: int, size: int) -> None:
-        """Copy `size` bytes on the device."""
-
-    def synchronize(self) -> None:
-        """Wait until what was uploaded, downloaded, copied and cleared is there."""
-
-
 class CudaMemory:
-    """A CUDA GPU's, among those that CUDA_VISIBLE_DEVICES leaves visible."""
+    """The memory of a CUDA GPU, among those that CUDA_VISIBLE_DEVICES leaves visible.
+
+    `kind` and `index` are what ONNX Runtime calls the device.
+    """
 
     kind = "cuda"
 
@@ -93,7 +55,7 @@ class CudaMemory:
 
     @property
     def providers(self) -> Sequence[tuple[str, Mapping[str, str]]]:
-        """With nothing rounded to TF32, and no more memory taken than asked for."""
+        """Execution providers of a session there: nothing rounded to TF32, and no more memory taken than asked for."""
         options = {
             "device_id": str(self.index),
             "enable_cuda_graph": str(int(self._capture)),
@@ -103,9 +65,11 @@ class CudaMemory:
         return [("CUDAExecutionProvider", options)]
 
     def free(self) -> int:
+        """Bytes that could be allocated."""
         return self._memory()[0]
 
     def total(self) -> int:
+        """Bytes there are, whoever holds them."""
         return self._memory()[1]
 
     def _memory(self) -> tuple[int, int]:
@@ -114,6 +78,7 @@ class CudaMemory:
         return free.value, total.value
 
     def allocate(self, size: int) -> int:
+        """The address of `size` zero bytes. Raises `DeviceError`."""
         pointer = ctypes.c_void_p()
         self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(size))
         address = pointer.value or 0
@@ -121,13 +86,17 @@ class CudaMemory:
         return address
 
     def release(self, address: int) -> None:
+        """Give back what `allocate` gave."""
         self._call("cudaFree", ctypes.c_void_p(address))
 
     def clear(self, address: int, size: int) -> None:
+        """Zero `size` bytes."""
         self._call("cudaMemset", ctypes.c_void_p(address), ctypes.c_int(0), ctypes.c_size_t(size))
 
     def pinned(self, shape: tuple[int, ...], dtype: type) -> Array:
-        """Never freed: a session's arrays live as long as the process."""
+        """A zero array in host memory that the device copies from and to by itself. It is never freed: a session's
+        arrays live as long as the process.
+        """
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         pointer = ctypes.c_void_p()
         self._call("cudaMallocHost", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
@@ -137,15 +106,19 @@ class CudaMemory:
         return array
 
     def upload(self, rows: Array, address: int) -> None:
+        """Write contiguous `rows`, which must not change until `synchronize`."""
         self._copy(address, rows.ctypes.data, rows.nbytes, _HOST_TO_DEVICE)
 
     def download(self, rows: Array, address: int) -> None:
+        """Read into contiguous `rows`, which are valid after `synchronize`."""
         self._copy(rows.ctypes.data, address, rows.nbytes, _DEVICE_TO_HOST)
 
     def copy(self, source: int, target: int, size: int) -> None:
+        """Copy `size` bytes on the device."""
         self._copy(target, source, size, _ON_DEVICE)
 
     def synchronize(self) -> None:
+        """Wait until what was uploaded, downloaded, copied and cleared is there."""
         # Sessions have a stream of their own, which does not wait for the default one.
         self._call("cudaStreamSynchronize", ctypes.c_void_p(0))
 

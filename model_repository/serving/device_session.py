@@ -21,7 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_repository.serving.cpu import WEIGHTS_FOLDER
-from model_repository.serving.device import DeviceError, DeviceMemory, row_bytes
+from model_repository.serving.device import CudaMemory, DeviceError, row_bytes
 from model_repository.serving.memory import check_memory
 from model_repository.serving.session import OF_STATES, OFFSETS, is_state, row_shape, warm_up_sizes
 
@@ -79,7 +79,7 @@ class DeviceSession:
     """On an H200 about 5 ms, by estimate, most of it reading the weights."""
     padded = True
 
-    def __init__(self, model: Path, slots: int, device: DeviceMemory, graph: bytes | None = None) -> None:
+    def __init__(self, model: Path, slots: int, device: CudaMemory, graph: bytes | None = None) -> None:
         """`graph`: in place of the one in the file `model`, whose weights it has.
 
         Raises `DeviceError` if the model does not fit or would not run on the device as a whole.
@@ -280,7 +280,7 @@ results from host memory, which the captures of all sizes share: a replay would 
 """
 
 
-def _open(model: Path, device: DeviceMemory, graph: bytes | None) -> ort.InferenceSession:
+def _open(model: Path, device: CudaMemory, graph: bytes | None) -> ort.InferenceSession:
     """Raises `DeviceError` if ONNX Runtime falls back to another device, as a whole or for single operators."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

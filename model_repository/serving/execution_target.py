@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from model_repository.serving.device import CudaMemory, DeviceMemory
+from model_repository.serving.device import CudaMemory
 from model_repository.serving.device_session import DeviceSession
 from model_repository.serving.host import HostMemory
 from model_repository.serving.memory import check_memory
 from model_repository.serving.session import Session, StatefulSession
 
-ExecutionTarget = DeviceMemory | Callable[[Path, int], Session] | None
+ExecutionTarget = CudaMemory | Callable[[Path, int], Session] | None
 """None is the CPU. A function opens the session of a graph file for a number of rows by itself."""
 
 
-def device_of(provider: str) -> DeviceMemory | None:
+def device_of(provider: str) -> CudaMemory | None:
     """The device of "cuda", the first that is visible; None for "cpu". Raises `DeviceError` if it is not there."""
     if provider not in ("cpu", "cuda"):
         raise ValueError(f"parameter provider: expected cpu or cuda, got {provider!r}")

@@ -37,7 +37,7 @@ from loadtest.bench.models.random_checkpoint import is_complete, write_random_ch
 from loadtest.fake_device.profiles import PROFILES, WINDOW, Profile
 from loadtest.paths import ROOT
 from model_repository.build import build_repository
-from model_repository.serving.device import FUSED_MATMULS, CudaMemory, DeviceError, DeviceMemory
+from model_repository.serving.device import FUSED_MATMULS, CudaMemory, DeviceError
 from model_repository.serving.device_session import CUDNN_ATTENTION, ELEMENTS
 from model_repository.serving.memory import MemoryEstimate
 from model_repository.serving.row_request import run_one
@@ -68,7 +68,7 @@ def graph(models: Path, name: str) -> Path:
     return models / "triton" / name / "1" / "model.onnx"
 
 
-def placements(model: Path, device: DeviceMemory) -> Counter[str]:
+def placements(model: Path, device: CudaMemory) -> Counter[str]:
     """Count nodes by execution provider, from the profile of one run with one row of ones."""
     with tempfile.TemporaryDirectory() as folder:
         session_options = ort.SessionOptions()
@@ -91,7 +91,7 @@ def _ones(node: Any) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ones(shape, dtype), element)
 
 
-def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS) -> tuple[float, float]:
+def agreement(ours: Path, theirs: Path, device: CudaMemory, steps: int = STEPS) -> tuple[float, float]:
     """Compare a repository on the device with one on the CPU, for the same inputs and greedy sampling.
 
     Returns the minimum cosine similarity of the hidden states and the share of equal text tokens.
@@ -116,7 +116,7 @@ def agreement(ours: Path, theirs: Path, device: DeviceMemory, steps: int = STEPS
     return float(min(cosines)), float(np.mean(equal))
 
 
-def measure_small(work: Path, device: DeviceMemory, console: Console) -> None:
+def measure_small(work: Path, device: CudaMemory, console: Console) -> None:
     """Measure the small model in every variant: execution providers, and deviation from float32 on the CPU."""
     write_tiny_checkpoint(work / "tiny", force=True)
     build_repository(work / "tiny", work / "tiny-cpu", slots=2)
@@ -131,7 +131,7 @@ def measure_small(work: Path, device: DeviceMemory, console: Console) -> None:
     console.print(table)
 
 
-def measure_frames(models: Path, device: DeviceMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
+def measure_frames(models: Path, device: CudaMemory, rows: list[int], contexts: list[int], frames: int) -> list[Any]:
     """Measure frames, see `loadtest.bench.models.graph_frames.case`, and chunks of a prompt in milliseconds."""
     running = Frames(models, max(rows), device)
     for model in (running.encoder, running.temporal, running.depformer, running.decoder):

@@ -22,7 +22,7 @@ from loadtest.bench.models.bytes_read import STAGES
 from loadtest.bench.models.memory_bandwidth import bandwidth
 from model_repository.processors import processors
 from model_repository.serving.depformer import DepformerModel
-from model_repository.serving.device import DeviceMemory
+from model_repository.serving.device import CudaMemory
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import RowRequest
 from model_repository.serving.session import StatefulSession
@@ -35,7 +35,7 @@ _POOL = 1 << 20
 class Frames:
     """The four models of a repository, with `slots` slots, on the CPU or a `device`."""
 
-    def __init__(self, models: Path, slots: int, device: DeviceMemory | None = None) -> None:
+    def __init__(self, models: Path, slots: int, device: CudaMemory | None = None) -> None:
         manifest = json.loads((models / "manifest.json").read_text())
         graphs = {stage: models / "triton" / model / "1" / "model.onnx" for stage, model in STAGES.items()}
         text_card, card = manifest["text_card"], manifest["card"]
