@@ -16,6 +16,7 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
+from gateway.cli.console import INSTALL
 from gateway.cli.published import ON_CPU, ON_CUDA
 from gateway.errors import RepositoryError
 from gateway.manifest import Manifest, Memory
@@ -32,7 +33,6 @@ SHM = "/dev/shm"  # noqa: S108 - where Triton puts its regions
 MEMORY_NEEDED, MEMORY_ADVISED = GIB, 2 * GIB
 DISK_NEEDED, DISK_ADVISED = 100 * MIB, GIB
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-INSTALL = "pip install .[cpu], or .[gpu] for CUDA"
 
 CONFIG = 'name: "doctor"\nbackend: "python"\nmax_batch_size: 0\ninstance_group [ { kind: KIND_CPU count: 1 } ]\n'
 MODEL = "import numpy, onnxruntime\n\nclass TritonPythonModel:\n    pass\n"
@@ -127,8 +127,10 @@ def onnx_runtime() -> Check:
 
 def kernels() -> Check:
     """Check that the CPU kernels for 4- and 8-bit matmuls were built and the processor supports them."""
-    from model_repository.serving.cpu import missing_for_kernels
-
+    try:
+        from model_repository.serving.cpu import missing_for_kernels
+    except ImportError:
+        return Check("CPU kernels", Status.WARN, "not tried: ONNX Runtime is missing", "fix the line above first")
     missing = missing_for_kernels()
     if missing is None:
         return Check("CPU kernels", Status.OK, "for 4- and 8-bit matmuls, with AVX-512 VNNI")

@@ -29,6 +29,8 @@ from typer.exceptions import TyperException
 from gateway.errors import GatewayError
 
 FAILURE = 2
+INSTALL = "pip install .[cpu], or .[gpu] for CUDA"
+"""Installs the packages that only models need."""
 _WIDE = 1000
 
 
@@ -67,6 +69,11 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
         return FAILURE
     except GatewayError as error:
         print_error(error.message, name)
+        return FAILURE
+    except ModuleNotFoundError as error:
+        if (error.name or "gateway").startswith(("gateway", "model_repository")):
+            raise
+        print_error(f"the package {error.name} is missing: {INSTALL}; the image personaplex-cpu has it", name)
         return FAILURE
     except (KeyboardInterrupt, typer.Abort):
         return 130

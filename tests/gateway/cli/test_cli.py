@@ -63,6 +63,22 @@ def test_wrong_usage_is_one_line(personaplex: Run, arguments: list[str], error_t
     assert error_text in personaplex(*arguments).error
 
 
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [(("build", "checkpoint", "out"), "onnx"), (("voice", "add", "models", "ANA", "question.wav"), "onnxruntime")],
+)
+def test_a_missing_package_of_the_models_is_named(
+    tmp_path: Path, tiny_models: Path, command: tuple[str, ...], package: str
+) -> None:
+    """The gateway alone does not need them."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules.update(onnx=None, onnxruntime=None)\n")
+    (tmp_path / "models").symlink_to(tiny_models)
+    (tmp_path / "question.wav").symlink_to(ROOT / "tests/data/question.wav")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([*COMMAND, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert f"the package {package} is missing: pip install" in Outcome(done.returncode, done.stdout, done.stderr).error
+
+
 def test_an_interrupt_ends_without_output(personaplex: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
