@@ -212,6 +212,12 @@ class Settings(BaseSettings):
         default=False,
         description="send OpenTelemetry traces over OTLP, configured by the variables OTEL_*; needs the extra `otel`",
     )
+    trace_frame_interval: int = Field(
+        default=125,
+        ge=0,
+        description="one in so many frames of a live session has a span in its trace, with the time in each model; "
+        "0: none",
+    )
 
     @field_validator("admin_listen")
     @classmethod

@@ -52,9 +52,13 @@ class Leases:
         admission: Admission,
         metrics: Metrics,
         tracer: Tracer,
+        frame_interval: int,
         release_wait: float,
     ) -> None:
-        """`release_wait`: seconds that a client waits for the release of its slot; the release itself goes on."""
+        """
+        frame_interval: see ConversationRecord.
+        release_wait: seconds that a client waits for the release of its slot; the release itself goes on.
+        """
         self._manifest = manifest
         self._voices = voices
         self._tokenizer = tokenizer
@@ -62,6 +66,7 @@ class Leases:
         self._admission = admission
         self._metrics = metrics
         self._tracer = tracer
+        self._frame_interval = frame_interval
         self._release_wait = release_wait
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -90,7 +95,9 @@ class Leases:
             prefix = prefix_of_preset(preset, text_tokens, self._manifest)
         resources = AsyncExitStack()
         resources.callback((self._admission.acquire(caller) if slot is None else slot.claim()).release)
-        record = ConversationRecord(identifier or str(uuid4()), caller, persona.voice_name, self._metrics, self._tracer)
+        record = ConversationRecord(
+            identifier or str(uuid4()), caller, persona.voice_name, self._metrics, self._tracer, self._frame_interval
+        )
         stats = self.stats(record, "setup")
         frames, reason = 0, "error"
         try:

@@ -297,7 +297,7 @@ class LiveSession:
         """Run the frame loop, from the prompt to the answer to the last user frame."""
         clock, conversation = self._clock, self._lease.conversation
         metrics, limits, frame_seconds = self._metrics, self._limits, self._frame_seconds
-        began = clock()
+        began, traced = clock(), self._lease.record.frame_interval
         frame = await conversation.start()
         prompt_steps = conversation.prefix.length if conversation.prefix else 0
         self._ready = Ready(self.id, self._voice, self._seed, clock() - began, prompt_steps, resume=self._resume)
@@ -334,6 +334,8 @@ class LiveSession:
             metrics.input_to_output_seconds.observe(latency)
             if latency > frame_seconds:
                 self._lease.record.late_frame(frame.index, latency)
+            if traced and frame.index % traced == 0:
+                self._lease.record.frame(frame, latency)
 
     async def _write(self, transport: LiveTransport, output: asyncio.Queue[Event]) -> None:
         """Send events in order, until and including Ended."""

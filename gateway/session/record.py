@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from time import perf_counter
+from dataclasses import asdict
+from time import perf_counter, time_ns
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id, set_span_in_context
 
+from gateway.engine.batch import AgentFrame
 from gateway.session.caller import Caller
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.requests import request_id
@@ -23,7 +25,16 @@ class ConversationRecord:
     late_frames, dropped_frames: set by live sessions.
     """
 
-    def __init__(self, identifier: str, caller: Caller, voice: str, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(
+        self,
+        identifier: str,
+        caller: Caller,
+        voice: str,
+        metrics: Metrics,
+        tracer: Tracer,
+        frame_interval: int = 0,
+    ) -> None:
+        """`frame_interval`: live sessions pass one in so many frames to `frame`, if there is a trace; 0: none."""
         self.id = identifier
         self.late_frames = 0
         self.dropped_frames = 0
@@ -38,6 +49,7 @@ class ConversationRecord:
         attributes = {f"conversation.{name}": value for name, value in self._fields.items() if value is not None}
         self._fields["request_id"] = request_id()
         self._span = tracer.start_span("conversation", kind=SpanKind.SERVER, attributes=attributes)
+        self.frame_interval = frame_interval if self._span.is_recording() else 0
         self.exemplar = {"conversation_id": identifier}
         """Labels that link a sample of a metric to this conversation."""
         if (context := self._span.get_span_context()).is_valid:
@@ -47,6 +59,21 @@ class ConversationRecord:
     def begin(self, stage: str) -> Span:
         """Begin a span of a stage; the caller ends it."""
         return self._tracer.start_span(stage, context=set_span_in_context(self._span))
+
+    def frame(self, frame: AgentFrame, latency: float) -> None:
+        """Trace a live frame.
+
+        latency: seconds from the arrival of the user frame until now. The span has the seconds that it waited for its
+        batch and spent in each model.
+        """
+        stages, now = asdict(frame.stages), time_ns()
+        times = {"waited": max(latency - sum(stages.values()), 0.0), **stages}
+        self._tracer.start_span(
+            "frame",
+            context=set_span_in_context(self._span),
+            start_time=now - round(latency * 1e9),
+            attributes={"frame.index": frame.index, **{f"frame.{name}": value for name, value in times.items()}},
+        ).end(now)
 
     def late_frame(self, index: int, latency: float) -> None:
         """Count an agent frame that came too late; `latency` in seconds."""

@@ -68,6 +68,7 @@ class Runtime:
             self.admission,
             metrics,
             tracer or NoOpTracer(),
+            settings.trace_frame_interval,
             settings.release_wait,
         )
         self.turn_sessions = TurnSessions(

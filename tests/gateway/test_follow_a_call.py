@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def spans() -> InMemorySpanExporter:
 def app(models: Path, manifest: Manifest, engine: FakeBackend, spans: InMemorySpanExporter) -> FastAPI:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    settings = Settings(models=models, live_speed=0, api_keys=["sesame"], grpc_port=0)
+    settings = Settings(models=models, live_speed=0, api_keys=["sesame"], grpc_port=0, trace_frame_interval=2)
     return create_app(settings, engine, manifest, provider)
 
 
@@ -133,7 +133,7 @@ def test_log_trace_and_metrics_have_the_id(
     assert ended["dropped"] == 0
     assert ended["seconds"] >= ended["first_audio_seconds"] >= ended["setup_seconds"]
 
-    whole, parts = tree(spans)
+    whole, parts, frames = tree(spans)
     assert whole.attributes is not None
     assert whole.attributes["conversation.id"] == identifier
     assert whole.attributes["conversation.reason"] == "completed"
@@ -143,6 +143,11 @@ def test_log_trace_and_metrics_have_the_id(
     assert [part.name for part in parts] == ["setup", "prefill", "first audio"]
     for before, after in pairwise(parts):
         assert whole.start_time <= before.start_time <= before.end_time <= after.start_time <= whole.end_time
+    # One live frame in two; a recording has none.
+    assert [frame["frame.index"] for frame in frames] == ([] if api == "rest" else [2])
+    for frame in frames:
+        assert frame["frame.temporal"] > 0
+        assert frame["frame.waited"] >= 0
 
     page = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}).text
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
@@ -156,13 +161,15 @@ def test_log_trace_and_metrics_have_the_id(
     assert used["personaplex_key_audio_seconds_total"] == pytest.approx(FRAMES * 0.08)
 
 
-def tree(spans: InMemorySpanExporter) -> tuple[ReadableSpan, list[ReadableSpan]]:
-    """The span of the conversation and those below it, in the order of their beginnings."""
+def tree(spans: InMemorySpanExporter) -> tuple[ReadableSpan, list[ReadableSpan], list[Mapping[str, Any]]]:
+    """The span of the conversation, those of its stages in order, and the attributes of those of frames."""
     finished = spans.get_finished_spans()
     (whole,) = [span for span in finished if span.name == "conversation"]
     parts = [span for span in finished if span.parent is not None and span.parent.span_id == whole.context.span_id]
     assert len(parts) + 1 == len(finished)
-    return whole, sorted(parts, key=lambda span: span.start_time or 0)
+    parts.sort(key=lambda span: span.start_time or 0)
+    frames = [span.attributes or {} for span in parts if span.name == "frame"]
+    return whole, [span for span in parts if span.name != "frame"], frames
 
 
 def test_a_failure_is_an_error_in_the_trace_and_ends_every_span(
@@ -172,7 +179,7 @@ def test_a_failure_is_an_error_in_the_trace_and_ends_every_span(
     question = wav(np.zeros(1920, np.float32), 24_000)
     response = client.post("/v1/respond", files={"audio": ("q.wav", question)}, headers=HEADERS)
     assert response.status_code == 503
-    whole, parts = tree(spans)
+    whole, parts, _ = tree(spans)
     assert whole.status.status_code.name == "ERROR"
     assert whole.attributes is not None
     assert whole.attributes["conversation.reason"] == "engine"
