@@ -143,7 +143,7 @@ class Scenario:
 
 
 @pytest.mark.effort
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 async def test_haproxy_refuses_no_call_while_a_slot_is_free(shared_models: Path, tmp_path: Path):
     pods = effort(3, 5)
     async with fleet(shared_models, SLOTS) as running, AsyncExitStack() as stack:
@@ -164,7 +164,7 @@ async def test_haproxy_refuses_no_call_while_a_slot_is_free(shared_models: Path,
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: Path):
     """Without a balancer: clients look up the pods, take turns, and repeat what a pod refuses."""
     pods = 5

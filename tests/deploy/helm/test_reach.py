@@ -125,7 +125,7 @@ def test_services_have_the_families_of_the_values_and_pods_listen_on_both():
 TRAFFIC = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["targetRefs", "loadBalancer", "retry", "timeout"],
+    "required": ["targetRefs", "loadBalancer", "circuitBreaker", "retry", "timeout"],
     "properties": {
         "targetRefs": {
             "type": "array",
@@ -140,6 +140,14 @@ TRAFFIC = {
             "type": "object",
             "additionalProperties": False,
             "properties": {"type": {"enum": ["ConsistentHash", "LeastRequest", "Random", "RoundRobin"]}},
+        },
+        "circuitBreaker": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                name: {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
+                for name in ("maxConnections", "maxPendingRequests", "maxParallelRequests", "maxParallelRetries")
+            },
         },
         "retry": {
             "type": "object",
@@ -199,7 +207,7 @@ TRAFFIC = {
     },
 }
 """The part of the spec of gateway.envoyproxy.io/v1alpha1 BackendTrafficPolicy that the chart uses, from the API's types
-in envoyproxy/gateway: api/v1alpha1/retry_types.go, loadbalancer_types.go, timeout_types.go."""
+in envoyproxy/gateway: api/v1alpha1/retry_types.go, loadbalancer_types.go, timeout_types.go, circuitbreaker_types.go."""
 
 
 def test_envoy_repeats_a_refused_call_on_other_pods():
@@ -214,6 +222,8 @@ def test_envoy_repeats_a_refused_call_on_other_pods():
     spec = release.one("BackendTrafficPolicy")["spec"]
     assert {(target["kind"], target["name"]) for target in spec["targetRefs"]} == names
     assert spec["loadBalancer"]["type"] == "LeastRequest"
+    # Envoy's own default for calls and retries at once is 1024; a thousand pods have more slots.
+    assert min(spec["circuitBreaker"].values()) > 1000 * 64
     retry = spec["retry"]
     assert retry["numRetries"] == 30
     assert {"retriable-status-codes", "resource-exhausted", "unavailable"} <= set(retry["retryOn"]["triggers"])
