@@ -176,6 +176,22 @@ class TestOpenAIAgentsJs:
             assert refused(server, "capacity") == 1
 
 
+class TestOpenAINode:
+    async def test_a_call_over_tls(
+        self, serve: Serve, realtime_texts: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It connects to no address without TLS."""
+        certificate, key = (QUESTION.with_name(name) for name in ("localhost.pem", "localhost-key.pem"))
+        monkeypatch.setenv("NODE_EXTRA_CA_CERTS", str(certificate))
+        async with talking(serve, *SPEECH, tls_certificate=certificate, tls_key=key) as server:
+            url = f"https://localhost:{server.url.rpartition(':')[2]}/v1"
+            found = await run_node("openai_realtime.mjs", url, QUESTION, 10)
+            await server.until_free()
+        assert (found["errors"], found["bursts"]) == ([], 2)
+        assert found["audio_seconds"] == pytest.approx(SPOKEN_S, abs=0.5)
+        assert found["text"] == "".join(realtime_texts) != ""
+
+
 class TestDrain:
     """The server drains during a call. No client connects again."""
 
