@@ -103,7 +103,7 @@ async def session(server: MeasuredServer, case: tuple[Message, list[Message], bo
 @pytest.mark.effort
 @pytest.mark.timeout(900)
 def test_random_events(models: Path) -> None:
-    run_random_cases(models, CASES, cases, session)
+    run_random_cases(models, CASES, session, cases)
 
 
 LARGE = 700_000

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from gateway.api.websocket.chat import GATED_PATH, PATH
 from gateway.audio.ogg import OggWriter
 from gateway.audio.ogg_opus import OggOpusWriter
 from tests.effort import effort
@@ -217,13 +218,19 @@ queries = st.one_of(
 
 @pytest.mark.effort
 @anything
-@given(queries, others, pages(), others, st.booleans())
+@given(st.sampled_from([PATH, GATED_PATH]), queries, others, pages(), others, st.booleans())
 def test_chat(
-    host: Host, query: dict[str, str], before: list[Message], stream: list[bytes], after: list[Message], patient: bool
+    host: Host,
+    path: str,
+    query: dict[str, str],
+    before: list[Message],
+    stream: list[bytes],
+    after: list[Message],
+    patient: bool,
 ) -> None:
     end = OggWriter(42).page(b"", 0, last=True)
     messages = [*before, *stream, *after, b"\x01" + end]
-    path = "/api/chat?" + urlencode(query, errors="replace")
+    path += "?" + urlencode(query, errors="replace")
     # An end within an incomplete page is not recognized: the idle limit would end the session.
     waits = patient and len(stream) == 7
     received, code = host.run(call(host.server, path, messages, waits))
