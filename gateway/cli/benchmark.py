@@ -6,7 +6,6 @@ Benchmarks expect the agent's channel alone, mono, on the clock of the input and
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 import tempfile
@@ -22,7 +21,7 @@ import soxr
 
 from gateway.audio.wav import pcm16
 from gateway.cli.console import CommandError
-from gateway.client import AgentAudio, AsyncClient, AsyncConversation, ClientError, Ended, LiveParams
+from gateway.client import AgentAudio, AsyncClient, AsyncConversation, ClientError, Ended, LiveParams, RespondParams
 
 Floats = npt.NDArray[np.float32]
 
@@ -175,12 +174,12 @@ async def _respond(pcm: Floats, prompt: str, options: Options, client: AsyncClie
     """The answer to a recording [N, 1920]: N frames."""
     recording = io.BytesIO()
     soundfile.write(recording, pcm.reshape(-1), SAMPLE_RATE, "FLOAT", format="WAV")
-    fields = {"text_prompt": prompt, "seed": str(options.seed), "max_steps": str(len(pcm))}
+    params: RespondParams = {"text_prompt": prompt, "seed": options.seed, "max_steps": len(pcm)}
     if options.voice is not None:
-        fields["voice"] = options.voice
-    answer = await client.respond({"audio": recording.getvalue()}, fields)
-    sound, _ = soundfile.read(io.BytesIO(base64.b64decode(answer["audio"])), dtype="float32")
-    return sound, str(answer["transcript"])
+        params["voice"] = options.voice
+    answer = await client.respond(recording.getvalue(), **params)
+    sound, _ = soundfile.read(io.BytesIO(answer.audio), dtype="float32")
+    return sound, answer.transcript
 
 
 async def _converse(pcm: Floats, prompt: str, options: Options, client: AsyncClient) -> tuple[Floats, str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -13,7 +12,7 @@ from rich.table import Table
 from gateway.cli.build import write_models, write_tiny
 from gateway.cli.console import CommandError, print_status, progress, result_console
 from gateway.cli.serve import WAIT_EMBEDDED_S, private_settings
-from gateway.client import Client
+from gateway.client import Answer, Client
 
 STAGES = ("encode", "temporal", "depformer", "decode")
 
@@ -44,26 +43,26 @@ def demo(
     with Service(private_settings(models), wait=WAIT_EMBEDDED_S) as service:
         print_status(f"POST {service.url}/v1/respond with {recorded.name}")
         with Client(service.url) as client, progress("answering"):
-            answer = client.respond({"audio": recording}, {"seed": "0"})
+            answer = client.respond(recording, seed=0)
         # There is no other client to wait for.
         service.stop(now=True)
     try:
-        output.write_bytes(base64.b64decode(answer["audio"]))
+        output.write_bytes(answer.audio)
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from None
     result_console().print(table(answer))
     print(f"\nquestion: {QUESTION_TEXT if input is None else input}")
-    print(f"answer:   {answer['transcript'] or '(silence)'}")
+    print(f"answer:   {answer.transcript or '(silence)'}")
     print(f"wrote {output}")
 
 
-def table(answer: dict[str, Any]) -> Table:
-    """Return the timings of `answer`, a response of `POST /v1/respond`, as a table."""
-    timings = answer["timings"]
+def table(answer: Answer) -> Table:
+    """Return the timings of an answer as a table."""
+    timings = answer.timings
     rows = Table("", "median", "p99", box=None, pad_edge=False)
     for column in rows.columns[1:]:
         column.justify = "right"
-    rows.add_row("frames of 80 ms", str(answer["frames"]), "")
+    rows.add_row("frames of 80 ms", str(answer.frames), "")
     rows.add_row("real-time factor", f"{timings['rtf']:.3f}", "")
     rows.add_row("time to first audio", _ms(timings["time_to_first_audio_ms"]), "")
     rows.add_section()

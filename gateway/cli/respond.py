@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -17,7 +18,7 @@ import typer
 
 from gateway.cli.console import CommandError, Seconds, print_status, progress
 from gateway.cli.serve import WAIT_EMBEDDED_S, private_settings
-from gateway.client import Client
+from gateway.client import Answer, Client
 
 DEFAULT_SERVER = "http://127.0.0.1:8998"
 STDIO = Path("-")
@@ -89,10 +90,9 @@ def respond(
 ) -> None:
     """Send a recording and write the agent's audio response."""
     _check(output, stream, transcript, as_json, include_tokens, server, models)
-    files = {"audio": _read(input)}
-    if voice_audio is not None:
-        files["voice_audio"] = _read(voice_audio)
-    values: dict[str, object] = {
+    audio = _read(input)
+    values: dict[str, Any] = {
+        "voice_audio": None if voice_audio is None else _read(voice_audio),
         "voice": voice,
         "system_prompt": system_prompt,
         "text_prompt": text_prompt,
@@ -101,21 +101,21 @@ def respond(
         "audio_top_k": audio_top_k,
         "text_temperature": text_temp,
         "text_top_k": text_top_k,
-        "greedy": "true" if greedy else None,
+        "greedy": greedy or None,
         "seed": seed,
-        "include": "tokens" if include_tokens else None,
+        "include": ["tokens"] if include_tokens else None,
     }
-    fields = {name: str(value) for name, value in values.items() if value is not None}
+    params: Any = {name: value for name, value in values.items() if value is not None}
     with _connect(server, models, api_key) as client:
         if as_json or transcript:
             with progress("answering"):
-                answer = client.respond(files, fields)
+                answer = client.respond(audio, **params)
             _print(answer, output, as_json)
         elif stream:
             with _destination(output) as sink:
-                _copy(_with_progress(client.stream(files, fields)), sink)
+                _copy(_with_progress(client.stream(audio, **params)), sink)
         else:
-            wav = with_sizes(b"".join(_with_progress(client.stream(files, fields))))
+            wav = with_sizes(b"".join(_with_progress(client.stream(audio, **params))))
             with _destination(output) as sink:
                 sink.write(wav)
 
@@ -182,12 +182,15 @@ def _connect(server: str | None, models: Path | None, api_key: str | None) -> It
         yield stack.enter_context(Client(service.url))
 
 
-def _print(answer: dict[str, Any], output: Path | None, as_json: bool) -> None:
+def _print(answer: Answer, output: Path | None, as_json: bool) -> None:
+    """Print the answer as the API has it, or its transcript; audio that is written to a file is not printed."""
+    fields = {name: value for name, value in asdict(answer).items() if value is not None}
+    fields["audio"] = base64.b64encode(answer.audio).decode()
     if output is not None:
-        wav = base64.b64decode(answer.pop("audio"))
         with _destination(output) as sink:
-            sink.write(wav)
-    print(json.dumps(answer, ensure_ascii=False) if as_json else answer["transcript"])
+            sink.write(answer.audio)
+        del fields["audio"]
+    print(json.dumps(fields, ensure_ascii=False) if as_json else answer.transcript)
 
 
 @contextmanager

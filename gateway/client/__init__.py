@@ -1,7 +1,7 @@
 """Python client: `Client` and, for asyncio, `AsyncClient`. Both can respond, stream, converse, voices and ready.
 
 with Client("http://127.0.0.1:8998") as client:
-    answer = client.respond({"audio": Path("question.wav").read_bytes()}, {"voice": "NATF0"})
+    answer = client.respond(Path("question.wav").read_bytes(), voice="NATF0")
 
 async with AsyncClient("http://127.0.0.1:8998") as client, client.converse(voice="NATF0") as conversation:
     await conversation.send(pcm)
@@ -11,15 +11,16 @@ async with AsyncClient("http://127.0.0.1:8998") as client, client.converse(voice
 
 from __future__ import annotations
 
+from gateway.client.answers import Answer, LiveParams, RespondParams
 from gateway.client.asynchronous import AsyncClient, AsyncConversation
 from gateway.client.events import AgentAudio, AgentText, Ended, Event, Ready, Stats, Warning
 from gateway.client.http import ClientError, ServerBusyError
-from gateway.client.live import LiveParams
 from gateway.client.synchronous import Client, Conversation
 
 __all__ = [
     "AgentAudio",
     "AgentText",
+    "Answer",
     "AsyncClient",
     "AsyncConversation",
     "Client",
@@ -29,6 +30,7 @@ __all__ = [
     "Event",
     "LiveParams",
     "Ready",
+    "RespondParams",
     "ServerBusyError",
     "Stats",
     "Warning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -15,14 +15,15 @@ import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from gateway.client.answers import Answer, LiveParams, RespondParams
 from gateway.client.events import Ended, Event, Ready
 from gateway.client.http import (
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
     ClientError,
-    Fields,
     Retry,
     ServerBusyError,
+    answer_of,
     json_object,
     options,
     problem,
@@ -34,7 +35,6 @@ from gateway.client.live import (
     END,
     NEW_TOKEN,
     RECONNECT_S,
-    LiveParams,
     MessageReader,
     PcmFormat,
     connect_options,
@@ -74,20 +74,20 @@ class AsyncClient:
         with transport_errors(self.url):
             self._http = httpx.AsyncClient(**options(self.url, verify, api_key, read_timeout))
 
-    async def respond(self, files: Mapping[str, bytes], fields: Fields) -> dict[str, Any]:
-        """Send a recording and return the answer: `POST /v1/respond` as JSON.
+    async def respond(self, audio: bytes, **params: Unpack[RespondParams]) -> Answer:
+        """Send a recording and return the answer: `POST /v1/respond`.
 
         Args:
-            files: recordings by field name (`audio`, `voice_audio`), in any format that libsndfile reads.
-            fields: the other fields of the form.
+            audio: a file in any format that libsndfile reads.
+            params: voice, prompt, sampling and others; see RespondParams.
         """
-        async with self._respond("application/json", files, fields) as response:
+        async with self._respond(audio, params, streams=False) as response:
             await response.aread()
-            return json_object(response)
+            return answer_of(response)
 
-    async def stream(self, files: Mapping[str, bytes], fields: Fields) -> AsyncIterator[bytes]:
+    async def stream(self, audio: bytes, **params: Unpack[RespondParams]) -> AsyncIterator[bytes]:
         """As `respond`, and yield a WAV in pieces as the server computes it."""
-        async with self._respond("audio/wav", files, {**fields, "stream": "true"}) as response:
+        async with self._respond(audio, params, streams=True) as response:
             async for piece in response.aiter_bytes():
                 yield piece
 
@@ -164,11 +164,11 @@ class AsyncClient:
             await asyncio.sleep(delay)
 
     @asynccontextmanager
-    async def _respond(self, accept: str, files: Mapping[str, bytes], fields: Fields) -> AsyncIterator[httpx.Response]:
+    async def _respond(self, audio: bytes, params: RespondParams, *, streams: bool) -> AsyncIterator[httpx.Response]:
         retry = Retry(self._wait_when_full)
         with transport_errors(self.url):
             while True:
-                async with self._http.stream(**respond_request(accept, files, fields)) as response:
+                async with self._http.stream(**respond_request(audio, params, streams=streams)) as response:
                     if response.is_success:
                         yield response
                         return

@@ -6,20 +6,19 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import httpx
 
+from gateway.client.answers import Answer, RespondParams
 from gateway.errors import GatewayError
 
 READ_TIMEOUT_S = 600.0
 """Between two parts of a response. A response that is not streamed arrives when the whole answer is computed."""
 
 CONNECT_TIMEOUT_S = 5.0
-
-Fields = Mapping[str, str]
 
 
 class ClientError(GatewayError):
@@ -80,7 +79,7 @@ class Upload(TypedDict):
     url: str
     headers: dict[str, str]
     files: dict[str, tuple[str, bytes]]
-    data: dict[str, str]
+    data: dict[str, str | list[str]]
 
 
 def options(url: str, verify: bool, api_key: str | None, read_timeout: float) -> Options:
@@ -95,15 +94,32 @@ def options(url: str, verify: bool, api_key: str | None, read_timeout: float) ->
     }
 
 
-def respond_request(accept: str, files: Mapping[str, bytes], fields: Fields) -> Upload:
-    """Return `POST /v1/respond` as a multipart form."""
+def respond_request(audio: bytes, params: RespondParams, *, streams: bool) -> Upload:
+    """Return `POST /v1/respond` as a multipart form: for a WAV that is streamed, or for an answer in JSON."""
+    values: dict[str, Any] = {**params, **({"stream": True} if streams else {})}
+    files = {"audio": audio} | ({"voice_audio": values.pop("voice_audio")} if "voice_audio" in values else {})
     return {
         "method": "POST",
         "url": "/v1/respond",
-        "headers": {"Accept": accept},
+        "headers": {"Accept": "audio/wav" if streams else "application/json"},
         "files": {name: (name, content) for name, content in files.items()},
-        "data": dict(fields),
+        "data": {name: _form_value(value) for name, value in values.items()},
     }
+
+
+def _form_value(value: object) -> str | list[str]:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | int | float) else list(value)  # type: ignore[call-overload]
+
+
+def answer_of(response: httpx.Response) -> Answer:
+    """Return the answer in a response that was read. Raises ClientError."""
+    body = json_object(response)
+    try:
+        return Answer.of(body)
+    except (ValueError, TypeError) as error:
+        raise ClientError(f"{_server(response)} sent no answer: {error}") from None
 
 
 def json_object(response: httpx.Response) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from gateway.client.answers import LiveParams
 from gateway.client.events import AgentAudio, AgentText, Ended, Event, Ready, Stats, Warning
 from gateway.client.http import CONNECT_TIMEOUT_S, ClientError, ServerBusyError, refused
 
@@ -36,21 +37,6 @@ _EVENTS: dict[str, type[AgentText | Stats | Warning | Ended]] = {
 }
 
 Parsed = TypeVar("Parsed")
-
-
-class LiveParams(TypedDict, total=False):
-    """Parameters of a conversation; those left out have the server's defaults. See the API reference."""
-
-    voice: str
-    system_prompt: str
-    text_prompt: str
-    greedy: bool
-    seed: int
-    audio_temperature: float
-    audio_top_k: int
-    text_temperature: float
-    text_top_k: int
-    on_gap: Literal["wait", "silence"]
 
 
 @dataclass(frozen=True, slots=True)

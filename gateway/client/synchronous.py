@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -14,14 +14,15 @@ import numpy.typing as npt
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from gateway.client.answers import Answer, LiveParams, RespondParams
 from gateway.client.events import Ended, Event, Ready
 from gateway.client.http import (
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
     ClientError,
-    Fields,
     Retry,
     ServerBusyError,
+    answer_of,
     json_object,
     options,
     problem,
@@ -33,7 +34,6 @@ from gateway.client.live import (
     END,
     NEW_TOKEN,
     RECONNECT_S,
-    LiveParams,
     MessageReader,
     PcmFormat,
     connect_options,
@@ -73,20 +73,20 @@ class Client:
         with transport_errors(self.url):
             self._http = httpx.Client(**options(self.url, verify, api_key, read_timeout))
 
-    def respond(self, files: Mapping[str, bytes], fields: Fields) -> dict[str, Any]:
-        """Send a recording and return the answer: `POST /v1/respond` as JSON.
+    def respond(self, audio: bytes, **params: Unpack[RespondParams]) -> Answer:
+        """Send a recording and return the answer: `POST /v1/respond`.
 
         Args:
-            files: recordings by field name (`audio`, `voice_audio`), in any format that libsndfile reads.
-            fields: the other fields of the form.
+            audio: a file in any format that libsndfile reads.
+            params: voice, prompt, sampling and others; see RespondParams.
         """
-        with self._respond("application/json", files, fields) as response:
+        with self._respond(audio, params, streams=False) as response:
             response.read()
-            return json_object(response)
+            return answer_of(response)
 
-    def stream(self, files: Mapping[str, bytes], fields: Fields) -> Iterator[bytes]:
+    def stream(self, audio: bytes, **params: Unpack[RespondParams]) -> Iterator[bytes]:
         """As `respond`, and yield a WAV in pieces as the server computes it."""
-        with self._respond("audio/wav", files, {**fields, "stream": "true"}) as response:
+        with self._respond(audio, params, streams=True) as response:
             yield from response.iter_bytes()
 
     @contextmanager
@@ -160,11 +160,11 @@ class Client:
             time.sleep(delay)
 
     @contextmanager
-    def _respond(self, accept: str, files: Mapping[str, bytes], fields: Fields) -> Iterator[httpx.Response]:
+    def _respond(self, audio: bytes, params: RespondParams, *, streams: bool) -> Iterator[httpx.Response]:
         retry = Retry(self._wait_when_full)
         with transport_errors(self.url):
             while True:
-                with self._http.stream(**respond_request(accept, files, fields)) as response:
+                with self._http.stream(**respond_request(audio, params, streams=streams)) as response:
                     if response.is_success:
                         yield response
                         return

@@ -14,7 +14,6 @@ They are sent to `POST /v1/respond` with the default sampling, each with the sil
 from __future__ import annotations
 
 import argparse
-import base64
 import io
 import itertools
 import json
@@ -33,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from gateway.cli.console import result_console
-from gateway.client import Client
+from gateway.client import Client, RespondParams
 from loadtest.machine import machine
 from loadtest.server import build_tiny, started
 from model_repository.evaluation.questions import EvaluationSet, Question
@@ -87,15 +86,15 @@ class Agent:
         self._clients = [Client(url, wait_when_full=60) for _ in range(calls)]
         self._greedy = greedy
 
-    def replies(self, what: str, recordings: Sequence[Floats], fields: Sequence[Mapping[str, str]]) -> list[Reply]:
-        """Reply of each recording [T], in their order. `fields`: of each request."""
-        jobs = list(enumerate(zip(recordings, fields, strict=True)))
+    def replies(self, what: str, recordings: Sequence[Floats], params: Sequence[RespondParams]) -> list[Reply]:
+        """Reply of each recording [T], in their order. `params`: of each request."""
+        jobs = list(enumerate(zip(recordings, params, strict=True)))
         shares = [jobs[index :: len(self._clients)] for index in range(len(self._clients))]
         found: dict[int, Reply] = {}
 
-        def work(client: Client, share: Sequence[tuple[int, tuple[Floats, Mapping[str, str]]]]) -> Iterator[None]:
+        def work(client: Client, share: Sequence[tuple[int, tuple[Floats, RespondParams]]]) -> Iterator[None]:
             for number, (recording, given) in share:
-                found[number] = self._ask(client, recording, {"seed": str(number), **given})
+                found[number] = self._ask(client, recording, {"seed": number, **given})
                 yield
 
         with ThreadPoolExecutor(len(self._clients)) as pool:
@@ -105,14 +104,13 @@ class Agent:
                 list(pool.map(lambda each: next(each, None), works))
         return [found[number] for number in range(len(jobs))]
 
-    def _ask(self, client: Client, recording: Floats, fields: Mapping[str, str]) -> Reply:
+    def _ask(self, client: Client, recording: Floats, params: RespondParams) -> Reply:
         file = io.BytesIO()
         soundfile.write(file, recording, RATE, format="WAV", subtype="PCM_16")
-        steps = {"max_steps": str(len(recording) // FRAME)}
-        greedy = {"greedy": "true"} if self._greedy else {}
-        answer = client.respond({"audio": file.getvalue()}, {**steps, **greedy, **fields})
-        sound, _ = soundfile.read(io.BytesIO(base64.b64decode(answer["audio"])), dtype="float32")
-        return Reply(answer["transcript"], np.asarray(sound, np.float32))
+        asked: RespondParams = {"max_steps": len(recording) // FRAME, "greedy": self._greedy, **params}
+        answer = client.respond(file.getvalue(), **asked)
+        sound, _ = soundfile.read(io.BytesIO(answer.audio), dtype="float32")
+        return Reply(answer.transcript, np.asarray(sound, np.float32))
 
 
 def placed(recordings: Sequence[tuple[int, Floats]], frames: int) -> Floats:

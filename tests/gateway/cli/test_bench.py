@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import soundfile
 from gateway.cli.benchmark import CONVERSATION_PROMPT
 from gateway.cli.full_duplex_bench import INTERRUPTION_PROMPT, find_samples
 from gateway.cli.service import Service
-from gateway.client import AsyncClient, ClientError
+from gateway.client import Answer, AsyncClient, ClientError, RespondParams
 from tests.gateway.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -51,13 +50,13 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A server that answers each recording with itself; the fields it was sent."""
     asked: list[dict[str, Any]] = []
 
-    async def respond(_: AsyncClient, files: Mapping[str, bytes], fields: Mapping[str, str]) -> dict[str, Any]:
-        asked.append(dict(fields))
-        pcm, rate = soundfile.read(io.BytesIO(files["audio"]), dtype="float32")
-        assert (rate, len(pcm)) == (24_000, 1920 * int(fields["max_steps"]))
+    async def respond(_: AsyncClient, audio: bytes, **params: Unpack[RespondParams]) -> Answer:
+        asked.append(dict(params))
+        pcm, rate = soundfile.read(io.BytesIO(audio), dtype="float32")
+        assert (rate, len(pcm)) == (24_000, 1920 * params["max_steps"])
         answer = io.BytesIO()
         soundfile.write(answer, pcm, rate, "PCM_16", format="WAV")
-        return {"audio": base64.b64encode(answer.getvalue()).decode(), "transcript": "as you say"}
+        return Answer(answer.getvalue(), "as you say", params["max_steps"], rate, "NATF0", 1, {})
 
     monkeypatch.setattr(AsyncClient, "respond", respond)
     return asked
@@ -124,10 +123,10 @@ def test_a_run_goes_on_where_it_was(
 ) -> None:
     answering = AsyncClient.respond
 
-    async def full(client: AsyncClient, files: Mapping[str, bytes], fields: Mapping[str, str]) -> dict[str, Any]:
+    async def full(client: AsyncClient, audio: bytes, **params: Unpack[RespondParams]) -> Answer:
         if len(echo) == 2:
             raise ClientError("503: every slot is taken")
-        return await answering(client, files, fields)
+        return await answering(client, audio, **params)
 
     monkeypatch.setattr(AsyncClient, "respond", full)
     outcome = personaplex("bench", "fdb", root, "--jobs", 1)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 import soundfile
 
 from gateway.cli import respond as respond_module
 from gateway.cli.service import Service
-from gateway.client import Client, ClientError
+from gateway.client import Answer, Client, ClientError, RespondParams
 from tests.gateway.cli.conftest import COMMAND, ROOT, Outcome
 
 Run = Callable[..., Outcome]
@@ -86,34 +87,37 @@ def test_transcript_prints_the_transcript(ask: Run, tmp_path: Path) -> None:
 def test_every_option_reaches_the_server(personaplex: Run, question: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, object] = {}
 
-    def respond(_: Client, files: dict[str, bytes], fields: dict[str, str]) -> dict[str, str]:
-        sent.update(files=set(files), **fields)
-        return {"transcript": ""}
+    def respond(_: Client, audio: bytes, **params: Unpack[RespondParams]) -> Answer:
+        sent.update(params, audio=audio)
+        return Answer(b"RIFF", "", 1, 24_000, "NATM1", 9, {})
 
     monkeypatch.setattr(Client, "respond", respond)
     options = "--voice NATM1 --text-prompt Hello --max-steps 3 --audio-temp 0.5 --audio-top-k 10 --text-temp 0.25"
     more = f"--text-top-k 7 --greedy --seed 9 --json --include-tokens --voice-audio {question} --system-prompt teacher"
     assert personaplex("respond", "-i", question, *options.split(), *more.split()).code == 0
     assert sent == {
-        "files": {"audio", "voice_audio"},
+        "audio": question.read_bytes(),
+        "voice_audio": question.read_bytes(),
         "voice": "NATM1",
         "text_prompt": "Hello",
         "system_prompt": "teacher",
-        "max_steps": "3",
-        "audio_temperature": "0.5",
-        "audio_top_k": "10",
-        "text_temperature": "0.25",
-        "text_top_k": "7",
-        "greedy": "true",
-        "seed": "9",
-        "include": "tokens",
+        "max_steps": 3,
+        "audio_temperature": 0.5,
+        "audio_top_k": 10,
+        "text_temperature": 0.25,
+        "text_top_k": 7,
+        "greedy": True,
+        "seed": 9,
+        "include": ["tokens"],
     }
 
 
 def test_absent_options_are_not_sent(ask: Run, service: Service, question: Path) -> None:
     with Client(service.url) as client:
-        direct = client.respond({"audio": question.read_bytes()}, {"max_steps": "10", "seed": "5"})
-    assert json.loads(ask("--json").out)["audio"] == direct["audio"]
+        direct = client.respond(question.read_bytes(), max_steps=10, seed=5)
+    printed = json.loads(ask("--json").out)
+    assert base64.b64decode(printed.pop("audio")) == direct.audio
+    assert printed.keys() == {"transcript", "frames", "sample_rate", "voice", "seed", "timings"}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,7 @@ def test_audio_is_not_written_to_a_terminal(personaplex: Run, question: Path, mo
 def test_an_interrupted_response_leaves_a_readable_file(
     personaplex: Run, question: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> object:
+    def broken(*_: object, **__: object) -> object:
         yield b"RIFF\xff\xff\xff\xffWAVEfmt " + (16).to_bytes(4, "little")
         yield bytes.fromhex("0100 0100 c05d0000 80bb0000 0200 1000") + b"data\xff\xff\xff\xff" + bytes(FRAME_BYTES)
         raise ClientError("broke off")

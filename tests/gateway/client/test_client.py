@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import email
+import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import httpx
 import pytest
 
-from gateway.client import AsyncClient, Client, ClientError
+from gateway.client import Answer, AsyncClient, Client, ClientError, RespondParams
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
 
@@ -30,11 +34,11 @@ class BlockingAsyncClient:
         self._runner.run(self._client.close())
         self._runner.close()
 
-    def respond(self, files: Mapping[str, bytes], fields: Mapping[str, str]) -> dict[str, Any]:
-        return self._runner.run(self._client.respond(files, fields))
+    def respond(self, audio: bytes, **params: Unpack[RespondParams]) -> Answer:
+        return self._runner.run(self._client.respond(audio, **params))
 
-    def stream(self, files: Mapping[str, bytes], fields: Mapping[str, str]) -> Iterator[bytes]:
-        pieces = self._client.stream(files, fields)
+    def stream(self, audio: bytes, **params: Unpack[RespondParams]) -> Iterator[bytes]:
+        pieces = self._client.stream(audio, **params)
 
         async def following() -> bytes | None:
             return await anext(pieces, None)
@@ -66,7 +70,7 @@ def answering() -> Iterator[Callable[[Respond], str]]:
     def start(respond: Respond) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
+                self.body = self.rfile.read(int(self.headers["Content-Length"]))
                 respond(self)
 
             def do_GET(self) -> None:
@@ -97,9 +101,52 @@ def sends(status: int, body: bytes, kind: str = "application/json") -> Respond:
     return respond
 
 
-def respond(connect: Connect, url: str, **options: Any) -> dict[str, Any]:
+BODY: dict[str, Any] = {
+    "audio": base64.b64encode(b"RIFF").decode(), "transcript": "Hello.", "frames": 1, "sample_rate": 24_000,
+    "voice": "ANA", "seed": 7, "timings": {"rtf": 0.1},
+}  # fmt: skip
+
+
+def respond(connect: Connect, url: str, **options: Any) -> Answer:
     with connect(url, **options) as client:
-        return client.respond({"audio": b"RIFF"}, {"seed": "1"})
+        return client.respond(b"RIFF", seed=1)
+
+
+def test_an_answer_has_the_fields_of_the_response(connect: Connect, answering: Callable[[Respond], str]) -> None:
+    """Those that a later server may add are ignored."""
+    tokens = {"text_tokens": [3], "agent_codes": [[1] * 8], "user_codes": [[2] * 8]}
+    for more in ({}, {"conversation_id": "c", **tokens}):
+        answer = respond(connect, answering(sends(200, json.dumps({**BODY, **more, "later": 1}).encode())))
+        assert answer == Answer(**{**BODY, **more, "audio": b"RIFF"})
+
+
+@pytest.mark.parametrize("body", [{}, {**BODY, "audio": 7}, {**BODY, "audio": "%%%"}])
+def test_an_object_that_is_no_answer_is_an_error(
+    connect: Connect, answering: Callable[[Respond], str], body: dict[str, Any]
+) -> None:
+    with pytest.raises(ClientError, match="sent no answer"):
+        respond(connect, answering(sends(200, json.dumps(body).encode())))
+
+
+def test_parameters_are_fields_of_the_form(connect: Connect, answering: Callable[[Respond], str]) -> None:
+    sent: list[list[tuple[str, bytes]]] = []
+
+    def note(handler: BaseHTTPRequestHandler) -> None:
+        kind, body = handler.headers["Content-Type"], handler.body  # type: ignore[attr-defined]
+        form = email.message_from_bytes(f"Content-Type: {kind}\n\n".encode() + body)
+        parts = cast(list[Message], form.get_payload())
+        names = (str(part.get_param("name", header="Content-Disposition")) for part in parts)
+        sent.append([(name, bytes(part.get_payload(decode=True))) for name, part in zip(names, parts, strict=True)])
+        sends(200, json.dumps(BODY).encode())(handler)
+
+    with connect(answering(note)) as client:
+        client.respond(b"RIFF", voice_audio=b"OggS", seed=1, audio_temperature=0.5, greedy=False, include=["tokens"])
+        list(client.stream(b"RIFF", text_prompt=""))
+    assert sorted(sent[0]) == [
+        ("audio", b"RIFF"), ("audio_temperature", b"0.5"), ("greedy", b"false"), ("include", b"tokens"), ("seed", b"1"),
+        ("voice_audio", b"OggS"),
+    ]  # fmt: skip
+    assert sorted(sent[1]) == [("audio", b"RIFF"), ("stream", b"true"), ("text_prompt", b"")]
 
 
 def test_the_error_is_the_detail_of_the_problem(connect: Connect, answering: Callable[[Respond], str]) -> None:
@@ -107,7 +154,7 @@ def test_the_error_is_the_detail_of_the_problem(connect: Connect, answering: Cal
     with pytest.raises(ClientError, match=r"^all 8 conversations are taken$"):
         respond(connect, url)
     with connect(url) as client, pytest.raises(ClientError, match=r"^all 8 conversations are taken$"):
-        next(client.stream({"audio": b"RIFF"}, {}))
+        next(client.stream(b"RIFF"))
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"other": 1}'])
@@ -132,7 +179,7 @@ def test_a_response_that_breaks_off_is_an_error(connect: Connect, answering: Cal
         handler.wfile.write(b"RIFF")
 
     with connect(answering(breaks_off)) as client:
-        pieces = client.stream({"audio": b"RIFF"}, {})
+        pieces = client.stream(b"RIFF")
         assert next(pieces) == b"RIFF"
         with pytest.raises(ClientError, match="broke off the response"):
             next(pieces)
@@ -181,11 +228,11 @@ def test_requests_carry_the_api_key(connect: Connect, answering: Callable[[Respo
 
     def note(handler: BaseHTTPRequestHandler) -> None:
         shown.append(handler.headers["X-API-Key"])
-        sends(200, b"{}")(handler)
+        sends(200, json.dumps(BODY).encode())(handler)
 
     with connect(answering(note), api_key=key) as client:
-        client.respond({"audio": b"RIFF"}, {})
-        list(client.stream({"audio": b"RIFF"}, {}))
+        client.respond(b"RIFF")
+        list(client.stream(b"RIFF"))
     assert shown == [key.encode().decode("latin-1") if key else None] * 2
 
 
@@ -194,7 +241,7 @@ def test_proxies_of_the_environment_are_not_used(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "")
-    url = answering(sends(200, b'{"frames": 1}'))
+    url = answering(sends(200, json.dumps(BODY).encode()))
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
-    assert respond(connect, url) == {"frames": 1}
+    assert respond(connect, url).transcript == "Hello."

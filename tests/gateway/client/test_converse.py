@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 import threading
@@ -110,8 +109,8 @@ def test_a_conversation_is_the_recording_of_the_same_audio(
     recording = io.BytesIO()
     soundfile.write(recording, pcm, 24_000, "FLOAT" if audio_format == "pcm_f32le" else "PCM_16", format="WAV")
     with Client(service.url) as client:
-        answer = client.respond({"audio": recording.getvalue()}, {"seed": "4", "max_steps": str(FRAMES)})
-    recorded, _ = soundfile.read(io.BytesIO(base64.b64decode(answer["audio"])), dtype="float32")
+        answer = client.respond(recording.getvalue(), seed=4, max_steps=FRAMES)
+    recorded, _ = soundfile.read(io.BytesIO(answer.audio), dtype="float32")
     live = np.concatenate([event.pcm for event in audio])[: len(recorded)]
     np.testing.assert_allclose(live, recorded, atol=2 / 32767)
     assert np.abs(recorded).max() > 0.01
