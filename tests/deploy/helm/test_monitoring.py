@@ -10,7 +10,7 @@ import pytest
 
 from gateway.session.events import Reason
 from gateway.telemetry.metrics import REFUSALS
-from tests.deploy.helm.chart import CHART, NAME, NAMESPACE, render
+from tests.deploy.helm.chart import CHART, NAME, NAMESPACE, SHARED, render
 from tests.deploy.promql import counts, gateway_series, labels, rated, selectors
 
 ROOT = Path(__file__).parents[3]
@@ -22,10 +22,11 @@ ON: dict[str, Any] = {
         "dashboard": {"enabled": True},
     }
 }
+ENVOY: dict[str, Any] = {"enabled": True, "parentRefs": [{"name": "outside"}], "envoy": {"enabled": True}}
 
 
-def rules() -> list[dict[str, Any]]:
-    (group,) = render(ON).one("PrometheusRule")["spec"]["groups"]
+def rules(**values: Any) -> list[dict[str, Any]]:
+    (group,) = render({**ON, **values}).one("PrometheusRule")["spec"]["groups"]
     found: list[dict[str, Any]] = group["rules"]
     return found
 
@@ -62,11 +63,13 @@ def test_monitors_and_rules_have_the_configured_labels():
         assert release.one(kind)["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_alerts_use_existing_series_of_this_release():
+@pytest.mark.parametrize("pool", [False, True])
+def test_alerts_use_existing_series_of_this_release(pool: bool):
     series = gateway_series()
     mine = {"namespace": NAMESPACE, "job": f"{NAMESPACE}/{NAME}"}
-    assert rules()
-    for rule in rules():
+    found = rules(**SHARED, pool={"enabled": pool})
+    assert found
+    for rule in found:
         asked = selectors(rule["expr"])
         assert asked
         for selector in asked:
@@ -88,6 +91,17 @@ def test_alerts_on_kubernetes_objects_name_those_of_this_release():
     assert re.fullmatch(restarts["pod"], f"{NAME}-7d4b9c6f5d-x2x8k")
     assert not re.fullmatch(restarts["pod"], f"{NAME}-pool-7d4b9c6f5d-x2x8k")
     assert set(restarts["container"].split("|")) <= release.containers.keys()
+
+
+@pytest.mark.parametrize("values", [{"pool": {"enabled": True}}, {"route": ENVOY}], ids=["haproxy", "envoy"])
+def test_attempts_that_are_repeated_on_another_pod_refuse_nobody(values: dict[str, Any]):
+    def expression(**values: Any) -> str:
+        (rule,) = [rule for rule in rules(**values) if rule["alert"] == "PersonaPlexConversationsRefused"]
+        return str(rule["expr"])
+
+    assert [selector.name for selector in selectors(expression())] == ["personaplex_refused_total"]
+    pooled = {selector.name for selector in selectors(expression(**SHARED, **values))}
+    assert pooled >= {"personaplex_refused_total", "personaplex_slots", "personaplex_conversations_active"}
 
 
 def test_slots_of_draining_pods_are_not_free():

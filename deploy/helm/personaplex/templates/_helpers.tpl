@@ -209,13 +209,18 @@ has hashes only.
 {{- if not (or .Values.tls.secretName (and .Values.apiKeys.secretName .Values.apiKeys.file)) }}true{{ end }}
 {{- end }}
 
+{{/* Whether a balancer repeats refused calls on other pods. */}}
+{{- define "personaplex.pooled" -}}
+{{- if or .Values.pool.enabled (and .Values.route.enabled .Values.route.envoy.enabled) }}true{{ end }}
+{{- end }}
+
 {{/*
 Command of the preStop hook. A balancer that repeats refused calls on other pods need not be waited for: the drain begins
 at once. Otherwise the pod takes calls until load balancers have removed it.
 */}}
 {{- define "personaplex.preStop" -}}
 {{- $sleep := printf "sleep %v" .Values.preStopSeconds -}}
-{{- if or .Values.pool.enabled (and .Values.route.enabled .Values.route.envoy.enabled) }}
+{{- if include "personaplex.pooled" . }}
 {{- toJson (list "sh" "-c" (printf "personaplex admin drain; %s" $sleep)) }}
 {{- else }}
 {{- toJson (splitList " " $sleep) }}
@@ -248,6 +253,12 @@ namespace="{{ .Release.Namespace }}",job="{{ .Release.Namespace }}/{{ include "p
 {{/* Matches the series of pods that take new conversations. Takes the root context. */}}
 {{- define "personaplex.open" -}}
 and on(instance) personaplex_draining{ {{- include "personaplex.series" . -}} } == 0
+{{- end }}
+
+{{/* Share of the slots of such pods that are in use. Takes the root context. */}}
+{{- define "personaplex.used" -}}
+sum(personaplex_conversations_active{ {{- include "personaplex.series" . -}} } {{ include "personaplex.open" . }})
+/ sum(personaplex_slots{ {{- include "personaplex.series" . -}} } {{ include "personaplex.open" . }})
 {{- end }}
 
 {{/* Target number of conversations per pod. */}}
