@@ -43,6 +43,13 @@ class Tokens:
     change: float
     divergence: float
 
+    @classmethod
+    def of(cls, scores: Float64) -> Tokens:
+        """From `_scores`."""
+        agreement, surprise, expected, divergence = (float(mean) for mean in scores.mean(axis=1))
+        ours, theirs = float(np.exp(surprise)), float(np.exp(expected))
+        return cls(agreement, ours, theirs, ours / theirs - 1, divergence)
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -68,65 +75,32 @@ class Quality:
 def compare(reference: Record, other: Record, columns: NDArray[np.int64]) -> Quality:
     """`columns` [T + 1, 17]: the conversation over which both were recorded."""
     text, audio = columns[1:, TEXT], columns[1:, AGENT]
-    cosines = [_cosine(a, b) for a, b in zip(reference.hidden, other.hidden, strict=True)]
     codebooks = range(audio.shape[1])
-    each = [_tokens(reference.audio_logits[:, step], other.audio_logits[:, step], audio[:, step]) for step in codebooks]
+    each = [_scores(reference.audio_logits[:, step], other.audio_logits[:, step], audio[:, step]) for step in codebooks]
+    layers = range(reference.layers.shape[1] if len(reference.layers) else 0)
+    pairs = [(reference.layers[:, layer], other.layers[:, layer]) for layer in layers]
     return Quality(
-        hidden_cosine=Spread.of(np.array(cosines)),
+        hidden_cosine=Spread.of(_cosines(reference.hidden, other.hidden)),
         hidden_error=_relative_error(reference.hidden, other.hidden),
-        text=_tokens(reference.text_logits, other.text_logits, text).summary(),
-        audio=_Scores.joined(each).summary(),
-        audio_by_codebook=[float(scores.agree.mean()) for scores in each],
+        text=Tokens.of(_scores(reference.text_logits, other.text_logits, text)),
+        audio=Tokens.of(np.concatenate(each, axis=1)),
+        audio_by_codebook=[float(scores[0].mean()) for scores in each],
         layers=[
-            LayerError(
-                layer,
-                _relative_error(reference.layers[:, layer], other.layers[:, layer]),
-                float(
-                    np.mean(
-                        [_cosine(a, b) for a, b in zip(reference.layers[:, layer], other.layers[:, layer], strict=True)]
-                    )
-                ),
-            )
-            for layer in range(reference.layers.shape[1] if len(reference.layers) else 0)
+            LayerError(layer, _relative_error(*pair), float(_cosines(*pair).mean())) for layer, pair in enumerate(pairs)
         ],
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    """Of each token: whether the first choice is the reference's, -ln p by both, and the divergence."""
-
-    agree: NDArray[np.bool_]
-    surprise: Float64
-    reference: Float64
-    divergence: Float64
-
-    @classmethod
-    def joined(cls, parts: list[_Scores]) -> _Scores:
-        names = ("agree", "surprise", "reference", "divergence")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def summary(self) -> Tokens:
-        ours, theirs = float(np.exp(self.surprise.mean())), float(np.exp(self.reference.mean()))
-        return Tokens(
-            agreement=float(self.agree.mean()),
-            perplexity=ours,
-            reference=theirs,
-            change=ours / theirs - 1,
-            divergence=float(self.divergence.mean()),
-        )
-
-
-def _tokens(reference: NDArray[np.float32], other: NDArray[np.float32], given: NDArray[np.int64]) -> _Scores:
-    """Logits [T, V] of both for the tokens [T] that came; row by row, for they may be large."""
-    agree = np.zeros(len(given), np.bool_)
-    surprise, expected, divergence = (np.zeros(len(given)) for _ in range(3))
+def _scores(reference: NDArray[np.float32], other: NDArray[np.float32], given: NDArray[np.int64]) -> Float64:
+    """Of each token [T] that came, from the logits [T, V] of both, row by row, for they may be large: [4, T] with
+    whether the first choice is the reference's, -ln p by the other and by the reference, and the divergence.
+    """
+    scores = np.zeros((4, len(given)))
     for index, token in enumerate(given):
         theirs, ours = _log_softmax(reference[index]), _log_softmax(other[index])
-        agree[index] = int(np.argmax(other[index])) == int(np.argmax(reference[index]))
-        surprise[index], expected[index] = -ours[token], -theirs[token]
-        divergence[index] = np.sum(np.exp(theirs) * (theirs - ours))
-    return _Scores(agree, surprise, expected, divergence)
+        agrees = np.argmax(other[index]) == np.argmax(reference[index])
+        scores[:, index] = agrees, -ours[token], -theirs[token], np.sum(np.exp(theirs) * (theirs - ours))
+    return scores
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> Float64:
@@ -135,10 +109,12 @@ def _log_softmax(logits: NDArray[np.float32]) -> Float64:
     return result
 
 
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> Float64:
+    """[T] of vectors [T, dim]; of two zero vectors 1."""
     x, y = a.astype(np.float64), b.astype(np.float64)
-    length = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / length if length else float(not x.any() and not y.any())
+    lengths = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    both_zero = ~x.any(axis=1) & ~y.any(axis=1)
+    return np.where(lengths > 0, (x * y).sum(axis=1) / np.maximum(lengths, 1e-300), both_zero)
 
 
 def _relative_error(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:

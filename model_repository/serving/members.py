@@ -14,7 +14,6 @@ nothing done.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic
 
 import numpy as np
 
@@ -22,34 +21,27 @@ from model_repository.serving.row_request import Array, BadInputError, Model, Pa
 from model_repository.serving.slots import Slots
 
 
-class Members(Generic[Parsed]):
-    """The requests of one model, whose rows are `slots`. Inputs have Triton's batch dimension, which is 1."""
+def start(slots: Slots, row: int, inputs: Mapping[str, Array]) -> bool:
+    """Begin a conversation in the row of its sequence. Return whether there is something to run."""
+    members = _members(inputs)
+    if len(members) != 1:
+        raise BadInputError(f"members: expected one at the start of a sequence, got {len(members)}")
+    first, key = members[0].tolist()
+    slots.begin(row, key)
+    return bool(first >= 0)
 
-    def __init__(self, model: Model[Parsed], slots: Slots) -> None:
-        self._model = model
-        self._slots = slots
 
-    def start(self, row: int, inputs: Mapping[str, Array]) -> bool:
-        """Begin a conversation in the row of its sequence. Return whether there is something to run."""
-        members = _members(inputs)
-        if len(members) != 1:
-            raise BadInputError(f"members: expected one at the start of a sequence, got {len(members)}")
-        first, key = members[0].tolist()
-        self._slots.begin(row, key)
-        return bool(first >= 0)
+def parse(model: Model[Parsed], slots: Slots, inputs: Mapping[str, Array], started: int | None = None) -> Parsed:
+    """Return what is to be run, of the row that has `started` or of conversations that have begun before.
 
-    def end(self, row: int) -> None:
-        """Free the row of a sequence."""
-        self._slots.end(row)
-
-    def parse(self, inputs: Mapping[str, Array], started: int | None = None) -> Parsed:
-        """Return what is to be run, of the row that has `started` or of conversations that have begun before."""
-        rows = self._slots.rows_of(_members(inputs)) if started is None else np.array([started])
-        model, count = self._model, len(rows)
-        if count > 1 and (single := [name for name in model.optional if name in inputs]):
-            raise BadInputError(f"{single[0]}: expected one member, got {count}")
-        names = [name for name in model.input_names if name in inputs or name not in model.optional]
-        return model.parse(RowRequest(rows, {name: _unbatched(inputs, name, count) for name in names}))
+    Inputs have Triton's batch dimension, which is 1.
+    """
+    rows = slots.rows_of(_members(inputs)) if started is None else np.array([started])
+    count = len(rows)
+    if count > 1 and (single := [name for name in model.optional if name in inputs]):
+        raise BadInputError(f"{single[0]}: expected one member, got {count}")
+    names = [name for name in model.input_names if name in inputs or name not in model.optional]
+    return model.parse(RowRequest(rows, {name: _unbatched(inputs, name, count) for name in names}))
 
 
 def required(inputs: Mapping[str, Array], name: str) -> Array:

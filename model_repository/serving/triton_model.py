@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
+from model_repository.serving import members
 from model_repository.serving.depformer import DepformerModel
 from model_repository.serving.execution_target import ExecutionTarget, device_of
-from model_repository.serving.members import Members, required
 from model_repository.serving.mimi import MimiModel
 from model_repository.serving.row_request import BadInputError, BatchResult, Model, Parsed, RowRequest
 from model_repository.serving.slots import Slots
@@ -64,59 +64,52 @@ def _executor(
     else:
         model = MimiModel(graph, slots, sizes.get("card"), target)
     model.warm_up()
-    return SequenceExecutor(model, model.slots).execute
+    return partial(execute_sequences, model, model.slots)
 
 
-class SequenceExecutor(Generic[Parsed]):
-    """Executes requests of the direct sequence batcher: the index in the list of requests is the row."""
+def execute_sequences(model: Model[Parsed], slots: Slots, requests: Sequence[Any]) -> list[Any]:
+    """Execute requests of the direct sequence batcher: the index in the list of requests is the row.
 
-    def __init__(self, model: Model[Parsed], slots: Slots) -> None:
-        self._model = model
-        self._members = Members(model, slots)
-
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Return one response per request, in order.
-
-        Rows without a request arrive as copies of another one with READY false: they get an empty response.
-        """
-        results: list[BatchResult] = [{} for _ in requests]
-        living: dict[int, Inputs] = {}
-        started: set[int] = set()
-        # First all rows change hands, so that no request is about the previous conversation of a row.
-        for row, request in enumerate(requests):
-            # Copies have no correlation id; READY is what Triton documents, but takes longer to read.
-            if not request.correlation_id():
-                continue
-            inputs = Inputs(request)
-            if not inputs["READY"]:
-                continue
-            flags = request.flags()
-            if flags & _END:
-                self._members.end(row)
-            elif flags & _START:
-                started.add(row)
-                try:
-                    if self._members.start(row, inputs):
-                        living[row] = inputs
-                except BadInputError as error:
-                    results[row] = error
-            else:
-                living[row] = inputs
-        accepted: dict[int, Parsed] = {}
-        used: set[int] = set()
-        for row, inputs in living.items():
+    Rows without a request arrive as copies of another one with READY false: they get an empty response.
+    """
+    results: list[BatchResult] = [{} for _ in requests]
+    living: dict[int, Inputs] = {}
+    started: set[int] = set()
+    # First all rows change hands, so that no request is about the previous conversation of a row.
+    for row, request in enumerate(requests):
+        # Copies have no correlation id; READY is what Triton documents, but takes longer to read.
+        if not request.correlation_id():
+            continue
+        inputs = Inputs(request)
+        if not inputs["READY"]:
+            continue
+        flags = request.flags()
+        if flags & _END:
+            slots.end(row)
+        elif flags & _START:
+            started.add(row)
             try:
-                parsed = self._members.parse(inputs, row if row in started else None)
-                rows = set(parsed.rows.tolist())
-                if used & rows:
-                    raise BadInputError(f"members: rows {sorted(used & rows)} are in another request of this execution")
-                used |= rows
-                accepted[row] = parsed
+                if members.start(slots, row, inputs):
+                    living[row] = inputs
             except BadInputError as error:
                 results[row] = error
-        for row, result in zip(accepted, _run(self._model, list(accepted.values())), strict=True):
-            results[row] = result
-        return [_respond_to_sequence(result, row if row in started else None) for row, result in enumerate(results)]
+        else:
+            living[row] = inputs
+    accepted: dict[int, Parsed] = {}
+    used: set[int] = set()
+    for row, inputs in living.items():
+        try:
+            parsed = members.parse(model, slots, inputs, row if row in started else None)
+            rows = set(parsed.rows.tolist())
+            if used & rows:
+                raise BadInputError(f"members: rows {sorted(used & rows)} are in another request of this execution")
+            used |= rows
+            accepted[row] = parsed
+        except BadInputError as error:
+            results[row] = error
+    for row, result in zip(accepted, _run(model, list(accepted.values())), strict=True):
+        results[row] = result
+    return [_respond_to_sequence(result, row if row in started else None) for row, result in enumerate(results)]
 
 
 def execute_independent(model: Model[Parsed], requests: Sequence[Any]) -> list[Any]:
@@ -126,7 +119,7 @@ def execute_independent(model: Model[Parsed], requests: Sequence[Any]) -> list[A
     for index, request in enumerate(requests):
         try:
             given = Inputs(request)
-            inputs = {name: required(given, name) for name in model.input_names}
+            inputs = {name: members.required(given, name) for name in model.input_names}
             lengths = [len(array) for array in inputs.values()]
             if len(set(lengths)) != 1:
                 raise BadInputError(f"expected inputs of the same number of rows, got {lengths}")

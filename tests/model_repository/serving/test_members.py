@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,7 +84,9 @@ def sequences(model: Model, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
     for name in ("triton_model", "triton_tensors"):
         monkeypatch.delitem(sys.modules, f"model_repository.serving.{name}", raising=False)
-    return importlib.import_module("model_repository.serving.triton_model").SequenceExecutor(model, model.slots)
+    return partial(
+        importlib.import_module("model_repository.serving.triton_model").execute_sequences, model, model.slots
+    )
 
 
 def request(members: list[tuple[int, int]], flags: int = 0, codes: int | None = None) -> Any:
@@ -99,41 +102,41 @@ def request(members: list[tuple[int, int]], flags: int = 0, codes: int | None = 
 
 
 def test_a_row_is_cleaned_before_the_first_run_of_a_conversation_only(sequences: Any, model: Model):
-    first, second = sequences.execute([request([(0, 11)], START), request([(-1, 12)], START)])
+    first, second = sequences([request([(0, 11)], START), request([(-1, 12)], START)])
     assert (first.outputs, second.outputs) == (["pcm", "row"], ["row"])
     assert (model.rows, model.session.cleaned) == ([0], [0])
-    sequences.execute([request([(0, 11), (1, 12)])])
+    sequences([request([(0, 11), (1, 12)])])
     assert (model.rows, model.session.cleaned) == ([0, 1], [1])
-    sequences.execute([request([(0, 11), (1, 12)])])
+    sequences([request([(0, 11), (1, 12)])])
     assert (model.rows, model.session.cleaned) == ([0, 1], [])
     assert model.slots.position.tolist() == [3, 2, 0, 0]
 
 
 def test_a_row_whose_first_run_failed_is_cleaned_again(sequences: Any, model: Model):
     """Or it would go on from what the failed run left."""
-    sequences.execute([request([(-1, 11)], START)])
+    sequences([request([(-1, 11)], START)])
     model.broken = True
-    (answer,) = sequences.execute([request([(0, 11)])])
+    (answer,) = sequences([request([(0, 11)])])
     assert answer.error.code == Error.INTERNAL
     model.broken = False
-    sequences.execute([request([(0, 11)])])
+    sequences([request([(0, 11)])])
     assert model.session.cleaned == [0]
     assert model.slots.position[0] == 1
 
 
 def test_a_conversation_that_ended_has_no_row(sequences: Any, model: Model):
-    sequences.execute([request([(0, 11)], START)])
-    sequences.execute([request([(0, 0)], END)])
-    (answer,) = sequences.execute([request([(0, 11)])])
+    sequences([request([(0, 11)], START)])
+    sequences([request([(0, 0)], END)])
+    (answer,) = sequences([request([(0, 11)])])
     assert answer.error.code == Error.INVALID_ARG
-    sequences.execute([request([(0, 12)], START)])
+    sequences([request([(0, 12)], START)])
     assert model.session.cleaned == [0]
 
 
 def test_a_late_request_is_rejected_in_the_execution_in_which_the_row_changes_hands(sequences: Any, model: Model):
-    sequences.execute([request([(0, 11)], START), request([(0, 12)], START)])
+    sequences([request([(0, 11)], START), request([(0, 12)], START)])
     model.rows = []
-    late, started = sequences.execute([request([(0, 11), (1, 12)]), request([(-1, 13)], START)])
+    late, started = sequences([request([(0, 11), (1, 12)]), request([(-1, 13)], START)])
     assert late.error.code == Error.INVALID_ARG
     assert started.error is None
     assert model.rows == []
@@ -152,9 +155,9 @@ def test_a_late_request_is_rejected_in_the_execution_in_which_the_row_changes_ha
     ],
 )
 def test_invalid_members_are_refused_with_nothing_done(sequences: Any, model: Model, members, codes, message):
-    sequences.execute([request([(0, 11)], START), request([(0, 12)], START)])
+    sequences([request([(0, 11)], START), request([(0, 12)], START)])
     position = model.slots.position.tolist()
-    (answer,) = sequences.execute([request(members, codes=codes)])
+    (answer,) = sequences([request(members, codes=codes)])
     assert answer.error.code == Error.INVALID_ARG
     with pytest.raises(Error, match=message):
         raise answer.error
@@ -162,8 +165,8 @@ def test_invalid_members_are_refused_with_nothing_done(sequences: Any, model: Mo
 
 
 def test_a_row_is_in_one_request_of_an_execution(sequences: Any, model: Model):
-    sequences.execute([request([(0, 11)], START), request([(0, 12)], START)])
-    good, twice = sequences.execute([request([(0, 11), (1, 12)]), request([(1, 12)])])
+    sequences([request([(0, 11)], START), request([(0, 12)], START)])
+    good, twice = sequences([request([(0, 11), (1, 12)]), request([(1, 12)])])
     assert good.error is None
     assert "rows [1] are in another request" in str(twice.error)
     assert model.rows == [0, 1]
