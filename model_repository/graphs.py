@@ -33,9 +33,6 @@ HEADROOM = 2.0
 DEPTH_ENTRIES = tuple(f"depformer_in.{step}.weight" for step in range(AGENT_CODEBOOKS))
 """Matrices of the depth transformer that read the hidden state."""
 
-_CALIBRATION_SHARE = 0.5
-"""Of the progress of `graphs_of`; the rest is smoothing."""
-
 
 def graphs_of(
     source: Checkpoint, variant: Variant, report: Callable[[float], None] = lambda done: None
@@ -63,15 +60,8 @@ def _temporal(
     shape = source.geometry.lm.temporal
     if not (variant.calibrated or variant.cache is CachePrecision.INT8):
         return source.lm, QuantizationConfig(variant.temporal), [CacheScales(variant.cache)] * shape.num_layers
-    statistics = calibrate(source, lambda done: report(_CALIBRATION_SHARE * done))
     bits = 4 if variant.temporal is Precision.INT4 else 8
-    smoothing = smooth_temporal(
-        source.lm,
-        shape,
-        statistics,
-        bits,
-        lambda done: report(_CALIBRATION_SHARE + (1 - _CALIBRATION_SHARE) * done),
-    )
+    smoothing = smooth_temporal(source.lm, shape, calibrate(source), bits, report)
     readers = [TEXT_HEAD] if variant.calibrated else []
     caches = [
         CacheScales(variant.cache, HEADROOM * key_peak / 127, HEADROOM * value_peak / 127)

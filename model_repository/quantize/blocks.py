@@ -8,7 +8,6 @@ kernel keeps: with bfloat16 that adds 0.01 % to the error at 4 bits, 0.2 % at 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +106,9 @@ def quantize(
             zeros[chunk] = _nibbles(rounded.zeros.astype(np.uint8))
         return error_sums(part, rounded.values())
 
-    sums = np.stack(list(_on_all_cores(work, _chunks(rows, blocks * layout.size))))
+    size = max(1, _CHUNK_ELEMENTS // (blocks * layout.size))
+    with ThreadPoolExecutor(processors()) as pool:
+        sums = np.stack(list(pool.map(work, [slice(start, start + size) for start in range(0, rows, size)])))
     return Blocks(codes, scales, zeros), error_of(bits, sums, weight.size)
 
 
@@ -218,13 +219,3 @@ def _nibbles(numbers: Bytes) -> Bytes:
         numbers = np.concatenate([numbers, np.zeros((*numbers.shape[:-1], 1), np.uint8)], axis=-1)
     packed: Bytes = numbers[..., ::2] | (numbers[..., 1::2] << np.uint8(4))
     return packed
-
-
-def _chunks(rows: int, columns: int) -> Iterator[slice]:
-    size = max(1, _CHUNK_ELEMENTS // columns)
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-
-
-def _on_all_cores(work: Callable[[slice], Float64], chunks: Iterator[slice]) -> Iterator[Float64]:
-    with ThreadPoolExecutor(processors()) as pool:
-        yield from pool.map(work, chunks)

@@ -6,7 +6,7 @@ memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
@@ -19,6 +19,7 @@ from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.errors import CheckpointError
 from model_repository.prompt_codes import SILENCE, SINE
 from model_repository.quantize.blocks import Float32
+from model_repository.quantize.scaling import floored
 
 VOICES = 4
 """As many as the published model has families: NATF, NATM, VARF, VARM."""
@@ -51,10 +52,8 @@ class LayerStatistics:
     value_peaks: Float32
 
 
-def calibrate(
-    checkpoint: Checkpoint, report: Callable[[float], None] = lambda done: None
-) -> tuple[LayerStatistics, ...]:
-    """Statistics of every layer of the temporal transformer; `report` receives the fraction done.
+def calibrate(checkpoint: Checkpoint) -> Iterator[LayerStatistics]:
+    """Statistics of the temporal transformer's layers, one after the other, each when it is asked for.
 
     Raises `CheckpointError` for a tokenizer that is not one, or has more pieces than the model.
     """
@@ -63,19 +62,15 @@ def calibrate(
         np.concatenate([checkpoint.voice(name).embeddings, embedded])
         for name, embedded in zip(calibration_voices(list(checkpoint.voices)), _texts(checkpoint), strict=False)
     ]
-    return layer_statistics(lm.temporal, checkpoint.lm, sequences, report)
+    return layer_statistics(lm.temporal, checkpoint.lm, sequences)
 
 
 def layer_statistics(
-    shape: TransformerGeometry,
-    source: TensorSource,
-    sequences: Sequence[Float32],
-    report: Callable[[float], None] = lambda done: None,
-) -> tuple[LayerStatistics, ...]:
+    shape: TransformerGeometry, source: TensorSource, sequences: Sequence[Float32]
+) -> Iterator[LayerStatistics]:
     """Statistics over `sequences` of embedded columns, [S, dim] each."""
     x = np.concatenate(sequences)
     lengths = [len(sequence) for sequence in sequences]
-    statistics = []
     for index in range(shape.num_layers):
         layer = f"transformer.layers.{index}"
         normed = _rms_norm(x, source.read(f"{layer}.norm1.alpha"))
@@ -89,25 +84,21 @@ def layer_statistics(
         x += attended @ source.read(f"{layer}.self_attn.out_proj.weight").T
         gating_in = _rms_norm(x, source.read(f"{layer}.norm2.alpha"))
         gate, up = np.split(gating_in @ source.read(f"{layer}.gating.linear_in.weight").T, 2, axis=1)
-        gated = _silu(gate) * up
+        gated = gate / (1 + np.exp(-gate)) * up
         x += gated @ source.read(f"{layer}.gating.linear_out.weight").T
         pairs = np.square(key).reshape(len(key), -1, 2).mean(-1)
         pair_power, value_power = _power(np.sqrt(pairs)), _power(value)
-        statistics.append(
-            LayerStatistics(
-                attention_in=_power(normed),
-                attended=_power(attended),
-                gating_in=_power(gating_in),
-                gated=_power(gated),
-                key=pair_power,
-                value=value_power,
-                # A rotation moves a pair's whole length into one of the two.
-                key_peak=float(np.sqrt((2 * pairs / pair_power).max())),
-                value_peaks=np.abs(value).max(axis=0),
-            )
+        yield LayerStatistics(
+            attention_in=_power(normed),
+            attended=_power(attended),
+            gating_in=_power(gating_in),
+            gated=_power(gated),
+            key=pair_power,
+            value=value_power,
+            # A rotation moves a pair's whole length into one of the two.
+            key_peak=float(np.sqrt((2 * pairs / pair_power).max())),
+            value_peaks=np.abs(value).max(axis=0),
         )
-        report((index + 1) / shape.num_layers)
-    return tuple(statistics)
 
 
 def calibration_voices(names: Sequence[str]) -> list[str]:
@@ -144,19 +135,12 @@ def _constant_codes(source: TensorSource, lm: LmGeometry) -> Float32:
 
 def _power(x: Float32) -> Float32:
     """Mean square of each channel of x [S, n], kept above nothing."""
-    power = np.square(x).mean(axis=0)
-    floored: Float32 = np.maximum(power, max(float(power.mean()) * 1e-6, 1e-20))
-    return floored
+    return floored(np.square(x).mean(axis=0))
 
 
 def _rms_norm(x: Float32, alpha: Float32) -> Float32:
     normed: Float32 = x * (alpha.reshape(-1) / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8))
     return normed
-
-
-def _silu(x: Float32) -> Float32:
-    activated: Float32 = x / (1 + np.exp(-x))
-    return activated
 
 
 def _attention(query: Float32, key: Float32, value: Float32, shape: TransformerGeometry) -> Float32:

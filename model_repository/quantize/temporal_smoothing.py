@@ -13,7 +13,7 @@ A channel between two linear maps can be scaled by any factor in the first if th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ class TemporalSmoothing:
 def smooth_temporal(
     source: TensorSource,
     shape: TransformerGeometry,
-    statistics: Sequence[LayerStatistics],
+    statistics: Iterable[LayerStatistics],
     bits: int,
     report: Callable[[float], None] = lambda done: None,
 ) -> TemporalSmoothing:

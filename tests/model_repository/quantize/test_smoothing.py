@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def statistics(checkpoint):
-    return calibrate(checkpoint)
+    return list(calibrate(checkpoint))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -175,6 +175,6 @@ def test_calibration_needs_a_tokenizer_that_fits(tmp_path: Path):
 
 def test_golden_checkpoint_has_all_that_calibration_needs():
     assert (
-        len(calibrate(Checkpoint.open(GOLDEN / "checkpoint")))
+        len(list(calibrate(Checkpoint.open(GOLDEN / "checkpoint"))))
         == Checkpoint.open(GOLDEN / "checkpoint").geometry.lm.temporal.num_layers
     )
