@@ -379,11 +379,18 @@ def _fresh(folder: Path) -> Path:
 @events.init.add_listener
 def _init(environment: Any, runner: Runner, web_ui: Any, **_: Any) -> None:
     environment.run = environment.calls = None
+    environment.begun = Event()
     if not isinstance(runner, WorkerRunner):
         runner.register_message(_RECORDS, lambda msg, **_: environment.run.add_records(msg))
         runner.register_message(_ENDED, lambda msg, **_: environment.run.add_worker(msg))
     if not isinstance(runner, MasterRunner):
-        runner.register_message(_END, lambda **_: environment.calls.end(), concurrent=True)
+
+        def end(**_: Any) -> None:
+            # A short run can end while its process is being started.
+            environment.begun.wait()
+            environment.calls.end()
+
+        runner.register_message(_END, end, concurrent=True)
     if web_ui is not None:
         _add_page(environment, web_ui)
 
@@ -408,6 +415,7 @@ def _add_page(environment: Any, web_ui: Any) -> None:
 @events.test_start.add_listener
 def _begin(environment: Any, **_: Any) -> None:
     environment.run = environment.calls = None
+    environment.begun.clear()
     runner, options = environment.runner, environment.parsed_options
     try:
         plan = _plan(environment)
@@ -424,6 +432,7 @@ def _begin(environment: Any, **_: Any) -> None:
             gevent.spawn(environment.run.end_with_the_last_user)
     if not isinstance(runner, MasterRunner):
         environment.calls = Calls(plan, options.length, environment)
+        environment.begun.set()
 
 
 @events.test_stopping.add_listener

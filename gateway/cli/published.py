@@ -16,9 +16,9 @@ ON_CPU: Mapping[str, Memory] = {
 """By variant. 16-bit matrices are float32 in memory."""
 
 ON_CUDA: Mapping[str, Memory] = {
-    "int4": Memory(weights=4_992_601_220, slot=1_588_734_000),
-    "int8": Memory(weights=8_512_312_324, slot=1_588_734_000),
-    "mixed": Memory(weights=9_152_271_364, slot=1_588_734_000),
+    "int4": Memory(weights=5_311_810_692, slot=1_588_734_000),
+    "int8": Memory(weights=8_857_211_908, slot=1_588_734_000),
+    "mixed": Memory(weights=9_466_696_708, slot=1_588_734_000),
     "bf16": Memory(weights=15_755_203_588, slot=1_588_734_000),
     "fp16": Memory(weights=15_755_203_588, slot=1_588_734_000),
     "fp32": Memory(weights=31_130_104_836, slot=3_161_073_712),

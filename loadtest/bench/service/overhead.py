@@ -128,7 +128,7 @@ class TimedConversation:
 
     async def open(self, target: str) -> None:
         """Start the conversation and wait for agent frame 0. Raises RuntimeError if the server ends it."""
-        self._call = await GrpcCall.open(target, PATH, [], self._on_message)
+        self._call = await GrpcCall.open(f"http://{target}", PATH, [], self._on_message)
         await self._exchange(pb.ConverseRequest(start=pb.Start(sampling=pb.Sampling(seed=1))))
 
     async def frame(self, pcm: bytes) -> float:
