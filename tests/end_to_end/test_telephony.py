@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.api.telephony.call import TelephoneCall
 from gateway.audio.duplex import DuplexCodec
+from gateway.engine.batch import AgentFrame
 from gateway.session.events import AgentAudio, Event
+from model_repository.synthetic.speaking.export import QUESTION
 from tests.conftest import GOLDEN
 from tests.end_to_end.conftest import Service, respond, wav
 from tests.gateway.telephony.phones import Audio, Twilio
@@ -23,9 +27,9 @@ FRAME = 1920
 PARAMETERS = {"voice": "NATF0", "text_prompt": "You are Ana.", "seed": "7"}
 
 
-def spoken(seconds: float) -> bytes:
-    """The golden question and silence, in μ-law at 8 kHz."""
-    pcm, rate = soundfile.read(GOLDEN / "user.wav", dtype="float32")
+def spoken(seconds: float, question: Path = GOLDEN / "user.wav") -> bytes:
+    """A question and silence, in μ-law at 8 kHz."""
+    pcm, rate = soundfile.read(question, dtype="float32")
     track = np.zeros(round(seconds * 24_000), np.float32)
     pcm = soxr.resample(pcm, rate, 24_000)[: len(track)]
     track[: len(pcm)] = pcm
@@ -65,18 +69,24 @@ async def call(service: Service, data: bytes, pause: float) -> list[Audio]:
     return heard
 
 
-async def test_a_twilio_call_equals_a_recorded_run_on_the_decoded_audio(
-    golden_service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    agent = []
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> list[AgentFrame]:
+    """The agent frames of all calls."""
+    frames = []
     send = TelephoneCall.send
 
     async def record(self: TelephoneCall, event: Event) -> None:
         if isinstance(event, AgentAudio):
-            agent.append(event.frame)
+            frames.append(event.frame)
         await send(self, event)
 
     monkeypatch.setattr(TelephoneCall, "send", record)
+    return frames
+
+
+async def test_a_twilio_call_equals_a_recorded_run_on_the_decoded_audio(
+    golden_service: Service, agent: list[AgentFrame]
+) -> None:
     data = spoken(2)
     heard = await call(golden_service, data, 0)
     codec = DuplexCodec("ulaw", 8_000, 24_000)
@@ -104,3 +114,15 @@ async def test_a_twilio_call_in_real_time(tiny_service: Service) -> None:
     assert elapsed == pytest.approx(10, rel=0.05)
     assert {len(one.data) for one in heard[1:]} == {640}
     await asyncio.to_thread(tiny_service.wait_until_free, 1)
+
+
+@pytest.mark.long
+async def test_a_question_by_telephone_is_answered(speaking_service: Service, agent: list[AgentFrame]) -> None:
+    """Of a question in narrowband this model may not recognise the name of the country."""
+    heard = await call(speaking_service, spoken(8, QUESTION), 0.02)
+    assert re.fullmatch(r"The capital of \w+ is \w+\.", "".join(frame.text for frame in agent).strip())
+    pcm = DuplexCodec("ulaw", 8_000, 24_000).decode(b"".join(one.data for one in heard))
+    frames = pcm[: len(pcm) // FRAME * FRAME].reshape(-1, FRAME)
+    loud = np.sqrt(np.square(frames).mean(axis=1)) > 0.01
+    assert 1 < loud.sum() * 0.08 < 3
+    await asyncio.to_thread(speaking_service.wait_until_free, 1)
