@@ -163,6 +163,16 @@ async def test_haproxy_refuses_no_call_while_a_slot_is_free(shared_models: Path,
         assert await still_talks(held[0])
 
 
+async def test_haproxy_finds_every_pod_of_a_large_fleet(tmp_path: Path):
+    count = 700
+    async with fleet(tmp_path) as running:
+        running.names.addresses[:] = [f"127.9.{number // 250}.{number % 250 + 1}" for number in range(count)]
+        # Nothing listens there. Without health checks every known address is up.
+        unchecked = "default-server init-addr none resolvers cluster"
+        async with balancer(running, tmp_path, count, default_server=unchecked) as at:
+            await at.ready(count)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: Path):

@@ -29,7 +29,8 @@ global
 
 resolvers cluster
     parse-resolv-conf
-    accepted_payload_size 8192
+    # A pod takes 28 bytes of an answer at most. Of an answer that is cut off HAProxy would use nothing.
+    accepted_payload_size {{ min 65507 (max 8192 (add 512 (mul 28 $room))) }}
     timeout resolve 1s
     timeout retry 500ms
     hold valid 1s
