@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider, get_tracer
+from starlette.concurrency import run_in_threadpool
 
 from gateway import page
 from gateway.api import problems
@@ -59,6 +60,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Starlette writes large files of forms in these threads. Their first use imports modules for 50 ms of CPU time,
+        # in which the event loop would send no frames.
+        await run_in_threadpool(bool)
         warming = asyncio.create_task(runtime.warmup.keep())
         try:
             if (port := settings.grpc_listen_port) is not None:
