@@ -62,12 +62,11 @@ async def begin(call: Callable[[], Call], rounds: int) -> Call:
             returned: a client that is sending when the status arrives may report INTERNAL instead.
         rounds: rounds of ATTEMPTS attempts; 2 × servers / ATTEMPTS reach each server also while other calls begin.
     """
-    begun = call()
-    for _ in range(rounds - 1):
+    for _ in range(rounds):
+        begun = call()
         await _answered(begun)
         if not begun.done() or await begun.code() not in RETRIABLE:
             break
-        begun = call()
     return begun
 
 

@@ -128,7 +128,7 @@ class Scenario:
         if lost is None:
             lost = self.killed.calls_since(min(result.began for result in broken)) if broken else 0
         print(f"broken {len(broken)}, lost by the killed pod {lost}")
-        assert len(broken) <= lost
+        assert len(broken) <= lost, "\n".join(map(str, broken))
         for result in broken:
             assert result.began < killed_at + 0.1 < result.ended + 0.2, result
         refused = [result for result in self.results if result.outcome is Outcome.REFUSED]
