@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import socket
+import ssl
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.deploy.helm.chart import NAME, SHARED, Release, render
+from tests.deploy.helm.test_runs import until
 
+needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: .ci/haproxy")
 POOL: dict[str, Any] = {**SHARED, "pool": {"enabled": True}}
 
 
@@ -18,6 +25,12 @@ def config(release: Release) -> str:
     (found,) = [each for each in release.of("ConfigMap") if each["metadata"]["name"] == f"{NAME}-pool"]
     text: str = found["data"]["haproxy.cfg"]
     return text
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def service(release: Release, name: str) -> dict[str, Any]:
@@ -32,7 +45,52 @@ def deployment(release: Release, name: str) -> dict[str, Any]:
     return spec
 
 
-@pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: .ci/haproxy")
+def issue(folder: Path, name: str) -> None:
+    """Write a certificate and its key as a Secret has them, into a folder."""
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", f"/CN={name}", "-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
+@needs_haproxy
+def test_haproxy_serves_a_new_certificate_and_goes_on(tmp_path: Path):
+    release = render({**POOL, "tls": {"secretName": "certificate"}})
+    (container,) = deployment(release, f"{NAME}-pool")["template"]["spec"]["containers"]
+    issue(tmp_path, "old")
+    text = config(release).replace("/tls/", f"{tmp_path}/")
+    for standard, port in (ports := {each: free_port() for each in (8998, 8999, 8404)}).items():
+        text = text.replace(f"bind :{standard}", f"bind 127.0.0.1:{port}")
+    (tmp_path / "haproxy.cfg").write_text(text)
+    *shell, script = container["command"]
+    script = script.replace("/tls/", f"{tmp_path}/").replace("/pool/", f"{tmp_path}/").replace("sleep 30", "sleep 0.1")
+    with subprocess.Popen([*shell, script], cwd=tmp_path, start_new_session=True) as process:
+        try:
+            until(lambda: presented(ports[8998]) == "old", 20)
+            issue(tmp_path, "new")
+            until(lambda: presented(ports[8998]) == "new", 20)
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(20) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def presented(port: int) -> str | None:
+    """The name in the certificate that a port presents, or None if nothing listens there."""
+    try:
+        pem = ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+    except OSError:
+        return None
+    done = subprocess.run(["openssl", "x509", "-noout", "-subject"], input=pem, capture_output=True, text=True)
+    return done.stdout.strip().rpartition(" ")[2]
+
+
+@needs_haproxy
 @pytest.mark.parametrize(
     "values",
     [
@@ -45,14 +103,7 @@ def deployment(release: Release, name: str) -> dict[str, Any]:
     ],
 )
 def test_haproxy_accepts_its_configuration(tmp_path: Path, values: dict[str, Any]):
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *("-subj", "/CN=x", "-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.crt")),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    issue(tmp_path, "x")
     path = tmp_path / "haproxy.cfg"
     path.write_text(config(render({**values, **POOL})).replace("/tls/", f"{tmp_path}/"))
     checked = subprocess.run(["haproxy", "-c", "-f", str(path)], capture_output=True, text=True)
