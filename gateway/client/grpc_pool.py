@@ -71,14 +71,16 @@ async def begin(call: Callable[[], Call], rounds: int) -> Call:
 
 
 async def _answered(call: Any) -> None:
-    """Wait for the initial metadata, or the status if there are none."""
+    """Wait for the initial metadata, or for the status if they are empty: the call is refused, or complete."""
     if not call.done():
         done = asyncio.Event()
         call.add_done_callback(lambda _: done.set())
-        waits = [asyncio.ensure_future(call.initial_metadata()), asyncio.ensure_future(done.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
+        accepted, status = asyncio.ensure_future(call.initial_metadata()), asyncio.ensure_future(done.wait())
+        await asyncio.wait((accepted, status), return_when=asyncio.FIRST_COMPLETED)
+        if not status.done():
+            metadata: Any = (await asyncio.gather(accepted, return_exceptions=True))[0]
+            if isinstance(metadata, BaseException) or not metadata:
+                await status
+        for wait in (accepted, status):
             wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-        # The initial metadata of a refused call arrive together with its status.
-        await asyncio.sleep(0)
+        await asyncio.gather(accepted, status, return_exceptions=True)

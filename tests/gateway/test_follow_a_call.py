@@ -106,6 +106,7 @@ def over_grpc(client: TestClient) -> str:
 
     with grpc.insecure_channel(f"127.0.0.1:{app.state.grpc.port}") as channel:
         call = PersonaPlexStub(channel).Converse(messages(), metadata=tuple(HEADERS.items()), timeout=30)
+        assert dict(call.initial_metadata())["x-request-id"] == REQUEST
         identifier: str = next(call).ready.conversation_id
         for _ in call:
             pass

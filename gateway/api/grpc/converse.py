@@ -13,7 +13,7 @@ from gateway.api.connection import RESUME_HEADER
 from gateway.api.grpc.audio import AudioCodec, choose_codec
 from gateway.api.grpc.params import live_params
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
-from gateway.api.grpc.status import Code, Metadata, metadata_of, request_metadata
+from gateway.api.grpc.status import Code, Metadata, accept, metadata_of, request_metadata
 from gateway.audio.stream import FROM_INT16, PCM_PIECE_BYTES
 from gateway.errors import HandshakeTimeout, InvalidRequest, MalformedBody, PayloadTooLarge
 from gateway.session.caller import Caller
@@ -127,6 +127,8 @@ class ConverseTransport:
         write = self._context.write
         try:
             if type(event) is not AgentAudio:
+                if isinstance(event, Ready):
+                    await accept(self._context)
                 await write(self._message(event).SerializeToString())
                 return
             frame, encoding = event.frame, self._codec.encoding

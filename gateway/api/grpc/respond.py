@@ -11,6 +11,7 @@ import grpc
 
 from gateway.api.grpc.params import require, respond_request
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
+from gateway.api.grpc.status import accept
 from gateway.audio.wav import pcm16
 from gateway.errors import InvalidRequest, MalformedBody, UploadTimeout
 from gateway.session.admission import Upload
@@ -39,6 +40,8 @@ async def respond_stream(
         request = await _receive(runtime, context, caller, upload)
         async with aclosing(_chunks(runtime, request)) as chunks:
             async for chunk in chunks:
+                if chunk.HasField("header"):
+                    await accept(context)
                 yield chunk
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 
@@ -53,6 +53,13 @@ def metadata_of(error: GatewayError, retry_after: int) -> Metadata:
     if error.retriable:
         metadata.append(("retry-after", str(getattr(error, "retry_after", retry_after))))
     return (*metadata, *request_metadata())
+
+
+async def accept(context: grpc.aio.ServicerContext) -> None:
+    """Send the initial metadata, with the id of the request: the metadata of a refused RPC are empty."""
+    # The next message reports a lost connection.
+    with suppress(grpc.aio.BaseError, grpc.aio.UsageError):
+        await context.send_initial_metadata(request_metadata())
 
 
 def request_metadata() -> Metadata:
