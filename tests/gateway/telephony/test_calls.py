@@ -18,6 +18,7 @@ from gateway.audio.duplex import DuplexCodec
 from tests.gateway.telephony.conftest import Call, Serve, Server, call
 from tests.gateway.telephony.phones import PHONES, Answer, Asterisk, Audio, Phone, PlainAsterisk, Telnyx, Twilio, Vonage
 from tests.gateway.websocket.conftest import FRAME
+from tests.series import total
 
 Noise = Callable[..., NDArray[np.float32]]
 
@@ -173,7 +174,11 @@ async def test_chunks_of_telnyx_are_sorted(server: Server, noise: Noise) -> None
     assert len(answers[0]) >= 4 * 3840
 
 
-async def test_the_end_of_the_call_frees_the_slot_and_closes(server: Server, phone: Phone) -> None:
+async def test_the_end_of_the_call_frees_the_slot_and_closes(
+    server: Server, phone: Phone, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Metrics and log name the service."""
+    caplog.set_level(logging.INFO, "gateway.session.record")
     async with call(server, phone) as caller:
         await caller.begin()
         await caller.speak(bytes(20 * phone.frame_bytes))
@@ -184,6 +189,8 @@ async def test_the_end_of_the_call_frees_the_slot_and_closes(server: Server, pho
         assert monotonic() - began < 1
     if phone.stop() is not None:
         assert caller.code == 1000
+    assert total(server.runtime.metrics, "personaplex_ended_total", api=phone.service) == 1
+    assert [record.__dict__["api"] for record in caplog.records] == [phone.service] * 2
 
 
 async def test_a_call_that_ends_before_its_start_is_closed(server: Server) -> None:
