@@ -12,7 +12,7 @@ from model_repository.checkpoint.geometry import AGENT_CODEBOOKS
 from model_repository.errors import CheckpointError
 from model_repository.graph.attention import CacheScales
 from model_repository.graphs import HEADROOM, graphs_of
-from model_repository.quantize.calibration import calibrate, calibration_voices
+from model_repository.quantize.calibration import calibrate, calibration_voices, layer_statistics
 from model_repository.quantize.depth_smoothing import smooth_depth
 from model_repository.quantize.scaling import scaled
 from model_repository.quantize.temporal_smoothing import smooth_temporal
@@ -139,8 +139,6 @@ def test_calibration_sees_what_the_graph_computes(statistics, checkpoint, tmp_pa
     session.feeds["top_k"][:] = 1
     count = len(voice.embeddings)
     session.prefill(0, np.full((count, 17), -1), voice.embeddings)
-    from model_repository.quantize.calibration import layer_statistics
-
     alone = layer_statistics(lm.temporal, checkpoint.lm, [voice.embeddings])
     for index, layer in enumerate(alone):
         keys = session.save(0, count)[f"cache.layers.{index}.key"]
@@ -148,6 +146,19 @@ def test_calibration_sees_what_the_graph_computes(statistics, checkpoint, tmp_pa
         pairs = np.square(keys).reshape(keys.shape[0], count, -1, 2).mean(axis=(1, 3)).reshape(-1)
         np.testing.assert_allclose(pairs, layer.key, rtol=1e-3)
         np.testing.assert_allclose(np.square(values).mean(axis=1).reshape(-1), layer.value, rtol=1e-3)
+
+
+def test_calibration_sees_what_a_conversation_has(statistics, checkpoint):
+    """Another conversation's keys and values: their power, and values that int8 does not cut off."""
+    lm, source = checkpoint.geometry.lm, checkpoint.lm
+    tokens = np.random.default_rng(7).integers(0, lm.card, (120, lm.num_streams))
+    tokens[:, 0] = lm.text_padding_id
+    tables = ["text_emb.weight", *(f"emb.{stream}.weight" for stream in range(lm.num_streams - 1))]
+    embedded = sum(source.read(table)[column] for table, column in zip(tables, tokens.T, strict=True))
+    for ours, theirs in zip(statistics, layer_statistics(lm.temporal, source, [embedded]), strict=True):
+        for ratio in (theirs.key / ours.key, theirs.value / ours.value):
+            assert np.quantile(ratio, 0.99) < 3
+        assert (theirs.value_peaks < HEADROOM * ours.value_peaks.max()).all()
 
 
 @pytest.mark.parametrize(
