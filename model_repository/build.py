@@ -46,7 +46,7 @@ _VOICES_AT = 0.9
 """Progress when all weights are written."""
 
 KV_PRECISIONS = (CachePrecision.FP32, CachePrecision.FP16, CachePrecision.INT8)
-"""That can be chosen for a CPU."""
+"""That can be chosen for a CPU. On CUDA it is the variant's or int8."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction of the whole that is done."""
@@ -65,10 +65,10 @@ def build_repository(
 ) -> list[str]:
     """Build the checkpoint at `checkpoint` into the repository `models`, for `slots` conversations at once.
 
-    `variant` is a name in `variants_of(device)`, `kv` one of `KV_PRECISIONS` (by default the variant's; CUDA has no
-    choice). An earlier repository at `models` is replaced, any other non-empty folder only with `force`. Voices that
-    were added to the earlier one stay if the checkpoint is the same; else their names are the answer. Raises
-    `CheckpointError` for a checkpoint that cannot be read and `BuildError` for a place that cannot be written.
+    `variant` is a name in `variants_of(device)`, `kv` one of `KV_PRECISIONS` (by default the variant's). An earlier
+    repository at `models` is replaced, any other non-empty folder only with `force`. Voices that were added to the
+    earlier one stay if the checkpoint is the same; else their names are the answer. Raises `CheckpointError` for a
+    checkpoint that cannot be read and `BuildError` for a place that cannot be written.
     """
     recipe = _recipe(variant, kv, device)
     if not 1 <= slots <= 1024:
@@ -92,10 +92,9 @@ def _recipe(variant: str, kv: str | None, device: str) -> Variant:
     recipe = known[variant]
     if kv is None:
         return recipe
-    if recipe.device is Device.CUDA and kv != recipe.cache:
-        raise BuildError(f"keys and values of {variant} on {device} are {recipe.cache}; got {kv!r}")
-    if kv not in KV_PRECISIONS:
-        raise BuildError(f"unknown precision of keys and values {kv!r}; expected one of {', '.join(KV_PRECISIONS)}")
+    choices = (recipe.cache, CachePrecision.INT8) if recipe.device is Device.CUDA else KV_PRECISIONS
+    if kv not in choices:
+        raise BuildError(f"unknown precision of keys and values {kv!r}; expected one of {', '.join(choices)}")
     return replace(recipe, cache=CachePrecision(kv))
 
 

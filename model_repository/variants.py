@@ -4,7 +4,7 @@ Names are the field's: `int8` and `int4` are what others publish as `int8-nb-dep
 quantized temporal transformer, 8-bit depformer), `mixed` keeps the depformer at 16 bits. Mimi is always float32.
 
 On a CPU everything between the matrices is float32; on CUDA it has 16 bits as far as the reference's has (see
-`Variant.activations`), and keys and values, which no fast operator there takes as int8, have 16 too.
+`Variant.activations`), and so have keys and values: int8 ones need an operator of our own there, and are a choice.
 """
 
 from __future__ import annotations

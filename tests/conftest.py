@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,8 +116,7 @@ def golden_variant(built_once: BuiltOnce) -> GoldenVariant:
         kv = kv or variants_of(Device(device))[variant].cache
 
         def build(path: Path) -> None:
-            options = {"variant": variant, "kv": kv if device == "cpu" else None, "device": device}
-            build_repository(GOLDEN / "checkpoint", path / "models", slots=8, **options)
+            build_repository(GOLDEN / "checkpoint", path / "models", slots=8, variant=variant, kv=kv, device=device)
 
         return built_once(f"golden-{variant}-{kv}-{device}", build) / "models"
 
@@ -132,6 +133,24 @@ def golden_models(golden_variant: GoldenVariant) -> Path:
 def cuda_models(golden_variant: GoldenVariant) -> Path:
     """The golden checkpoint, built for CUDA at 16 bits."""
     return golden_variant("fp16", device="cuda")
+
+
+@pytest.fixture(scope="session")
+def host_operators(built_once: BuiltOnce) -> Path:
+    """Our operators for CUDA on a CPU, see tests/cuda/on_cpu.h."""
+    pytest.importorskip("ziglang", reason="ziglang, the compiler, is not installed")
+    source = Path(__file__).parents[1] / "model_repository" / "serving" / "native" / "int8_kv_attention.cu"
+
+    def build(path: Path) -> None:
+        caches = {f"ZIG_{which}_CACHE_DIR": str(path / "zig") for which in ("LOCAL", "GLOBAL")}
+        compiler = [sys.executable, "-m", "ziglang", "cc", "-x", "c++", "-std=c++20", "-shared", "-fPIC"]
+        # Each operation is rounded, as NumPy's are.
+        flags = ["-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
+        given = ["-include", Path(__file__).parent / "cuda" / "on_cpu.h", source]
+        command = [*compiler, *flags, "-o", path / "operators.so", *given]
+        subprocess.run(command, check=True, env={**os.environ, **caches})
+
+    return built_once("host-operators", build) / "operators.so"
 
 
 @pytest.fixture(scope="session")

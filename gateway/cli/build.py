@@ -37,7 +37,8 @@ def build(
         str, typer.Option(help="Precision of the weights: fp32, fp16, int8, int4 or mixed; on cuda also bf16.")
     ] = "fp32",
     kv: Annotated[
-        str | None, typer.Option(help="Precision of keys and values: fp32, fp16 or int8. [default: the variant's]")
+        str | None,
+        typer.Option(help="Precision of keys and values: fp32, fp16 or int8; on cuda int8. [default: the variant's]"),
     ] = None,
     device: Annotated[str, typer.Option(help="Device that runs the models: cpu or cuda.")] = "cpu",
     force: Annotated[

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
+from onnxscript import GraphBuilder
 
 from model_repository.checkpoint.geometry import TransformerGeometry
-from model_repository.graph.builder import Graph, Value
-from model_repository.graph.layers import merge_heads, split_heads
+from model_repository.graph.builder import OPSET, Graph, Value
+from model_repository.graph.layers import merge_heads, rotate, split_heads
+from model_repository.graph.weights import OWN_DOMAIN, Weights
 from model_repository.variants import CachePrecision, Precision
 
 
@@ -78,30 +81,56 @@ class Ring:
         return new if same else op.Cast(new, to=_DTYPES[self.scales.precision])
 
 
-class FilledAttention:
-    """Grouped-query attention in shared-KV mode, which on a CPU reads only the slots that are filled.
+class Attention(Protocol):
+    """Causal attention of one kind for all layers of a graph.
 
-    `filled` [B] int64: slots of each row that are read, new ones included. With S > 1 columns the batch must be one row
-    and the columns must not wrap: position + S <= window. Caches are [rows, heads, window, head_dim].
+    With S > 1 columns the batch must be one row and the columns must not wrap: position + S <= window.
     """
 
-    def __init__(self, graph: Graph, position: Value, filled: Value, geometry: TransformerGeometry) -> None:
+    cache_shape: tuple[int, ...]
+    """Of a row of a layer's keys, and of its values."""
+
+    def __call__(self, projected: Value, ring: Ring) -> Value:
+        """Attend with queries to the ring after keys and values were written to it: [B, S, 3 * dim] -> [B, S, dim]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns of a run, for B rows and S columns.
+
+    position [B] int64: of the first column. filled [B] int64: slots of each row that are read, new ones included.
+    angles: cosines and sines [B, S, head_dim / 2] float32 of the rotary embedding.
+    """
+
+    position: Value
+    filled: Value
+    angles: tuple[Value, Value]
+
+
+class FilledAttention:
+    """Grouped-query attention in shared-KV mode in float32, which on a CPU reads only the slots that are filled.
+
+    Caches are [rows, heads, window, head_dim].
+    """
+
+    def __init__(self, graph: Graph, columns: Columns, geometry: TransformerGeometry) -> None:
         op = graph.op
         self._graph = graph
         self._geometry = geometry
-        self._position = position
+        self._columns = columns
         self.cache_shape: tuple[int, ...] = (geometry.num_heads, geometry.window, geometry.head_dim)
-        self._last = op.Cast(op.Sub(filled, graph.constant(np.int64(1))), to=ir.DataType.INT32)
+        self._last = op.Cast(op.Sub(columns.filled, graph.constant(np.int64(1))), to=ir.DataType.INT32)
         self._capacity = graph.constant(np.int32(geometry.window))
-        rows = op.Shape(position)
+        rows = op.Shape(columns.position)
         shape = op.Concat(rows, graph.constant([0, geometry.dim]), axis=0)
         self._nothing_new = op.ConstantOfShape(shape)
 
-    def __call__(self, query: Value, key: Value, value: Value, ring: Ring) -> Value:
-        """Attend with query to `ring` after key and value were written to it: [B, S, dim] each."""
+    def __call__(self, projected: Value, ring: Ring) -> Value:
+        """See `Attention`."""
         heads, head_dim = self._geometry.num_heads, self._geometry.head_dim
+        query, key, value = _rotated(self._graph, projected, self._columns.angles, self._geometry)
         key, value = (split_heads(self._graph, new, heads, head_dim) for new in (key, value))
-        keys, values = ring.write(key, value, self._position)
+        keys, values = ring.write(key, value, self._columns.position)
         inputs = (query, self._nothing_new, self._nothing_new, keys, values, self._last, self._capacity)
         attend = partial(self._graph.contrib.GroupQueryAttention, *inputs, num_heads=heads, kv_num_heads=heads)
         if ring.scales.precision is not CachePrecision.INT8:
@@ -118,25 +147,87 @@ class FilledAttention:
 
 
 class CausalAttention:
-    """Causal attention in the precision of the ring: FlashAttention on CUDA, straight on the cache.
+    """Attention in the precision of the ring: FlashAttention on CUDA, straight on the cache.
 
-    `filled` [B] int64: slots of each row that are read, new ones included. ONNX Attention without a mask stays with
-    FlashAttention; causality is aligned to the last filled slot, so the columns must not wrap where there are several
-    (S > 1): position + S <= window. Caches are [rows, window, dim]: heads need no transposition.
+    ONNX Attention without a mask stays with FlashAttention; causality is aligned to the last filled slot. Caches are
+    [rows, window, dim]: heads need no transposition.
     """
 
-    def __init__(self, graph: Graph, position: Value, filled: Value, geometry: TransformerGeometry) -> None:
-        self._graph = graph
-        self._position = position
-        self._filled = filled
-        self._heads = geometry.num_heads
+    def __init__(self, weights: Weights, columns: Columns, geometry: TransformerGeometry) -> None:
+        self._graph = weights.graph
+        self._columns = columns
+        self._geometry = geometry
+        cosines, sines = columns.angles
+        self._angles = weights.to_compute_dtype(cosines), weights.to_compute_dtype(sines)
         self.cache_shape: tuple[int, ...] = (geometry.window, geometry.dim)
 
-    def __call__(self, query: Value, key: Value, value: Value, ring: Ring) -> Value:
-        """Attend with query to `ring` after key and value were written to it: [B, S, dim] each."""
-        keys, values = ring.write(key, value, self._position)
-        inputs = (query, keys, values, None, None, None, self._filled)
-        return self._graph.op.Attention(*inputs, is_causal=1, q_num_heads=self._heads, kv_num_heads=self._heads)
+    def __call__(self, projected: Value, ring: Ring) -> Value:
+        """See `Attention`."""
+        query, key, value = _rotated(self._graph, projected, self._angles, self._geometry)
+        keys, values = ring.write(key, value, self._columns.position)
+        inputs = (query, keys, values, None, None, None, self._columns.filled)
+        heads = self._geometry.num_heads
+        return self._graph.op.Attention(*inputs, is_causal=1, q_num_heads=heads, kv_num_heads=heads)
+
+
+class Int8KvAttention:
+    """Attention to int8 keys and values by a CUDA operator of our own (`serving/native/int8_kv_attention.cu`).
+
+    Without its library a session does what the operator's function says: it makes the whole ring float32. Rotation and
+    scores are float32 in both. Caches are [rows, window, dim].
+    """
+
+    def __init__(self, weights: Weights, columns: Columns, geometry: TransformerGeometry) -> None:
+        self._graph = weights.graph
+        self._columns = columns
+        self._heads = geometry.num_heads
+        self._operator = _int8_kv_attention(weights.compute_dtype)
+        self.cache_shape: tuple[int, ...] = (geometry.window, geometry.dim)
+
+    def __call__(self, projected: Value, ring: Ring) -> Value:
+        """See `Attention`."""
+        columns, scales = self._columns, ring.scales
+        operands = (projected, *columns.angles, columns.position, columns.filled, ring.key, ring.value)
+        attributes = {"num_heads": self._heads, "key_scale": scales.key, "value_scale": scales.value}
+        attended, keys, values = self._graph.call(self._operator, *operands, **attributes, _outputs=3)
+        self._graph.update(ring.key, keys)
+        self._graph.update(ring.value, values)
+        return attended
+
+
+def _rotated(
+    graph: Graph, projected: Value, angles: tuple[Value, Value], geometry: TransformerGeometry
+) -> tuple[Value, Value, Value]:
+    """Queries, keys and values [B, S, dim] of `projected` [B, S, 3 * dim]; queries and keys are rotated."""
+    op, dim = graph.op, geometry.dim
+    both, value = op.Split(projected, graph.constant([2 * dim, dim]), axis=-1, _outputs=2)
+    query, key = op.Split(rotate(graph, both, angles, 2 * geometry.num_heads), axis=-1, num_outputs=2, _outputs=2)
+    return query, key, value
+
+
+def _int8_kv_attention(activations: ir.DataType) -> ir.Function:
+    """The operator as a function: quantize, write into the rings, and attend to them as float32."""
+    names = ("projected", "cosines", "sines", "position", "filled", "keys", "values")
+    projected, cosines, sines, position, filled, *caches = operands = [ir.Value(name=name) for name in names]
+    body = ir.Graph(operands, [], nodes=[], opset_imports={"": OPSET})
+    op = GraphBuilder(body).op
+
+    integer, real = ir.AttributeType.INT, ir.AttributeType.FLOAT
+    heads = {name: ir.RefAttr(name, "num_heads", integer) for name in ("num_heads", "q_num_heads", "kv_num_heads")}
+    rotation = {"interleaved": 1, "num_heads": heads.pop("num_heads")}
+    query, key, value = op.Split(op.Cast(projected, to=ir.DataType.FLOAT), axis=-1, num_outputs=3, _outputs=3)
+    query, key = (op.RotaryEmbedding(x, cosines, sines, **rotation) for x in (query, key))
+    written, unpacked = [], []
+    for cache, new, scale in zip(caches, (key, value), ("key_scale", "value_scale"), strict=True):
+        step = op.Constant(value_float=ir.RefAttr("value_float", scale, real))
+        codes = op.QuantizeLinear(new, step, output_dtype=ir.DataType.INT8)
+        written.append(op.TensorScatter(cache, codes, position, axis=-2, mode="circular"))
+        unpacked.append(op.DequantizeLinear(written[-1], step))
+    attended = op.Attention(query, *unpacked, None, None, None, filled, is_causal=1, **heads)
+    body.outputs.extend([op.Cast(attended, to=activations), *written])
+    kinds = {"num_heads": integer, "key_scale": real, "value_scale": real}
+    declared = [ir.Attr(name, kind, None) for name, kind in kinds.items()]
+    return ir.Function(OWN_DOMAIN, "Int8KvAttention", graph=body, attributes=declared)
 
 
 class MaskedAttention:

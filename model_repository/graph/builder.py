@@ -114,7 +114,7 @@ class Graph:
         self._choices += 1
         return outer.If(condition, then_branch=branches[0], else_branch=branches[1])
 
-    def call(self, function: ir.Function, *operands: Value, **attributes: int) -> Value:
+    def call(self, function: ir.Function, *operands: Value, **attributes: float) -> Value:
         """What `function` makes of `operands`: by a kernel where the session has one for it, else node by node."""
         self._graph.opset_imports[function.domain] = 1
         self._functions[function.name] = function

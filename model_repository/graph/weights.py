@@ -169,11 +169,14 @@ class Weights:
         smoothing = smoothing_of(key)
         return self.graph.op.Mul(x, self.tensor(smoothing)) if smoothing in self.source else x
 
+    @property
+    def compute_dtype(self) -> ir.DataType:
+        """ONNX's type of activations."""
+        return ir.DataType.from_numpy(np.dtype(_DTYPES[self.activations]))
+
     def to_compute_dtype(self, x: Value) -> Value:
         """float32 `x` in the precision of activations."""
-        if self.activations is Precision.FP32:
-            return x
-        return self.graph.op.Cast(x, to=ir.DataType.from_numpy(np.dtype(_DTYPES[self.activations])))
+        return x if self.activations is Precision.FP32 else self.graph.op.Cast(x, to=self.compute_dtype)
 
     def to_float32(self, x: Value) -> Value:
         """What matmuls gave, as float32."""

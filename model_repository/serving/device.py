@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ Array = NDArray[Any]
 
 FUSED_MATMULS = "ORT_FPA_INTB_GEMM"
 """Environment variable of ONNX Runtime: 1 multiplies with quantized matrices as they are, 0 unpacks them first."""
+
+OPERATORS = Path(__file__).parent / "native" / "int8_kv_attention.so"
+"""Attention to int8 keys and values. `compile_cuda.sh` beside its source makes it, where there is nvcc."""
 
 _HOST_TO_DEVICE, _DEVICE_TO_HOST, _ON_DEVICE = 1, 2, 3
 """cudaMemcpyKind."""
@@ -34,14 +38,15 @@ class DeviceError(RuntimeError):
 class CudaMemory:
     """The memory of a CUDA GPU, among those that CUDA_VISIBLE_DEVICES leaves visible.
 
-    `kind` and `index` are what ONNX Runtime calls the device.
+    `kind` and `index` are what ONNX Runtime calls the device. `operators`: our library of operators, if it was built.
     """
 
     kind = "cuda"
 
-    def __init__(self, index: int = 0, capture: bool = True) -> None:
+    def __init__(self, index: int = 0, capture: bool = True, operators: Path = OPERATORS) -> None:
         """`capture`: whether sessions record their runs. Raises `DeviceError` if this installation has no CUDA."""
         self.index = index
+        self.operators = operators if operators.exists() else None
         self._capture = capture
         available = ort.get_available_providers()
         if "CUDAExecutionProvider" not in available:

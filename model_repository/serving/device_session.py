@@ -21,7 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_repository.serving.cpu import WEIGHTS_FOLDER
-from model_repository.serving.device import CudaMemory, DeviceError, row_bytes
+from model_repository.serving.device import OPERATORS, CudaMemory, DeviceError, row_bytes
 from model_repository.serving.memory import check_memory
 from model_repository.serving.session import OF_STATES, OFFSETS, is_state, row_shape, warm_up_sizes
 
@@ -280,12 +280,20 @@ results from host memory, which the captures of all sizes share: a replay would 
 """
 
 
+_INT8_KV = b"Int8KvAttention"
+"""Operator of a graph with int8 keys and values; nothing else in a graph has this name."""
+
+
 def _open(model: Path, device: CudaMemory, graph: bytes | None) -> ort.InferenceSession:
     """Raises `DeviceError` if ONNX Runtime falls back to another device, as a whole or for single operators."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(WEIGHTS_FOLDER, str(model.parent))
+    if device.operators is not None:
+        options.register_custom_ops_library(str(device.operators))
+    elif _INT8_KV in (graph or model.read_bytes()):
+        _log.warning("%s: %s was not built: every step makes all keys and values float32", model, OPERATORS.name)
     wanted = [name for name, _ in device.providers]
     if wanted != ["CPUExecutionProvider"]:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

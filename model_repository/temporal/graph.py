@@ -7,22 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from model_repository.checkpoint.geometry import LmGeometry
+from model_repository.checkpoint.geometry import LmGeometry, TransformerGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
-from model_repository.graph.attention import CacheScales, CausalAttention, FilledAttention, Ring
+from model_repository.graph.attention import (
+    Attention,
+    CacheScales,
+    CausalAttention,
+    Columns,
+    FilledAttention,
+    Int8KvAttention,
+    Ring,
+)
 from model_repository.graph.builder import COLUMNS, ROWS, Graph, Value
 from model_repository.graph.layers import (
     added_rms_norm,
     gated_feed_forward,
     rms_norm,
     rotary_tables,
-    rotate,
     summed,
 )
 from model_repository.graph.sampling import sample
 from model_repository.graph.weights import Weights
 from model_repository.quantize.config import QuantizationConfig
-from model_repository.variants import Device, Precision
+from model_repository.variants import CachePrecision, Device, Precision
 
 CUDA_TEXT_TOP_K = 256
 """Largest top_k of the text token on CUDA. ONNX Runtime finds up to so many candidates of all rows in one launch. For
@@ -67,22 +74,17 @@ def build(
 
     weights = Weights(graph, source, quantization, activations)
     x = _embed(weights, geometry, columns, embeddings)
-    heads, dim = transformer.num_heads, transformer.dim
     angles = rotary_tables(graph, position, offsets, transformer.head_dim, transformer.max_period)
-    tables = (weights.to_compute_dtype(angles[0]), weights.to_compute_dtype(angles[1]))
-    attention = CausalAttention if device is Device.CUDA else FilledAttention
-    attend = attention(graph, position, filled, transformer)
     layers = [f"transformer.layers.{index}" for index in range(transformer.num_layers)]
+    caches = caches or [CacheScales()] * len(layers)
+    attend = _attention(weights, Columns(position, filled, angles), transformer, device, caches[0].precision)
     fused = device is Device.CUDA
     normed = rms_norm(weights, x, f"{layers[0]}.norm1.alpha")
     for index, layer in enumerate(layers):
         projected = weights.linear(weights.to_compute_dtype(normed), f"{layer}.self_attn.in_proj_weight")
-        both, value = op.Split(projected, graph.constant([2 * dim, dim]), axis=-1, _outputs=2)
-        query, key = op.Split(rotate(graph, both, tables, 2 * heads), axis=-1, num_outputs=2, _outputs=2)
-        scales = caches[index] if caches else None
-        ring = Ring(graph, f"layers.{index}", attend.cache_shape, scales, activations)
-        attended = attend(query, key, value, ring)
-        attended = weights.to_float32(weights.linear(attended, f"{layer}.self_attn.out_proj.weight"))
+        ring = Ring(graph, f"layers.{index}", attend.cache_shape, caches[index], activations)
+        attended = weights.linear(attend(projected, ring), f"{layer}.self_attn.out_proj.weight")
+        attended = weights.to_float32(attended)
         x, normed = added_rms_norm(weights, x, attended, f"{layer}.norm2.alpha", fused)
         fed = weights.to_float32(gated_feed_forward(weights, weights.to_compute_dtype(normed), f"{layer}.gating"))
         following = "out_norm.alpha" if layer == layers[-1] else f"{layers[index + 1]}.norm1.alpha"
@@ -97,6 +99,14 @@ def build(
     candidates = max_text_top_k(geometry, device) if device is Device.CUDA else None
     graph.output("text_token", sample(graph, text_logits, noise, top_k, temperature, candidates))
     return graph
+
+
+def _attention(
+    weights: Weights, columns: Columns, geometry: TransformerGeometry, device: Device, cache: CachePrecision
+) -> Attention:
+    if device is Device.CPU:
+        return FilledAttention(weights.graph, columns, geometry)
+    return (Int8KvAttention if cache is CachePrecision.INT8 else CausalAttention)(weights, columns, geometry)
 
 
 def _embed(weights: Weights, geometry: LmGeometry, columns: Value, embeddings: Value) -> Value:

@@ -10,6 +10,8 @@ a C compiler.
 A ledger then counts what a captured run at the published widths consists of, see `ledger.py`, and compares it with
 `BUDGETS`: without cuDNN, and with a stand-in for it, `cudnn.c`, which accepts every plan. If ONNX Runtime takes another
 kernel for attention than expected, the check fails.
+
+Graphs with int8 keys and values are checked without our operator, and with it if there is `nvcc` to compile it.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
 from collections import Counter
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from model_repository.build import build_repository
+from model_repository.serving.device import OPERATORS
 from model_repository.triton_config import MODELS
-from model_repository.variants import CUDA_VARIANTS
+from model_repository.variants import CUDA_VARIANTS, CachePrecision, Variant
 from tests.conftest import GOLDEN
 from tests.cuda import published
 
@@ -37,10 +42,13 @@ CUDNN = "libcudnn.so.9"
 CUDNN_FUNCTION = re.compile(rb"\0(cudnn[A-Z]\w+)(?=\0)")
 """A name in the provider, which looks cuDNN's functions up by name."""
 PREFIXES = re.compile(r"\b((?:cuda|__cuda|cublas|curand|cu[A-Z])\w*)")
+NONE = WORK / "none"
+"""In place of our operators."""
 SLOTS = 4
 STEPS = 20
 
-LEDGER = ("fp16", "bf16", "int8", "int4", "mixed")
+INT8_KV = tuple(replace(CUDA_VARIANTS[name], cache=CachePrecision.INT8) for name in ("bf16", "int8"))
+LEDGER = tuple(CUDA_VARIANTS[name] for name in ("fp16", "bf16", "int8", "int4", "mixed"))
 """Variants of the ledger."""
 ROWS = (1, 8, 32, 64)
 BUDGETS = {"temporal": 700, "depformer": 1000, "mimi_encoder": 410, "mimi_decoder": 365}
@@ -49,6 +57,8 @@ FEW_ROWS, SPLIT_NODES = 2, 3
 """With so few rows FlashAttention splits keys and values and combines the parts: so many more nodes per layer."""
 CUDNN_NODES = 2
 """cuDNN's attention takes so many more nodes per layer: the lengths of queries, and zeros for rows without keys."""
+OURS, SAVED_NODES = "our operator", 5
+"""Our operator for int8 keys and values takes so many fewer nodes per layer."""
 ARMS = ("FlashAttention", "cuDNN")
 FORBIDDEN = ("RadixSort", "Dequantize", "memory", "unknown kernel")
 """In the name of a node of a captured run: logits are not sorted row by row, matrices are not unpacked to 16 bits, and
@@ -103,33 +113,58 @@ def compile_cudnn(provider: Path, stand_in: Path) -> Path:
     return folder
 
 
+def compile_operators() -> Path | None:
+    """Our operators for CUDA; None without nvcc."""
+    if shutil.which("nvcc") is None:
+        return None
+    library = WORK / OPERATORS.name
+    script = OPERATORS.with_name("compile_cuda.sh")
+    subprocess.run([script], env=os.environ | {"OUT": str(library)}, check=True)
+    return library
+
+
 def main() -> int:
     python = prepare()
     (provider,) = (WORK / "venv").rglob("libonnxruntime_providers_cuda.so")
     stand_in = compile_stand_in(provider)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(stand_in), "PYTHONPATH": str(ROOT)}
+    # Preloaded, so that there is one stand-in and not one of each name.
+    preloaded = {"LD_PRELOAD": str(stand_in / LIBRARIES[0]), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | preloaded | {"LD_LIBRARY_PATH": str(stand_in)}
     with_cudnn = environment | {"LD_LIBRARY_PATH": f"{stand_in}:{compile_cudnn(provider, stand_in)}"}
-    failed = check_sessions(python, environment)
+    operators = compile_operators()
+    failed = False
+    for variant in (*CUDA_VARIANTS.values(), *INT8_KV):
+        failed |= not check_sessions(python, environment, variant, None)
     for variant in LEDGER:
-        published.write(WORK / f"ledger-{variant}", variant)
         for arm, given in zip(ARMS, (environment, with_cudnn), strict=True):
-            failed |= not check_ledger(python, given, variant, arm)
+            failed |= not check_ledger(python, given, variant, arm, None)
+    if operators is None:
+        print("our operators: not checked, nvcc was not found")
+        return int(failed)
+    for variant in INT8_KV:
+        failed |= not check_sessions(python, environment, variant, operators)
+        failed |= not check_ledger(python, environment, variant, OURS, operators)
     return int(failed)
 
 
 def attention(arm: str, rows: int) -> tuple[str, int]:
     """Part of the name of the kernel expected for attention, and the nodes per layer beyond the budget."""
+    if arm == OURS:
+        return "int8_kv6attendILi8EE", -SAVED_NODES
     if arm == "cuDNN":
         return "cudnnBackendExecute", CUDNN_NODES
     return ("flash_fwd_splitkv_kernel", SPLIT_NODES) if rows <= FEW_ROWS else ("flash_fwd_kernel", 0)
 
 
-def check_ledger(python: Path, environment: dict[str, str], variant: str, arm: str) -> bool:
+def check_ledger(python: Path, environment: dict[str, str], recipe: Variant, arm: str, operators: Path | None) -> bool:
     """Print nodes of captured runs by model and rows; whether they keep to the budgets."""
+    variant = named(recipe)
     folder = WORK / f"ledger-{variant}"
+    published.write(folder, recipe)
     found = {}
     for name in published.NAMES:
-        command = [python, "-m", "tests.cuda.ledger", folder, name, *map(str, ROWS)]
+        model = folder / name / "1" / "model.onnx"
+        command = [python, "-m", "tests.cuda.ledger", model, operators or NONE, *map(str, ROWS)]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{variant}, {arm}: {name}: failed\n{done.stderr}")
@@ -155,24 +190,28 @@ def check_ledger(python: Path, environment: dict[str, str], variant: str, arm: s
     return good
 
 
-def check_sessions(python: Path, environment: dict[str, str]) -> bool:
-    """Check each variant of the golden checkpoint; whether one failed."""
-    failed = False
-    for variant in CUDA_VARIANTS:
-        models = WORK / f"models-{variant}"
-        build_repository(GOLDEN / "checkpoint", models, slots=SLOTS, variant=variant, device="cuda")
-        command = [python, "-m", "tests.cuda.sessions", models, str(SLOTS), str(STEPS)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{variant}: failed\n{done.stderr}")
-            failed = True
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        expected = {"captures": 3, "replays": STEPS, "allocations": 0, "pageable": 0, "stale": 0}
-        good = found == dict.fromkeys(MODELS, expected)
-        failed |= not good
-        print(f"{variant}: {'good' if good else f'expected {expected} of each'}: {found}")
-    return failed
+def check_sessions(python: Path, environment: dict[str, str], recipe: Variant, operators: Path | None) -> bool:
+    """Whether the sessions of a variant of the golden checkpoint are good."""
+    variant = named(recipe)
+    models = WORK / f"models-{variant}"
+    options = {"variant": recipe.name, "kv": recipe.cache, "device": "cuda"}
+    build_repository(GOLDEN / "checkpoint", models, slots=SLOTS, **options)
+    command = [python, "-m", "tests.cuda.sessions", models, str(SLOTS), str(STEPS), operators or NONE]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{variant}: failed\n{done.stderr}")
+        return False
+    found = json.loads(done.stdout.splitlines()[-1])
+    expected = {"captures": 3, "replays": STEPS, "allocations": 0, "pageable": 0, "stale": 0}
+    good = found == dict.fromkeys(MODELS, expected)
+    with_ours = "" if operators is None else f", {OURS}"
+    print(f"{variant}{with_ours}: {'good' if good else f'expected {expected} of each'}: {found}")
+    return good
+
+
+def named(recipe: Variant) -> str:
+    """A variant with its keys and values."""
+    return f"{recipe.name}-kv-{recipe.cache}"
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from model_repository.serving.device import CudaMemory
 from model_repository.serving.device_session import DeviceSession
 
 
-def captured(model: Path, slots: int, sizes: list[int]) -> dict[int, Counter[str]]:
+def captured(model: Path, slots: int, sizes: list[int], operators: Path) -> dict[int, Counter[str]]:
     """Nodes of a captured run of so many rows, by kernel."""
     library = ctypes.CDLL("libcublasLt.so.13")
     library.stand_in_node.restype = ctypes.c_char_p
-    session = DeviceSession(model, slots, CudaMemory())
+    session = DeviceSession(model, slots, CudaMemory(operators=operators))
     if "top_k" in session.feeds:
         session.feeds["top_k"][:] = 1
     found = {}
@@ -27,10 +27,10 @@ def captured(model: Path, slots: int, sizes: list[int]) -> dict[int, Counter[str
     return found
 
 
-def main(folder: Path, name: str, sizes: list[int]) -> None:
+def main(model: Path, operators: Path, sizes: list[int]) -> None:
     """Print the nodes of one graph as JSON: by number of rows, by kernel."""
-    print(json.dumps(captured(folder / name / "1" / "model.onnx", max(sizes), sizes)))
+    print(json.dumps(captured(model, max(sizes), sizes, operators)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], [int(size) for size in sys.argv[3:]])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(size) for size in sys.argv[3:]])

@@ -17,7 +17,7 @@ from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.temporal import graph as temporal
-from model_repository.variants import CUDA_VARIANTS
+from model_repository.variants import Variant
 
 LAYERS = 32
 
@@ -29,9 +29,8 @@ NAMES = ("temporal-1", "temporal-2", "depformer", "mimi_encoder", "mimi_decoder"
 """Of the graphs: the temporal model with one and with two layers, and the others."""
 
 
-def write(folder: Path, variant: str) -> None:
+def write(folder: Path, recipe: Variant) -> None:
     """Write the graphs `NAMES` with empty weights."""
-    recipe = CUDA_VARIANTS[variant]
     published = Geometry.from_config({})
     lm, mimi = published.lm, shapes_only(mimi_shapes(published.mimi))
     for layers in (1, 2):

@@ -21,7 +21,6 @@ COUNTED = ("captures", "replays", "allocations", "pageable", "stale")
 
 
 def counts() -> dict[str, int]:
-    # The library that the provider names first is the one whose functions it calls.
     library = ctypes.CDLL("libcublasLt.so.13")
     return {name: int(getattr(library, f"stand_in_{name}")()) for name in COUNTED}
 
@@ -30,11 +29,11 @@ def since(before: dict[str, int]) -> dict[str, int]:
     return {name: count - before[name] for name, count in counts().items()}
 
 
-def main(models: Path, slots: int, steps: int) -> None:
+def main(models: Path, slots: int, steps: int, operators: Path) -> None:
     """Warm each model up, run `steps` batches of it, and print what was counted in both as JSON."""
     manifest = json.loads((models / "manifest.json").read_text())
     cards, card = (manifest["text_card"], manifest["card"]), manifest["card"]
-    device = CudaMemory()
+    device = CudaMemory(operators=operators)
 
     def graph(name: str) -> Path:
         return models / "triton" / name / "1" / "model.onnx"
@@ -62,4 +61,4 @@ def main(models: Path, slots: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

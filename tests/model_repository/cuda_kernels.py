@@ -105,6 +105,8 @@ class Typed:
             return next(_name(attribute.i) for attribute in node.attribute if attribute.name == "to")
         if node.op_type in _BOOLEAN:
             return "BOOL"
+        if node.op_type == "Int8KvAttention" and index:
+            return "INT8"
         if node.op_type == "ArgMin" or (node.op_type == "TopK" and index == 1):
             return "INT64"
         return self._types[node.input[_TYPED_BY.get(node.op_type, 0)]]

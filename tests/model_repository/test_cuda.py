@@ -38,10 +38,12 @@ def built(variant: str, golden_variant: GoldenVariant) -> Path:
 
 @pytest.fixture(scope="module")
 def emulated(built: Path, variant: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`built`, as far as the CPU needs it emulated."""
+    return built if variant in ACTIVATIONS else on_cpu(built, tmp_path_factory.mktemp("emulated"))
+
+
+def on_cpu(built: Path, repository: Path) -> Path:
     """`built`, with the operators that a CPU has in place of those for bfloat16."""
-    if variant in ACTIVATIONS:
-        return built
-    repository = tmp_path_factory.mktemp("emulated")
     shutil.copy(built / "manifest.json", repository)
     for name in ("temporal", "depformer"):
         emulate(*(folder / "triton" / name / "1" / "model.onnx" for folder in (built, repository)))
@@ -119,7 +121,11 @@ def test_attention_may_be_flash_attention(graphs: dict[str, Typed]):
 
 @pytest.mark.parametrize("variant", LEAST_COSINE, indirect=True)
 def test_hidden_states_stay_close_through_prefill_and_wrap(golden, emulated: Path, variant: str):
-    models = Models(emulated, slots=4)
+    assert mean_cosine(golden, Models(emulated, slots=4)) > LEAST_COSINE[variant]
+
+
+def mean_cosine(golden, models: Models) -> float:
+    """Of the hidden states after a chunk of 30 columns, and after each one from there on."""
     columns, hidden = golden["model_input"], golden["hidden"]
     position, cosines = 0, []
     for chunk in (columns[:30], *(columns[step : step + 1] for step in range(30, len(columns)))):
@@ -128,7 +134,18 @@ def test_hidden_states_stay_close_through_prefill_and_wrap(golden, emulated: Pat
         theirs = hidden[position - 1]
         cosines.append(mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs))
     assert len(cosines) > models.window
-    assert np.mean(cosines) > LEAST_COSINE[variant]
+    return float(np.mean(cosines))
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "int4"])
+def test_hidden_states_stay_close_with_int8_keys_and_values(
+    golden, golden_variant: GoldenVariant, host_operators: Path, tmp_path: Path, name: str
+):
+    """With our operator, and with the function that a session without it computes."""
+    built = golden_variant(name, "int8", "cuda")
+    models = built if name in ACTIVATIONS else on_cpu(built, tmp_path)
+    for operators in (host_operators, None):
+        assert mean_cosine(golden, Models(models, slots=4, operators=operators)) > LEAST_COSINE[name]
 
 
 @pytest.mark.parametrize("variant", ["fp32"], indirect=True)
@@ -163,7 +180,10 @@ def test_more_candidates_than_are_sorted_are_refused(built: Path, top_k: int):
     [
         ({"device": "tpu"}, "unknown device 'tpu'; expected one of cpu, cuda"),
         ({"variant": "bf16"}, "unknown variant 'bf16'; expected one of fp32, fp16, int8, int4, mixed"),
-        ({"device": "cuda", "variant": "int4", "kv": "int8"}, "keys and values of int4 on cuda are bf16; got 'int8'"),
+        (
+            {"device": "cuda", "variant": "int4", "kv": "fp16"},
+            "unknown precision of keys and values 'fp16'; expected one of bf16, int8",
+        ),
     ],
 )
 def test_what_a_device_has_not_is_refused(tmp_path: Path, options, message):

@@ -11,7 +11,15 @@
 #include <stdint.h>
 
 enum { ABI_VERSION = 17 };
-enum { ELEMENT_FLOAT = 1, ELEMENT_UINT8 = 2 };
+enum {
+    ELEMENT_ANY = 0,
+    ELEMENT_FLOAT = 1,
+    ELEMENT_UINT8 = 2,
+    ELEMENT_INT8 = 3,
+    ELEMENT_INT64 = 7,
+    ELEMENT_FLOAT16 = 10,
+    ELEMENT_BFLOAT16 = 16
+};
 enum { REQUIRED = 0, OPTIONAL = 1 };
 enum { ATTRIBUTE_INTEGER = 1 };
 enum { FAILED = 1, INVALID_ARGUMENT = 2 };
@@ -83,6 +91,9 @@ static inline Status *tensor_data(const Api *api, const Tensor *tensor, void **d
 static inline Status *set_dimensions(const Api *api, Shape *shape, const int64_t *sizes, size_t count) {
     return API_FUNCTION(59, Status *, Shape *, const int64_t *, size_t)(shape, sizes, count);
 }
+static inline Status *element_type(const Api *api, const Shape *shape, int *element) {
+    return API_FUNCTION(60, Status *, const Shape *, int *)(shape, element);
+}
 static inline Status *dimension_count(const Api *api, const Shape *shape, size_t *count) {
     return API_FUNCTION(61, Status *, const Shape *, size_t *)(shape, count);
 }
@@ -94,6 +105,9 @@ static inline Status *element_count(const Api *api, const Shape *shape, size_t *
 }
 static inline Status *tensor_shape(const Api *api, const Tensor *tensor, Shape **shape) {
     return API_FUNCTION(65, Status *, const Tensor *, Shape **)(tensor, shape);
+}
+static inline Status *attribute_float(const Api *api, const KernelInfo *info, const char *name, float *value) {
+    return API_FUNCTION(85, Status *, const KernelInfo *, const char *, float *)(info, name, value);
 }
 static inline Status *attribute_integer(const Api *api, const KernelInfo *info, const char *name, int64_t *value) {
     return API_FUNCTION(86, Status *, const KernelInfo *, const char *, int64_t *)(info, name, value);
@@ -109,6 +123,9 @@ static inline Status *context_output(
     );
 }
 static inline void release_shape(const Api *api, Shape *shape) { API_FUNCTION(99, void, Shape *)(shape); }
+static inline Status *compute_stream(const Api *api, const KernelContext *context, void **stream) {
+    return API_FUNCTION(193, Status *, const KernelContext *, void **)(context, stream);
+}
 static inline Status *input_count(const Api *api, const KernelInfo *info, size_t *count) {
     return API_FUNCTION(230, Status *, const KernelInfo *, size_t *)(info, count);
 }

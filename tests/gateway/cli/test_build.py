@@ -60,7 +60,9 @@ def test_a_repository_can_be_built_for_cuda(personaplex: Run, checkpoint: Path, 
     manifest = Manifest.load(models)
     assert (manifest.device, manifest.variant, manifest.slots) == ("cuda", "fp16", 2)
     assert "KIND_GPU" in (models / "triton" / "temporal" / "config.pbtxt").read_text()
-    assert "fp16; got 'int8'" in personaplex("build", checkpoint, models, *given, "--kv", "int8").error
+    assert (
+        "'fp32'; expected one of fp16, int8" in personaplex("build", checkpoint, models, *given, "--kv", "fp32").error
+    )
 
 
 def test_a_folder_with_something_else_needs_force(personaplex: Run, checkpoint: Path, tmp_path: Path) -> None:

@@ -26,14 +26,15 @@ class Models:
     Those built for CUDA run in the sessions they have there, on a stand-in for the device.
     """
 
-    def __init__(self, repository: Path, slots: int = 8) -> None:
+    def __init__(self, repository: Path, slots: int = 8, operators: Path | None = None) -> None:
+        """`operators`: a library of our operators for the CPU, in place of the one for CUDA."""
         manifest = json.loads((repository / "manifest.json").read_text())
         self.dim, self.text_card, self.card = manifest["dim"], manifest["text_card"], manifest["card"]
         self.window = manifest["context"] - 1
         self.max_text_top_k = manifest["max_text_top_k"]
         self._repository = repository
         self._slots = slots
-        self._device = HostMemory() if manifest["device"] == "cuda" else None
+        self._device = HostMemory(operators=operators) if manifest["device"] == "cuda" else None
 
     @cached_property
     def encoder(self) -> MimiModel:

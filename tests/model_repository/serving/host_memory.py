@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ Array = NDArray[Any]
 
 
 class HostMemory:
-    """Counts what is allocated, of `size` bytes in all."""
+    """Counts what is allocated, of `size` bytes in all. `operators`: a library for the CPU."""
 
     kind, index = "cpu", 0
     providers: Sequence[tuple[str, Mapping[str, str]]] = (("CPUExecutionProvider", {}),)
 
-    def __init__(self, size: int = 1 << 34) -> None:
+    def __init__(self, size: int = 1 << 34, operators: Path | None = None) -> None:
         self.size = size
+        self.operators = operators
         self.blocks: dict[int, Array] = {}
 
     def free(self) -> int:
