@@ -155,7 +155,14 @@ def gpu() -> Check:
         return Check("GPU", Status.WARN, f"{found}, but this ONNX Runtime has no CUDA", "pip install .[gpu]")
     if missing := _missing_cuda_libraries():
         return Check("GPU", Status.FAIL, f"{found}, but {', '.join(missing)} cannot be loaded", "pip install .[gpu]")
-    return Check("GPU", Status.OK, found)
+    return Check("GPU", Status.OK, f"{found}, {_int8_kv()}")
+
+
+def _int8_kv() -> str:
+    """Whether our operator for GPUs was built."""
+    from model_repository.serving.device import OPERATORS
+
+    return f"{'with' if OPERATORS.exists() else 'without'} the operator for int8 keys and values"
 
 
 def memory() -> Check:

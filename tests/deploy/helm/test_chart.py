@@ -290,7 +290,7 @@ def test_an_umbrella_chart_includes_it_on_condition(tmp_path: Path, enabled: boo
             },
             "choose one",
         ),
-        ({"models": {"kvPrecision": "int8"}}, "kvPrecision"),
+        ({"models": {"kvPrecision": "fp16"}}, "kvPrecision"),
         ({"models": {"hub": {"repository": "personaplex"}}}, "repository"),
         ({"models": {"hub": {"tokenSecret": {"value": "hf_1"}}}}, "tokenSecret"),
         ({"apiKeys": {"keys": ["secret"]}}, "apiKeys"),

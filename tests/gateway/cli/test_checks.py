@@ -15,6 +15,7 @@ from gateway.cli import checks
 from gateway.cli.checks import GIB, MIB, Status
 from gateway.manifest import Manifest
 from gateway.triton_server import TritonInstallation, TritonNotInstalledError
+from model_repository.serving import device
 from model_repository.serving.host import HostMemory
 
 Usage = namedtuple("Usage", "total used free")
@@ -108,7 +109,7 @@ class Libraries:
 @pytest.mark.parametrize(
     ("providers", "missing", "status", "found"),
     [
-        (["CUDA", "CPU"], (), Status.OK, "1 × NVIDIA H100"),
+        (["CUDA", "CPU"], (), Status.OK, "1 × NVIDIA H100, without the operator for int8 keys and values"),
         (["CPU"], (), Status.WARN, "1 × NVIDIA H100, but this ONNX Runtime has no CUDA"),
         (
             ["CUDA", "CPU"],
@@ -119,9 +120,15 @@ class Libraries:
     ],
 )
 def test_a_gpu_needs_an_onnx_runtime_with_cuda_and_its_libraries(
-    monkeypatch: pytest.MonkeyPatch, providers: list[str], missing: tuple[str, ...], status: Status, found: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    providers: list[str],
+    missing: tuple[str, ...],
+    status: Status,
+    found: str,
 ) -> None:
     monkeypatch.setattr(checks.ctypes, "CDLL", Libraries(*missing))
+    monkeypatch.setattr(device, "OPERATORS", tmp_path / "int8_kv_attention.so")
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: [f"{name}ExecutionProvider" for name in providers]
     )
@@ -130,6 +137,8 @@ def test_a_gpu_needs_an_onnx_runtime_with_cuda_and_its_libraries(
     check = checks.gpu()
     assert (check.status, check.found) == (status, found)
     assert bool(check.mend) is (status is not Status.OK)
+    device.OPERATORS.touch()
+    assert ("with the operator" in checks.gpu().found) is (status is Status.OK)
 
 
 def test_a_machine_without_the_kernels_can_serve(monkeypatch: pytest.MonkeyPatch) -> None:
