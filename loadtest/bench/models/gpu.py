@@ -74,6 +74,8 @@ def placements(model: Path, device: CudaMemory) -> Counter[str]:
         session_options = ort.SessionOptions()
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(Path(folder) / "profile")
+        if device.operators is not None:
+            session_options.register_custom_ops_library(str(device.operators))
         providers = [(name, {**given, "enable_cuda_graph": "0"}) for name, given in device.providers]
         if device.kind == "cpu":
             providers = [("CPUExecutionProvider", {})]
@@ -116,18 +118,23 @@ def agreement(ours: Path, theirs: Path, device: CudaMemory, steps: int = STEPS) 
     return float(min(cosines)), float(np.mean(equal))
 
 
+def _named(variant: str, kv: str | None) -> str:
+    return f"{variant}-kv-{kv}" if kv else variant
+
+
 def measure_small(work: Path, device: CudaMemory, console: Console) -> None:
     """Measure the small model in every variant: execution providers, and deviation from float32 on the CPU."""
     write_tiny_checkpoint(work / "tiny", force=True)
     build_repository(work / "tiny", work / "tiny-cpu", slots=2)
     table = Table("variant", "nodes", "min cosine", "equal tokens", title="small model, compared with fp32 on the CPU")
-    for variant in VARIANTS:
-        models = work / f"tiny-{variant}"
-        build_repository(work / "tiny", models, slots=2, variant=variant, device="cuda")
+    for variant, kv in product(VARIANTS, (None, "int8")):
+        name = _named(variant, kv)
+        models = work / f"tiny-{name}"
+        build_repository(work / "tiny", models, slots=2, variant=variant, kv=kv, device="cuda")
         ran: Counter[str] = sum((placements(graph(models, name), device) for name in MODELS), Counter())
         cosine, equal = agreement(models, work / "tiny-cpu", device)
         places = ", ".join(f"{provider} {count}" for provider, count in sorted(ran.items()))
-        table.add_row(variant, places, f"{cosine:.6f}", f"{equal:.3f}")
+        table.add_row(name, places, f"{cosine:.6f}", f"{equal:.3f}")
     console.print(table)
 
 
@@ -156,21 +163,23 @@ def measure_full(options: argparse.Namespace, free: int, console: Console) -> No
 
     Each of `ARMS` runs in a process of its own, so that all memory is free before it.
     """
-    checkpoint, models = options.work / "checkpoint", options.work / f"models-{options.variant}"
+    name = _named(options.variant, options.kv)
+    checkpoint, models = options.work / "checkpoint", options.work / f"models-{name}"
     if options.tiny:
-        checkpoint, models = options.work / "tiny", options.work / f"tiny-{options.variant}"
+        checkpoint, models = options.work / "tiny", options.work / f"tiny-{name}"
     else:
         with Progress(console=console) as bar:
             if not is_complete(checkpoint):
                 task = bar.add_task("random weights", total=1.0)
                 write_random_checkpoint(checkpoint, {}, progress=lambda done: bar.update(task, completed=done))
             if not (models / "manifest.json").exists():
-                task = bar.add_task(f"building {options.variant}", total=1.0)
+                task = bar.add_task(f"building {name}", total=1.0)
                 build_repository(
                     checkpoint,
                     models,
                     slots=max(options.rows),
                     variant=options.variant,
+                    kv=options.kv,
                     device="cuda",
                     progress=lambda _, done: bar.update(task, completed=done),
                 )
@@ -231,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu")
     parser.add_argument("--variant", choices=VARIANTS, default="bf16")
+    parser.add_argument("--kv", choices=["int8"], help="keys and values; default: those of the variant")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     parser.add_argument("--frames", type=int, default=50)

@@ -9,7 +9,7 @@ processes, and the prefix cache, which takes as much as a slot.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -26,7 +26,7 @@ from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.config import QuantizationConfig
 from model_repository.serving.memory import DEVICE_WORKSPACE_BYTES, GIB, WORKSPACE_SHARE, MemoryEstimate
 from model_repository.temporal import graph as temporal
-from model_repository.variants import CUDA_VARIANTS, VARIANTS, Device, Variant
+from model_repository.variants import CUDA_VARIANTS, VARIANTS, CachePrecision, Device, Variant
 
 
 def shapes_only(shapes: Mapping[str, Shape]) -> TensorSource:
@@ -82,9 +82,10 @@ def slots_on_gpu(found: Sizes, memory: int) -> int:
 
 def main() -> None:
     geometry = Geometry.from_config({})
-    columns = ("device", "variant", "temporal", "depformer", "codec", "on disk", "loaded", "a slot")
+    columns = ("device", "variant", "KV", "temporal", "depformer", "codec", "on disk", "loaded", "a slot")
     table = Table(*columns, *(f"slots, {name}" for name in GPUS), title="GB; slots computed, not measured")
-    for variant in (*VARIANTS.values(), *CUDA_VARIANTS.values()):
+    int8_kv = [replace(variant, cache=CachePrecision.INT8) for variant in CUDA_VARIANTS.values()]
+    for variant in (*VARIANTS.values(), *CUDA_VARIANTS.values(), *int8_kv):
         found = sizes(variant, geometry)
         codec = found.weights["mimi_encoder"] + found.weights["mimi_decoder"]
         row = (
@@ -96,7 +97,7 @@ def main() -> None:
             found.slot,
         )
         slots = [str(slots_on_gpu(found, memory)) if variant.device is Device.CUDA else "" for memory in GPUS.values()]
-        table.add_row(variant.device, variant.name, *(f"{value / 1e9:.2f}" for value in row), *slots)
+        table.add_row(variant.device, variant.name, variant.cache, *(f"{value / 1e9:.2f}" for value in row), *slots)
     result_console().print(table)
 
 

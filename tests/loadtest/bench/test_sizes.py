@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,11 +11,11 @@ import pytest
 
 from gateway.cli.published import ON_CPU, ON_CUDA
 from gateway.manifest import Memory
-from loadtest.bench.models.sizes import sizes
+from loadtest.bench.models.sizes import GPUS, sizes, slots_on_gpu
 from model_repository.build import build_repository
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import Geometry
-from model_repository.variants import CUDA_VARIANTS, VARIANTS, Variant
+from model_repository.variants import CUDA_VARIANTS, VARIANTS, CachePrecision, Variant
 from tests.conftest import GOLDEN
 
 pytestmark = pytest.mark.long
@@ -48,6 +49,16 @@ def test_only_16_bit_matrices_grow_when_they_are_loaded() -> None:
     caches = 2 * lm.num_layers * lm.window * lm.dim + 2 * 2 * codec.num_layers * codec.window * codec.dim
     assert 4 * caches < whole.slot < 5 * caches
     assert whole.slot - half.slot == 2 * 2 * lm.num_layers * lm.window * lm.dim
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8"])
+def test_128_conversations_fit_an_h200_with_int8_keys_and_values(name: str) -> None:
+    recipe, geometry = replace(CUDA_VARIANTS[name], cache=CachePrecision.INT8), Geometry.from_config({})
+    found = sizes(recipe, geometry)
+    window, layers = geometry.lm.temporal.window, geometry.lm.temporal.num_layers
+    assert found.slot - 2 * layers * window * geometry.lm.temporal.dim < 20e6, "the codec's state"
+    assert slots_on_gpu(found, GPUS["141 GB"]) >= 128
+    assert slots_on_gpu(sizes(CUDA_VARIANTS[name], geometry), GPUS["141 GB"]) < 128
 
 
 @pytest.mark.parametrize(("variants", "known"), [(VARIANTS, ON_CPU), (CUDA_VARIANTS, ON_CUDA)])
