@@ -26,6 +26,8 @@ from tests.fleet.fleet import ProcessorWaits
 FRAMES = 3
 _FRAME = bytes(3840)
 _QUESTION = wav(np.zeros(FRAMES * 1920, np.float32), 24_000)
+_LONG_QUESTION = wav(np.zeros(5 * 24_000, np.float32), 24_000)
+"""240 kB: more than HAProxy could repeat with its own size of buffers, 16 kB."""
 _SECONDS = 30.0
 
 
@@ -94,7 +96,8 @@ WEBSOCKETS: dict[str, tuple[str, Talk]] = {
     "realtime": ("/v1/realtime?model=gpt-realtime", _realtime),
     "telephony": ("/v1/telephony/twilio", _telephony),
 }
-HTTP_APIS = (*WEBSOCKETS, "rest")
+_RECORDINGS = {"rest": _QUESTION, "rest, 5 s": _LONG_QUESTION}
+HTTP_APIS = (*WEBSOCKETS, *_RECORDINGS)
 GRPC_APIS = ("Converse", "Respond", "RespondStream")
 
 
@@ -105,10 +108,10 @@ async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: Pr
     detail = ""
     try:
         async with asyncio.timeout(_SECONDS):
-            if api == "rest":
+            if (recording := _RECORDINGS.get(api)) is not None:
                 response = await client.post(
                     f"http://{address}/v1/respond",
-                    files={"audio": ("question.wav", _QUESTION)},
+                    files={"audio": ("question.wav", recording)},
                     data={"max_steps": str(FRAMES)},
                 )
                 answered = monotonic()

@@ -21,6 +21,7 @@ global
     log stdout format raw local0 notice
     maxconn {{ .Values.pool.maxConnections }}
     nbthread {{ .Values.pool.threads }}
+    tune.bufsize {{ .Values.pool.bodyBytes | int64 }}
     # Ends a replica that stops while calls go on.
     hard-stop-after {{ add .Values.drainSeconds 60 }}s
     {{- if $tls }}
@@ -40,7 +41,7 @@ defaults
     log global
     timeout connect 1s
     timeout check 2s
-    timeout http-request 10s
+    timeout http-request 60s
     timeout client {{ include "personaplex.longest" . }}s
     timeout server {{ include "personaplex.longest" . }}s
     timeout tunnel {{ include "personaplex.longest" . }}s
@@ -57,7 +58,7 @@ defaults
 
 frontend http
     bind {{ printf $any 8998 }}{{ if $tls }} ssl crt /tls/tls.crt alpn http/1.1{{ end }}
-    # A request with a body is repeated only if all of it fits into one buffer (16 kB). A longer one flows on.
+    # A request with a body is repeated only if all of it fits into one buffer. A longer one flows on.
     option http-buffer-request
     http-request deny deny_status 404 if { path /metrics }
     default_backend http
