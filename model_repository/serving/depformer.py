@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from model_repository.serving.execution_target import ExecutionTarget, open_session
-from model_repository.serving.noise import Stream
 from model_repository.serving.row_request import Array, BadInputError, BatchResult, RowRequest, check, split
-from model_repository.serving.sampler import Samplers
+from model_repository.serving.sampler import Samplers, Stream
 from model_repository.serving.session import warm_up_sizes
 
 

@@ -10,10 +10,9 @@ from time import perf_counter
 import numpy as np
 
 from model_repository.serving.execution_target import ExecutionTarget, open_session
-from model_repository.serving.noise import Stream
 from model_repository.serving.prefix import FedPrefix, Prefix, Prefixes, most_columns
 from model_repository.serving.row_request import Array, BadInputError, BatchResult, RowRequest, check, split
-from model_repository.serving.sampler import IDLE_NOISE, IDLE_TEMPERATURE, IDLE_TOP_K, Samplers
+from model_repository.serving.sampler import IDLE_NOISE, IDLE_TEMPERATURE, IDLE_TOP_K, Samplers, Stream
 from model_repository.serving.session import row_ranges, warm_up
 from model_repository.serving.slots import Slots
 

@@ -11,8 +11,7 @@ import pytest
 
 from model_repository.graph.builder import ROWS, Graph
 from model_repository.graph.sampling import GUESSES, sample, sample_by_rejection
-from model_repository.serving.noise import Noise, Stream
-from model_repository.serving.sampler import Samplers
+from model_repository.serving.sampler import Noise, Samplers, Stream
 from tests.effort import effort
 
 VOCABULARY = 50
