@@ -20,8 +20,7 @@ from model_repository.mimi_decoder import graph as mimi_decoder
 from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.calibration import calibrate
 from model_repository.quantize.config import TEXT_HEAD, QuantizationConfig, smoothing_of
-from model_repository.quantize.depth_smoothing import smooth_depth
-from model_repository.quantize.hidden_smoothing import reader_factors
+from model_repository.quantize.depth_smoothing import reader_factors, smooth_depth
 from model_repository.quantize.scaling import Scaling, scaled
 from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.temporal import graph as temporal

@@ -1,13 +1,18 @@
-"""Smoothing of the depth transformer, as `temporal_smoothing` does it, without calibration.
+"""Smoothing of the depth transformer and of what reads the hidden state, as `temporal_smoothing` does it.
 
-Its steps share their norms, and a step attends to the values of earlier steps. So the factors of a norm's output and of
-values belong to a layer, and only gated channels have factors of their own in each step. What a matrix is multiplied
-with is estimated from the weights before it: a norm's output has the power of its scale.
+It needs no calibration: what a matrix is multiplied with is estimated from the weights before it. A norm's output has
+the power of its scale.
+
+Depth steps share their norms, and a step attends to the values of earlier steps. So the factors of a norm's output and
+of values belong to a layer, and only gated channels have factors of their own in each step.
+
+The hidden state leaves the temporal model as the reference has it, so the norm before it cannot be divided. Instead the
+graph multiplies by the reciprocals of the factors in front of the matrix: a vector beside a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,8 +23,8 @@ from model_repository.quantize.scaling import Scaling, floored
 from model_repository.quantize.smoothing_scales import search_smoothing_scales
 
 _BITS = 8
-_SAMPLE_ROWS = 24
-"""Of each step's matrix."""
+_SAMPLE_ROWS, _READER_ROWS = 24, 192
+"""Of each step's matrix, and of all matrices together that read the hidden state."""
 
 
 def smooth_depth(source: TensorSource, lm: LmGeometry) -> Mapping[str, Scaling]:
@@ -28,6 +33,18 @@ def smooth_depth(source: TensorSource, lm: LmGeometry) -> Mapping[str, Scaling]:
     for index in range(lm.depformer.num_layers):
         scalings |= _smooth_layer(source, f"depformer.layers.{index}", lm.depformer.dim)
     return scalings
+
+
+def reader_factors(source: TensorSource, matrices: Sequence[str]) -> Float32:
+    """Factors [dim] for the columns of `matrices`, which all read the hidden state."""
+    samples = []
+    for name in matrices:
+        total = source.shape(name)[0]
+        wanted = min(_READER_ROWS // len(matrices), total)
+        middle = (total - wanted) // 2
+        samples.append(source.read(name, slice(middle, middle + wanted)))
+    power = np.square(source.read("out_norm.alpha").reshape(-1))
+    return search_smoothing_scales(np.concatenate(samples), floored(power), _BITS)
 
 
 def _smooth_layer(source: TensorSource, layer: str, dim: int) -> Mapping[str, Scaling]:
