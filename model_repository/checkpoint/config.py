@@ -54,26 +54,27 @@ class Section:
         """Raises `CheckpointError` for a keyword whose value asks for another computation than the published one."""
         for key, only in _ONLY_VALUES[self._name].items():
             value = self._values.get(key, only)
-            if value != only:
-                raise CheckpointError(f"config.json: {self._name}.{key} must be {only!r}, got {value!r}")
+            self._require(value == only, key, repr(only), value)
 
     def integer(self, key: str, default: int) -> int:
         """A positive integer, or `default` if the key is absent; `CheckpointError` for anything else."""
         value = self._values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"config.json: {self._name}.{key} must be a positive integer, got {value!r}")
-        return value
+        self._require(type(value) is int and value >= 1, key, "a positive integer", value)
+        return int(value)
 
     def number(self, key: str, default: float) -> float:
         """A positive finite number, or `default` if the key is absent; `CheckpointError` for anything else."""
         value = self._values.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < inf:
-            raise CheckpointError(f"config.json: {self._name}.{key} must be a positive number, got {value!r}")
+        self._require(type(value) in (int, float) and 0 < value < inf, key, "a positive number", value)
         return float(value)
 
     def integers(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
         """A list of natural numbers, or `default` if the key is absent; `CheckpointError` for anything else."""
         value = self._values.get(key, default)
-        if not isinstance(value, (list, tuple)) or not all(type(item) is int and item >= 0 for item in value):
-            raise CheckpointError(f"config.json: {self._name}.{key} must be a list of integers, got {value!r}")
+        listed = isinstance(value, (list, tuple)) and all(type(item) is int and item >= 0 for item in value)
+        self._require(listed, key, "a list of integers", value)
         return tuple(value)
+
+    def _require(self, holds: bool, key: str, expected: str, value: Any) -> None:
+        if not holds:
+            raise CheckpointError(f"config.json: {self._name}.{key} must be {expected}, got {value!r}")

@@ -201,54 +201,37 @@ class Geometry:
         return geometry
 
     def _check(self, n_q: int, dep_q: int) -> None:
-        expectations = [
-            (n_q == 2 * AGENT_CODEBOOKS, f"lm.n_q must be {2 * AGENT_CODEBOOKS}, got {n_q}"),
-            (
-                all(AGENT_CODEBOOKS <= count <= _MAX_COUNT for count in (dep_q, self.lm.depformer_steps)),
-                f"lm.dep_q must be from {AGENT_CODEBOOKS} to {_MAX_COUNT}, got {min(dep_q, self.lm.depformer_steps)}",
-            ),
-            (
-                self.lm.num_streams == n_q + 1 and set(self.lm.delays) <= {0, 1},
-                f"lm.delays must be {n_q + 1} values of 0 or 1, got {list(self.lm.delays)}",
-            ),
-            (
-                AGENT_CODEBOOKS <= self.mimi.num_codebooks <= _MAX_COUNT,
-                f"quantizer.n_q must be from {AGENT_CODEBOOKS} to {_MAX_COUNT}, got {self.mimi.num_codebooks}",
-            ),
-            (
-                self.lm.card == self.mimi.codebook_size,
-                f"lm.card ({self.lm.card}) and quantizer.bins ({self.mimi.codebook_size}) must be equal",
-            ),
-            (
-                self.lm.text_padding_id < self.lm.text_card,
-                f"lm.existing_text_padding_id ({self.lm.text_padding_id}) must be below lm.text_card",
-            ),
-            (
-                self.mimi.frame_size == FRAME_SIZE,
-                f"seanet.ratios must multiply to {FRAME_SIZE // self.mimi.steps_per_frame}, got {self.mimi.hop}",
-            ),
-            (
-                self.mimi.transformer.dim == self.mimi.dimension,
-                f"mimi_transformer.d_model ({self.mimi.transformer.dim}) must equal seanet.dimension "
-                f"({self.mimi.dimension}): transformers with projections are not read",
-            ),
-        ]
+        lm, mimi = self.lm, self.mimi
+        steps, padding, width = min(dep_q, lm.depformer_steps), lm.text_padding_id, mimi.transformer.dim
+        _require(n_q == 2 * AGENT_CODEBOOKS, f"lm.n_q must be {2 * AGENT_CODEBOOKS}, got {n_q}")
+        fits = steps >= AGENT_CODEBOOKS and max(dep_q, lm.depformer_steps) <= _MAX_COUNT
+        _require(fits, f"lm.dep_q must be from {AGENT_CODEBOOKS} to {_MAX_COUNT}, got {steps}")
+        fits = lm.num_streams == n_q + 1 and set(lm.delays) <= {0, 1}
+        _require(fits, f"lm.delays must be {n_q + 1} values of 0 or 1, got {list(lm.delays)}")
+        fits = AGENT_CODEBOOKS <= mimi.num_codebooks <= _MAX_COUNT
+        _require(fits, f"quantizer.n_q must be from {AGENT_CODEBOOKS} to {_MAX_COUNT}, got {mimi.num_codebooks}")
+        cards = f"lm.card ({lm.card}) and quantizer.bins ({mimi.codebook_size})"
+        _require(lm.card == mimi.codebook_size, f"{cards} must be equal")
+        _require(padding < lm.text_card, f"lm.existing_text_padding_id ({padding}) must be below lm.text_card")
+        hop = FRAME_SIZE // mimi.steps_per_frame
+        _require(mimi.hop == hop, f"seanet.ratios must multiply to {hop}, got {mimi.hop}")
+        widths = f"mimi_transformer.d_model ({width}) must equal seanet.dimension ({mimi.dimension})"
+        _require(width == mimi.dimension, f"{widths}: transformers with projections are not read")
         for name, transformer, positions in (
-            ("lm", self.lm.temporal, 1),
-            ("lm.depformer", self.lm.depformer, 1),
-            ("mimi_transformer", self.mimi.transformer, self.mimi.steps_per_frame),
+            ("lm", lm.temporal, 1),
+            ("lm.depformer", lm.depformer, 1),
+            ("mimi_transformer", mimi.transformer, mimi.steps_per_frame),
         ):
             # A window holds the positions of a frame.
             fits = positions <= transformer.window < _MAX_CONTEXT
-            expectations.append(
-                (fits, f"{name}.context must be from {positions + 1} to {_MAX_CONTEXT}, got {transformer.context}")
-            )
-            layers = transformer.num_layers
-            expectations.append((layers <= _MAX_COUNT, f"{name}: {layers} layers are more than {_MAX_COUNT}"))
-            fits = transformer.dim % transformer.num_heads == 0 and transformer.head_dim % 2 == 0
-            expectations.append(
-                (fits, f"{name}: width {transformer.dim} is not {transformer.num_heads} heads of an even width")
-            )
-        for holds, message in expectations:
-            if not holds:
-                raise CheckpointError(f"config.json: {message}")
+            least, context = positions + 1, transformer.context
+            _require(fits, f"{name}.context must be from {least} to {_MAX_CONTEXT}, got {context}")
+            layers, heads = transformer.num_layers, transformer.num_heads
+            _require(layers <= _MAX_COUNT, f"{name}: {layers} layers are more than {_MAX_COUNT}")
+            fits = transformer.dim % heads == 0 and transformer.head_dim % 2 == 0
+            _require(fits, f"{name}: width {transformer.dim} is not {heads} heads of an even width")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise CheckpointError(f"config.json: {message}")

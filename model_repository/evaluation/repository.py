@@ -80,16 +80,17 @@ def check_same_checkpoint(reference: Repository, others: Sequence[Repository]) -
     """Raises `EvaluationError`, naming what differs, for a repository that was not made from the reference's
     checkpoint: geometry, tokenizer and the built-in voices, whose embeddings are made of the weights, must be equal.
     """
+    ours = _identity(reference)
     for other in others:
-        for what, of in _identity(reference).items():
-            found = _identity(other).get(what)
-            # Voices that only one of them has were added later, or left out.
-            if found != of and not (found is None and what.startswith("voice ")):
+        theirs = _identity(other)
+        for what, of in ours.items():
+            # A voice that only one of them has was added later, or left out.
+            if what in theirs and theirs[what] != of:
                 raise EvaluationError(
                     f"{other.folder} was built from another checkpoint than {reference.folder}: {what} differs"
-                    + (f" ({found} instead of {of})" if not isinstance(of, str) else "")
+                    + (f" ({theirs[what]} instead of {of})" if not isinstance(of, str) else "")
                 )
-        if not _voices(reference).keys() & _voices(other).keys():
+        if not reference.manifest["voices"].keys() & other.manifest["voices"].keys():
             raise EvaluationError(f"{other.folder} and {reference.folder} have no voice in common")
 
 
@@ -98,8 +99,5 @@ def _identity(repository: Repository) -> dict[str, Any]:
     identity = {name: manifest[name] for name in _GEOMETRY}
     identity["number of layers"] = repository.layers
     identity["tokenizer"] = manifest["files"].get(manifest["tokenizer"], {}).get("sha256", "")
-    return identity | {f"voice {name}": sha256 for name, sha256 in _voices(repository).items()}
-
-
-def _voices(repository: Repository) -> dict[str, str]:
-    return {name: str(voice.get("sha256", "")) for name, voice in repository.manifest["voices"].items()}
+    voices = manifest["voices"].items()
+    return identity | {f"voice {name}": str(voice.get("sha256", "")) for name, voice in voices}

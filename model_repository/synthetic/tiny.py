@@ -120,8 +120,10 @@ def write_tiny_checkpoint(
         safetensors.numpy.save_file(random_weights(mimi_shapes(geometry.mimi), seed), out / MIMI_FILE)
         (out / VOICES_FOLDER).mkdir(exist_ok=True)
         for index, name in enumerate(VOICE_NAMES):
-            voice = _voice(geometry.lm, lm, np.random.default_rng([seed, index]))
-            write_torch_tensors(out / VOICES_FOLDER / f"{name}.pt", voice)
+            generator = np.random.default_rng([seed, index])
+            frames = int(generator.integers(10, 21))
+            codes = generator.integers(0, geometry.lm.card, (frames, AGENT_CODEBOOKS))
+            write_torch_tensors(out / VOICES_FOLDER / f"{name}.pt", prompt_of_codes(geometry.lm, lm, codes))
         (out / CONFIG_FILE).write_text(json.dumps(sections, indent=1) + "\n")
     except OSError as error:
         raise BuildError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -134,14 +136,6 @@ def claim(out: Path, force: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not force:
         raise BuildError(f"{out} is not empty; give another folder, or --force to write over what is there")
     out.mkdir(parents=True, exist_ok=True)
-
-
-def _voice(
-    lm: LmGeometry, weights: Mapping[str, npt.NDArray[Any]], generator: np.random.Generator
-) -> dict[str, npt.NDArray[Any]]:
-    """A voice prompt of random codes, 10 to 20 frames of them."""
-    frames = int(generator.integers(10, 21))
-    return prompt_of_codes(lm, weights, generator.integers(0, lm.card, (frames, AGENT_CODEBOOKS)))
 
 
 def prompt_of_codes(

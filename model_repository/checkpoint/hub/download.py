@@ -79,7 +79,7 @@ def download_checkpoint(hub: HubRepository, out: Path, progress: Progress | None
         _check_space(hub, files, out)
         before = 0
         for file in files:
-            _fetch(hub, file, out, _after(before, report))
+            _fetch(hub, file, out, before, report)
             before += file.size
         report("unpacking the voices", before)
         if (out / VOICES_ARCHIVE).is_file():
@@ -90,17 +90,12 @@ def download_checkpoint(hub: HubRepository, out: Path, progress: Progress | None
     return Downloaded(hub.name, hub.commit, before, len(checkpoint.voices))
 
 
-def _after(before: int, report: Progress) -> Progress:
-    """Reports the bytes of one file, `before` bytes of others having come first."""
-    return lambda what, done: report(what, before + done)
-
-
-def _fetch(hub: HubRepository, file: HubFile, out: Path, report: Progress) -> None:
-    """Sees that the file is there and whole."""
+def _fetch(hub: HubRepository, file: HubFile, out: Path, before: int, report: Progress) -> None:
+    """Sees that the file is there and whole, after `before` bytes of others."""
     path = out / file.name
     if not path.exists():
-        hub.fetch(file, out, lambda done: report(file.name, done))
-    elif not file.is_at(path, lambda done: report(f"checking {file.name}", done)):
+        hub.fetch(file, out, lambda done: report(file.name, before + done))
+    elif not file.is_at(path, lambda done: report(f"checking {file.name}", before + done)):
         theirs = f"the file of {hub.name} at {hub.commit[:12]}"
         raise DownloadError(f"{path} is not {theirs}: move it away, or choose another folder")
 

@@ -95,11 +95,6 @@ class HubRepository:
                 files[sibling.rfilename] = HubFile(sibling.rfilename, sibling.size, sha256, git_sha1)
         return cls(name, info.sha, files, where)
 
-    @property
-    def page(self) -> str:
-        """Where people read about it, and accept its licence."""
-        return f"{_SITE}/{self.name}"
-
     def part(self, file: HubFile, folder: Path) -> Path:
         """Where what has come of a file lies until it is whole; another version of it has another."""
         version = (file.sha256 or file.git_sha1 or self.commit)[:12]
