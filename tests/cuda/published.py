@@ -38,16 +38,16 @@ def write(folder: Path, recipe: Variant) -> None:
         caches = [CacheScales(recipe.cache)] * layers
         source, quantization = shapes_only(lm_shapes(small)), QuantizationConfig(recipe.temporal)
         graph = temporal.build(small, source, quantization, caches, recipe.device, recipe.activations)
-        _save(graph, folder / f"temporal-{layers}" / "1")
+        save(graph, folder / f"temporal-{layers}" / "1")
     graph = depformer.build(
         lm, shapes_only(lm_shapes(lm)), QuantizationConfig(recipe.depformer), recipe.device, recipe.activations
     )
-    _save(graph, folder / "depformer" / "1")
-    _save(mimi_encoder.build(published.mimi, mimi), folder / "mimi_encoder" / "1")
-    _save(mimi_decoder.build(published.mimi, mimi), folder / "mimi_decoder" / "1")
+    save(graph, folder / "depformer" / "1")
+    save(mimi_encoder.build(published.mimi, mimi), folder / "mimi_encoder" / "1")
+    save(mimi_decoder.build(published.mimi, mimi), folder / "mimi_decoder" / "1")
 
 
-def _save(graph: Graph, folder: Path) -> None:
+def save(graph: Graph, folder: Path) -> None:
     """As `Graph.save`, with zeros that take no room."""
     folder.mkdir(parents=True, exist_ok=True)
     at = 0

@@ -47,11 +47,11 @@ class Sizes:
     slot: int
 
 
-def sizes(variant: Variant, geometry: Geometry) -> Sizes:
-    """Compute the sizes of `variant`, with its precision of keys and values."""
+def graphs(variant: Variant, geometry: Geometry) -> Mapping[str, Graph]:
+    """The graphs of `variant` without weights, by model, with its precision of keys and values."""
     lm, mimi = shapes_only(lm_shapes(geometry.lm)), shapes_only(mimi_shapes(geometry.mimi))
     caches = [CacheScales(variant.cache)] * geometry.lm.temporal.num_layers
-    parts: dict[str, Graph] = {
+    return {
         "mimi_encoder": mimi_encoder.build(geometry.mimi, mimi),
         "temporal": temporal.build(
             geometry.lm, lm, QuantizationConfig(variant.temporal), caches, variant.device, variant.activations
@@ -61,6 +61,11 @@ def sizes(variant: Variant, geometry: Geometry) -> Sizes:
         ),
         "mimi_decoder": mimi_decoder.build(geometry.mimi, mimi),
     }
+
+
+def sizes(variant: Variant, geometry: Geometry) -> Sizes:
+    """Compute the sizes of `variant`."""
+    parts = graphs(variant, geometry)
     return Sizes(
         weights={name: graph.weight_bytes for name, graph in parts.items()},
         loaded=sum(

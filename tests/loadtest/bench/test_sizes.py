@@ -11,12 +11,16 @@ import pytest
 
 from gateway.cli.published import ON_CPU, ON_CUDA
 from gateway.manifest import Memory
-from loadtest.bench.models.sizes import GPUS, sizes, slots_on_gpu
+from loadtest.bench.models.sizes import GPUS, graphs, sizes, slots_on_gpu
 from model_repository.build import build_repository
 from model_repository.checkpoint.folder import Checkpoint
 from model_repository.checkpoint.geometry import Geometry
+from model_repository.serving.memory import MemoryShortageError, check_memory
+from model_repository.triton_config import MODELS
 from model_repository.variants import CUDA_VARIANTS, VARIANTS, CachePrecision, Variant
 from tests.conftest import GOLDEN
+from tests.cuda.published import save
+from tests.model_repository.serving.host_memory import HostMemory
 
 pytestmark = pytest.mark.long
 
@@ -52,13 +56,19 @@ def test_only_16_bit_matrices_grow_when_they_are_loaded() -> None:
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8"])
-def test_128_conversations_fit_an_h200_with_int8_keys_and_values(name: str) -> None:
-    recipe, geometry = replace(CUDA_VARIANTS[name], cache=CachePrecision.INT8), Geometry.from_config({})
-    found = sizes(recipe, geometry)
-    window, layers = geometry.lm.temporal.window, geometry.lm.temporal.num_layers
-    assert found.slot - 2 * layers * window * geometry.lm.temporal.dim < 20e6, "the codec's state"
-    assert slots_on_gpu(found, GPUS["141 GB"]) >= 128
-    assert slots_on_gpu(sizes(CUDA_VARIANTS[name], geometry), GPUS["141 GB"]) < 128
+def test_128_conversations_fit_an_h200_with_int8_keys_and_values(tmp_path: Path, name: str) -> None:
+    """Full windows of the published size, by the check that loading makes."""
+    geometry, memory = Geometry.from_config({}), HostMemory(GPUS["141 GB"])
+    for kv in (CachePrecision.INT8, CachePrecision.BF16):
+        recipe = replace(CUDA_VARIANTS[name], cache=kv)
+        models = {model: tmp_path / kv / model / "1" / "model.onnx" for model in MODELS}
+        for model, graph in graphs(recipe, geometry).items():
+            save(graph, models[model].parent)
+        most = slots_on_gpu(sizes(recipe, geometry), GPUS["141 GB"])
+        assert (most >= 128) is (kv is CachePrecision.INT8)
+        check_memory(models["temporal"], most, memory)
+        with pytest.raises(MemoryShortageError, match=f"the 4 models together: .*; build with --slots {most}$"):
+            check_memory(models["temporal"], most + 1, memory)
 
 
 @pytest.mark.parametrize(("variants", "known"), [(VARIANTS, ON_CPU), (CUDA_VARIANTS, ON_CUDA)])
