@@ -21,7 +21,7 @@ from model_repository.mimi_encoder import graph as mimi_encoder
 from model_repository.quantize.calibration import calibrate
 from model_repository.quantize.config import TEXT_HEAD, QuantizationConfig, smoothing_of
 from model_repository.quantize.depth_smoothing import reader_factors, smooth_depth
-from model_repository.quantize.scaling import Scaling, scaled
+from model_repository.quantize.smoothing_scales import Scaling, scaled
 from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.temporal import graph as temporal
 from model_repository.variants import CachePrecision, Precision, Variant

@@ -21,7 +21,7 @@ from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.errors import CheckpointError
 from model_repository.prompt_codes import SILENCE, SINE
 from model_repository.quantize.blocks import Float32
-from model_repository.quantize.scaling import floored
+from model_repository.quantize.smoothing_scales import floored
 
 VOICES = 4
 """As many as the published model has families: NATF, NATM, VARF, VARM."""

@@ -19,8 +19,7 @@ import numpy as np
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.quantize.blocks import Float32
-from model_repository.quantize.scaling import Scaling, floored
-from model_repository.quantize.smoothing_scales import search_smoothing_scales
+from model_repository.quantize.smoothing_scales import Scaling, floored, search_smoothing_scales
 
 _BITS = 8
 _SAMPLE_ROWS, _READER_ROWS = 24, 192

@@ -22,8 +22,7 @@ from model_repository.checkpoint.geometry import TransformerGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.quantize.blocks import Float32
 from model_repository.quantize.calibration import LayerStatistics
-from model_repository.quantize.scaling import Scaling
-from model_repository.quantize.smoothing_scales import search_smoothing_scales
+from model_repository.quantize.smoothing_scales import Scaling, search_smoothing_scales
 
 _SAMPLE_ROWS = 192
 """Rows of a matrix on which its columns' factors are searched."""

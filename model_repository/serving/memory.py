@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from model_repository.serving.device import DeviceError
+from model_repository.serving.device import CudaMemory, DeviceError
 from model_repository.serving.host import HostMemory
 from model_repository.serving.prefix import most_columns
 
@@ -30,16 +30,6 @@ _STATES = ("state.", "cache.")
 
 class MemoryShortageError(DeviceError):
     """There is less memory than the slots need."""
-
-
-class Memory(Protocol):
-    """Memory of a GPU or of the host."""
-
-    def free(self) -> int:
-        """Bytes that could be allocated."""
-
-    def total(self) -> int:
-        """Bytes there are, whoever holds them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class MemoryEstimate:
         return MemoryEstimate(self.weights + other.weights, self.slot + other.slot, self.workspace + other.workspace)
 
 
-def check_memory(model: Path, slots: int, memory: Memory) -> None:
+def check_memory(model: Path, slots: int, memory: CudaMemory | HostMemory) -> None:
     """Raises `MemoryShortageError` unless the graph `model` with so many slots fits, and those it is served with, too.
 
     All of a repository's models are loaded at once: what is free says little of who of them will have it.

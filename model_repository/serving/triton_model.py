@@ -108,8 +108,9 @@ def execute_sequences(model: Model[Parsed], slots: Slots, requests: Sequence[Any
         except BadInputError as error:
             results[row] = error
     for row, result in zip(accepted, _run(model, list(accepted.values())), strict=True):
-        results[row] = result
-    return [_respond_to_sequence(result, row if row in started else None) for row, result in enumerate(results)]
+        done = result if isinstance(result, Exception) else {name: array[None] for name, array in result.items()}
+        results[row] = done  # with Triton's batch dimension
+    return [_respond(result, row if row in started else None) for row, result in enumerate(results)]
 
 
 def execute_independent(model: Model[Parsed], requests: Sequence[Any]) -> list[Any]:
@@ -139,20 +140,14 @@ def _run(model: Model[Parsed], requests: Sequence[Parsed]) -> list[BatchResult]:
         return [error] * len(requests)
 
 
-def _respond_to_sequence(result: BatchResult, started: int | None) -> Any:
-    """Add Triton's batch dimension, and the row of a sequence that has started."""
-    if isinstance(result, Exception):
-        return _respond(result)
-    outputs = {name: array[None] for name, array in result.items()}
-    if started is not None:
-        outputs["row"] = np.array([[started]], np.int64)
-    return _respond(outputs)
-
-
-def _respond(result: BatchResult) -> Any:
-    """Make a response. A `BadInputError` is the client's error, and says that nothing was done."""
+def _respond(result: BatchResult, started: int | None = None) -> Any:
+    """Make a response, with the row of a sequence that has `started`. A `BadInputError` is the client's error, and says
+    that nothing was done.
+    """
     if isinstance(result, Exception):
         error = pb_utils.TritonError
         code = error.INVALID_ARG if isinstance(result, BadInputError) else error.INTERNAL
         return pb_utils.InferenceResponse(error=error(str(result), code))
+    if started is not None:
+        result = {**result, "row": np.array([[started]], np.int64)}
     return pb_utils.InferenceResponse([output(name, array) for name, array in result.items()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from model_repository.checkpoint.geometry import gated_hidden
-from model_repository.checkpoint.weights.gguf_header import Value
+from model_repository.checkpoint.weights.gguf_file import Value
 from model_repository.checkpoint.weights.sizes import tensor_sizes
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.errors import CheckpointError

@@ -14,7 +14,7 @@ from model_repository.graph.attention import CacheScales
 from model_repository.graphs import HEADROOM, graphs_of
 from model_repository.quantize.calibration import calibrate, calibration_voices, layer_statistics
 from model_repository.quantize.depth_smoothing import smooth_depth
-from model_repository.quantize.scaling import scaled
+from model_repository.quantize.smoothing_scales import scaled
 from model_repository.quantize.temporal_smoothing import smooth_temporal
 from model_repository.serving.session import StatefulSession
 from model_repository.synthetic.tiny import write_tiny_checkpoint
