@@ -189,7 +189,7 @@ def test_containers_meet_the_restricted_pod_security_standard():
 
 def test_containers_run_as_the_user_of_their_image():
     release = render()
-    (gateway,) = re.findall(r"^USER (\d+)$", (DEPLOY / "gateway.Dockerfile").read_text(), flags=re.M)
+    (gateway,) = set(re.findall(r"^USER (\d+)$", (DEPLOY / "gateway.Dockerfile").read_text(), flags=re.M))
     assert release.pod["securityContext"]["runAsUser"] == int(gateway)
     assert release.containers["models"]["securityContext"]["runAsUser"] == 1000
 
