@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,6 @@ from model_repository.checkpoint.folder import EVALUATION_FOLDER, Checkpoint
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, SAMPLE_RATE, Geometry
 from model_repository.checkpoint.voices.voice import Voice
 from model_repository.errors import BuildError
-from model_repository.graph.builder import Graph
 from model_repository.graphs import graphs_of
 from model_repository.staging import MANIFEST, check_place, replacing
 from model_repository.temporal.graph import max_text_top_k
@@ -138,8 +137,13 @@ def _write(source: Checkpoint, out: Path, slots: int, recipe: Variant, report: P
         for path in sorted(out.rglob("*"))
         if path.is_file()
     }
+    cpu = recipe.device is Device.CPU
     manifest = manifest_of(source.geometry, slots, recipe) | {
-        "memory": _memory(graphs.values(), recipe.device),
+        # Bytes that the models hold once they are loaded.
+        "memory": {
+            "weights": sum(graph.loaded_bytes if cpu else graph.weight_bytes for graph in graphs.values()),
+            "slot": sum(graph.slot_bytes for graph in graphs.values()),
+        },
         "voices": voices,
         "files": files,
         "weights": errors,
@@ -182,15 +186,6 @@ def manifest_of(geometry: Geometry, slots: int, recipe: Variant) -> dict[str, An
         "sampling": SAMPLING_DEFAULTS,
         "tokenizer": TOKENIZER,
         "models": [model.name for model in served_models(geometry)],
-    }
-
-
-def _memory(graphs: Collection[Graph], device: Device) -> dict[str, int]:
-    """Bytes that the models hold once they are loaded: of weights, and for each slot."""
-    cpu = device is Device.CPU
-    return {
-        "weights": sum(graph.loaded_bytes if cpu else graph.weight_bytes for graph in graphs),
-        "slot": sum(graph.slot_bytes for graph in graphs),
     }
 
 

@@ -52,10 +52,6 @@ class ServedModel:
 
     def pbtxt(self, slots: int, device: Device = Device.CPU) -> str:
         """The file's text, for `slots` rows."""
-        text: str = text_format.MessageToString(self._message(slots, device))
-        return text
-
-    def _message(self, slots: int, device: Device) -> Any:
         config = pb.ModelConfig(name=self.name, backend="python", max_batch_size=slots)
         # By Triton's rule a sequence's request has batch size 1: its members are counted by the next dimension.
         members = (-1,) if self.stateful else ()
@@ -85,7 +81,7 @@ class ServedModel:
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         for name, value in {**self.parameters, "provider": device.value}.items():
             config.parameters[name].string_value = str(value)
-        return config
+        return str(text_format.MessageToString(config))
 
 
 def served_models(geometry: Geometry, device: Device = Device.CPU) -> tuple[ServedModel, ...]:

@@ -59,9 +59,8 @@ class Ring:
         self._activations = activations
         self.scales = scales or CacheScales()
         dtype = _DTYPES[self.scales.precision]
-        declare = graph.state if zeroed else graph.cache
-        self.key = declare(f"{name}.key", shape, dtype)
-        self.value = declare(f"{name}.value", shape, dtype)
+        self.key = graph.state(f"{name}.key", shape, dtype, zeroed)
+        self.value = graph.state(f"{name}.value", shape, dtype, zeroed)
 
     def write(self, key: Value, value: Value, position: Value) -> tuple[Value, Value]:
         """Write S keys and values of each row to slots position[b].. (mod window). Return the updated caches."""

@@ -64,13 +64,13 @@ class Graph:
         """Declare `value` as the graph output `name`."""
         self._builder.add_output(value, name)
 
-    def state(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> Value:
-        """Declare a state of `shape` per row that START zeroes; its value before this run, [rows, *shape]."""
-        return self.input(f"state.{name}", dtype, [ROWS, *shape])
-
-    def cache(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> Value:
-        """As `state`, for a state of which no entry is read before it is written: START need not zero it."""
-        return self.input(f"cache.{name}", dtype, [ROWS, *shape])
+    def state(
+        self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT, zeroed: bool = True
+    ) -> Value:
+        """Declare a state of `shape` per row; its value before this run, [rows, *shape]. START zeroes it, if `zeroed`:
+        a state of which no entry is read before it is written needs that not.
+        """
+        return self.input(f"{'state' if zeroed else 'cache'}.{name}", dtype, [ROWS, *shape])
 
     def update(self, state: Value, value: Value) -> None:
         """What `state` is after this run."""

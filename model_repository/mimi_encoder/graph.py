@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,7 +9,7 @@ import onnx_ir as ir
 
 from model_repository.checkpoint.geometry import MimiGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
-from model_repository.graph.builder import ROWS, Float32, Graph, Value
+from model_repository.graph.builder import ROWS, Graph, Value
 from model_repository.graph.convolution import ActiveRows, Convolutions
 from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
 from model_repository.graph.weights import Weights
@@ -50,7 +49,6 @@ def _quantize(weights: Weights, geometry: MimiGeometry, latent: Value) -> Value:
     """Nearest centroids of latent [B, 1, dim] -> codes [B, 8].
 
     Both branches start from the same latent; the acoustic one then quantizes what its previous codebooks left over.
-    argmin |r - E|^2 = argmin |E|^2 - 2 r E (|r|^2 does not depend on the entry).
     """
     graph, op = weights.graph, weights.graph.op
     latent = op.Squeeze(latent, graph.constant([1]))
@@ -61,24 +59,22 @@ def _quantize(weights: Weights, geometry: MimiGeometry, latent: Value) -> Value:
         if index < 2:
             branch = "rvq_first" if index == 0 else "rvq_rest"
             remainder = _project(weights, latent, f"quantizer.{branch}.input_proj.weight")
-        entries = partial(centroids, weights.source, key)
-        doubled = graph.weight(f"{key}.doubled", (dim, bins), partial(_doubled, entries))
-        norms = graph.weight(f"{key}.norms", (bins,), partial(_squared_norms, entries))
-        code = op.ArgMin(op.Sub(norms, op.MatMul(remainder, doubled)), axis=-1, keepdims=0)
+        code = _nearest(weights, geometry, remainder, key)
         codes.append(op.Unsqueeze(code, graph.constant([1])))
         if 0 < index < len(codebook_keys()) - 1:
-            table = graph.weight(f"{key}.table", (bins, dim), entries)
+            table = graph.weight(f"{key}.table", (bins, dim), partial(centroids, weights.source, key))
             remainder = op.Sub(remainder, op.Gather(table, code))
     return op.Concat(*codes, axis=1)
 
 
-def _doubled(entries: Callable[[], Float32]) -> Float32:
-    return 2 * entries().T
-
-
-def _squared_norms(entries: Callable[[], Float32]) -> Float32:
-    norms: Float32 = np.square(entries()).sum(axis=1)
-    return norms
+def _nearest(weights: Weights, geometry: MimiGeometry, x: Value, key: str) -> Value:
+    """argmin |x - E|^2 = argmin |E|^2 - 2 x E over the entries E (|x|^2 does not depend on them): [B, dim] -> [B]."""
+    graph, bins = weights.graph, geometry.codebook_size
+    doubled = graph.weight(
+        f"{key}.doubled", (geometry.codebook_dim, bins), lambda: 2 * centroids(weights.source, key).T
+    )
+    norms = graph.weight(f"{key}.norms", (bins,), lambda: np.square(centroids(weights.source, key)).sum(axis=1))
+    return graph.op.ArgMin(graph.op.Sub(norms, graph.op.MatMul(x, doubled)), axis=-1, keepdims=0)
 
 
 def _project(weights: Weights, x: Value, key: str) -> Value:

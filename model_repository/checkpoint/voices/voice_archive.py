@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from model_repository.checkpoint.voices.voice import check_voice_name
@@ -17,31 +17,24 @@ _MAX_ARCHIVE_BYTES = 2**31
 """Unpacked size up to which a `voices.tgz` is read; the published one holds 18 voices of about half a megabyte."""
 
 
-def archived_voices(archive: Path, wanted: str | None = None) -> Iterator[tuple[str, bytes]]:
-    """Names of the voices in the archive, and the content of the wanted one (of the others nothing).
+def unpack_voices(archive: Path, folder: Path) -> list[str]:
+    """Writes every voice of the archive as `folder`/NAME.pt; the names. Raises `CheckpointError` as `archived_voices`.
+
+    The whole archive is looked at before the first file is written.
+    """
+    names = [name for name, _ in archived_voices(archive)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in archived_voices(archive, names):
+        (folder / f"{name}.pt").write_bytes(content)
+    return names
+
+
+def archived_voices(archive: Path, wanted: Collection[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """Names of the voices in the archive, and the content of the wanted ones (of the others nothing).
 
     Nothing is unpacked to disk. Raises `CheckpointError` for a member that an honest archive of voices has not:
     a link, a device, a path that leads out of it, a voice twice, or more bytes than voices take.
     """
-    return _walk(archive, lambda name: name == wanted)
-
-
-def unpack_voices(archive: Path, folder: Path) -> list[str]:
-    """Writes every voice of the archive as `folder`/NAME.pt; the names. Raises `CheckpointError` as above.
-
-    The whole archive is looked at before the first file is written.
-    """
-    for _ in archived_voices(archive):
-        pass
-    folder.mkdir(parents=True, exist_ok=True)
-    names = []
-    for name, content in _walk(archive, lambda _name: True):
-        (folder / f"{name}.pt").write_bytes(content)
-        names.append(name)
-    return names
-
-
-def _walk(archive: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     seen: set[str] = set()
     total = 0
     try:
@@ -62,7 +55,7 @@ def _walk(archive: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str
                 if name in seen:
                     raise CheckpointError(f"{where}: voice {name} is there twice")
                 seen.add(name)
-                file = tar.extractfile(member) if is_wanted(name) else None
+                file = tar.extractfile(member) if name in wanted else None
                 yield name, file.read() if file else b""
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise CheckpointError(f"{archive}: truncated or not a gzipped tar archive: {error}") from error

@@ -136,7 +136,7 @@ def _from_archive(path: Path, lm: VoiceGeometry, name: str | None) -> Voice:
     if wanted not in names:
         asked = "say which voice" if wanted is None else f"no voice {wanted[:80]!r}"
         raise CheckpointError(f"{path}: {asked}; it has {', '.join(names) or 'none'}")
-    content = next(content for found, content in archived_voices(path, wanted) if found == wanted)
+    content = next(content for found, content in archived_voices(path, [wanted]) if found == wanted)
     return voice_from_torch(content, f"{path}: {wanted}.pt", wanted, lm)
 
 
