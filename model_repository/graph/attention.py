@@ -17,7 +17,7 @@ from onnxscript import GraphBuilder
 
 from model_repository.checkpoint.geometry import TransformerGeometry
 from model_repository.graph.builder import OPSET, Graph, Value
-from model_repository.graph.layers import merge_heads, rotate, split_heads
+from model_repository.graph.layers import rotate, split_heads
 from model_repository.graph.weights import OWN_DOMAIN, Weights
 from model_repository.variants import CachePrecision, Precision
 
@@ -258,4 +258,5 @@ class MaskedAttention:
         heads = split_heads(self._graph, query, geometry.num_heads, geometry.head_dim)
         scores = op.MatMul(op.Mul(heads, self._scale), op.Transpose(key, perm=[0, 1, 3, 2]))
         attention = op.Softmax(op.Add(scores, self._bias), axis=-1)
-        return merge_heads(self._graph, op.MatMul(attention, value), geometry.dim)
+        merged = op.Transpose(op.MatMul(attention, value), perm=[0, 2, 1, 3])
+        return op.Reshape(merged, self._graph.constant([0, 0, geometry.dim]))

@@ -77,12 +77,6 @@ def split_heads(graph: Graph, x: Value, heads: int, head_dim: int) -> Value:
     return op.Transpose(op.Reshape(x, graph.constant([0, 0, heads, head_dim])), perm=[0, 2, 1, 3])
 
 
-def merge_heads(graph: Graph, x: Value, dim: int) -> Value:
-    """[B, heads, S, head_dim] -> [B, S, dim]."""
-    op = graph.op
-    return op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), graph.constant([0, 0, dim]))
-
-
 def gated_feed_forward(weights: Weights, x: Value, key: str) -> Value:
     """linear_out(silu(g) * u) with [g | u] = linear_in(x): the first half is the gate."""
     op = weights.graph.op

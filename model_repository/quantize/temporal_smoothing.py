@@ -56,10 +56,10 @@ def smooth_temporal(
         prefix = f"transformer.layers.{index}"
         in_proj, out_proj = f"{prefix}.self_attn.in_proj_weight", f"{prefix}.self_attn.out_proj.weight"
         linear_in, linear_out = f"{prefix}.gating.linear_in.weight", f"{prefix}.gating.linear_out.weight"
-        attention_in = _smoothing_scales(source, in_proj, layer.attention_in, bits)
-        gating_in = _smoothing_scales(source, linear_in, layer.gating_in, bits)
-        gated = _smoothing_scales(source, linear_out, layer.gated, bits)
-        values = _smoothing_scales(source, out_proj, layer.attended, bits, _value_error(layer))
+        attention_in = search_smoothing_scales(_sample(source, in_proj), layer.attention_in, bits)
+        gating_in = search_smoothing_scales(_sample(source, linear_in), layer.gating_in, bits)
+        gated = search_smoothing_scales(_sample(source, linear_out), layer.gated, bits)
+        values = search_smoothing_scales(_sample(source, out_proj), layer.attended, bits, _value_error(layer))
         pairs = np.repeat(np.sqrt(layer.key), 2)
         scalings |= {
             f"{prefix}.norm1.alpha": Scaling(columns=np.reciprocal(attention_in)),
@@ -90,15 +90,9 @@ def _value_error(layer: LayerStatistics) -> Callable[[Float32, Float32], float]:
     return error
 
 
-def _smoothing_scales(
-    source: TensorSource,
-    name: str,
-    power: Float32,
-    bits: int,
-    besides: Callable[[Float32, Float32], float] = lambda _weight, _factors: 0.0,
-) -> Float32:
-    """See `search_smoothing_scales`: of a sample of a matrix, from its beginning, middle and end."""
+def _sample(source: TensorSource, name: str) -> Float32:
+    """Rows of a matrix, from its beginning, middle and end."""
     total = source.shape(name)[0]
     wanted = min(_SAMPLE_ROWS, total)
     parts = [slice(start, start + wanted // 3 or 1) for start in (0, total // 3, total - wanted // 3)]
-    return search_smoothing_scales(np.concatenate([source.read(name, part) for part in parts]), power, bits, besides)
+    return np.concatenate([source.read(name, part) for part in parts])

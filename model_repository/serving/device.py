@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from model_repository.serving.row_request import Array
 
 FUSED_MATMULS = "ORT_FPA_INTB_GEMM"
 """Environment variable of ONNX Runtime: 1 multiplies with quantized matrices as they are, 0 unpacks them first."""

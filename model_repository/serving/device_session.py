@@ -18,26 +18,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from model_repository.serving.cpu import WEIGHTS_FOLDER
 from model_repository.serving.device import OPERATORS, CudaMemory, DeviceError, row_bytes
 from model_repository.serving.memory import check_memory
-from model_repository.serving.session import OF_STATES, OFFSETS, is_state, row_shape, warm_up_sizes
-
-Array = NDArray[Any]
-
-ELEMENTS: Mapping[str, tuple[int, type]] = {
-    "tensor(float)": (1, np.float32),
-    "tensor(int8)": (3, np.int8),
-    "tensor(int64)": (7, np.int64),
-    "tensor(bool)": (9, np.bool_),
-    "tensor(float16)": (10, np.float16),
-    # NumPy has no such type: its bytes are only moved.
-    "tensor(bfloat16)": (16, np.uint16),
-}
-"""ONNX's numbers (TensorProto.DataType) for what ONNX Runtime calls element types, and what they are on the host."""
-
+from model_repository.serving.row_request import Array
+from model_repository.serving.session import ELEMENTS, OF_STATES, OFFSETS, is_state, row_shape, warm_up_sizes
 
 CUDNN_ATTENTION = "ORT_ENABLE_CUDNN_FLASH_ATTENTION"
 """Environment variable of ONNX Runtime: 0 uses FlashAttention where it would use cuDNN, if cuDNN is there."""

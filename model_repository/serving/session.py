@@ -15,19 +15,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from model_repository.serving.cpu import open_on_cpu
+from model_repository.serving.row_request import Array
 
-Array = NDArray[Any]
-
-_DTYPES: Mapping[str, type] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
+ELEMENTS: Mapping[str, tuple[int, type]] = {
+    "tensor(float)": (1, np.float32),
+    "tensor(int8)": (3, np.int8),
+    "tensor(int64)": (7, np.int64),
+    "tensor(bool)": (9, np.bool_),
+    "tensor(float16)": (10, np.float16),
+    # NumPy has no such type: its bytes are only moved.
+    "tensor(bfloat16)": (16, np.uint16),
 }
+"""ONNX's numbers (TensorProto.DataType) for what ONNX Runtime calls element types, and what they are on the host."""
 
 MOST_BINDINGS = 256
 """Spans of rows whose bindings are kept, those used last. Of 64 slots there are 2,080 spans."""
@@ -155,10 +156,10 @@ class StatefulSession:
                 self._offsets = np.arange(self.chunk)
                 continue
             kept = self._states if is_state(node.name) else self.feeds
-            kept[node.name] = np.zeros((slots, *row_shape(node)), _DTYPES[node.type])
+            kept[node.name] = np.zeros((slots, *row_shape(node)), ELEMENTS[node.type][1])
         for node in self._session.get_outputs():
             if not node.name.endswith(OF_STATES):
-                self.results[node.name] = np.zeros((slots, *row_shape(node)), _DTYPES[node.type])
+                self.results[node.name] = np.zeros((slots, *row_shape(node)), ELEMENTS[node.type][1])
         self._outputs_of = {
             name: [node.name for node in self._session.get_outputs() if node.name.rpartition(".")[0] == name]
             for name in self._states

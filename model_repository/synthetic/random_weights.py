@@ -61,15 +61,10 @@ def generator_of(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def _normal(generator: np.random.Generator, shape: Shape, mean: float, deviation: float) -> npt.NDArray[np.float32]:
-    return (mean + deviation * generator.standard_normal(shape, np.float32)).astype(np.float32)
-
-
 def _weight(name: str, shape: Shape, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    for pattern, mean, spread in _MEAN_DEVIATION:
-        if pattern.match(name):
-            return _normal(generator, shape, mean, spread)
-    return _normal(generator, shape, 0.0, deviation(name, shape))
+    known = ((mean, spread) for pattern, mean, spread in _MEAN_DEVIATION if pattern.match(name))
+    mean, spread = next(known, (0.0, deviation(name, shape)))
+    return (mean + spread * generator.standard_normal(shape, np.float32)).astype(np.float32)
 
 
 def _fan_in(name: str, shape: Shape) -> int:

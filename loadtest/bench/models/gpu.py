@@ -38,9 +38,10 @@ from loadtest.fake_device.profiles import PROFILES, WINDOW, Profile
 from loadtest.paths import ROOT
 from model_repository.build import build_repository
 from model_repository.serving.device import FUSED_MATMULS, CudaMemory, DeviceError
-from model_repository.serving.device_session import CUDNN_ATTENTION, ELEMENTS
+from model_repository.serving.device_session import CUDNN_ATTENTION
 from model_repository.serving.memory import MemoryEstimate
 from model_repository.serving.row_request import run_one
+from model_repository.serving.session import ELEMENTS
 from model_repository.serving.temporal import TemporalModel
 from model_repository.synthetic.tiny import write_tiny_checkpoint
 from model_repository.triton_config import MODELS
