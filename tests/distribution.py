@@ -24,6 +24,9 @@ TOGETHER = {
 LONGEST_FIRST = (
     "fleet/test_grpc_pool.py",
     "fleet/test_haproxy.py",
+    "gateway/openai/test_realtime_bad_input.py",
+    "gateway/telephony/test_bad_input.py",
+    "loadtest/compare/test_compare.py",
     "tiny service",
     "gateway/cli/test_serve.py",
     "service of the CLI",
