@@ -179,6 +179,7 @@ def test_a_short_session_on_models(golden_service: Service) -> None:
     golden_service.wait_until_free()
 
 
+@pytest.mark.long
 def test_forced_speech_on_models(golden_service: Service) -> None:
     """The golden checkpoint says the words in order, and its audio follows; before them nothing changes."""
     words = "Hello this is Ana speaking."

@@ -103,6 +103,7 @@ def test_an_answer_is_right_if_its_words_are() -> None:
     assert found.word_error == pytest.approx(1.0)
 
 
+@pytest.mark.long
 def test_evaluation_asks_the_questions_of_the_reference(tmp_path: Path, prompt: Prompt, frames: np.ndarray) -> None:
     write_tiny_checkpoint(tmp_path / "checkpoint")
     sample_set().save(tmp_path / "checkpoint")

@@ -248,6 +248,7 @@ def test_what_it_does_not_take_is_said(write, host_operators, case: Case, change
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc, the compiler for CUDA, is not there")
+@pytest.mark.long
 def test_it_fits_gpus(tmp_path: Path):
     """No spills, and four blocks of `attend` on a multiprocessor of an H200: 65,536 registers, 228 KB of memory."""
     script = OPERATORS.with_name("compile_cuda.sh")
