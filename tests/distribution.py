@@ -5,6 +5,8 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = {
+    "fleet/test_grpc_pool.py": "fleet",
+    "fleet/test_haproxy.py": "fleet",
     "end_to_end/test_full.py": "tiny service",
     "end_to_end/test_members.py": "tiny service",
     "end_to_end/test_page.py": "tiny service",
@@ -19,11 +21,10 @@ TOGETHER = {
     "gateway/cli/test_respond.py": "service of the CLI",
     "gateway/cli/test_service.py": "service of the CLI",
 }
-"""Files whose session fixtures start a server. Every other file is a scope of its own."""
+"""Files whose session fixtures start a server, and two that start many. Every other file is a scope of its own."""
 
 LONGEST_FIRST = (
-    "fleet/test_grpc_pool.py",
-    "fleet/test_haproxy.py",
+    "fleet",
     "gateway/openai/test_realtime_bad_input.py",
     "gateway/telephony/test_bad_input.py",
     "loadtest/compare/test_compare.py",
