@@ -34,6 +34,8 @@ COMMAND = re.compile(
     r"^ {4}(?:\.venv/bin/|\.ci/)?(?:make|personaplex|python3?|pip|curl|docker|helm|kubectl|run) ", re.MULTILINE
 )
 CI_STEPS = set(re.findall(r"^step (.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)) | {".ci/run"}
+LONG = ("docs/clients.md", "docs/models.md", "docs/loadtest.md", "docs/benchmarks.md", "docs/speaking-model.md")
+"""Pages whose examples `make test-long` runs."""
 _LOCUST = "--headless -u 1 -r 1 -t 2s --length 1 --grpc {grpc}"
 SMALL = {
     "make loadtest": "USERS=1 SECONDS=1 || ls build/loadtest/*/report.html",
@@ -78,7 +80,7 @@ def commands(text: str) -> Iterator[str]:
 
 
 RUN = [
-    pytest.param(example, id=f"{example.page}-{i}")
+    pytest.param(example, id=f"{example.page}-{i}", marks=pytest.mark.long if example.page in LONG else ())
     for i, example in enumerate(reversed(EXAMPLES.values()))
     if not example.reason and (example.language != "sh" or any(commands(example.text)))
 ]
@@ -143,7 +145,6 @@ def test_what_runs_a_left_out_example_exists() -> None:
     assert {path for path in named if not (ROOT / path).exists()} == set()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("example", [each for each in RUN if each.values[0].language == "sh"])
 def test_commands_run(service: Service, checkout: Path, example: Example) -> None:
     for command in commands(example.text):
@@ -159,7 +160,6 @@ def test_commands_run(service: Service, checkout: Path, example: Example) -> Non
         subprocess.run(["bash", "-ec", local], cwd=checkout, check=True, timeout=240, env=environment(checkout))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("example", [each for each in RUN if each.values[0].language != "sh"])
 def test_an_example_runs(service: Service, checkout: Path, example: Example) -> None:
     assert service.grpc_target is not None
