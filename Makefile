@@ -95,7 +95,7 @@ build/speaking/venv/.stamp: pyproject.toml
 ##@ Develop
 
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
-test: $(DEV) ## run the tests in their short form; about 6 minutes on two cores: WORKERS=3
+test: $(DEV) ## run the tests in their short form; 6 to 8 minutes on two cores: WORKERS=3
 	@.ci/chromium
 	@.ci/haproxy
 	@.ci/node

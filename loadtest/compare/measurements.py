@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from gateway.errors import RepositoryError
 from loadtest import rest
 from loadtest.bench.service import overhead
 from loadtest.compare.source_tree import SourceTree
@@ -124,9 +125,12 @@ class Measurements:
         options = self._options
         models = tree.models(options.models, OVERHEAD_SLOTS)
         with started(models, self._log(tree, "overhead"), tree.path) as server:
-            rounds = asyncio.run(
-                overhead.measure(models, server.grpc, options.overhead_rounds, options.overhead_frames)
-            )
+            try:
+                rounds = asyncio.run(
+                    overhead.measure(models, server.grpc, options.overhead_rounds, options.overhead_frames)
+                )
+            except RepositoryError as error:
+                raise NoServer(f"overhead of {tree.name}: this tree cannot run its graphs: {error}") from None
         found = overhead.summary(rounds)
         return Measured(found["added"], found)
 

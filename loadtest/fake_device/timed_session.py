@@ -29,7 +29,7 @@ SIGNATURE = "signature.json"
 are those of one row; `limit` bounds integers, exclusively."""
 
 LOCK = "device.lock"
-"""In the folder of all models: whoever holds its lock has the device."""
+"""In the folder of all models: the process that holds its lock uses the device."""
 
 _NOT_HASHED = ("position", "filled", "active")
 _PER_COLUMN = ("columns", "embeddings")

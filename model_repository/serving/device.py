@@ -73,7 +73,7 @@ class CudaMemory:
         return self._memory()[0]
 
     def total(self) -> int:
-        """Bytes there are, whoever holds them."""
+        """Bytes in all, free or not."""
         return self._memory()[1]
 
     def _memory(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ class HostMemory:
     """Bytes of main memory; a control group (version 2) may allow less than the machine has."""
 
     def total(self) -> int:
-        """Bytes there are, whoever holds them."""
+        """Bytes in all, free or not."""
         total, limit = _memory_info("MemTotal"), _number(_CONTROL_GROUP / "memory.max")
         return total if limit is None else min(total, limit)
 

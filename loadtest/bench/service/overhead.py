@@ -30,6 +30,7 @@ from rich.table import Table
 
 from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.cli.console import result_console
+from gateway.manifest import Manifest
 from gateway.triton_server import TritonServer
 from loadtest.apis.grpc import PATH
 from loadtest.http2 import GrpcCall
@@ -80,21 +81,19 @@ class Stopwatch:
 
 
 class Graphs:
-    """One conversation through the four graphs, in this process."""
+    """One conversation through the four graphs, in this process. Raises RepositoryError for models of other builds."""
 
     def __init__(self, models: Path) -> None:
-        manifest = json.loads((models / "manifest.json").read_text())
+        manifest = Manifest.load(models)
 
         def graph(name: str) -> Path:
             return models / "triton" / name / "1" / "model.onnx"
 
         self._encoder = MimiModel(graph("mimi_encoder"), 1)
-        self._temporal = TemporalModel(
-            graph("temporal"), 1, manifest["text_card"], manifest["card"], manifest["context"] - 1
-        )
-        self._depformer = DepformerModel(graph("depformer"), manifest["text_card"], manifest["card"])
-        self._decoder = MimiModel(graph("mimi_decoder"), 1, manifest["card"])
-        self._sampling = manifest["sampling"]
+        self._temporal = TemporalModel(graph("temporal"), 1, manifest.text_card, manifest.card, manifest.context - 1)
+        self._depformer = DepformerModel(graph("depformer"), manifest.text_card, manifest.card)
+        self._decoder = MimiModel(graph("mimi_decoder"), 1, manifest.card)
+        self._sampling = manifest.sampling.model_dump()
         self._columns = np.zeros((1, 17), np.int64)
         self._frames = 0
         for model in (self._encoder, self._temporal, self._decoder):
