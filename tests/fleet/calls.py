@@ -101,6 +101,11 @@ HTTP_APIS = (*WEBSOCKETS, *_RECORDINGS)
 GRPC_APIS = ("Converse", "Respond", "RespondStream")
 
 
+def _refused(status: int, body: bytes) -> bool:
+    """Whether pods have refused the request. Envoy answers 503 as well if a pod ended without an answer."""
+    return status == 503 and b"connection termination" not in body
+
+
 async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: ProcessorWaits) -> Result:
     """Make a call over REST or a WebSocket."""
     before = waits.seconds()
@@ -115,7 +120,10 @@ async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: Pr
                     data={"max_steps": str(FRAMES)},
                 )
                 answered = monotonic()
-                outcome = {200: Outcome.COMPLETED, 503: Outcome.REFUSED}.get(response.status_code, Outcome.BROKEN)
+                refused = _refused(response.status_code, response.content)
+                outcome = Outcome.REFUSED if refused else Outcome.BROKEN
+                if response.status_code == 200:
+                    outcome = Outcome.COMPLETED
                 detail = response.text[:200] if outcome is Outcome.BROKEN else ""
             else:
                 path, talk = WEBSOCKETS[api]
@@ -125,7 +133,8 @@ async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: Pr
                 outcome = Outcome.COMPLETED
     except InvalidStatus as error:
         answered = monotonic()
-        outcome = Outcome.REFUSED if error.response.status_code == 503 else Outcome.BROKEN
+        refused = _refused(error.response.status_code, error.response.body or b"")
+        outcome = Outcome.REFUSED if refused else Outcome.BROKEN
         detail = str(error)
     except (
         ConnectionClosed,
@@ -175,7 +184,9 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int, waits: Pro
     if code in RETRIABLE:
         answered = monotonic()
     ended_by = dict(await call.trailing_metadata() or ()).get("personaplex-problem")
-    refused = code in RETRIABLE and ended_by in ("at-capacity", "draining")
+    details = await call.details() or ""
+    # The second by Envoy, whose last attempt met a pod that is gone.
+    refused = code in RETRIABLE and (ended_by in ("at-capacity", "draining") or "connection failure" in details)
     outcome = Outcome.COMPLETED if code is grpc.StatusCode.OK else Outcome.REFUSED if refused else Outcome.BROKEN
-    detail = "" if outcome is Outcome.COMPLETED else f"{code.name}: {await call.details()}"
+    detail = "" if outcome is Outcome.COMPLETED else f"{code.name}: {details}"
     return Result(api, began, answered, outcome, monotonic(), waits.seconds() - before, detail)

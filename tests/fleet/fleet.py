@@ -11,7 +11,7 @@ import shutil
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -78,6 +78,8 @@ class Fleet:
     def __init__(self, models: Path, slots: int, delay: float, settings: dict[str, Any]) -> None:
         self.pods: list[Pod] = []
         self.names = NameServer()
+        self.published: list[Callable[[list[str]], None]] = []
+        """Called with the addresses that the name stands for when they change."""
         self.waits = ProcessorWaits([os.getpid()])
         """Of the pods, of HAProxy and of the callers."""
         self._models = models
@@ -113,6 +115,8 @@ class Fleet:
     def publish(self, *pods: Pod) -> None:
         """Set the pods that the name stands for."""
         self.names.addresses[:] = [pod.address for pod in pods]
+        for tell in self.published:
+            tell(self.names.addresses)
 
     def free(self) -> list[tuple[float, int]]:
         """Return the number of free slots of all usable pods, from each time on."""
@@ -250,7 +254,7 @@ async def balancer(running: Fleet, folder: Path, pods: int, **replaced: str) -> 
     config = render({**SHARED, "replicas": pods, "pool": {"enabled": True, "threads": 1}}).one("ConfigMap")["data"][
         "haproxy.cfg"
     ]
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     for word, new in replaced.items():
         config, found = re.subn(rf"(?m)^    {word.replace('_', '-')} .*$", f"    {new}", config)
         assert found == 1
@@ -277,7 +281,8 @@ async def balancer(running: Fleet, folder: Path, pods: int, **replaced: str) -> 
         await reading
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -29,6 +29,15 @@ async def hold(stack: AsyncExitStack, address: str) -> ClientConnection:
     return client
 
 
+async def still_talks(client: ClientConnection) -> bool:
+    """Whether the agent answers a user frame."""
+    await client.send(bytes(3840))
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await client.recv()
+    return client.close_code is None
+
+
 async def bursts(make: Make, apis: tuple[str, ...], calls: int, largest: int, seed: int) -> list[Result]:
     """Make calls of every API in bursts of random sizes, one after the other."""
     draw, results = random.Random(seed), []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -13,19 +12,10 @@ from websockets.asyncio.client import ClientConnection
 from tests.effort import effort
 from tests.fleet.calls import HTTP_APIS, http_call
 from tests.fleet.fleet import Balancer, balancer, fleet
-from tests.fleet.scenario import CALLS, SLOTS, Make, Scenario, hold
+from tests.fleet.scenario import CALLS, SLOTS, Make, Scenario, hold, still_talks
 from tests.gateway.conftest import shared_models
 
 __all__ = ["shared_models"]
-
-
-async def still_talks(client: ClientConnection) -> bool:
-    """Whether the agent answers a user frame."""
-    await client.send(bytes(3840))
-    async with asyncio.timeout(10):
-        for _ in range(2):
-            await client.recv()
-    return client.close_code is None
 
 
 @pytest.mark.effort

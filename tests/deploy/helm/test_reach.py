@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import uvicorn
 
 from gateway.app import create_app
 from gateway.cli.service import _bound
@@ -190,10 +191,20 @@ TRAFFIC = {
                 },
             },
         },
+        "requestBuffer": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"limit": {"type": "integer"}, "mode": {"enum": ["BufferAndLimit", "LimitOnly"]}},
+        },
         "timeout": {
             "type": "object",
             "additionalProperties": False,
             "properties": {
+                "tcp": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"connectTimeout": {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}},
+                },
                 "http": {
                     "type": "object",
                     "additionalProperties": False,
@@ -201,36 +212,55 @@ TRAFFIC = {
                         name: {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
                         for name in ("connectionIdleTimeout", "maxConnectionDuration", "requestTimeout")
                     },
-                }
+                },
             },
         },
     },
 }
 """The part of the spec of gateway.envoyproxy.io/v1alpha1 BackendTrafficPolicy that the chart uses, from the API's types
-in envoyproxy/gateway: api/v1alpha1/retry_types.go, loadbalancer_types.go, timeout_types.go, circuitbreaker_types.go."""
+in envoyproxy/gateway: api/v1alpha1/retry_types.go, loadbalancer_types.go, timeout_types.go, circuitbreaker_types.go,
+backendtrafficpolicy_types.go."""
 
 
 def test_envoy_repeats_a_refused_call_on_other_pods():
+    """`tests/fleet` runs Envoy with these policies."""
     assert render({"route": ROUTE}).of("BackendTrafficPolicy") == []
     envoy = {"route": {**ROUTE, "envoy": {"enabled": True}}}
-    spec = render(envoy).one("BackendTrafficPolicy")["spec"]
-    jsonschema.validate(spec, TRAFFIC)
     release = render({**SHARED, **envoy, "replicas": 10})
-    names = {
+    routes = {
         (route["kind"], route["metadata"]["name"]) for kind in ("HTTPRoute", "GRPCRoute") for route in release.of(kind)
     }
-    spec = release.one("BackendTrafficPolicy")["spec"]
-    assert {(target["kind"], target["name"]) for target in spec["targetRefs"]} == names
-    assert spec["loadBalancer"]["type"] == "LeastRequest"
-    # Envoy's own default for calls and retries at once is 1024; a thousand pods have more slots.
-    assert min(spec["circuitBreaker"].values()) > 1000 * 64
-    retry = spec["retry"]
-    assert retry["numRetries"] == 30
-    assert {"retriable-status-codes", "resource-exhausted", "unavailable"} <= set(retry["retryOn"]["triggers"])
-    assert retry["retryOn"]["httpStatusCodes"] == [503]
+    policies = [each["spec"] for each in release.of("BackendTrafficPolicy")]
+    targets = [(target["kind"], target["name"]) for spec in policies for target in spec["targetRefs"]]
+    assert sorted(targets) == sorted(routes)
+    for spec in policies:
+        jsonschema.validate(spec, TRAFFIC)
+        # Envoy's own default for calls and retries at once is 1024; a thousand pods have more slots.
+        assert min(spec["circuitBreaker"].values()) > 1000 * 64
+        assert spec["retry"]["numRetries"] == 30
+        # A request that meets the close of an idle connection is lost.
+        idle = spec["timeout"]["http"]["connectionIdleTimeout"]
+        assert float(idle.removesuffix("s")) < uvicorn.Config("").timeout_keep_alive
     assert "admin drain" in str(release.containers["gateway"]["lifecycle"]["preStop"])
     own = {"route": {**ROUTE, "envoy": {"enabled": True, "retries": 7}}}
     assert render(own).one("BackendTrafficPolicy")["spec"]["retry"]["numRetries"] == 7
+
+
+def test_envoy_keeps_recordings_and_nothing_else_until_a_pod_has_accepted_them():
+    """Buffering a live call would stop it with an Envoy Gateway that does not know the mode."""
+    envoy = {"route": {**ROUTE, "envoy": {"enabled": True}}}
+    for settings, limit in (({}, 64 * 2**20), ({"max_body_bytes": 1e7}, 10_000_000)):
+        release = render({**envoy, "settings": settings})
+        buffered = [each for each in release.of("BackendTrafficPolicy") if "requestBuffer" in each["spec"]]
+        (spec,) = (each["spec"] for each in buffered)
+        assert spec["requestBuffer"] == {"limit": limit, "mode": "LimitOnly"}
+        names = {target["name"] for target in spec["targetRefs"]}
+        http, rpc = (
+            next(each["spec"] for each in release.of(kind) if {each["metadata"]["name"]} == names)
+            for kind in ("HTTPRoute", "GRPCRoute")
+        )
+        assert [match["path"] for match in http["rules"][0]["matches"]] == [{"type": "Exact", "value": "/v1/respond"}]
+        assert [match["method"]["method"] for match in rpc["rules"][0]["matches"]] == ["Respond", "RespondStream"]
 
 
 def policy(**values: Any) -> dict[str, Any]:
