@@ -8,7 +8,7 @@
 
 # The libraries are layers below the project: a change of the sources installs none of them again. The locks are complete.
 # --no-deps: nvidia-pytriton, which only carries the Triton binary, requires an older NumPy.
-FROM python:3.12-slim-bookworm AS libraries
+FROM python:3.12-slim-trixie AS libraries
 WORKDIR /source
 COPY requirements.lock requirements-dev.lock ./
 RUN grep -E '^(onnx|sympy|mpmath|flatbuffers|gguf|huggingface-hub|hf-xet|nvidia-pytriton)' requirements.lock > cpu.txt \
@@ -20,7 +20,7 @@ RUN grep -E '^(onnx|sympy|mpmath|flatbuffers|gguf|huggingface-hub|hf-xet|nvidia-
 FROM libraries AS cpu-libraries
 RUN /opt/personaplex/bin/pip install --no-cache-dir --no-deps --requirement cpu.txt
 
-FROM python:3.12-slim-bookworm AS project
+FROM python:3.12-slim-trixie AS project
 WORKDIR /source
 COPY requirements-build.lock ./
 RUN pip install --no-cache-dir --no-deps --requirement requirements-build.lock
@@ -29,7 +29,7 @@ COPY gateway gateway
 COPY model_repository model_repository
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
-FROM python:3.12-slim-bookworm AS service
+FROM python:3.12-slim-trixie AS service
 RUN useradd --system --uid 10001 --create-home personaplex
 ENV PATH=/opt/personaplex/bin:$PATH \
     PERSONAPLEX_HOST=0.0.0.0

@@ -30,7 +30,7 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILES = sorted(DEPLOY.glob("*.Dockerfile"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHON = "3.12"
-"""Python version of the Debian image, and of Triton's image since 24.12."""
+"""Python version of the base image, and of Triton's Python backend since 24.12."""
 
 RESTRICTED = "shared-memory,model-repository,trace,logging:personaplex"
 
@@ -164,14 +164,25 @@ def test_the_gateway_image_has_neither_onnx_runtime_nor_triton() -> None:
 def test_every_package_has_a_wheel_for_both_processors(file: str, processor: str, tmp_path: Path) -> None:
     """Asks PyPI, for the Python of the images."""
     (tmp_path / "packages.txt").write_text("".join(f"{name}=={it}\n" for name, it in pins(ROOT / file).items()))
-    # Debian 12 has glibc 2.36.
-    platforms = [f"--platform=manylinux_2_{minor}_{processor}" for minor in range(17, 37)]
+    # Debian 13 has glibc 2.41.
+    platforms = [f"--platform=manylinux_2_{minor}_{processor}" for minor in range(17, 42)]
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps", "--only-binary=:all:"]
     options = [f"--python-version={PYTHON}", "--implementation=cp", f"--platform=manylinux2014_{processor}", *platforms]
     # pip compares Requires-Python with the Python that runs it.
     files = ["--ignore-requires-python", "--requirement", tmp_path / "packages.txt", "--target", tmp_path]
     done = subprocess.run([*command, *options, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_all_images_have_one_base() -> None:
+    """Its glibc is newer than that of Triton's image, Ubuntu 24.04, whose programs it runs."""
+    bases = {
+        rest.split()[0]
+        for dockerfile in DOCKERFILES
+        for instruction, rest in instructions(dockerfile)
+        if instruction == "FROM" and not rest.startswith("nv")
+    }
+    assert bases - {"libraries", "service"} == {f"python:{PYTHON}-slim-trixie"}
 
 
 def test_the_models_image_installs_the_locked_versions() -> None:

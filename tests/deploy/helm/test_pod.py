@@ -188,10 +188,11 @@ def test_containers_meet_the_restricted_pod_security_standard():
 
 
 def test_containers_run_as_the_user_of_their_image():
-    release = render()
-    (gateway,) = set(re.findall(r"^USER (\d+)$", (DEPLOY / "gateway.Dockerfile").read_text(), flags=re.M))
-    assert release.pod["securityContext"]["runAsUser"] == int(gateway)
-    assert release.containers["models"]["securityContext"]["runAsUser"] == 1000
+    files = [file.read_text() for file in DEPLOY.glob("*.Dockerfile")]
+    users = {user for text in files for user in re.findall(r"^USER (.+)$", text, re.M)}
+    pod = render().pod
+    assert users == {str(pod["securityContext"]["runAsUser"])}
+    assert not any("runAsUser" in each["securityContext"] for each in [*pod["initContainers"], *pod["containers"]])
 
 
 def test_triton_has_shared_memory():

@@ -196,22 +196,38 @@ def until(holds: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
+def copy_triton(folder: Path) -> Path:
+    """Copy the installed Triton as the Dockerfile copies that of NVIDIA's image; return the copy."""
+    installation = TritonInstallation.find()
+    installed, copy = folder / "installed", folder / "tritonserver"
+    _link_python_backend(installation, installed / "backends" / "python")
+    (installed / "bin").mkdir()
+    (installed / "bin" / "tritonserver").symlink_to(installation.binary)
+    (installed / "lib").symlink_to(installation.libraries)
+    given = installation.environment(os.environ)
+    subprocess.run(["sh", CHART.parents[1] / "copy-triton.sh", installed, copy], env=given, check=True)
+    return copy
+
+
 @pytest.fixture
 def triton(mounts: Mounts, tmp_path: Path) -> Iterator[tuple[TritonOptions, Container]]:
-    """Run the sidecar's script with the chart's arguments, on other ports and with the installed binary."""
+    """Run the sidecar's script with the chart's arguments, on other ports and with a copy of the installed Triton."""
     sidecar = render().containers["models"]
     ports = TritonOptions().with_free_ports()
     installation = TritonInstallation.find()
-    _link_python_backend(installation, tmp_path / "backends" / "python")
+    copy = copy_triton(tmp_path)
     added = [
-        f"--backend-directory={tmp_path / 'backends'}",
+        f"--backend-directory={copy / 'backends'}",
         f"--http-port={ports.http_port}",
         f"--grpc-port={ports.grpc_port}",
         f"--metrics-port={ports.metrics_port}",
         f"--backend-config=python,shm-region-prefix-name=personaplex_{secrets.token_hex(4)}_",
     ]
     variables = installation.environment(mounts.variables(sidecar, MODELS=str(built(mounts))))
-    variables["PATH"] = os.pathsep.join([variables["PATH"], str(installation.binary.parent)])
+    variables["PATH"] = os.pathsep.join([variables["PATH"], str(copy / "bin")])
+    # The base image has a libpython.
+    libraries = [copy / "lib", *filter(None, [installation.libpython])]
+    variables["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, libraries))
     process = subprocess.Popen(
         ["sh", CHART.parents[1] / "serve-models.sh", *sidecar["args"], *added],
         env=variables,
@@ -221,6 +237,9 @@ def triton(mounts: Mounts, tmp_path: Path) -> Iterator[tuple[TritonOptions, Cont
     )
     try:
         yield ports, sidecar
+        used = Path(f"/proc/{process.pid}/maps").read_text()
+        assert str(copy / "lib") in used
+        assert str(installation.libraries) not in used
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:

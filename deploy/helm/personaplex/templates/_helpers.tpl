@@ -139,7 +139,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* The gateway's user; its group can write to the volume. Triton's container sets another user. */}}
+{{/* The user of the images; its group can write to the volume. */}}
 {{- define "personaplex.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
