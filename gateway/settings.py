@@ -190,6 +190,11 @@ class Settings(BaseSettings):
         ge=0,
         description="limit of concurrent conversations per API key that has none of its own; 0: no limit",
     )
+    key_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="limit of conversations begun per minute per API key that has none of its own; 0: no limit",
+    )
     allowed_origins: list[str] = Field(
         default_factory=list, description="further origins whose web pages may call the APIs; * allows any"
     )

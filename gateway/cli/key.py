@@ -17,7 +17,10 @@ def key(
     conversations: Annotated[
         int | None, typer.Option(min=0, help="Limit of conversations at once; 0: none. [default: key_conversations]")
     ] = None,
-    per_minute: Annotated[int, typer.Option(min=0, help="Limit of conversations begun per minute; 0: none.")] = 0,
+    per_minute: Annotated[
+        int | None,
+        typer.Option(min=0, help="Limit of conversations begun per minute; 0: none. [default: key_per_minute]"),
+    ] = None,
 ) -> None:
     """Make a random API key, add its hash to a file for PERSONAPLEX_API_KEYS_FILE, and print the key."""
     from gateway.session.keys_file import add_key

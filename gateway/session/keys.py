@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class KeyHolder:
     """One key, or several of one name, and its conversations."""
 
-    def __init__(self, name: str, retry_after: int, conversations: int, per_minute: int = 0) -> None:
+    def __init__(self, name: str, retry_after: int, conversations: int = 0, per_minute: int = 0) -> None:
         """`conversations`: at once; `per_minute`: that begin, up to so many together. 0: no limit."""
         self.name = name
         self.conversations = conversations
@@ -53,16 +53,23 @@ class Keys:
     """The keys of the settings and of a file, which is read again when it changes. Without any, requests need none."""
 
     def __init__(
-        self, keys: Sequence[str], file: Path | None, conversations: int, retry_after: int, metrics: Metrics
+        self,
+        keys: Sequence[str],
+        file: Path | None,
+        conversations: int,
+        per_minute: int,
+        retry_after: int,
+        metrics: Metrics,
     ) -> None:
-        """`conversations`: limit of keys that have none of their own. Raises KeysFileError."""
+        """`conversations`, `per_minute`: limits of keys that have none of their own. Raises KeysFileError."""
         self._file = file
         self._conversations = conversations
+        self._per_minute = per_minute
         self._retry_after = retry_after
         self._metrics = metrics
         self._holders: dict[str, KeyHolder] = {}
         self._configured = {
-            _digest(key.encode()): self._holder(f"key{number}", conversations, 0) for number, key in enumerate(keys, 1)
+            _digest(key.encode()): self._holder(f"key{number}", None, None) for number, key in enumerate(keys, 1)
         }
         self._by_digest = dict(self._configured)
         if file is not None:
@@ -97,20 +104,20 @@ class Keys:
     def _use(self, entries: list[KeyEntry]) -> None:
         by_digest = dict(self._configured)
         for entry in entries:
-            limit = self._conversations if entry.conversations is None else entry.conversations
-            holder = self._holder(entry.name, limit, entry.per_minute)
+            holder = self._holder(entry.name, entry.conversations, entry.per_minute)
             by_digest.update((bytes.fromhex(digest), holder) for digest in entry.sha256)
         self._by_digest = by_digest
 
-    def _holder(self, name: str, conversations: int, per_minute: int) -> KeyHolder:
+    def _holder(self, name: str, conversations: int | None, per_minute: int | None) -> KeyHolder:
         """Return the holder of a name; it keeps its conversations when the limits change."""
         if name not in self._holders:
-            self._holders[name] = KeyHolder(name, self._retry_after, conversations)
+            self._holders[name] = KeyHolder(name, self._retry_after)
             # A series that begins at its first event has no rate until the second.
             self._metrics.key_conversations.labels(name)
             self._metrics.key_audio_seconds.labels(name)
         holder = self._holders[name]
-        holder.conversations, holder.per_minute = conversations, per_minute
+        holder.conversations = self._conversations if conversations is None else conversations
+        holder.per_minute = self._per_minute if per_minute is None else per_minute
         return holder
 
 

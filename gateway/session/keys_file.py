@@ -28,8 +28,8 @@ class KeyEntry(BaseModel):
     """Of each key, in hexadecimal digits: more than one while a key is replaced."""
     conversations: int | None = Field(None, ge=0)
     """Limit of conversations at once; 0: none. Default: the setting `key_conversations`."""
-    per_minute: int = Field(0, ge=0)
-    """Limit of conversations begun per minute; 0: none."""
+    per_minute: int | None = Field(None, ge=0)
+    """Limit of conversations begun per minute; 0: none. Default: the setting `key_per_minute`."""
 
 
 class _KeysFile(BaseModel):
@@ -60,7 +60,7 @@ def read_keys(file: Path) -> list[KeyEntry]:
         raise KeysFileError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
 
 
-def add_key(file: Path, name: str, conversations: int | None, per_minute: int) -> str:
+def add_key(file: Path, name: str, conversations: int | None, per_minute: int | None) -> str:
     """Make a random key, add its hash to the file and return it. Raises KeysFileError.
 
     A name that exists gets a further key and the given limits.

@@ -58,7 +58,12 @@ class Runtime:
         self.admission = Admission(manifest.slots, settings.retry_after, metrics, settings.upload_budget_bytes)
         self.sessions = Sessions(self.admission, settings)
         self.keys = Keys(
-            settings.api_keys, settings.api_keys_file, settings.key_conversations, settings.retry_after, metrics
+            settings.api_keys,
+            settings.api_keys_file,
+            settings.key_conversations,
+            settings.key_per_minute,
+            settings.retry_after,
+            metrics,
         )
         self.leases = Leases(
             manifest,

@@ -14,7 +14,7 @@ from gateway.telemetry.metrics import Metrics
 def test_the_printed_key_opens_a_server_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "keys.json"
     assert run(["key", str(file), "acme", "--conversations", "3", "--per-minute", "60"]) == 0
-    holder = Keys([], file, 0, 5, Metrics(1)).check(capsys.readouterr().out.strip())
+    holder = Keys([], file, 0, 0, 5, Metrics(1)).check(capsys.readouterr().out.strip())
     assert holder is not None
     assert (holder.name, holder.conversations, holder.per_minute) == ("acme", 3, 60)
 

@@ -35,8 +35,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def keys_of(keys: list[str], file: Path | None = None, conversations: int = 0) -> Keys:
-    return Keys(keys, file, conversations, 5, Metrics(1))
+def keys_of(keys: list[str], file: Path | None = None, conversations: int = 0, per_minute: int = 0) -> Keys:
+    return Keys(keys, file, conversations, per_minute, 5, Metrics(1))
 
 
 def entry(name: str, *keys: str, **limits: int) -> dict[str, Any]:
@@ -82,10 +82,12 @@ def name_of(keys: Keys, presented: str) -> str:
 
 def test_keys_of_a_file_have_names_and_limits(tmp_path: Path):
     file = tmp_path / "keys.json"
-    write(file, entry("ana", "old", "new", conversations=3), entry("bea", "b", conversations=0), entry("cy", "c"))
-    keys = keys_of(["plain"], file, conversations=7)
+    ana = entry("ana", "old", "new", conversations=3, per_minute=4)
+    write(file, ana, entry("bea", "b", conversations=0, per_minute=0), entry("cy", "c"))
+    keys = keys_of(["plain"], file, conversations=7, per_minute=9)
     assert [name_of(keys, key) for key in ("old", "new", "b", "c", "plain")] == ["ana", "ana", "bea", "cy", "key1"]
-    assert [keys.check(key).conversations for key in ("old", "b", "c", "plain")] == [3, 0, 7, 7]
+    holders = [keys.check(key) for key in ("old", "b", "c", "plain")]
+    assert [(each.conversations, each.per_minute) for each in holders] == [(3, 4), (0, 0), (7, 9), (7, 9)]
     with pytest.raises(Unauthorized):
         keys.check("another")
 
@@ -167,12 +169,12 @@ def test_conversations_per_minute_are_limited(clock: Clock):
 
 def test_added_keys_work_and_are_nowhere_in_the_file(tmp_path: Path):
     file = tmp_path / "keys.json"
-    first, second = add_key(file, "ana", 2, 0), add_key(file, "bea", None, 9)
+    first, second = add_key(file, "ana", 2, None), add_key(file, "bea", None, 9)
     third = add_key(file, "ana", 4, 0)
     keys = keys_of([], file)
     assert [name_of(keys, key) for key in (first, second, third)] == ["ana", "bea", "ana"]
     assert [(each.conversations, each.per_minute) for each in read_keys(file)] == [(4, 0), (None, 9)]
     assert not any(key in file.read_text() for key in (first, second, third))
     with pytest.raises(KeysFileError, match="pattern"):
-        add_key(file, "no spaces", None, 0)
+        add_key(file, "no spaces", None, None)
     assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
