@@ -193,6 +193,12 @@ def test_the_models_image_installs_the_locked_versions() -> None:
     assert {name: installed[name] for name in common} == {name: locked[name] for name in common}
 
 
+def test_an_edit_of_the_models_installs_no_package_again() -> None:
+    own = (DEPLOY / "models.Dockerfile").read_text().rpartition("\nFROM ")[2]
+    steps = ["requirements-gpu.txt", "pip install", "--from=triton", "COPY model_repository"]
+    assert sorted(steps, key=own.index) == steps
+
+
 def test_the_models_image_installs_the_gpu_extra() -> None:
     installed = pins(DEPLOY / "requirements-gpu.txt")
     for line in PROJECT["optional-dependencies"]["gpu"]:
@@ -288,3 +294,5 @@ def test_bake_builds_all_images_for_both_processors_with_the_projects_version():
         assert image == f"{chart[name]}:{PROJECT['version']}"
         (base,) = map(json.loads, targets[name]["inherits"])
         assert [json.loads(each) for each in targets[base]["platforms"]] == ["linux/amd64", "linux/arm64"]
+        # The provenance has the digests of the base images.
+        assert [json.loads(each) for each in targets[base]["attest"]] == ["type=provenance,mode=max", "type=sbom"]

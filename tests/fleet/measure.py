@@ -1,8 +1,8 @@
-"""Refused calls, measured: pods picked at random, HAProxy's pool and gRPC's client-side pool, beside Erlang B.
+"""Refused calls, measured: pods picked at random, the pools of HAProxy, Envoy and gRPC's clients, beside Erlang B.
 
     .venv/bin/python -m tests.fleet.measure
 
-It starts gateways with a fake engine, and HAProxy. Calls arrive at random times (Poisson) and their length is
+It starts gateways with a fake engine, HAProxy and Envoy. Calls arrive at random times (Poisson) and their length is
 exponential. The load is measured: the mean number of calls in progress, from the pods' own logs, and what was refused.
 """
 
@@ -28,10 +28,11 @@ from gateway.api.grpc.personaplex.v1 import personaplex_pb2 as pb
 from gateway.api.grpc.personaplex.v1.personaplex_pb2_grpc import PersonaPlexStub
 from gateway.client.grpc_pool import ATTEMPTS, CHANNEL_OPTIONS, RETRIABLE, begin
 from loadtest.fleet.simulation import erlang_b
+from tests.fleet.envoy import envoy_gateway
 from tests.fleet.fleet import HOST, Fleet, balancer, fleet, least_free
 from tests.gateway.conftest import default_manifest, write_models
 
-WAYS = ("random", "HAProxy", "gRPC clients")
+WAYS = ("random", "HAProxy", "Envoy", "gRPC clients")
 _WARM_UP = 5
 """Mean lengths of a call until the fleet, which is empty at first, is as full as later on."""
 
@@ -105,13 +106,18 @@ def _ways(
         await pool.ready(len(running.pods))
         return lambda seconds: _websocket(pool.url, seconds)
 
+    async def envoy() -> Hold:
+        pool = await stack.enter_async_context(envoy_gateway(running, folder, len(running.pods)))
+        await pool.ready(len(running.pods))
+        return lambda seconds: _websocket(pool.url, seconds)
+
     async def grpc_clients() -> Hold:
         target = f"dns://127.0.0.1:{running.names.port}/{HOST}:8999"
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS))
         rounds = -(-2 * len(running.pods) // ATTEMPTS)
         return lambda seconds: _grpc(PersonaPlexStub(channel), rounds, seconds)
 
-    return dict(zip(WAYS, (at_random, haproxy, grpc_clients), strict=True))
+    return dict(zip(WAYS, (at_random, haproxy, envoy, grpc_clients), strict=True))
 
 
 async def _websocket(address: str, seconds: float) -> float | None:
