@@ -1,6 +1,6 @@
 #!/bin/sh
-# Copy Triton's server and its Python backend from FROM to TO, with the shared libraries that they load. Those of glibc, GCC
-# and Python are the base image's own, and those of the driver come from the host: both are left out.
+# Copy Triton's server and its Python backend from FROM to TO, with the shared libraries that they load. Left out are those
+# that the base image has for itself (glibc, GCC, Python and what its modules load), and the driver's, from the host.
 set -eu
 from=$1 to=$2
 mkdir -p "$to/bin" "$to/lib" "$to/backends"
@@ -13,7 +13,8 @@ LD_LIBRARY_PATH="$from/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
 while read -r name _ path _; do
     case $name in
     *: | linux-vdso.* | /* | libc.so.* | libm.so.* | libdl.so.* | libpthread.so.* | librt.so.* | libresolv.so.* | libutil.so.*) ;;
-    libstdc++.so.* | libgcc_s.so.* | libpython3.* | libcuda.so.* | libnvidia-ml.so.*) ;;
+    libstdc++.so.* | libgcc_s.so.* | libcuda.so.* | libnvidia-ml.so.*) ;;
+    libpython3.* | libssl.so.* | libcrypto.so.* | libz.so.* | liblzma.so.* | libbz2.so.* | libffi.so.*) ;;
     *)
         [ "$path" != not ] || { echo "$name is not found" >&2; exit 1; }
         cp -L "$path" "$to/lib/$name"

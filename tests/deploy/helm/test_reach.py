@@ -246,7 +246,7 @@ def test_envoy_repeats_a_refused_call_on_other_pods():
     assert render(own).one("BackendTrafficPolicy")["spec"]["retry"]["numRetries"] == 7
 
 
-def test_envoy_keeps_recordings_and_nothing_else_until_a_pod_has_accepted_them():
+def test_envoy_keeps_recordings_and_nothing_else_until_a_pod_answers():
     """Buffering a live call would stop it with an Envoy Gateway that does not know the mode."""
     envoy = {"route": {**ROUTE, "envoy": {"enabled": True}}}
     for settings, limit in (({}, 64 * 2**20), ({"max_body_bytes": 1e7}, 10_000_000)):
