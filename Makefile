@@ -1,6 +1,6 @@
 # make demo: ask the small speaking model a question. make test: the short tests. Every target sets up .venv itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs wheel loadtest soak bench-compare bench-overhead bench-libraries bench-answers bench-start bench-matmuls bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
+.PHONY: help setup demo docs wheel loadtest soak bench-compare bench-overhead bench-libraries bench-answers bench-start bench-kernels bench-7b bench-quality sizes bench-gpu check-cuda train-speaking test test-long test-clients lint lock clean
 
 BIN := .venv/bin
 USERS := 32
@@ -61,8 +61,8 @@ bench-start: $(DEV) ## how fast a conversation starts, and what its prefill cost
 
 ##@ Measure the models
 
-bench-matmuls: $(DEV) ## matmuls with 4- and 8-bit matrices: our kernels beside ONNX Runtime's
-	@$(BIN)/python -m loadtest.bench.models.matmuls
+bench-kernels: $(DEV) ## our CPU kernels beside ONNX Runtime's: 4- and 8-bit matmuls, both halves of Mimi
+	@$(BIN)/python -m loadtest.bench.models.kernels
 
 # More of its options in BENCH; .venv/bin/python -m loadtest.bench.models.seven_b --help has them all.
 bench-7b: $(DEV) ## random weights of the published size: build, frames, memory, each beside its floor; 25 GB in build/7b

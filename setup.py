@@ -42,10 +42,10 @@ class Wheel(bdist_wheel):
         return "py3", "none", PLATFORM
 
 
-products = Extension(
-    f"{NATIVE.replace('/', '.')}.block_products",
-    [f"{NATIVE}/block_products.c"],
-    depends=[f"{NATIVE}/onnxruntime_abi.h"],
+kernels = Extension(
+    f"{NATIVE.replace('/', '.')}.kernels",
+    [f"{NATIVE}/{name}.c" for name in ("operators", "block_products", "elu_convolution")],
+    depends=[f"{NATIVE}/{name}.h" for name in ("operators", "onnxruntime_abi")],
     extra_compile_args=[
         *("-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"),
         # serving/cpu.py looks whether the processor has these.
@@ -54,6 +54,6 @@ products = Extension(
 )
 on_x86_linux = platform.machine() == "x86_64" and sys.platform == "linux"
 if on_x86_linux:
-    setup(ext_modules=[products], cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel})
+    setup(ext_modules=[kernels], cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel})
 else:
     setup()

@@ -89,7 +89,7 @@ def test_sdist_and_wheel_have_every_file(dist: Path, wheel: Path) -> None:
     installed = {name for name in tracked() if name.startswith(PACKAGES) and not name.startswith(NOT_INSTALLED)}
     client = {name for name in tracked() if name.startswith("gateway/client-ts/dist/") and name.endswith(".js")}
     files = set(zipfile.ZipFile(wheel).namelist())
-    assert installed | client | {"model_repository/serving/native/block_products.so"} <= files
+    assert installed | client | {"model_repository/serving/native/kernels.so"} <= files
     with tarfile.open(dist / f"personaplex_triton-{VERSION}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert installed | client | {"setup.py", "pyproject.toml", "LICENSE", "NOTICE"} <= names

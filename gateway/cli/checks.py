@@ -126,14 +126,14 @@ def onnx_runtime() -> Check:
 
 
 def kernels() -> Check:
-    """Check that the CPU kernels for 4- and 8-bit matmuls were built and the processor supports them."""
+    """Check that the CPU kernels were built and the processor supports them."""
     try:
         from model_repository.serving.cpu import missing_for_kernels
     except ImportError:
         return Check("CPU kernels", Status.WARN, "not tried: ONNX Runtime is missing", "fix the line above first")
     missing = missing_for_kernels()
     if missing is None:
-        return Check("CPU kernels", Status.OK, "for 4- and 8-bit matmuls, with AVX-512 VNNI")
+        return Check("CPU kernels", Status.OK, "for 4- and 8-bit matmuls and for Mimi, with AVX-512 VNNI")
     mend = "use a processor with AVX-512 VNNI; ONNX Runtime's own kernels are half as fast for several conversations"
     return Check("CPU kernels", Status.WARN, missing, mend)
 

@@ -10,7 +10,7 @@ from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Float32, Graph, Value
 from model_repository.graph.convolution import ActiveRows, Convolutions
 from model_repository.graph.layers import summed
-from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
+from model_repository.graph.mimi import centroids, codebook_keys, residual_block, transformer
 from model_repository.graph.weights import Weights
 
 
@@ -30,16 +30,16 @@ def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
     latent = op.Unsqueeze(_dequantize(weights, geometry, codes), graph.constant([1]))
     steps = geometry.steps_per_frame
     upsample = "upsample.convtr.convtr.convtr"
-    x = sound.transposed(latent, upsample, 1, stride=steps, groups=geometry.dimension)
+    x = sound.upsample(latent, upsample, stride=steps)
     x = transformer(weights, x, "decoder_transformer", geometry, position)
     x = sound.convolution(x, "decoder.model.0.conv.conv", steps)
     module = 2
     for ratio in geometry.ratios:
-        x = sound.transposed(elu(weights, x), f"decoder.model.{module}.convtr.convtr", steps, stride=ratio)
+        x = sound.elu_transposed(x, f"decoder.model.{module}.convtr.convtr", steps, stride=ratio)
         steps *= ratio
-        x = residual_block(weights, sound, x, f"decoder.model.{module + 1}", steps)
+        x = residual_block(sound, x, f"decoder.model.{module + 1}", steps)
         module += 3
-    x = sound.convolution(elu(weights, x), f"decoder.model.{module}.conv.conv", steps)
+    x = sound.elu_convolution(x, f"decoder.model.{module}.conv.conv", steps)
     graph.output("pcm", op.Squeeze(x, graph.constant([2])))
     return graph
 

@@ -11,7 +11,7 @@ from model_repository.checkpoint.geometry import MimiGeometry
 from model_repository.checkpoint.weights.tensors import TensorSource
 from model_repository.graph.builder import ROWS, Graph, Value
 from model_repository.graph.convolution import ActiveRows, Convolutions
-from model_repository.graph.mimi import centroids, codebook_keys, elu, residual_block, transformer
+from model_repository.graph.mimi import centroids, codebook_keys, residual_block, transformer
 from model_repository.graph.weights import Weights
 
 
@@ -33,11 +33,11 @@ def build(geometry: MimiGeometry, source: TensorSource) -> Graph:
     x = sound.convolution(x, "encoder.model.0.conv.conv", length)
     module = 1
     for ratio in reversed(geometry.ratios):
-        x = residual_block(weights, sound, x, f"encoder.model.{module}", length)
-        x = sound.convolution(elu(weights, x), f"encoder.model.{module + 2}.conv.conv", length, stride=ratio)
+        x = residual_block(sound, x, f"encoder.model.{module}", length)
+        x = sound.elu_convolution(x, f"encoder.model.{module + 2}.conv.conv", length, stride=ratio)
         length //= ratio
         module += 3
-    x = sound.convolution(elu(weights, x), f"encoder.model.{module + 1}.conv.conv", length)
+    x = sound.elu_convolution(x, f"encoder.model.{module + 1}.conv.conv", length)
     x = transformer(weights, x, "encoder_transformer", geometry, position)
     first = op.Equal(position, graph.constant(np.int64(0)))
     x = sound.convolution(x, "downsample.conv.conv.conv", length, stride=geometry.steps_per_frame, first=first)

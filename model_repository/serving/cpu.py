@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from model_repository.processors import processors
 
-KERNELS = Path(__file__).parent / "native" / "block_products.so"
+KERNELS = Path(__file__).parent / "native" / "kernels.so"
 """Made when this package is installed, on x86-64; see setup.py."""
 
 KERNELS_NEED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from onnx import inliner
 
 _ALL = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "INT64", "BOOL"})
 _FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
@@ -74,16 +75,26 @@ _TYPED_BY = {"Where": 1, "GatherBlockQuantized": 2}
 """By operator, the operand whose type its result has, where that is not the first."""
 
 
+_CONSTANTS = {"value_float": "FLOAT", "value_ints": "INT64"}
+"""Element types of constants in functions, by their attribute."""
+
+_OF_OUR_OWN = [("personaplex", "Int8KvAttention")]
+"""Operators that have a kernel of ours on CUDA; ONNX Runtime computes what the others are functions of."""
+
+
 class Typed:
     """A graph's nodes with the element types of their operands."""
 
     def __init__(self, model: Path) -> None:
-        graph = onnx.load(model, load_external_data=False).graph
-        self.nodes = list(graph.node)
+        read = onnx.load(model, load_external_data=False)
+        graph = inliner.inline_selected_functions(read, _OF_OUR_OWN, exclude=True).graph
+        constants = {node.output[0]: node.attribute[0] for node in graph.node if node.op_type == "Constant"}
+        self.nodes = [node for node in graph.node if node.op_type != "Constant"]
         self.inputs = {value.name: value for value in graph.input}
-        self.weights = {tensor.name for tensor in graph.initializer}
+        self.weights = {*(tensor.name for tensor in graph.initializer), *constants}
         self._types = {name: _name(value.type.tensor_type.elem_type) for name, value in self.inputs.items()}
         self._types |= {tensor.name: _name(tensor.data_type) for tensor in graph.initializer}
+        self._types |= {name: _CONSTANTS[attribute.name] for name, attribute in constants.items()}
         for node in self.nodes:
             for index, output in enumerate(node.output):
                 if output:

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "onnxruntime_abi.h"
+#include "operators.h"
 
 enum {
     BLOCK = 128,          /* elements of a row to a scale */
@@ -153,14 +153,6 @@ static void multiply_tiles(void *data, size_t task) {
         }
 }
 
-#define TRY(CALL) \
-    do { \
-        Status *status = (CALL); \
-        if (status) return status; \
-    } while (0)
-
-static size_t tasks(size_t items, size_t per_task) { return (items + per_task - 1) / per_task; }
-
 static Status *compute(void *kernel, KernelContext *context) {
     const Matrix *matrix = kernel;
     const Api *api = matrix->api;
@@ -231,21 +223,11 @@ static bool pack(Matrix *matrix, const uint8_t *codes, const uint32_t *scales, c
     return !lost;
 }
 
-static Status *constant(
-    const Api *api, const KernelInfo *info, size_t index, size_t expected, const void **data
-) {
-    const Tensor *tensor;
-    Shape *shape;
+static Status *operand(const Matrix *matrix, const KernelInfo *info, size_t index, size_t expected, const void **data) {
     size_t found;
-    int is_constant;
-    TRY(constant_input(api, info, index, &is_constant, &tensor));
-    if (!is_constant) return create_status(api, INVALID_ARGUMENT, "MatMulNBits: the matrix must be a constant");
-    TRY(tensor_shape(api, tensor, &shape));
-    Status *failed = element_count(api, shape, &found);
-    release_shape(api, shape);
-    if (failed) return failed;
-    if (found != expected) return create_status(api, INVALID_ARGUMENT, "MatMulNBits: an operand's size is not K by N");
-    return tensor_data(api, tensor, (void **)data);
+    TRY(constant(matrix->api, info, index, &found, data));
+    if (found == expected) return NULL;
+    return create_status(matrix->api, INVALID_ARGUMENT, "MatMulNBits: an operand's size is not K by N");
 }
 
 static void destroy(void *kernel) {
@@ -271,12 +253,12 @@ static Status *prepare(Matrix *matrix, const KernelInfo *info) {
     matrix->blocks = tasks(matrix->depth, BLOCK);
     matrix->tiles = tasks(matrix->columns, TILE);
     size_t scale_count = matrix->columns * matrix->blocks;
-    TRY(constant(api, info, 1, scale_count * BLOCK * matrix->bits / 8, &codes));
-    TRY(constant(api, info, 2, scale_count, &scales));
+    TRY(operand(matrix, info, 1, scale_count * BLOCK * matrix->bits / 8, &codes));
+    TRY(operand(matrix, info, 2, scale_count, &scales));
     TRY(input_count(api, info, &inputs));
     if (inputs > 3 && bits == 8)
         return create_status(api, INVALID_ARGUMENT, "MatMulNBits: expected no zero points with 8 bits");
-    if (inputs > 3) TRY(constant(api, info, 3, matrix->columns * ((matrix->blocks + 1) / 2), &zeros));
+    if (inputs > 3) TRY(operand(matrix, info, 3, matrix->columns * ((matrix->blocks + 1) / 2), &zeros));
     size_t tile_bytes = matrix->blocks * BLOCK_BYTES(matrix->bits), bytes = matrix->tiles * tile_bytes;
     matrix->packed = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!matrix->packed) return create_status(api, FAILED, "MatMulNBits: no memory for the matrix");
@@ -298,8 +280,6 @@ static Status *create_kernel(const Op *op, const Api *api, const KernelInfo *inf
     return failed;
 }
 
-static const Api *registered_api;
-
 /* The shape of x with N in place of K; what ONNX Runtime gives is a copy of its own. */
 static Status *infer_shape(const Op *op, ShapeContext *context) {
     const Api *api = registered_api;
@@ -319,7 +299,6 @@ static Status *infer_shape(const Op *op, ShapeContext *context) {
 }
 
 static const char *name(const Op *op) { return (void)op, "MatMulNBits"; }
-static const char *provider(const Op *op) { return (void)op, "CPUExecutionProvider"; }
 static int input_type(const Op *op, size_t index) {
     return (void)op, index == 1 || index == 3 ? ELEMENT_UINT8 : ELEMENT_FLOAT;
 }
@@ -327,40 +306,17 @@ static size_t inputs(const Op *op) { return (void)op, 4; }
 static int output_type(const Op *op, size_t index) { return (void)op, (void)index, ELEMENT_FLOAT; }
 static size_t outputs(const Op *op) { return (void)op, 1; }
 static int input_kind(const Op *op, size_t index) { return (void)op, index == 3 ? OPTIONAL : REQUIRED; }
-static int output_kind(const Op *op, size_t index) { return (void)op, (void)index, REQUIRED; }
-static int memory(const Op *op, size_t index) { return (void)op, (void)index, 0; }
-static int none(const Op *op) { return (void)op, 0; }
-static int first_version(const Op *op) { return (void)op, 1; }
-static int last_version(const Op *op) { return (void)op, INT32_MAX; }
 
-/* What ONNX Runtime calls when a session's options name this library. */
-__attribute__((visibility("default"))) Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
-    static const Op op = {
-        .version = ABI_VERSION,
-        .name = name,
-        .provider = provider,
-        .input_type = input_type,
-        .inputs = inputs,
-        .output_type = output_type,
-        .outputs = outputs,
-        .destroy = destroy,
-        .input_kind = input_kind,
-        .output_kind = output_kind,
-        .input_memory = memory,
-        .variadic_input_least = none,
-        .variadic_input_same = none,
-        .variadic_output_least = none,
-        .variadic_output_same = none,
-        .create_kernel_v2 = create_kernel,
-        .compute_v2 = compute,
-        .infer_shape = infer_shape,
-        .first_version = first_version,
-        .last_version = last_version,
-    };
-    const Api *api = base->get_api(ABI_VERSION);
-    OpDomain *domain;
-    registered_api = api;
-    TRY(create_domain(api, "personaplex", &domain));
-    TRY(add_op(api, domain, &op));
-    return add_domain(api, options, domain);
-}
+const Op block_product = {
+    COMMON_FIELDS,
+    .name = name,
+    .input_type = input_type,
+    .inputs = inputs,
+    .input_kind = input_kind,
+    .output_type = output_type,
+    .outputs = outputs,
+    .create_kernel_v2 = create_kernel,
+    .compute_v2 = compute,
+    .destroy = destroy,
+    .infer_shape = infer_shape,
+};

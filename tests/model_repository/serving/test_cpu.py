@@ -170,7 +170,7 @@ def _matrix_from_outside(graph: onnx.GraphProto) -> None:
         (_other_blocks, "expected 4 or 8 bits and blocks of 128"),
         (_other_rows, "an operand's size is not K by N"),
         (_finer_scales, "expected scales that are bfloat16 numbers"),
-        (_matrix_from_outside, "the matrix must be a constant"),
+        (_matrix_from_outside, "a matrix must be a constant"),
     ],
 )
 def test_what_the_kernels_do_not_take_is_said(tmp_path: Path, break_it, message):
@@ -196,8 +196,8 @@ def test_the_kernels_are_there_on_every_x86_machine_whatever_its_processor_can()
 
 def test_why_there_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PERSONAPLEX_CPU_KERNELS", raising=False)
-    monkeypatch.setattr(cpu, "KERNELS", tmp_path / "block_products.so")
-    assert cpu.missing_for_kernels() == "block_products.so was not built"
+    monkeypatch.setattr(cpu, "KERNELS", tmp_path / "kernels.so")
+    assert cpu.missing_for_kernels() == "kernels.so was not built"
     cpu.KERNELS.touch()
     monkeypatch.setattr(cpu, "_processor_features", lambda: cpu.KERNELS_NEED - {"avx512_vnni"})
     assert cpu.missing_for_kernels() == "the processor lacks avx512_vnni"
