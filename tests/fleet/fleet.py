@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import struct
 import sys
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 HOST = "calls-personaplex-pods.voice.svc.cluster.local"
 """The name of the pods' headless service in the rendered chart."""
 _START_S = 300.0
-"""Time in which a pod starts, on a machine with other work: five of them need ten seconds of a processor."""
+"""Time in which pods start, on a machine with other work."""
 
 
 @dataclass
@@ -38,17 +39,9 @@ class Pod:
 
     address: str
     slots: int
-    process: asyncio.subprocess.Process
+    pid: int = 0
     taken: list[tuple[float, int]] = field(default_factory=list)
     usable: tuple[float, float] = (inf, inf)
-    reading: asyncio.Task[None] | None = None
-
-    async def read(self) -> None:
-        """Read its log until it ends."""
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            entry = json.loads(line)
-            self.taken.append((entry["at"], entry["taken"]))
 
     def calls_since(self, at: float) -> int:
         """Number of calls that have held one of its slots, at `at` or later."""
@@ -62,13 +55,12 @@ class Pod:
 
     def drain(self) -> None:
         """Begin a drain."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"drain\n")
+        os.kill(self.pid, signal.SIGUSR1)
         self.stop_using()
 
     def kill(self) -> None:
         """Kill it as the kernel does when memory is short."""
-        self.process.kill()
+        os.kill(self.pid, signal.SIGKILL)
         self.stop_using()
 
 
@@ -81,36 +73,47 @@ class Fleet:
         self.published: list[Callable[[list[str]], None]] = []
         """Called with the addresses that the name stands for when they change."""
         self.waits = ProcessorWaits([os.getpid()])
-        """Of the pods, of HAProxy and of the callers."""
-        self._models = models
+        """Of the pods, of the balancer and of the callers."""
         self._slots = slots
-        self._delay = delay
         # Calls that are held send no audio, and last as long as the test.
-        self._settings = {"drain_seconds": 3600, "idle_seconds": 3600, **settings}
+        settings = {"drain_seconds": 3600, "idle_seconds": 3600, **settings}
+        self._arguments = (str(models), str(delay), json.dumps(settings))
         # Addresses of this run alone: others on this machine may run the same test.
         self._network = f"127.{random.randrange(1, 255)}.{random.randrange(256)}"
+        self._parent: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None]
 
     async def start(self, count: int = 1) -> list[Pod]:
         """Start pods. They are not known by name yet."""
-        return await asyncio.gather(*(self._start(f"{self._network}.{len(self.pods) + i + 1}") for i in range(count)))
-
-    async def _start(self, address: str) -> Pod:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", str(ROOT / "tests/fleet/pod.py"), str(self._models), address, str(self._delay)),
-            json.dumps(self._settings),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        self.waits.processes.append(process.pid)
-        pod = Pod(address, self._slots, process)
-        self.pods.append(pod)
-        pod.reading = asyncio.create_task(pod.read())
+        if self._parent is None:
+            self._parent = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", str(ROOT / "tests/fleet/pods.py"), *self._arguments),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+            self._reading = asyncio.create_task(self._read())
+        added = [Pod(f"{self._network}.{len(self.pods) + number + 1}", self._slots) for number in range(count)]
+        self.pods += added
+        assert self._parent.stdin is not None
+        self._parent.stdin.writelines(f"{pod.address}\n".encode() for pod in added)
         async with asyncio.timeout(_START_S):
-            while not pod.taken:
-                assert process.returncode is None
+            while not all(pod.taken for pod in added):
+                assert self._parent.returncode is None
                 await asyncio.sleep(0.02)
-        return pod
+        self.waits.processes += [pod.pid for pod in added]
+        return added
+
+    async def _read(self) -> None:
+        """Read what the pods print until all have ended."""
+        assert self._parent is not None
+        assert self._parent.stdout is not None
+        async for line in self._parent.stdout:
+            entry = json.loads(line)
+            (pod,) = (pod for pod in self.pods if pod.address == entry["address"])
+            pod.pid = entry["pid"]
+            pod.taken.append((entry["at"], entry["taken"]))
 
     def publish(self, *pods: Pod) -> None:
         """Set the pods that the name stands for."""
@@ -135,12 +138,11 @@ class Fleet:
 
     async def close(self) -> None:
         """End everything."""
-        for pod in self.pods:
-            with suppress(ProcessLookupError):
-                pod.process.kill()
-            await pod.process.wait()
-            if pod.reading is not None:
-                await pod.reading
+        if self._parent is not None:
+            assert self._parent.stdin is not None
+            self._parent.stdin.close()
+            await self._parent.wait()
+            await self._reading
 
 
 class ProcessorWaits:
