@@ -47,6 +47,11 @@ class _Kernel:
     shape: tuple[int, int]
     load: Callable[[], Float32]
 
+    @property
+    def width(self) -> int:
+        """Elements of a block."""
+        return self.shape[0] // self.taps
+
 
 class Convolutions:
     """Convolutions of sound [B, T, channels]. Kernels are 1, or any where the stride is 1, or twice the stride."""
@@ -63,23 +68,22 @@ class Convolutions:
         `first` [B] bool is given, a row's first frame sees its own first step repeated instead (replicate padding).
         """
         op, graph, kernel = self._graph.op, self._graph, self._kernel(key, stride)
-        seen = self._blocks(x, kernel, length)
+        seen = self._reshaped(x, kernel.block, length // kernel.block, kernel.width)
         if kernel.taps > 1:
-            before = state = self._state(key, kernel)
+            before = state = graph.state(key, (kernel.taps - 1, kernel.width))
             if first is not None:
                 repeated = op.Expand(self._slice(x, 0, 1), graph.constant([1, stride, 1]))
-                repeated = self._blocks(repeated, kernel, stride)
+                repeated = self._reshaped(repeated, stride, 1, kernel.width)
                 before = op.Where(op.Unsqueeze(first, graph.constant([1, 2])), repeated, state)
             seen = self._windows(state, before, seen, kernel.taps, length // kernel.block)
-        y = op.MatMul(seen, self._matrix(key, kernel))
+        y = op.MatMul(seen, graph.weight(f"{key}.matrix", kernel.shape, kernel.load))
         if f"{key}.bias" in self._weights.source:
             y = op.Add(y, self._bias(key, kernel))
-        return self._unblocked(y, kernel, length)
+        return self._reshaped(y, kernel.made, length // kernel.block * kernel.made, kernel.shape[1] // kernel.made)
 
     def elu_convolution(self, x: Value, key: str, length: int, *, stride: int = 1, added: Value | None = None) -> Value:
         """The same `convolution` of elu(x), plus `added`."""
-        kernel = self._kernel(key, stride)
-        return self._of_elu(x, key, kernel, length, added)
+        return self._elu_product(x, key, self._kernel(key, stride), length, added)
 
     def elu_transposed(self, x: Value, key: str, length: int, *, stride: int) -> Value:
         """Causal ConvTranspose1d of elu(x), its kernel twice its stride: `length` steps -> length * stride.
@@ -94,7 +98,7 @@ class Convolutions:
             halves = source.read(f"{key}.weight").reshape(inputs, outputs, 2, stride)
             return halves.transpose(2, 0, 3, 1)[::-1].reshape(2 * inputs, stride * outputs)
 
-        return self._of_elu(x, key, _Kernel(2, 1, stride, (2 * inputs, stride * outputs), matrix), length, None)
+        return self._elu_product(x, key, _Kernel(2, 1, stride, (2 * inputs, stride * outputs), matrix), length, None)
 
     def upsample(self, x: Value, key: str, *, stride: int) -> Value:
         """Causal ConvTranspose1d of each channel by itself, its kernel twice its stride: one step -> `stride`."""
@@ -112,55 +116,39 @@ class Convolutions:
         return y
 
     def _kernel(self, key: str, stride: int) -> _Kernel:
+        """With one channel of inputs or outputs a step makes several outputs, from two blocks of as many inputs."""
         source = self._weights.source
         outputs, channels, size = source.shape(f"{key}.weight")
+        taps, block, made = size // stride, stride, 1
         if stride == 1 and size > 1 and 1 in (outputs, channels):
-            return self._of_one_channel(key, _TO_ONE_CHANNEL if outputs == 1 else _FROM_ONE_CHANNEL)
+            made = max(_TO_ONE_CHANNEL if outputs == 1 else _FROM_ONE_CHANNEL, 1 << (size - 2).bit_length())
+            taps, block = 2, made
 
         def matrix() -> Float32:
-            return source.read(f"{key}.weight").transpose(2, 1, 0).reshape(size * channels, outputs)
+            kernel = source.read(f"{key}.weight").transpose(2, 1, 0)
+            steps = np.zeros((taps * block, channels, made, outputs), np.float32)
+            for output in range(made):
+                stop = taps * block - made + output + 1
+                steps[stop - size : stop, :, output] = kernel
+            return steps.reshape(taps * block * channels, made * outputs)
 
-        return _Kernel(size // stride, stride, 1, (size * channels, outputs), matrix)
+        return _Kernel(taps, block, made, (taps * block * channels, made * outputs), matrix)
 
-    def _of_one_channel(self, key: str, block: int) -> _Kernel:
-        """A kernel of stride 1, as a step from two blocks of inputs to the outputs of the later one."""
-        source = self._weights.source
-        outputs, channels, size = source.shape(f"{key}.weight")
-        if size > block + 1:
-            raise ValueError(f"{key}.weight: expected a kernel of at most {block + 1} steps, got {size}")
-
-        def matrix() -> Float32:
-            taps = source.read(f"{key}.weight").transpose(2, 1, 0)
-            steps = np.zeros((2 * block, channels, block, outputs), np.float32)
-            for output in range(block):
-                last = block + output + 1
-                steps[last - size : last, :, output] = taps
-            return steps.reshape(2 * block * channels, block * outputs)
-
-        return _Kernel(2, block, block, (2 * block * channels, block * outputs), matrix)
-
-    def _of_elu(self, x: Value, key: str, kernel: _Kernel, length: int, added: Value | None) -> Value:
+    def _elu_product(self, x: Value, key: str, kernel: _Kernel, length: int, added: Value | None) -> Value:
         graph, steps = self._graph, length // kernel.block
-        x = self._blocks(x, kernel, length)
-        matrix, bias = self._matrix(key, kernel), self._bias(key, kernel)
+        x = self._reshaped(x, kernel.block, steps, kernel.width)
+        matrix, bias = graph.weight(f"{key}.matrix", kernel.shape, kernel.load), self._bias(key, kernel)
         added = graph.constant(np.float32(0)) if added is None else added
         if kernel.taps == 1:
-            y = graph.call(_elu_projection(), x, matrix, bias, added)
+            y = graph.call(_of_elu(history=False), x, matrix, bias, added)
         else:
-            before = self._state(key, kernel)
+            before = graph.state(key, (kernel.taps - 1, kernel.width))
             windows = graph.constant(np.arange(steps)[:, None] + np.arange(kernel.taps))
             tail = graph.constant(np.arange(steps, steps + kernel.taps - 1))
             operands = before, x, matrix, bias, added, windows, tail
-            y, after = graph.call(_elu_convolution(), *operands, _outputs=2)
+            y, after = graph.call(_of_elu(history=True), *operands, _outputs=2)
             self._active.update(before, after)
-        return self._unblocked(y, kernel, length)
-
-    def _state(self, key: str, kernel: _Kernel) -> Value:
-        """The last blocks of the frame before."""
-        return self._graph.state(key, (kernel.taps - 1, kernel.shape[0] // kernel.taps))
-
-    def _matrix(self, key: str, kernel: _Kernel) -> Value:
-        return self._graph.weight(f"{key}.matrix", kernel.shape, kernel.load)
+        return self._reshaped(y, kernel.made, length // kernel.block * kernel.made, kernel.shape[1] // kernel.made)
 
     def _bias(self, key: str, kernel: _Kernel) -> Value:
         """The bias of all outputs of a step."""
@@ -169,19 +157,9 @@ class Convolutions:
         times = kernel.shape[1] // size
         return self._graph.weight(f"{name}.times.{times}", (times * size,), lambda: np.tile(source.read(name), times))
 
-    def _blocks(self, x: Value, kernel: _Kernel, length: int) -> Value:
-        """x [B, T, channels] -> [B, T / block, block * channels]."""
-        if kernel.block == 1:
-            return x
-        width = kernel.shape[0] // kernel.taps
-        return self._graph.op.Reshape(x, self._graph.constant([0, length // kernel.block, width]))
-
-    def _unblocked(self, y: Value, kernel: _Kernel, length: int) -> Value:
-        """What steps have made -> [B, T, channels]."""
-        if kernel.made == 1:
-            return y
-        made = length // kernel.block * kernel.made
-        return self._graph.op.Reshape(y, self._graph.constant([0, made, kernel.shape[1] // kernel.made]))
+    def _reshaped(self, x: Value, blocks: int, steps: int, width: int) -> Value:
+        """x [B, T, n] -> [B, steps, width], where it is not that already: it is if `blocks` is 1."""
+        return x if blocks == 1 else self._graph.op.Reshape(x, self._graph.constant([0, steps, width]))
 
     def _windows(self, state: Value, before: Value, x: Value, taps: int, steps: int) -> Value:
         """What each step sees, oldest first: before [B, taps - 1, n], x [B, steps, n] -> [B, steps, taps * n]."""
@@ -195,37 +173,27 @@ class Convolutions:
         return graph.op.Slice(x, graph.constant([start]), graph.constant([stop]), graph.constant([1]))
 
 
-def _elu_convolution() -> ir.Function:
-    """heard = before followed by elu(x). Of each step the product of its window of heard with the matrix, plus bias and
-    added; and the end of heard.
+def _of_elu(history: bool) -> ir.Function:
+    """EluConvolution: heard = before followed by elu(x). Of each step the product of its window of heard with the
+    matrix, plus bias and added; and the end of heard. EluProjection: the same without what was before.
 
     before [B, taps - 1, n], x [B, T, n], matrix [taps * n, out], bias [out], added [B, T, out] or one 0, windows
     [T, taps] and tail [taps - 1] int64, which are places in heard -> [B, T, out] and [B, taps - 1, n].
     """
-    names = ("before", "x", "matrix", "bias", "added", "windows", "tail")
-    before, x, matrix, bias, added, windows, tail = operands = [ir.Value(name=name) for name in names]
+    before, x, matrix, bias, added, windows, tail = (
+        ir.Value(name=name) for name in ("before", "x", "matrix", "bias", "added", "windows", "tail")
+    )
+    operands = [before, x, matrix, bias, added, windows, tail] if history else [x, matrix, bias, added]
     body = ir.Graph(operands, [], nodes=[], opset_imports={"": OPSET})
     op = GraphBuilder(body).op
-    heard = op.Concat(before, _elu(op, x), axis=1)
-    seen = op.Reshape(op.Gather(heard, windows, axis=1), op.Constant(value_ints=[0, 0, -1]))
-    y = op.Add(op.Add(op.MatMul(seen, matrix), bias), added)
-    body.outputs.extend([y, op.Gather(heard, tail, axis=1)])
-    return ir.Function(OWN_DOMAIN, "EluConvolution", graph=body, attributes=[])
-
-
-def _elu_projection() -> ir.Function:
-    """The same without what was before: x [B, T, in], matrix [in, out], bias, added -> [B, T, out]."""
-    x, matrix, bias, added = operands = [ir.Value(name=name) for name in ("x", "matrix", "bias", "added")]
-    body = ir.Graph(operands, [], nodes=[], opset_imports={"": OPSET})
-    op = GraphBuilder(body).op
-    body.outputs.append(op.Add(op.Add(op.MatMul(_elu(op, x), matrix), bias), added))
-    return ir.Function(OWN_DOMAIN, "EluProjection", graph=body, attributes=[])
-
-
-def _elu(op: Value, x: Value) -> Value:
-    """x where it is positive, exp(x) - 1 where it is not: max(x, exp(min(x, 0)) - 1), for exp(x) - 1 is never below x.
-
-    ONNX Runtime's own Elu computes one number at a time: 2 ns each on a core, and 0.7 ns this way.
-    """
+    # x where it is positive, exp(x) - 1 where it is not, which is never below x. ONNX Runtime's own Elu computes one
+    # number at a time: 2 ns each on a core, and 0.7 ns this way.
     below = op.Sub(op.Exp(op.Min(x, op.Constant(value_float=0.0))), op.Constant(value_float=1.0))
-    return op.Max(x, below)
+    seen = op.Max(x, below)
+    if history:
+        heard = op.Concat(before, seen, axis=1)
+        seen = op.Reshape(op.Gather(heard, windows, axis=1), op.Constant(value_ints=[0, 0, -1]))
+    body.outputs.append(op.Add(op.Add(op.MatMul(seen, matrix), bias), added))
+    if history:
+        body.outputs.append(op.Gather(heard, tail, axis=1))
+    return ir.Function(OWN_DOMAIN, "EluConvolution" if history else "EluProjection", graph=body, attributes=[])
