@@ -1,6 +1,6 @@
 """Measure the quantization error of each variant on random weights with outlier channels: `make bench-quality`.
 
-The checkpoint is that of `model_repository.synthetic.outlier_weights`. The baseline is round-to-nearest: each block of
+The checkpoint is that of `loadtest.bench.models.outlier_weights`. The baseline is round-to-nearest: each block of
 128 weights is rounded to a uniform grid from its minimum to its maximum, without smoothing or search. Its weights are
 stored and multiplied as float32, so its size, memory and time are not comparable. It also has an advantage: the
 variants round activations to 8 bits, and int4 rounds the embedding tables.
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from gateway.cli import run
+from loadtest.bench.models.outlier_weights import MIDDLE_SIZE, outlier_weights
 from model_repository.build import build_repository
 from model_repository.checkpoint.folder import LM_FILE
 from model_repository.quantize.config import AUDIO_HEADS
-from model_repository.synthetic.outlier_weights import MIDDLE_SIZE, outlier_weights
 from model_repository.synthetic.tiny import write_tiny_checkpoint
 
 BLOCK = 128

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from loadtest.bench.models.outlier_weights import MIDDLE_SIZE, outlier_weights
 from loadtest.bench.models.quality import round_plainly
 from model_repository.build import build_repository
 from model_repository.evaluation.conversation import Prompt
@@ -14,7 +15,6 @@ from model_repository.evaluation.evaluate import evaluate
 from model_repository.evaluation.report import Evaluated
 from model_repository.evaluation.repository import Repository
 from model_repository.evaluation.speech import synthetic_speech
-from model_repository.synthetic.outlier_weights import MIDDLE_SIZE, outlier_weights
 from model_repository.synthetic.tiny import write_tiny_checkpoint
 from tests.effort import effort
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from loadtest.bench.models.outlier_weights import outlier_weights
 from model_repository.checkpoint.geometry import Geometry
 from model_repository.checkpoint.layout import lm_shapes
-from model_repository.synthetic.outlier_weights import outlier_weights
 from model_repository.synthetic.tiny import TINY_CONFIG
 
 DIM, LAYERS = 512, 4
