@@ -107,15 +107,15 @@ def _routes(release: Release, kind: str) -> list[dict[str, Any]]:
         policy = _policy(release, route)
         (rule,) = route["spec"]["rules"]
         timeouts = _only(rule.get("timeouts", {}), "request", "backendRequest")
-        # Those of the route precede those of the policy.
-        request = timeouts.get("request", policy["timeout"]["http"].get("requestTimeout"))
-        action: dict[str, Any] = {"cluster": _cluster_name(route), "retry_policy": _retry(policy["retry"])}
-        if request is not None:
-            timeout = _duration(request)
-            action["timeout"] = timeout
-            # Without a limit of the request there is none of silence either.
-            assert timeout == "0s"
-            action["idle_timeout"] = timeout
+        timeout = policy["timeout"]["http"]["requestTimeout"]
+        # Without a limit of the request there is none of silence and of one attempt either.
+        assert {timeout, *timeouts.values()} == {"0s"}
+        action: dict[str, Any] = {
+            "cluster": _cluster_name(route),
+            "timeout": _duration(timeout),
+            "idle_timeout": _duration(timeout),
+            "retry_policy": _retry(policy["retry"]),
+        }
         if kind == "HTTPRoute":
             action["upgrade_configs"] = [{"upgrade_type": "websocket"}]
         made: dict[str, Any] = {"route": action}
