@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
+from time import monotonic
 
 import grpc
 import httpx
@@ -74,7 +75,7 @@ async def test_envoy_repeats_on_another_pod_what_a_pod_refuses(shared_models: Pa
         held = await hold(stack, envoy.url)
         full = await in_use(running.pods, 1)
         (free,) = (pod for pod in running.pods if pod is not full)
-        await hold(stack, f"{full.address}:8998")
+        other = await hold(stack, f"{full.address}:8998")
         await in_use([full], SLOTS)
 
         for at in range(0, len(APIS), SLOTS):
@@ -87,7 +88,12 @@ async def test_envoy_repeats_on_another_pod_what_a_pod_refuses(shared_models: Pa
                 break
         assert min((await envoy.repeated("recordings")).values()) > 0
 
+        await other.close()
+        await in_use([full], 1)
         full.drain()
+        while (await client.http.get(f"http://{full.address}:8998/readyz")).status_code == 200:
+            await asyncio.sleep(0.01)
+        drained_at = monotonic()
         assert (await client.call("converse")).outcome is Outcome.COMPLETED
         assert (await client.call("Converse")).outcome is Outcome.COMPLETED
         for _ in range(SLOTS):
@@ -98,7 +104,7 @@ async def test_envoy_repeats_on_another_pod_what_a_pod_refuses(shared_models: Pa
             assert result.outcome is Outcome.REFUSED, result
             assert result.answered - result.began - result.waited < REFUSAL_S
         assert "Retry-After" in (await client.http.post("/v1/respond", files={"audio": RECORDING})).headers
-        assert full.taken[-1][1] == SLOTS
+        assert full.calls_since(drained_at) == 1
         assert await still_talks(held)
         assert envoy.unanswered == []
 
