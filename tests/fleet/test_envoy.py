@@ -91,7 +91,7 @@ async def test_envoy_repeats_on_another_pod_what_a_pod_refuses(shared_models: Pa
         await other.close()
         await in_use([full], 1)
         full.drain()
-        while (await client.http.get(f"http://{full.address}:8998/readyz")).status_code == 200:
+        while (await client.http.get(f"http://{full.address}:8998/readyz")).status_code == 200:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         drained_at = monotonic()
         assert (await client.call("converse")).outcome is Outcome.COMPLETED
