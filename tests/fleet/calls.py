@@ -41,7 +41,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """One call. `answered`: when it was accepted or refused. `waited`: seconds that the pool waited for processors."""
+    """One call. `answered`: when it was accepted or refused. `waited`: seconds that a refusal waited for processors."""
 
     api: str
     began: float
@@ -85,7 +85,7 @@ async def _realtime(client: ClientConnection) -> None:
 
 async def _telephony(client: ClientConnection) -> None:
     await client.send('{"event": "connected", "protocol": "Call", "version": "1.0.0"}')
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.02)
 
 
 WEBSOCKETS: dict[str, tuple[str, Talk]] = {
@@ -108,7 +108,7 @@ def _refused(status: int, body: bytes) -> bool:
 
 async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: ProcessorWaits) -> Result:
     """Make a call over REST or a WebSocket."""
-    before = waits.seconds()
+    waited = waits.since_now()
     began = answered = monotonic()
     detail = ""
     try:
@@ -146,7 +146,8 @@ async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: Pr
         IndexError,
     ) as error:
         outcome, detail = Outcome.BROKEN, f"{type(error).__name__}: {error}"
-    return Result(api, began, answered, outcome, monotonic(), waits.seconds() - before, detail)
+    ended = monotonic()
+    return Result(api, began, answered, outcome, ended, waited() if outcome is Outcome.REFUSED else 0.0, detail)
 
 
 async def _messages(accepted: asyncio.Event) -> AsyncIterator[pb.ConverseRequest]:
@@ -169,7 +170,7 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int, waits: Pro
         request = _messages(accepted) if api == "Converse" else _RESPOND
         return getattr(stub, api)(request, timeout=_SECONDS)
 
-    before = waits.seconds()
+    waited = waits.since_now()
     began = monotonic()
     call = await begin(start, rounds)
     answered = monotonic()
@@ -189,4 +190,5 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int, waits: Pro
     refused = code in RETRIABLE and (ended_by in ("at-capacity", "draining") or "connection failure" in details)
     outcome = Outcome.COMPLETED if code is grpc.StatusCode.OK else Outcome.REFUSED if refused else Outcome.BROKEN
     detail = "" if outcome is Outcome.COMPLETED else f"{code.name}: {details}"
-    return Result(api, began, answered, outcome, monotonic(), waits.seconds() - before, detail)
+    ended = monotonic()
+    return Result(api, began, answered, outcome, ended, waited() if outcome is Outcome.REFUSED else 0.0, detail)

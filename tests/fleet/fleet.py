@@ -32,6 +32,9 @@ HOST = "calls-personaplex-pods.voice.svc.cluster.local"
 _START_S = 300.0
 """Time in which pods start, on a machine with other work."""
 
+_AGE_S = 0.005
+"""Age of what threads have waited, from which on it is read again: calls of one burst begin with one reading."""
+
 
 @dataclass
 class Pod:
@@ -153,15 +156,25 @@ class ProcessorWaits:
 
     def __init__(self, processes: list[int]) -> None:
         self.processes = processes
-        self._seconds: dict[Path, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._summed = -inf
 
-    def seconds(self) -> float:
-        """Return the sum of all threads so far. An ended thread keeps what it had at the last call."""
+    def since_now(self) -> Callable[[], float]:
+        """Return a function that returns the seconds of all threads since this call."""
+        if monotonic() > self._summed + _AGE_S:
+            self._sum()
+        before = sum(self._seconds.values())
+        return lambda: self._sum() - before
+
+    def _sum(self) -> float:
+        """Read all threads. An ended one keeps what it had at the last call."""
+        self._summed = monotonic()
         for process in self.processes:
-            for path in Path(f"/proc/{process}/task").glob("*/schedstat"):
-                with suppress(OSError):
-                    # proc(5): run time, wait in nanoseconds, time slices.
-                    self._seconds[path] = int(path.read_text().split()[1]) / 1e9
+            with suppress(OSError):
+                for thread in Path(f"/proc/{process}/task").iterdir():
+                    with suppress(OSError):
+                        # proc(5): run time, wait in nanoseconds, time slices.
+                        self._seconds[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
         return sum(self._seconds.values())
 
 
@@ -200,7 +213,7 @@ class NameServer(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def fleet(models: Path, slots: int = 2, delay: float = 0.01, **settings: Any) -> AsyncIterator[Fleet]:
+async def fleet(models: Path, slots: int = 2, delay: float = 0.005, **settings: Any) -> AsyncIterator[Fleet]:
     """A fleet without pods yet. `settings`: of the gateways."""
     running = Fleet(models, slots, delay, settings)
     await running.names.start()

@@ -77,7 +77,7 @@ class Scenario:
         await settled(count)
         for pod in running.pods:
             pod.usable = (pod.taken[0][0], pod.usable[1])
-        largest = (count - 1) * SLOTS + 1
+        largest = count * SLOTS + 1
         part = calls // 4
 
         async def some() -> None:
@@ -88,7 +88,7 @@ class Scenario:
         await some()
         running.publish(full, *others)
         killing = asyncio.create_task(some())
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
         self.killed = others[-1]
         self.killed.kill()
         await killing

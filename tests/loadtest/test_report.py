@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from loadtest.paths import ROOT
-from loadtest.pictures import pictures
 from loadtest.record import FRAME_SECONDS, Api, Outcome, Record
 from loadtest.report import comparison
 from loadtest.result import Result
@@ -62,6 +61,13 @@ def test_bad_frames_by_the_number_of_calls():
 
 def result(records: list[Record]) -> Result:
     return Result({"server": "http://h:1"}, records)
+
+
+def pictures(results: dict[str, Result]) -> dict[str, str]:
+    """Import Matplotlib here: it takes half a second, in every worker's collection."""
+    from loadtest.pictures import pictures
+
+    return pictures(results)
 
 
 def test_pictures_are_svg_and_name_what_they_show():

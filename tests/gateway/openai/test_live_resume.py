@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from openai import AsyncOpenAI
-from openai.types.websocket_reconnection import ReconnectingEvent, ReconnectingOverrides
 
 from tests.gateway.openai.conftest import FRAME, PATH, Caller, Serve, call, encoded, refusal
 from tests.series import total
+
+if TYPE_CHECKING:
+    from openai.types.websocket_reconnection import ReconnectingEvent, ReconnectingOverrides
 
 NEW = {"X-Resume-Token": "new"}
 PCM = np.random.default_rng(3).uniform(-0.3, 0.3, (40, FRAME)).astype(np.float32)
@@ -20,6 +21,8 @@ PCM = np.random.default_rng(3).uniform(-0.3, 0.3, (40, FRAME)).astype(np.float32
 
 async def test_openai_python_resumes_a_session(serve: Serve) -> None:
     """Its own reconnection, which sends no session.start. What was said meanwhile comes as a transcript."""
+    from openai import AsyncOpenAI  # here: it takes a second, in every worker's collection
+
     token = ""
 
     def on_reconnecting(_: ReconnectingEvent) -> ReconnectingOverrides:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +32,42 @@ EVENTS = [
 FIELDS = ["start", "media", "dtmf", "mark", "name", "payload", "content-type", "format", "extra_headers", "digit"]
 
 
-def messages(phone: Phone) -> st.SearchStrategy[Message]:
+Sent = Callable[[Phone], Message]
+"""Makes a message of a phone."""
+
+
+def as_it_is(message: Message) -> Sent:
+    return lambda phone: message
+
+
+@cache
+def messages(kind: type[Phone]) -> st.SearchStrategy[Sent]:
     """Right and wrong messages of a service."""
+    phone = kind()
     return st.one_of(
-        st.binary(max_size=300).map(phone.media),
-        st.integers(0, LIMIT // 4).map(lambda size: phone.media(bytes(2 * size))),
-        st.sampled_from([*phone.others(), phone.dtmf("5"), phone.played("0"), *phone.hello()]),
-        st.text(max_size=5).map(phone.dtmf),
+        st.binary(max_size=300).map(lambda data: lambda phone: phone.media(data)),
+        st.integers(0, LIMIT // 4).map(lambda size: lambda phone: phone.media(bytes(2 * size))),
+        st.sampled_from([*phone.others(), phone.dtmf("5"), phone.played("0"), *phone.hello()]).map(as_it_is),
+        st.text(max_size=5).map(lambda digits: lambda phone: phone.dtmf(digits)),
         st.builds(
-            lambda event, fields: json.dumps({**fields, "event": event}),
+            lambda event, fields: as_it_is(json.dumps({**fields, "event": event})),
             st.sampled_from(EVENTS),
             st.dictionaries(st.sampled_from(FIELDS), json_like()),
         ),
         # A right start, changed in one place.
         st.builds(
-            lambda name, value: json.dumps(changed(json.loads(json_start(phone)), name, value)),
+            lambda name, value: lambda phone: json.dumps(changed(json.loads(json_start(phone)), name, value)),
             st.sampled_from(
                 ["streamSid", "callSid", "mediaFormat", "media_format", "content-type", "format", "streamId"]
             ),
             json_like(),
         ),
-        json_like().map(json.dumps),
-        st.text(max_size=50),
-        st.binary(max_size=50),
+        json_like().map(json.dumps).map(as_it_is),
+        st.text(max_size=50).map(as_it_is),
+        st.binary(max_size=50).map(as_it_is),
         st.sampled_from(
             ["[" * 5000, '{"event":"\\ud800"}', "", "MEDIA_START", "DTMF_END digit", "x" * LIMIT, " " * 99]
-        ),
+        ).map(as_it_is),
     )
 
 
@@ -79,7 +90,8 @@ def cases(draw: Callable[..., Any], kind: type[Phone]) -> tuple[Phone, list[Mess
     if isinstance(phone, Asterisk):
         parameters = {}
     hello = draw(st.sampled_from([phone.hello(), phone.hello(), phone.hello(**parameters), []]))
-    return phone, [*hello, *draw(st.lists(messages(phone), max_size=8))], draw(st.booleans())
+    then = [make(phone) for make in draw(st.lists(messages(kind), max_size=8))]
+    return phone, [*hello, *then], draw(st.booleans())
 
 
 def offered(phone: Phone) -> list[Subprotocol] | None:

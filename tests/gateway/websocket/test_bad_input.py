@@ -8,6 +8,7 @@ import logging
 import struct
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from threading import Thread
 from typing import Any
 from urllib.parse import urlencode
@@ -95,6 +96,7 @@ async def call(server: Server, path: str, messages: list[Message], patient: bool
     return received, code
 
 
+@cache
 def json_like() -> st.SearchStrategy[Any]:
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
     return st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner))
