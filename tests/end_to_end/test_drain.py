@@ -158,6 +158,8 @@ async def test_a_second_signal_ends_sessions_at_once(serve):
     assert await asyncio.to_thread(server.process.wait, 15) == 0
 
 
+# In the short form, servers of other tests without sessions end so.
+@pytest.mark.long
 async def test_without_sessions_it_stops_at_once(serve):
     server = serve("--drain", "60")
     async with httpx.AsyncClient(base_url=server.url) as client:

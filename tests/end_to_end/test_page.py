@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.end_to_end.conftest import Service
 from tests.page.browser import ALLOWED, FAKE_MICROPHONE, chromium, visiting
 
 
+# The short forms are the page's own tests, and those of its API.
+@pytest.mark.long
 def test_a_conversation_from_the_page_through_triton(tiny_service: Service) -> None:
     heard_before = tiny_service.counts("mimi_encoder").inferences
     with (

@@ -76,6 +76,7 @@ async def test_a_json_body_of_64_mib(models: Path, large: bytes):
     assert felt.peak_mib < PEAK_MIB
 
 
+@pytest.mark.long
 @best_of_three
 async def test_a_form_of_48_mib(models: Path, large: bytes):
     async with serve_measured(models) as server, server.neighbour() as felt, httpx.AsyncClient(timeout=120) as client:

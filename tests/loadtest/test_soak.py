@@ -66,10 +66,12 @@ def test_a_server_that_does_not_start_is_an_error(command: list[str], tmp_path: 
     assert "the server ended while starting" in ran.stderr
 
 
-@pytest.mark.parametrize("module", ["loadtest", "loadtest.soak"])
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "cannot be read: No such file or directory"), (b"noise", "expected a recording that libsndfile reads")],
+    ("module", "content", "message"),
+    [
+        ("loadtest", None, "cannot be read: No such file or directory"),
+        ("loadtest.soak", b"noise", "expected a recording that libsndfile reads"),
+    ],
 )
 def test_an_unusable_recording_is_an_error_before_anything_starts(
     tmp_path: Path, module: str, content: bytes | None, message: str

@@ -137,7 +137,7 @@ def mean_cosine(golden, models: Models) -> float:
     return float(np.mean(cosines))
 
 
-@pytest.mark.parametrize("name", ["fp32", "bf16", "int4"])
+@pytest.mark.parametrize("name", ["fp32", *(pytest.param(each, marks=pytest.mark.long) for each in ("bf16", "int4"))])
 def test_hidden_states_stay_close_with_int8_keys_and_values(
     golden, golden_variant: GoldenVariant, host_operators: Path, tmp_path: Path, name: str
 ):

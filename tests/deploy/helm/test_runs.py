@@ -132,6 +132,8 @@ def test_the_job_builds_according_to_the_values_once(mounts: Mounts):
     assert (waited.returncode, waited.stdout) == (0, "")
 
 
+# The short forms are the job's test, which builds, and the download's own.
+@pytest.mark.long
 def test_the_published_checkpoint_is_downloaded_and_built(tmp_path: Path):
     """With the token of the secret and a fake Hub."""
     mounts, checkpoint = Mounts(tmp_path), GOLDEN / "checkpoint"
@@ -170,6 +172,8 @@ def test_the_gateway_serves_the_built_models_and_helm_test_passes(mounts: Mounts
         assert "key" in refused.stderr
 
 
+# The short forms are the tests of a drain, and of the rendered hook.
+@pytest.mark.long
 def test_a_pod_of_the_pool_drains_from_the_pre_stop_hook_on(mounts: Mounts):
     release = render(
         {**ON_CPU, **SHARED, "models": {**ON_CPU["models"], **SHARED["models"]}, "pool": {"enabled": True}}

@@ -55,6 +55,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_stdout_is_json_only(personaplex: Run, tiny_models: Path, recording: Path) -> None:
     asked = ("--audio", recording, "--voice", "VARM2", "--prompt", "", "--layers", 0, "--json", "-")
     outcome = personaplex("evaluate", tiny_models, "--against", tiny_models, "--threads", 1, *asked)

@@ -34,8 +34,15 @@ COMMAND = re.compile(
     r"^ {4}(?:\.venv/bin/|\.ci/)?(?:make|personaplex|python3?|pip|curl|docker|helm|kubectl|run) ", re.MULTILINE
 )
 CI_STEPS = set(re.findall(r"^step (.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)) | {".ci/run"}
-LONG = ("docs/clients.md", "docs/models.md", "docs/loadtest.md", "docs/benchmarks.md", "docs/speaking-model.md")
-"""Pages whose examples `make test-long` runs."""
+LONG = (
+    "README.md",
+    "docs/clients.md",
+    "docs/models.md",
+    "docs/loadtest.md",
+    "docs/benchmarks.md",
+    "docs/speaking-model.md",
+)
+"""Pages whose examples `make test-long` runs. Tests of their own run the commands of README in `make test`."""
 _LOCUST = "--headless -u 1 -r 1 -t 2s --length 1 --grpc {grpc}"
 SMALL = {
     "make loadtest": "USERS=1 SECONDS=1 || ls build/loadtest/*/report.html",

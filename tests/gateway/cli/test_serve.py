@@ -78,6 +78,8 @@ def test_an_answer_under_way_is_finished_before_sigterm_stops_it(
     assert_stopped(process, gone)
 
 
+# The short form is `test_a_second_signal_ends_sessions_at_once`, of live sessions.
+@pytest.mark.long
 def test_a_second_sigint_does_not_wait_for_answers(spawn: Spawn, tiny_models: Path, question: Path, gone: Gone) -> None:
     process = spawn("serve", tiny_models, "--port", 0)
     url = url_of(process)
@@ -142,6 +144,8 @@ def test_an_unknown_persona_is_reported_before_the_start(
     assert personaplex("serve", tiny_models, "--port", 0, "--warm", warm).error.startswith(f"--warm {warm}: {message}")
 
 
+# The short form is the chart's test of its containers.
+@pytest.mark.long
 def test_a_triton_that_runs_elsewhere_is_used_and_left_running(spawn: Spawn, tiny_models: Path, question: Path) -> None:
     with TritonServer(tiny_models / "triton") as triton:
         process = spawn("serve", tiny_models, "--port", 0, "--triton", triton.http_url)
@@ -213,15 +217,7 @@ def test_a_repository_for_cuda_without_a_gpu_is_reported(personaplex: Run, cuda_
     assert error.endswith("build with --device cpu")
 
 
-def test_an_unreachable_triton_is_reported(spawn: Spawn, tiny_models: Path) -> None:
-    process = spawn("serve", tiny_models, "--port", 0, "--triton", "127.0.0.1:1", "--wait", 1, "--log-level", "error")
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, out) == (2, "")
-    assert "personaplex: error: Triton at 127.0.0.1:1 is not ready after 1 s: " in err
-    assert "Traceback" not in err
-
-
-def test_the_environment_names_a_triton_too_and_unknown_variables_are_reported(spawn: Spawn, tiny_models: Path) -> None:
+def test_an_unreachable_triton_and_unknown_variables_of_the_environment(spawn: Spawn, tiny_models: Path) -> None:
     names = {"PERSONAPLEX_API_KEY": "k", "PERSONAPLEX_ALOWED_ORIGINS": "[]", "PERSONAPLEX_CPU_KERNELS": "1"}
     process = spawn("serve", tiny_models, "--port", 0, "--wait", 1, PERSONAPLEX_TRITON_URL="127.0.0.1:1", **names)
     out, err = process.communicate(timeout=PATIENCE_S)
@@ -231,6 +227,7 @@ def test_the_environment_names_a_triton_too_and_unknown_variables_are_reported(s
     assert "CPU_KERNELS" not in err
     assert "personaplex: error: Triton at 127.0.0.1:1 is not ready after 1 s: " in err
     assert "starting Triton" not in err
+    assert "Traceback" not in err
 
 
 def test_the_help_names_tritons_port(personaplex: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_a_wrong_shape_names_tensor_expected_and_got(checkpoint_copy: Path) -> N
     assert str(caught.value) == f"model.safetensors: wrong shape of tensor '{name}': expected [32, 32], got [32, 31]"
 
 
-@pytest.mark.parametrize("variant", ["fp32", "int8"])
+@pytest.mark.parametrize("variant", ["fp32", pytest.param("int8", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("file", "name", "number"),
     [

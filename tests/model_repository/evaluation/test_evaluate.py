@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -28,7 +29,8 @@ def progress() -> list[tuple[str, float]]:
 @pytest.fixture(scope="module")
 def report(pair: Pair, prompt: Prompt, frames: NDArray[np.float32], progress: list[tuple[str, float]]) -> Report:
     right, noisy = pair
-    return evaluate([right, noisy], right, prompt, frames, layers=4, progress=lambda *seen: progress.append(seen))
+    options: Any = {"layers": 4, "questions": 10, "progress": lambda *seen: progress.append(seen)}
+    return evaluate([right, noisy], right, prompt, frames, **options)
 
 
 def test_a_repository_is_exactly_like_itself(report: Report) -> None:
@@ -73,6 +75,11 @@ def test_the_report_is_json(report: Report) -> None:
     assert told["repositories"][2]["quality"]["hidden_cosine"]["mean"] < 1
 
 
+def test_without_an_evaluation_set_there_are_no_answers(report: Report) -> None:
+    assert [repository.answers for repository in report.repositories] == [None] * 3
+
+
+@pytest.mark.long
 def test_memory_of_more_slots_is_counted(
     report: Report, pair: Pair, prompt: Prompt, frames: NDArray[np.float32]
 ) -> None:

@@ -116,10 +116,3 @@ def test_evaluation_asks_the_questions_of_the_reference(tmp_path: Path, prompt: 
     assert answers[0] is not None
     assert (answers[0].questions, answers[0].intent_accuracy) == (2, 0.0)
     assert set(answers[0].groups) == {"known", "other"}
-
-
-def test_without_a_set_there_are_no_answers(
-    pair: tuple[Repository, Repository], prompt: Prompt, frames: np.ndarray
-) -> None:
-    report = evaluate([pair[1]], pair[0], prompt, frames[:2], layers=0, questions=10)
-    assert [repository.answers for repository in report.repositories] == [None, None]

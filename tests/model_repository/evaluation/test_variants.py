@@ -1,4 +1,7 @@
-"""How far the variants may be from the checkpoint, on weights with outlier channels."""
+"""How far the variants may be from the checkpoint, on weights with outlier channels.
+
+The short form is `tests/model_repository/test_variants.py`, on weights without them.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,12 @@ from model_repository.evaluation.report import Evaluated
 from model_repository.evaluation.repository import Repository
 from model_repository.evaluation.speech import synthetic_speech
 from model_repository.synthetic.tiny import write_tiny_checkpoint
-from tests.effort import effort
 
-FRAMES = effort(20, 60)
+FRAMES = 60
 SMALL = MIDDLE_SIZE["lm"] | {
-    "dim": effort(384, 512),
-    "num_layers": effort(3, 8),
-    "num_heads": effort(3, 4),
+    "dim": 512,
+    "num_layers": 8,
+    "num_heads": 4,
     "text_card": 512,
     "context": 256,
     "depformer_dim": 128,
@@ -30,12 +32,12 @@ SMALL = MIDDLE_SIZE["lm"] | {
     "depformer_num_heads": 2,
     "depformer_dim_feedforward": 528,
 }
-"""Half as wide as the middle size and half as deep, or less in the short form; heads and blocks are 128 wide too."""
+"""Half as wide as the middle size and half as deep; heads and blocks are 128 wide too."""
 
-VARIANTS = effort("fp32 int4", "fp32 fp16 mixed int8 int4").split()
+VARIANTS = ("fp32", "fp16", "mixed", "int8", "int4")
 """Largest first."""
 
-pytestmark = pytest.mark.effort
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +60,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Evaluated]:
 
 @pytest.mark.parametrize(
     ("variant", "cosine"),
-    [
-        pytest.param("fp16", 0.99999, marks=pytest.mark.long),
-        pytest.param("int8", 0.9995, marks=pytest.mark.long),
-        pytest.param("mixed", 0.9995, marks=pytest.mark.long),
-        ("int4", 0.99),
-    ],
+    [("fp16", 0.99999), ("int8", 0.9995), ("mixed", 0.9995), ("int4", 0.99)],
 )
 def test_hidden_states_keep_their_direction(evaluated: dict[str, Evaluated], variant: str, cosine: float) -> None:
     assert evaluated[variant].quality.hidden_cosine.mean >= cosine

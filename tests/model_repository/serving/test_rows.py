@@ -104,7 +104,8 @@ def interleaved(random: np.random.Generator, rows: list[int], probability: float
 
 
 @pytest.fixture(
-    scope="module", params=["golden_models", pytest.param("tiny_models", marks=pytest.mark.long), "cuda_models"]
+    scope="module",
+    params=["golden_models", *(pytest.param(each, marks=pytest.mark.long) for each in ("tiny_models", "cuda_models"))],
 )
 def repository(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
