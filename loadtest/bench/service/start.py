@@ -135,9 +135,9 @@ class LiveFrames:
 
 
 async def live_frames(
-    stub: rpc.PersonaPlexStub, personas: Personas, users: int, seconds: float, rounds: int
+    stub: rpc.PersonaPlexStub, personas: Personas, users: int, seconds: float, rounds: int, pause: float
 ) -> dict[str, LiveFrames]:
-    """Latencies of users that send all the time; every other period, new personas are prefilled back to back."""
+    """Latencies of users that send all the time; every other period, new personas are prefilled one by one."""
     found = {"alone": LiveFrames(), "during prefills": LiveFrames()}
     period = ["alone"]
     over = asyncio.Event()
@@ -163,6 +163,7 @@ async def live_frames(
             await call.begin(personas.next())
             await call.end()
             found["during prefills"].prefills += 1
+            await asyncio.sleep(pause)
 
     sending = [asyncio.create_task(send(index)) for index in range(users)]
     await asyncio.sleep(2.0)
@@ -189,7 +190,7 @@ def measure(models: Path, log: Path, options: argparse.Namespace) -> dict[str, A
         async with grpc.aio.insecure_channel(target) as channel:
             stub = rpc.PersonaPlexStub(channel)  # type: ignore[no-untyped-call]
             ready = await starts(stub, personas, options.personas)
-            found = await live_frames(stub, personas, options.users, options.seconds, options.rounds)
+            found = await live_frames(stub, personas, options.users, options.seconds, options.rounds, options.pause)
         medians = {kind: float(np.median(times)) for kind, times in ready.items()}
         latencies = {kind: frames.stats() for kind, frames in found.items()}
         return {"ready_ms": medians, "ratio": medians["second"] / medians["first"], "times": ready, "frames": latencies}
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=4, help="live users (default 4)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a period (default 10)")
     parser.add_argument("--rounds", type=int, default=2, help="periods of each kind (default 2)")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between personas of a period (default 0)")
     parser.add_argument("--out", type=Path, default=Path("build/start"), help="folder for models, logs and JSON")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
