@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,19 +15,19 @@ from typing import Any
 
 import httpx
 
-from gateway.errors import RepositoryError
 from loadtest import rest
-from loadtest.bench.service import overhead
 from loadtest.compare.source_tree import SourceTree
 from loadtest.paths import RECORDING
 from loadtest.record import Api, Outcome, Record
 from loadtest.result import Result
 from loadtest.run import Load, run
 from loadtest.search import highest
-from loadtest.server import NoServer, Server, started
+from loadtest.server import NoServer, Server, environment, started
 from loadtest.speech import Speech
 from loadtest.usage import machine_seconds
 
+OVERHEAD = ("loadtest.bench.service.overhead", "tests.benchmarks.overhead")
+"""The benchmark of the overhead, by what it has been called."""
 OVERHEAD_SLOTS = 2
 RECORDINGS = 8
 
@@ -121,18 +124,22 @@ class Measurements:
         return Measured(found, {"runs": runs})
 
     def _overhead(self, tree: SourceTree) -> Measured:
-        """Milliseconds that gateway and Triton add to the four graphs, for one live gRPC user."""
-        options = self._options
-        models = tree.models(options.models, OVERHEAD_SLOTS)
-        with started(models, self._log(tree, "overhead"), tree.path) as server:
-            try:
-                rounds = asyncio.run(
-                    overhead.measure(models, server.grpc, options.overhead_rounds, options.overhead_frames)
-                )
-            except RepositoryError as error:
-                raise NoServer(f"overhead of {tree.name}: this tree cannot run its graphs: {error}") from None
-        found = overhead.summary(rounds)
-        return Measured(found["added"], found)
+        """Milliseconds that gateway and Triton add to the graphs for one live gRPC user, by the tree's own benchmark."""
+        options, log = self._options, self._log(tree, "overhead")
+        module = next(name for name in OVERHEAD if tree.path.joinpath(*name.split(".")).with_suffix(".py").is_file())
+        arguments = {
+            "--models": tree.models(options.models, OVERHEAD_SLOTS).resolve(),
+            "--rounds": options.overhead_rounds,
+            "--frames": options.overhead_frames,
+            "--out": log.with_suffix("").resolve(),
+        }
+        command = [sys.executable, "-m", module, *(str(word) for pair in arguments.items() for word in pair)]
+        with log.open("w") as file:
+            done = subprocess.run(command, cwd=tree.path, env=environment(tree.path), stdout=file, stderr=file)
+        if done.returncode:
+            raise NoServer(f"overhead of {tree.name}: {module} failed, see {log}")
+        found = json.loads((log.with_suffix("") / "overhead.json").read_text())
+        return Measured(found["added"], {"graphs": found["graphs"], "ratio": found["ratio"]})
 
     def _recordings(self, tree: SourceTree) -> Measured:
         """Seconds until RECORDINGS recordings, sent at once, are answered; the median of several rounds."""
