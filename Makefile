@@ -7,7 +7,7 @@ USERS := 32
 SECONDS := 60
 API := grpc
 MINUTES := 30
-WORKERS := 3
+WORKERS := 4
 BASE := f688441
 PAIRS := 3
 STAMP := .venv/.stamp
@@ -95,7 +95,7 @@ build/speaking/venv/.stamp: pyproject.toml
 ##@ Develop
 
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
-test: $(DEV) ## run the tests in their short form; 6 to 8 minutes on two cores: WORKERS=3
+test: $(DEV) ## run the tests in their short form; 5 to 6 minutes on two cores: WORKERS=4
 	@.ci/chromium
 	@.ci/haproxy
 	@.ci/node

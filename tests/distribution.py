@@ -5,6 +5,7 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = {
+    "fleet/test_envoy.py": "fleet",
     "fleet/test_grpc_pool.py": "fleet",
     "fleet/test_haproxy.py": "fleet",
     "end_to_end/test_full.py": "tiny service",
@@ -21,22 +22,25 @@ TOGETHER = {
     "gateway/cli/test_respond.py": "service of the CLI",
     "gateway/cli/test_service.py": "service of the CLI",
 }
-"""Files whose session fixtures start a server, and two that start many. Every other file is a scope of its own."""
+"""Files whose session fixtures start a server, and three that start many. Every other file is a scope of its own."""
 
 LONGEST_FIRST = (
     "fleet",
-    "gateway/openai/test_realtime_bad_input.py",
+    "service of the CLI",
+    "end_to_end/test_answers.py",
+    "loadtest/test_run.py",
     "gateway/telephony/test_bad_input.py",
     "loadtest/compare/test_compare.py",
+    "deploy/test_containers.py",
+    "gateway/openai/test_realtime_bad_input.py",
+    "test_wheel.py",
     "tiny service",
     "gateway/cli/test_serve.py",
-    "service of the CLI",
     "model_repository/test_variants.py",
     "deploy/helm/test_runs.py",
     "gateway/test_attacks.py",
     "model_repository/serving/test_rows.py",
     "loadtest/fake_device/test_service.py",
-    "loadtest/test_run.py",
     "model_repository/checkpoint/test_formats.py",
     "gateway/api/test_openapi.py",
     "model_repository/evaluation/test_variants.py",

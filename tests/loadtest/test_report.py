@@ -126,7 +126,13 @@ def test_the_command_reports_a_run_and_compares_two(tmp_path: Path):
     assert set(json.loads((tmp_path / "both" / "comparison.json").read_text())) == {"first", "second"}
 
 
-@pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"records": [{}], "workers": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("no JSON", "[]", '{"records": [{}], "workers": []}')),
+    ],
+)
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path, content: str | None):
     folder = tmp_path / f"longer than a line of a terminal{100 * '-'}[of a run]"
     folder.mkdir()

@@ -56,6 +56,8 @@ def test_conversations_over_every_api_leave_nothing(command: list[str], tmp_path
         assert name in ran.stdout
 
 
+# The short form is the load test that finds no server.
+@pytest.mark.long
 def test_a_server_that_does_not_start_is_an_error(command: list[str], tmp_path: Path):
     at = command.index("--models") + 1
     ran = subprocess.run(
