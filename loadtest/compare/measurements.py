@@ -124,7 +124,7 @@ class Measurements:
         return Measured(found, {"runs": runs})
 
     def _overhead(self, tree: SourceTree) -> Measured:
-        """Milliseconds that gateway and Triton add to the graphs for one live gRPC user, by the tree's own benchmark."""
+        """Milliseconds that gateway and Triton add to the graphs for one live gRPC user, by its own benchmark."""
         options, log = self._options, self._log(tree, "overhead")
         module = next(name for name in OVERHEAD if tree.path.joinpath(*name.split(".")).with_suffix(".py").is_file())
         arguments = {
