@@ -23,7 +23,7 @@ from tests.gateway.websocket.test_bad_input import Message
 LIMIT = 20_000
 """Characters of a message."""
 INTERNAL_ERROR = 1011
-AT_ONCE = 6
+AT_ONCE = 3
 """Random cases that run at the same time: many wait for a time limit."""
 SETTINGS: dict[str, Any] = {
     "max_message_bytes": LIMIT, "openai_start_seconds": 0.5, "handshake_seconds": 0.5, "live_speed": 0
