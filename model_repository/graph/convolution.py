@@ -83,7 +83,7 @@ class Convolutions:
 
     def elu_convolution(self, x: Value, key: str, length: int, *, stride: int = 1, added: Value | None = None) -> Value:
         """The same `convolution` of elu(x), plus `added`."""
-        return self._elu_product(x, key, self._kernel(key, stride), length, added)
+        return self._elu_matmul(x, key, self._kernel(key, stride), length, added)
 
     def elu_transposed(self, x: Value, key: str, length: int, *, stride: int) -> Value:
         """Causal ConvTranspose1d of elu(x), its kernel twice its stride: `length` steps -> length * stride.
@@ -98,7 +98,7 @@ class Convolutions:
             halves = source.read(f"{key}.weight").reshape(inputs, outputs, 2, stride)
             return halves.transpose(2, 0, 3, 1)[::-1].reshape(2 * inputs, stride * outputs)
 
-        return self._elu_product(x, key, _Kernel(2, 1, stride, (2 * inputs, stride * outputs), matrix), length, None)
+        return self._elu_matmul(x, key, _Kernel(2, 1, stride, (2 * inputs, stride * outputs), matrix), length, None)
 
     def upsample(self, x: Value, key: str, *, stride: int) -> Value:
         """Causal ConvTranspose1d of each channel by itself, its kernel twice its stride: one step -> `stride`."""
@@ -134,7 +134,7 @@ class Convolutions:
 
         return _Kernel(taps, block, made, (taps * block * channels, made * outputs), matrix)
 
-    def _elu_product(self, x: Value, key: str, kernel: _Kernel, length: int, added: Value | None) -> Value:
+    def _elu_matmul(self, x: Value, key: str, kernel: _Kernel, length: int, added: Value | None) -> Value:
         graph, steps = self._graph, length // kernel.block
         x = self._reshaped(x, kernel.block, steps, kernel.width)
         matrix, bias = graph.weight(f"{key}.matrix", kernel.shape, kernel.load), self._bias(key, kernel)
@@ -174,11 +174,11 @@ class Convolutions:
 
 
 def _of_elu(history: bool) -> ir.Function:
-    """EluConvolution: heard = before followed by elu(x). Of each step the product of its window of heard with the
-    matrix, plus bias and added; and the end of heard. EluProjection: the same without what was before.
+    """EluConvolution: padded = before followed by elu(x). Of each step the product of its window of padded with the
+    matrix, plus bias and added; and the end of padded. EluProjection: the same without what was before.
 
     before [B, taps - 1, n], x [B, T, n], matrix [taps * n, out], bias [out], added [B, T, out] or one 0, windows
-    [T, taps] and tail [taps - 1] int64, which are places in heard -> [B, T, out] and [B, taps - 1, n].
+    [T, taps] and tail [taps - 1] int64, which are places in padded -> [B, T, out] and [B, taps - 1, n].
     """
     before, x, matrix, bias, added, windows, tail = (
         ir.Value(name=name) for name in ("before", "x", "matrix", "bias", "added", "windows", "tail")
@@ -191,9 +191,9 @@ def _of_elu(history: bool) -> ir.Function:
     below = op.Sub(op.Exp(op.Min(x, op.Constant(value_float=0.0))), op.Constant(value_float=1.0))
     seen = op.Max(x, below)
     if history:
-        heard = op.Concat(before, seen, axis=1)
-        seen = op.Reshape(op.Gather(heard, windows, axis=1), op.Constant(value_ints=[0, 0, -1]))
+        padded = op.Concat(before, seen, axis=1)
+        seen = op.Reshape(op.Gather(padded, windows, axis=1), op.Constant(value_ints=[0, 0, -1]))
     body.outputs.append(op.Add(op.Add(op.MatMul(seen, matrix), bias), added))
     if history:
-        body.outputs.append(op.Gather(heard, tail, axis=1))
+        body.outputs.append(op.Gather(padded, tail, axis=1))
     return ir.Function(OWN_DOMAIN, "EluConvolution" if history else "EluProjection", graph=body, attributes=[])

@@ -1,7 +1,7 @@
 /* Causal convolutions of elu(x) for ONNX Runtime on x86-64 with AVX-512.
  *
- * Operator EluConvolution of domain "personaplex": heard = before followed by elu(x); each step of y is the product of
- * the last history + 1 steps of heard with the matrix, plus bias, plus added; next is the end of heard. `windows` and
+ * Operator EluConvolution of domain "personaplex": padded = before followed by elu(x); each step of y is the product of
+ * the last history + 1 steps of padded with the matrix, plus bias, plus added; next is the end of padded. `windows` and
  * `tail` are what the graph's own form of it needs, and are not read.
  *
  *     before [B, history, n], x [B, T, n], matrix [(history + 1) * n, out], bias [out], added [B, T, out] or one 0,
@@ -79,8 +79,8 @@ static void elu_of(float *to, const float *from, size_t count) {
     }
 }
 
-/* Write what row `row` has heard at the steps start..stop-1; steps before the first are its history. */
-static void hear(const Convolution *convolution, size_t row, ptrdiff_t start, ptrdiff_t stop, float *to) {
+/* Write the padded input of row `row` at the steps start..stop-1; those before step 0 are its history. */
+static void write_padded(const Convolution *convolution, size_t row, ptrdiff_t start, ptrdiff_t stop, float *to) {
     const size_t n = convolution->width;
     if (start < 0) {
         ptrdiff_t end = stop < 0 ? stop : 0;
@@ -94,9 +94,9 @@ static void hear(const Convolution *convolution, size_t row, ptrdiff_t start, pt
 }
 
 /* y of `rows` steps and one panel of columns. `vectors` and `rows` are constants where this is inlined, so that sums
- * stay in registers. `heard`: the first window; the next ones begin `stride` elements later each. */
+ * stay in registers. `padded`: the first window; the next ones begin `stride` elements later each. */
 static inline __attribute__((always_inline)) void multiply(
-    const int vectors, const int rows, const Convolution *convolution, const float *heard, size_t stride,
+    const int vectors, const int rows, const Convolution *convolution, const float *padded, size_t stride,
     size_t panel, size_t step
 ) {
     const Matrix *matrix = convolution->matrix;
@@ -109,7 +109,7 @@ static inline __attribute__((always_inline)) void multiply(
         __m512 column[2];
         for (int v = 0; v < vectors; v++) column[v] = _mm512_loadu_ps(weights + v * LANES);
         for (int r = 0; r < rows; r++) {
-            __m512 one = _mm512_set1_ps(heard[(size_t)r * stride + d]);
+            __m512 one = _mm512_set1_ps(padded[(size_t)r * stride + d]);
             for (int v = 0; v < vectors; v++) sums[r][v] = _mm512_fmadd_ps(one, column[v], sums[r][v]);
         }
     }
@@ -129,11 +129,11 @@ static inline __attribute__((always_inline)) void multiply(
 
 #define MULTIPLY(VECTORS, COUNT) \
     for (; done + COUNT <= steps; done += COUNT) \
-        multiply(VECTORS, COUNT, convolution, heard + done * stride, stride, panel, step + done);
+        multiply(VECTORS, COUNT, convolution, padded + done * stride, stride, panel, step + done);
 
 /* y of steps that follow each other, and of the panels of a group. */
 static void multiply_steps(
-    const Convolution *convolution, const float *heard, size_t stride, size_t step, size_t steps, size_t group
+    const Convolution *convolution, const float *padded, size_t stride, size_t step, size_t steps, size_t group
 ) {
     const Matrix *matrix = convolution->matrix;
     const size_t start = matrix->panels * group / convolution->groups;
@@ -155,8 +155,8 @@ static void convolve_chunk(void *data, size_t task) {
     /* Windows a power of two apart would all lie in the same lines of the cache. */
     const size_t apart = convolution->whole_windows ? depth + LANES : n;
     const size_t held = convolution->whole_windows ? convolution->chunk * apart : (convolution->chunk + history) * n;
-    float *heard = aligned_alloc(64, (held * sizeof *heard + 63) / 64 * 64);
-    if (!heard) {
+    float *padded = aligned_alloc(64, (held * sizeof *padded + 63) / 64 * 64);
+    if (!padded) {
         __atomic_store_n(&convolution->failed, 1, __ATOMIC_RELAXED);
         return;
     }
@@ -166,17 +166,17 @@ static void convolve_chunk(void *data, size_t task) {
         for (size_t i = 0; i < steps; i++) {
             size_t row = (first + i) / convolution->steps;
             ptrdiff_t step = (ptrdiff_t)((first + i) % convolution->steps);
-            hear(convolution, row, step - (ptrdiff_t)history, step + 1, heard + i * apart);
+            write_padded(convolution, row, step - (ptrdiff_t)history, step + 1, padded + i * apart);
         }
-        multiply_steps(convolution, heard, apart, first, steps, group);
+        multiply_steps(convolution, padded, apart, first, steps, group);
     } else {
         size_t row = chunk / convolution->chunks_of_row, first = chunk % convolution->chunks_of_row * convolution->chunk;
         size_t left = convolution->steps - first, steps = left < convolution->chunk ? left : convolution->chunk;
         ptrdiff_t start = (ptrdiff_t)first - (ptrdiff_t)history, stop = (ptrdiff_t)(first + steps);
-        hear(convolution, row, start, stop, heard);
-        multiply_steps(convolution, heard, apart, row * convolution->steps + first, steps, group);
+        write_padded(convolution, row, start, stop, padded);
+        multiply_steps(convolution, padded, apart, row * convolution->steps + first, steps, group);
     }
-    free(heard);
+    free(padded);
 }
 
 /* The three dimensions of operand `index`. */
@@ -254,7 +254,7 @@ static Status *compute(void *kernel, KernelContext *context) {
     TRY(tensor_data(api, next, (void **)&end));
     for (size_t row = 0; row < convolution.rows; row++, end += history * n) {
         ptrdiff_t stop = (ptrdiff_t)convolution.steps;
-        hear(&convolution, row, stop - (ptrdiff_t)history, stop, end);
+        write_padded(&convolution, row, stop - (ptrdiff_t)history, stop, end);
     }
     return NULL;
 }

@@ -83,8 +83,8 @@ def without_kernels(model: Path, monkeypatch: pytest.MonkeyPatch) -> ort.Inferen
 def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
     """Causal convolution of elu(x) [B, T, in] in float64, of a stream that begins with x."""
     _, channels, kernel = weight.shape
-    heard = np.where(x > 0, x, np.expm1(np.minimum(x, 0, dtype=np.float64)))
-    padded = np.concatenate([np.zeros((len(x), kernel - stride, channels)), heard], axis=1)
+    activated = np.where(x > 0, x, np.expm1(np.minimum(x, 0, dtype=np.float64)))
+    padded = np.concatenate([np.zeros((len(x), kernel - stride, channels)), activated], axis=1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=1)[:, ::stride]
     return np.einsum("btck,ock->bto", windows, weight.astype(np.float64)) + bias
 
@@ -132,10 +132,10 @@ def test_a_transposed_convolution_overlaps_its_blocks(tmp_path: Path, monkeypatc
     stride, weight, bias = 5, gaussian(12, 9, 10), gaussian(9, seed=3)
     model = write(tmp_path, (0, 0, 12, 9), length, transposed=stride)
     x = 3 * gaussian(2, 2 * length, 12, seed=1)
-    heard = np.where(x > 0, x, np.expm1(np.minimum(x, 0, dtype=np.float64)))
+    activated = np.where(x > 0, x, np.expm1(np.minimum(x, 0, dtype=np.float64)))
     expected = np.zeros((2, 2 * length * stride + stride, 9))
     for step in range(2 * length):
-        made = np.einsum("bc,cok->bko", heard[:, step], weight)
+        made = np.einsum("bc,cok->bko", activated[:, step], weight)
         expected[:, step * stride : (step + 2) * stride] += made
     expected = expected[:, : 2 * length * stride] + bias
     for session in (cpu.open_on_cpu(model), without_kernels(model, monkeypatch)):
