@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from gateway.manifest import Memory
 
 ON_CPU: Mapping[str, Memory] = {
-    "int4": Memory(weights=5_141_122_180, slot=802_564_144),
-    "int8": Memory(weights=8_660_833_284, slot=802_564_144),
-    "mixed": Memory(weights=10_590_868_484, slot=802_564_144),
-    "fp16": Memory(weights=30_504_473_604, slot=1_588_734_000),
-    "fp32": Memory(weights=31_130_104_836, slot=3_161_073_712),
+    "int4": Memory(weights=5_141_285_312, slot=802_568_224),
+    "int8": Memory(weights=8_660_996_416, slot=802_568_224),
+    "mixed": Memory(weights=10_591_031_616, slot=802_568_224),
+    "fp16": Memory(weights=30_504_636_736, slot=1_588_738_080),
+    "fp32": Memory(weights=31_130_267_968, slot=3_161_077_792),
 }
 """By variant. 16-bit matrices are float32 in memory."""
 
 ON_CUDA: Mapping[str, Memory] = {
-    "int4": Memory(weights=5_311_810_692, slot=1_588_734_000),
-    "int8": Memory(weights=8_857_211_908, slot=1_588_734_000),
-    "mixed": Memory(weights=9_466_696_708, slot=1_588_734_000),
-    "bf16": Memory(weights=15_755_203_588, slot=1_588_734_000),
-    "fp16": Memory(weights=15_755_203_588, slot=1_588_734_000),
-    "fp32": Memory(weights=31_130_104_836, slot=3_161_073_712),
+    "int4": Memory(weights=5_311_973_824, slot=1_588_738_080),
+    "int8": Memory(weights=8_857_375_040, slot=1_588_738_080),
+    "mixed": Memory(weights=9_466_859_840, slot=1_588_738_080),
+    "bf16": Memory(weights=15_755_366_720, slot=1_588_738_080),
+    "fp16": Memory(weights=15_755_366_720, slot=1_588_738_080),
+    "fp32": Memory(weights=31_130_267_968, slot=3_161_077_792),
 }
