@@ -15,6 +15,10 @@ from time import monotonic
 MAX_STEPS = 512
 """Steps of a chunk at most."""
 
+MAX_SHARED_STEPS = 64
+"""The same during other conversations: what a device runs at once. More would be two runs, and a frame would wait for
+both."""
+
 FIRST_STEPS = 128
 """Steps of the first chunk without other conversations, before any chunk has been timed."""
 
@@ -59,7 +63,7 @@ class ChunkPacer:
         if steps <= self._shared_steps and seconds > self._limit:
             self._shared_steps = max(self._shared_steps // 2, MIN_STEPS)
         elif steps >= self._shared_steps and 2 * seconds * self._shared_steps / steps <= self._limit:
-            self._shared_steps = min(self._shared_steps * 2, MAX_STEPS)
+            self._shared_steps = min(self._shared_steps * 2, MAX_SHARED_STEPS)
 
 
 def chunk_length(done: int, total: int, steps: int, window: int) -> int:

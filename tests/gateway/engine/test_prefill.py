@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.prefill import FIRST_STEPS, MAX_STEPS, MIN_STEPS, SHARE, ChunkPacer, chunk_length
+from gateway.engine.prefill import FIRST_STEPS, MAX_SHARED_STEPS, MAX_STEPS, MIN_STEPS, SHARE, ChunkPacer, chunk_length
 
 FRAME = 0.08
 LIMIT = SHARE * FRAME
@@ -44,7 +44,7 @@ def test_while_nobody_talks_a_chunk_is_what_a_second_is_enough_for(steps: int, s
 def test_while_others_talk_a_chunk_takes_its_share_of_a_frame_and_not_much_less(fixed: float, per_step: float):
     steps = settled(fixed, per_step)
     assert fixed + steps * per_step <= LIMIT
-    assert steps == MAX_STEPS or fixed + steps * per_step >= LIMIT / 4
+    assert steps == MAX_SHARED_STEPS or fixed + steps * per_step >= LIMIT / 4
 
 
 def test_a_model_too_slow_for_any_chunk_gets_the_smallest():
@@ -55,9 +55,9 @@ def test_a_model_that_becomes_slow_gets_smaller_chunks_again():
     pacer = ChunkPacer(FRAME)
     for _ in range(10):
         pacer.measured(pacer.steps(others_talk=True), 1e-3)
-    assert pacer.steps(others_talk=True) == MAX_STEPS
-    pacer.measured(MAX_STEPS, 2 * LIMIT)
-    assert pacer.steps(others_talk=True) == MAX_STEPS // 2
+    assert pacer.steps(others_talk=True) == MAX_SHARED_STEPS
+    pacer.measured(MAX_SHARED_STEPS, 2 * LIMIT)
+    assert pacer.steps(others_talk=True) == MAX_SHARED_STEPS // 2
 
 
 def test_a_large_chunk_tells_what_small_ones_would_take():
