@@ -94,21 +94,17 @@ build/speaking/venv/.stamp: pyproject.toml
 
 ##@ Develop
 
-# Tests in real time may be late beside others: those that failed run once more, one after the other.
-AGAIN := --last-failed --last-failed-no-failures none
-LONG := --long --ignore tests/clients
-
 # Some tests are marked `long`; every other one has a short form. WORKERS: processes that share the tests.
 test: $(DEV) ## run the tests in their short form; 5 to 6 minutes on two cores: WORKERS=4
 	@.ci/chromium
 	@.ci/haproxy
 	@.ci/node
-	@$(BIN)/python -m pytest -n $(WORKERS) || $(BIN)/python -m pytest $(AGAIN)
+	@$(BIN)/python -m pytest -n $(WORKERS)
 
 test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, soak, the benchmarks' own tests, check-cuda
 	@.ci/haproxy
 	@.ci/node
-	@$(BIN)/python -m pytest -n $(WORKERS) $(LONG) || $(BIN)/python -m pytest $(LONG) $(AGAIN)
+	@$(BIN)/python -m pytest -n $(WORKERS) --long --ignore tests/clients
 	@$(BIN)/python -m tests.cuda.check
 
 test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI, pydantic-ai): installs them from PyPI and npm
