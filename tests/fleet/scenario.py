@@ -17,7 +17,7 @@ from tests.fleet.fleet import Fleet, Pod, least_free
 SLOTS = 2
 CALLS = 10_000
 REFUSAL_S = 0.1
-"""Longest time of 99 of 100 refusals, with all attempts, less the time for which processes waited for a processor."""
+"""Longest time of a refusal, with all its attempts, less the time that processes of the test waited for a processor."""
 Make = Callable[[str], Awaitable[Result]]
 
 
@@ -125,7 +125,5 @@ class Scenario:
         assert wrong == []
         assert refused
         times = sorted(max(0.0, result.answered - result.began - result.waited) for result in refused)
-        slow = sum(seconds >= REFUSAL_S for seconds in times)
-        print(f"refusals: median {median(times) * 1000:.0f} ms, longest {times[-1] * 1000:.0f} ms, slow {slow}")
-        # Not the longest: a busy machine may keep a process from going on for other reasons than the processor.
-        assert times[len(times) * 99 // 100 - 1] < REFUSAL_S
+        print(f"a refusal took {median(times) * 1000:.0f} ms (median), {times[-1] * 1000:.0f} ms (longest)")
+        assert times[-1] < REFUSAL_S

@@ -79,6 +79,7 @@ class MeasuredServer:
             call.stdin.close()
             stats = await _read(call)
             felt.frame_gap_ms, felt.frames = stats["frame_gap_ms"], stats["frames"]
+            print(f"loop lag {felt.loop_lag_ms:.1f} ms, frame gap {felt.frame_gap_ms:.0f} ms")
         finally:
             await _end(call)
 
