@@ -101,13 +101,11 @@ test: $(DEV) ## run the tests in their short form; 5 to 6 minutes on two cores: 
 	@.ci/node
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-# The fleet's tests measure how fast a call is refused: they run by themselves.
 test-long: $(DEV) ## run what `make test` leaves out: all examples, long conversations, soak, the benchmarks' own tests, check-cuda
 	@.ci/haproxy
 	@.ci/node
-	@$(BIN)/python -m pytest -n $(WORKERS) --long --ignore tests/clients --ignore tests/fleet
-	@$(BIN)/python -m pytest --long tests/fleet
-	@$(BIN)/python -m tests.cuda.check
+	@$(BIN)/python -m pytest -n $(WORKERS) --long -m "not alone" --ignore tests/clients
+	@$(BIN)/python -m pytest --long -m alone tests/fleet tests/loadtest/fake_device
 
 test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI, pydantic-ai): installs them from PyPI and npm
 	@.ci/grpc

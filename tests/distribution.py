@@ -26,11 +26,15 @@ TOGETHER = {
 
 LONGEST_FIRST = (
     "fleet",
+    "cuda/test_check.py",
     "service of the CLI",
     "end_to_end/test_answers.py",
     "loadtest/test_run.py",
     "gateway/telephony/test_bad_input.py",
     "loadtest/compare/test_compare.py",
+    "loadtest/bench/test_seven_b.py",
+    "fleet/test_measure.py",
+    "gateway/test_loadtest_locust.py",
     "deploy/test_containers.py",
     "gateway/openai/test_realtime_bad_input.py",
     "test_wheel.py",

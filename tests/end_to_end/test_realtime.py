@@ -160,5 +160,6 @@ async def test_a_framework_holds_a_call(tiny_service: Service, realtime_texts: l
         items = found["items"] if name == "livekit" else [("assistant", text) for text in found["assistant"]]
         said = "".join(text for role, text in items if role == "assistant").replace(" ", "")
         expected = "".join(realtime_texts).replace(" ", "")
-        assert expected.startswith(said)
+        # A framework drops the agent's first word if the user speaks before it.
+        assert said in expected
         assert len(said) > 0.9 * len(expected) > 0

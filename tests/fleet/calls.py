@@ -29,6 +29,8 @@ _QUESTION = wav(np.zeros(FRAMES * 1920, np.float32), 24_000)
 _LONG_QUESTION = wav(np.zeros(5 * 24_000, np.float32), 24_000)
 """240 kB: more than HAProxy could repeat with its own size of buffers, 16 kB."""
 _SECONDS = 30.0
+_CLOSE_SECONDS = 0.3
+"""Envoy ends a connection a second after the pod has: nobody waits for that."""
 
 
 class Outcome(StrEnum):
@@ -127,7 +129,8 @@ async def http_call(api: str, address: str, client: httpx.AsyncClient, waits: Pr
                 detail = response.text[:200] if outcome is Outcome.BROKEN else ""
             else:
                 path, talk = WEBSOCKETS[api]
-                async with connect(f"ws://{address}{path}", compression=None, proxy=None) as connection:
+                url = f"ws://{address}{path}"
+                async with connect(url, compression=None, proxy=None, close_timeout=_CLOSE_SECONDS) as connection:
                     answered = monotonic()
                     await talk(connection)
                 outcome = Outcome.COMPLETED

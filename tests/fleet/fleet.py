@@ -213,7 +213,7 @@ class NameServer(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def fleet(models: Path, slots: int = 2, delay: float = 0.005, **settings: Any) -> AsyncIterator[Fleet]:
+async def fleet(models: Path, slots: int = 2, delay: float = 0.002, **settings: Any) -> AsyncIterator[Fleet]:
     """A fleet without pods yet. `settings`: of the gateways."""
     running = Fleet(models, slots, delay, settings)
     await running.names.start()

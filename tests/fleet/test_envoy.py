@@ -110,6 +110,7 @@ async def test_envoy_repeats_on_another_pod_what_a_pod_refuses(shared_models: Pa
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(3600)
 async def test_envoy_refuses_no_call_while_a_slot_is_free(shared_models: Path, tmp_path: Path):
     pods = 5
@@ -122,7 +123,7 @@ async def test_envoy_refuses_no_call_while_a_slot_is_free(shared_models: Path, t
             held.append(await hold(stack, envoy.url))
 
         scenario = Scenario(running, stack)
-        await scenario.run(pods, open_call, envoy.ready, client.call, APIS, CALLS // 20)
+        await scenario.run(pods, open_call, envoy.ready, client.call, APIS, CALLS // 20, pods * SLOTS + 1)
         # By Envoy's log: calls in progress at the killed pod, and requests that it had received and not read yet.
         killed = scenario.killed
         assert set(envoy.unanswered) <= {killed.address}

@@ -24,6 +24,7 @@ AGE = 1.0
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(3600)
 async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: Path):
     """Without a balancer: clients look up the pods, take turns, and repeat what a pod refuses."""
@@ -46,7 +47,8 @@ async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: P
 
         scenario = Scenario(running, stack)
         make: Make = lambda api: grpc_call(api, channel, rounds, running.waits)  # noqa: E731
-        await scenario.run(pods, open_call, settled, make, GRPC_APIS, CALLS)
+        # While a client repeats a call, slots become free: only bursts of many calls fill the pool.
+        await scenario.run(pods, open_call, settled, make, GRPC_APIS, CALLS, 2 * pods * SLOTS)
         # What had no slot yet began again at another pod.
         scenario.check(GRPC_APIS)
         await held[0].write(pb.ConverseRequest(audio=bytes(3840)))

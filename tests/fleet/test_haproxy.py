@@ -19,6 +19,7 @@ __all__ = ["shared_models"]
 
 
 @pytest.mark.effort
+@pytest.mark.alone
 @pytest.mark.timeout(3600)
 async def test_haproxy_refuses_no_call_while_a_slot_is_free(shared_models: Path, tmp_path: Path):
     pods = effort(3, 5)
@@ -32,7 +33,7 @@ async def test_haproxy_refuses_no_call_while_a_slot_is_free(shared_models: Path,
 
         scenario = Scenario(running, stack)
         make: Make = lambda api: http_call(api, at.url, client, running.waits)  # noqa: E731
-        await scenario.run(pods, open_call, at.ready, make, HTTP_APIS, effort(120, CALLS))
+        await scenario.run(pods, open_call, at.ready, make, HTTP_APIS, effort(120, CALLS), pods * SLOTS + 1)
         # By HAProxy's log: calls in progress at the killed pod, and requests that it had received and not read yet.
         assert set(at.lost) <= {scenario.killed.address}
         scenario.check(HTTP_APIS, len(at.lost))

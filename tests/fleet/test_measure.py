@@ -18,7 +18,7 @@ PODS, SLOTS = 3, 2
 async def test_only_pods_picked_at_random_refuse_while_a_slot_is_free(way: str):
     if way == "HAProxy" and shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed: .ci/haproxy")
-    found = await measure(way, 0.9, PODS, SLOTS, calls=300, length=0.5)
+    found = await measure(way, 0.9, PODS, SLOTS, calls=300, length=0.25)
     assert found.refused > 0
     assert (found.wrong > 0) == (way == "random")
     expected = erlang_b(SLOTS, found.offered / PODS) if way == "random" else erlang_b(PODS * SLOTS, found.offered)

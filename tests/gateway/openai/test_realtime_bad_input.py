@@ -71,7 +71,7 @@ events = st.one_of(
     st.builds(
         lambda kind, fields: json.dumps({**fields, "type": kind}),
         kinds,
-        st.dictionaries(st.sampled_from(PARTS), json_like()),
+        st.dictionaries(st.sampled_from(PARTS), json_like(), max_size=4),
     ),
     json_like().map(json.dumps),
     st.text(max_size=50),

@@ -52,7 +52,7 @@ def messages(kind: type[Phone]) -> st.SearchStrategy[Sent]:
         st.builds(
             lambda event, fields: as_it_is(json.dumps({**fields, "event": event})),
             st.sampled_from(EVENTS),
-            st.dictionaries(st.sampled_from(FIELDS), json_like()),
+            st.dictionaries(st.sampled_from(FIELDS), json_like(), max_size=4),
         ),
         # A right start, changed in one place.
         st.builds(

@@ -61,6 +61,7 @@ def test_answers_are_those_of_the_conversation_whoever_shares_the_batch(server: 
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_a_live_load_runs_on_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loadtest", "--fake-device", "h200", "--users", "2", "--seconds", "2"]
     done = subprocess.run(

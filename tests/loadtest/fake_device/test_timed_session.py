@@ -81,11 +81,12 @@ def test_timings_survive_the_config_of_a_model() -> None:
 
 def test_a_run_sleeps_without_using_the_processor(model: Callable[[str], Path]) -> None:
     session = TimedSession(model("mimi_encoder"), SLOTS, Timing(run=0.1, row=0.01))
-    wall, cpu = time.perf_counter(), time.process_time()
+    # Of this thread: others of the process may end what earlier tests began.
+    wall, cpu = time.perf_counter(), time.thread_time()
     session.run(0, 3)
     # Rows come in powers of two.
     assert time.perf_counter() - wall >= 0.14
-    assert time.process_time() - cpu < 0.05
+    assert time.thread_time() - cpu < 0.05
 
 
 def test_a_row_s_outputs_do_not_depend_on_its_company(temporal: Callable[..., TemporalModel]) -> None:
