@@ -78,6 +78,7 @@ def test_rest_users_receive_their_responses(load: Callable[..., Result]):
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_models_of_its_own_suit_the_users_of_every_api(tmp_path: Path):
     """Those of the Realtime API fail when the agent becomes silent."""
     options = ("--api", "mixed", "--users", len(Api), "--seconds", 4, "--drain", 30, "--folder", tmp_path)
