@@ -105,7 +105,7 @@ test-long: $(DEV) ## run what `make test` leaves out: all examples, long convers
 	@.ci/haproxy
 	@.ci/node
 	@$(BIN)/python -m pytest -n $(WORKERS) --long -m "not alone" --ignore tests/clients
-	@$(BIN)/python -m pytest --long -m alone tests/fleet tests/loadtest
+	@$(BIN)/python -m pytest --long -m alone --ignore tests/clients
 
 test-clients: $(DEV) ## run calls of unmodified clients (LiveKit, Pipecat, OpenAI, pydantic-ai): installs them from PyPI and npm
 	@.ci/grpc

@@ -139,7 +139,9 @@ def test_a_short_session_on_models(golden_service: Service) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["livekit", "pipecat", "openai_agents", "openai_agents_js"])
+@pytest.mark.parametrize(
+    "name", ["livekit", pytest.param("pipecat", marks=pytest.mark.alone), "openai_agents", "openai_agents_js"]
+)
 async def test_a_framework_holds_a_call(tiny_service: Service, realtime_texts: list[str], name: str) -> None:
     url = tiny_service.url.replace("http", "ws", 1) + "/v1/realtime"
     scripts: dict[str, list[object]] = {
@@ -160,6 +162,5 @@ async def test_a_framework_holds_a_call(tiny_service: Service, realtime_texts: l
         items = found["items"] if name == "livekit" else [("assistant", text) for text in found["assistant"]]
         said = "".join(text for role, text in items if role == "assistant").replace(" ", "")
         expected = "".join(realtime_texts).replace(" ", "")
-        # A framework drops the agent's first word if the user speaks before it.
-        assert said in expected
+        assert expected.startswith(said)
         assert len(said) > 0.9 * len(expected) > 0

@@ -30,7 +30,7 @@ _LONG_QUESTION = wav(np.zeros(5 * 24_000, np.float32), 24_000)
 """240 kB: more than HAProxy could repeat with its own size of buffers, 16 kB."""
 _SECONDS = 30.0
 _CLOSE_SECONDS = 0.3
-"""Envoy ends a connection a second after the pod has: nobody waits for that."""
+"""Envoy closes a connection one second after the pod has closed it. Callers do not wait for that."""
 
 
 class Outcome(StrEnum):

@@ -128,8 +128,8 @@ class Scenario:
         assert wrong == []
         assert refused
         for name, times in (
-            ("with the test's own load", [result.answered - result.began for result in refused]),
-            ("without", [max(0.0, result.answered - result.began - result.waited) for result in refused]),
+            ("with waiting for a processor", [result.answered - result.began for result in refused]),
+            ("without it", [max(0.0, result.answered - result.began - result.waited) for result in refused]),
         ):
             middle, longest = median(times), max(times)
             print(f"a refusal took {middle * 1000:.0f} ms (median), {longest * 1000:.0f} ms (longest) {name}")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, Felt, MeasuredServer, best_of_three, serve_measured
+from tests.gateway.neighbour import FRAME_GAP_MS, LOOP_LAG_MS, Felt, MeasuredServer, serve_measured
 from tests.gateway.websocket.test_bad_input import Message
 
 LIMIT = 20_000
@@ -90,12 +90,7 @@ def run_random_cases(
 
     for kind in kinds:
         add_case(kind)
-    asyncio.run(_run_beside_a_neighbour(_with_slots(models, AT_ONCE + 1), run_case, cases))
-
-
-@best_of_three
-async def _run_beside_a_neighbour(models: Path, run_case: Callable[..., Awaitable[None]], cases: list[Any]) -> None:
-    felt = await _run_cases(models, run_case, cases)
+    felt = asyncio.run(_run_cases(_with_slots(models, AT_ONCE + 1), run_case, cases))
     assert felt.loop_lag_ms < LOOP_LAG_MS
     # The worst of minutes: the attacks have the narrower bound.
     assert felt.frame_gap_ms < 3 * FRAME_GAP_MS

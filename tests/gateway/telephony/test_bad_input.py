@@ -118,6 +118,7 @@ async def session(server: MeasuredServer, case: tuple[Phone, list[Message], bool
 
 
 @pytest.mark.effort
+@pytest.mark.alone
 @pytest.mark.timeout(1800)
 def test_random_messages(models: Path) -> None:
     run_random_cases(models, CASES, session, *map(cases, PHONES))
