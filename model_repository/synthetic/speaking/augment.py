@@ -1,12 +1,17 @@
-"""Changes to users' speech that a call makes: level, noise, speed and pitch, the line's frequency response."""
+"""Changes to users' speech that speakers and calls make: speed, pitch, formants, level, noise, frequency response."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import soxr
+import torch
+from torch import Tensor
 
 from model_repository.checkpoint.geometry import SAMPLE_RATE
 from model_repository.synthetic.speaking.engines import Sound
+from model_repository.synthetic.speaking.features import BANDS, Floats, band_centres
 
 
 def vary_speaker(sound: Sound, generator: np.random.Generator) -> Sound:
@@ -56,3 +61,79 @@ def _in_room(sound: Sound, generator: np.random.Generator) -> Sound:
 def _one_pole(noise: Sound, color: float) -> Sound:
     """Low-pass noise: a short response stands in for the recursion."""
     return np.convolve(noise, color ** np.arange(64), mode="same").astype(np.float32)
+
+
+_CURVE_POINTS, _CURVE = 6, 0.4
+"""Points of a line's random frequency response, and their deviation in nepers."""
+
+_BAND_MASKS, _MASKED_BANDS = 2, 6
+_STEP_MASKS, _MASKED_STEPS = 2, 6
+"""Stretches of bands and of steps of 40 ms that are masked in half of the cases, and one more than their most."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpectra:
+    """Linear maps between the features of the front end and log-mel spectra, so that features can change as sound does.
+
+    `spectra` [dim + 1, D] makes spectra of features, `features` [D, dim] makes differences of features of differences
+    of spectra; D is a number of spectra of BANDS bands.
+    """
+
+    spectra: Tensor
+    features: Tensor
+
+    @classmethod
+    def fit(cls, features: Floats, spectra: Floats) -> FeatureSpectra:
+        """Fit to the features [n, dim] and the log-mel patches [n, D] of the same sound."""
+        extended = np.concatenate([features, np.ones((len(features), 1), np.float32)], axis=1)
+        centred = spectra - spectra.mean(0)
+        return cls(
+            torch.from_numpy(np.linalg.lstsq(extended, spectra, rcond=None)[0].astype(np.float32)),
+            torch.from_numpy(np.linalg.lstsq(centred, features - features.mean(0), rcond=None)[0].astype(np.float32)),
+        )
+
+    def varied(self, features: Tensor, generator: np.random.Generator) -> Tensor:
+        """Features [N, S, dim] as if from other speakers and lines, with parts masked.
+
+        Formants move by up to 14 %, the line has a random frequency response, and there is noise.
+        """
+        count, steps, dim = features.shape
+        bands = (features @ self.spectra[:dim] + self.spectra[dim]).reshape(count, steps, -1, BANDS)
+        warps = np.stack([_warp(float(factor)) for factor in generator.uniform(0.88, 1.14, count)])
+        changed = torch.einsum("nstb,nbc->nstc", bands, torch.from_numpy(warps))
+        points = _CURVE * generator.standard_normal((count, _CURVE_POINTS))
+        places = np.linspace(0, _CURVE_POINTS - 1, BANDS)
+        curves = np.stack([np.interp(places, np.arange(_CURVE_POINTS), row) for row in points]).astype(np.float32)
+        changed = changed + torch.from_numpy(curves)[:, None, None]
+        masked = np.ones((count, BANDS), np.float32)
+        heard = np.ones((count, steps, 1), np.float32)
+        for row in range(count):
+            _mask(masked[row], _BAND_MASKS, _MASKED_BANDS, generator)
+            _mask(heard[row], _STEP_MASKS, _MASKED_STEPS, generator)
+        mean = changed.mean((1, 2), keepdim=True)
+        changed = mean + (changed - mean) * torch.from_numpy(masked)[:, None, None]
+        output = features + (changed - bands).flatten(2) @ self.features
+        mean = output.mean(1, keepdim=True)
+        output = mean + (output - mean) * torch.from_numpy(heard)
+        return output + 0.1 * torch.from_numpy(generator.standard_normal(features.shape, np.float32))
+
+
+def _warp(factor: float) -> Floats:
+    """A matrix [BANDS, BANDS] that moves spectra up by a factor of frequency."""
+    centres = band_centres()
+    places = np.interp(centres / factor, centres, np.arange(BANDS))
+    low = np.minimum(places.astype(int), BANDS - 2)
+    share = places - low
+    matrix = np.zeros((BANDS, BANDS), np.float32)
+    matrix[low, np.arange(BANDS)] = 1 - share
+    matrix[low + 1, np.arange(BANDS)] = share
+    return matrix
+
+
+def _mask(kept: Floats, count: int, most: int, generator: np.random.Generator) -> None:
+    """Set `count` random stretches of fewer than `most` values to 0, each in half of the cases."""
+    for _ in range(count):
+        if generator.random() < 0.5:
+            width = int(generator.integers(1, most))
+            start = int(generator.integers(0, len(kept) - width))
+            kept[start : start + width] = 0

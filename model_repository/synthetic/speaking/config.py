@@ -23,7 +23,7 @@ class SpeakingConfig:
     phrasings: int = 24
     """Phrasings of an intent at most."""
     fallback_phrasings: int = 160
-    further_phrasings: int = 36
+    further_phrasings: int = 90
     """Phrasings of an intent at most that fewer speakers speak."""
     held_out_phrasings: int = 4
     """Phrasings of an intent that are never trained on."""
@@ -33,7 +33,8 @@ class SpeakingConfig:
     dimension: int = 128
     codebook_dim: int = 64
     n_filters: int = 16
-    mimi_context: int = 50
+    mimi_num_layers: int = 4
+    mimi_context: int = 100
 
     dim: int = 192
     num_layers: int = 4
@@ -45,9 +46,9 @@ class SpeakingConfig:
     context: int = 3000
 
     front_end_steps: int = 2500
-    semantic_steps: int = 9000
+    semantic_steps: int = 12000
     decoder_steps: int = 16000
-    language_model_steps: int = 12000
+    language_model_steps: int = 6000
 
     def sections(self, card: int) -> Mapping[str, Mapping[str, Any]]:
         """Return `config.json` for an audio vocabulary of `card` codes."""
@@ -82,7 +83,7 @@ class SpeakingConfig:
             "quantizer": {"dimension": self.codebook_dim, "n_q": 8, "bins": card},
             "mimi_transformer": {
                 "d_model": self.dimension,
-                "num_layers": 2,
+                "num_layers": self.mimi_num_layers,
                 "num_heads": 4,
                 "dim_feedforward": 4 * self.dimension,
                 "context": self.mimi_context,

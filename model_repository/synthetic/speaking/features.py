@@ -23,10 +23,21 @@ _FLOOR = 1e-3
 """Added to band magnitudes: steady noise below about -60 dB looks like silence."""
 
 
+def _edges(bands: int, high: float) -> npt.NDArray[np.float64]:
+    """Hz of the edges [bands + 2] of mel bands from 60 Hz to `high` Hz; a band has its neighbours' centres as edges."""
+    lowest, highest = (2595 * np.log10(1 + hertz / 700) for hertz in (_LOW, high))
+    edges: npt.NDArray[np.float64] = 700 * (10 ** (np.linspace(lowest, highest, bands + 2) / 2595) - 1)
+    return edges
+
+
+def band_centres() -> npt.NDArray[np.float64]:
+    """Hz of the centres [BANDS] of the bands of `log_mel`."""
+    return _edges(BANDS, _HIGH)[1:-1]
+
+
 def mel_filters(size: int, bands: int, high: float) -> Floats:
     """Triangular mel filters [size / 2 + 1, bands] from 60 Hz to `high` Hz; the weights of a band add up to 1."""
-    lowest, highest = (2595 * np.log10(1 + hertz / 700) for hertz in (_LOW, high))
-    edges = 700 * (10 ** (np.linspace(lowest, highest, bands + 2) / 2595) - 1)
+    edges = _edges(bands, high)
     bins = np.arange(size // 2 + 1) * SAMPLE_RATE / size
     rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])

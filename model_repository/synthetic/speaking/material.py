@@ -3,63 +3,56 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
+import torch
 
 from model_repository.checkpoint.geometry import FRAME_SIZE
 from model_repository.synthetic.speaking.agent import AgentSpeech
-from model_repository.synthetic.speaking.augment import vary_line
+from model_repository.synthetic.speaking.augment import FeatureSpectra, vary_line
 from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.dialogues import Material, Question
 from model_repository.synthetic.speaking.quantizer import Codes
-from model_repository.synthetic.speaking.semantic import (
-    SemanticModel,
-    encode,
-    features_of,
-    padded,
-    varied_user,
-)
-from model_repository.synthetic.speaking.speech import Utterance
+from model_repository.synthetic.speaking.semantic import Example, SemanticModel, encode, features_of, joined, padded
 from model_repository.synthetic.speaking.voices import NAMES
 
-VARIANTS = 2
-"""Recordings of each user's utterance: another speaker and line each time, not those of the encoder's training."""
+VARIANTS = 3
+"""Questions of each user's utterance: another speaker and line each time."""
 
-LEAD, TAIL = 26, 28
-"""Frames before an utterance at most, and frames of silence after it: the encoder sees two seconds."""
+TAIL = 28
+"""Frames of silence after a question: more than the encoder tells the intent in."""
 
 PRECEDED = 0.4
-"""Share of utterances that follow another one within the encoder's window."""
-
-GAP = (3, 21)
-"""Frames of silence between the two: least and one more than the most."""
+"""Share of utterances that follow another one."""
 
 NOISES = 24
 NOISE_FRAMES = 60
 
 
 def questions_of(
-    model: SemanticModel, speech: AgentSpeech, utterances: Sequence[Utterance], seed: int
+    model: SemanticModel,
+    speech: AgentSpeech,
+    asked: Sequence[tuple[str, Example]],
+    spectra: FeatureSpectra,
+    seed: int,
 ) -> list[Question]:
-    """Encode variants of users' utterances, from the last frame before them."""
+    """Encode variants of users' examples, each with its intent, from the last frame before the speech."""
     questions = []
-    for variant, (number, utterance) in itertools.product(range(VARIANTS), enumerate(utterances)):
+    for variant, (number, (intent, example)) in itertools.product(range(VARIANTS), enumerate(asked)):
         generator = np.random.default_rng([seed, 12, variant, number])
-        is_preceded = generator.random() < PRECEDED
-        lead = LEAD if is_preceded else int(generator.integers(2, LEAD))
-        _, heard = varied_user(utterance.sound, lead, TAIL, generator)
-        if is_preceded:
-            end = (LEAD - int(generator.integers(*GAP))) * FRAME_SIZE
-            other = utterances[int(generator.integers(len(utterances)))].sound[-end:]
-            heard[end - len(other) : end] += other
-        codes = encode(model, speech, features_of(model.codec, heard))[lead - 1 :]
-        questions.append(Question(utterance.line.intent, codes, 1, len(codes) - TAIL))
+        heard = example
+        if generator.random() < PRECEDED:
+            heard = joined(asked[int(generator.integers(len(asked)))][1], example, generator)
+        features = np.pad(heard.features, ((0, 2 * (heard.end + TAIL) - len(heard.features)), (0, 0)), mode="edge")
+        varied = spectra.varied(torch.from_numpy(features.astype(np.float32))[None], generator)[0]
+        codes = encode(model, speech, varied.numpy())[max(0, heard.begin - 1) :]
+        questions.append(Question(intent, codes, min(1, heard.begin), len(codes) - TAIL))
         if number % 1000 == 0:
-            print(f"codes: variant {variant + 1}, utterance {number + 1} of {len(utterances)}", flush=True)
+            print(f"codes: variant {variant + 1}, utterance {number + 1} of {len(asked)}", flush=True)
     return questions
 
 
@@ -96,19 +89,19 @@ def prepare_material(
     path: Path,
     model: SemanticModel,
     speech: AgentSpeech,
-    utterances: Sequence[Utterance],
+    questions: Callable[[], list[Question]],
     tokenizer: bytes,
     config: SpeakingConfig,
 ) -> Material:
-    """Make the codes once and keep them in `path`."""
+    """Make the codes once and keep them in `path`. `questions` makes those of users."""
     if not path.exists():
-        questions = questions_of(model, speech, utterances, config.seed)
+        asked = questions()
         quiet = encode(model, speech, features_of(model.codec, np.zeros(100 * FRAME_SIZE, np.float32)))[-1]
         arrays: dict[str, Any] = {
-            "codes": np.concatenate([question.codes for question in questions]).astype(np.uint16),
-            "lengths": np.array([len(question.codes) for question in questions]),
-            "bounds": np.array([[question.begin, question.end] for question in questions]),
-            "intents": np.array([question.intent for question in questions]),
+            "codes": np.concatenate([question.codes for question in asked]).astype(np.uint16),
+            "lengths": np.array([len(question.codes) for question in asked]),
+            "bounds": np.array([[question.begin, question.end] for question in asked]),
+            "intents": np.array([question.intent for question in asked]),
             "noises": np.stack(noises_of(model, speech, config.seed)),
             "quiet": quiet,
         }
@@ -119,14 +112,14 @@ def prepare_material(
         np.savez_compressed(path, **arrays)
     with np.load(path) as stored:
         parts = np.split(stored["codes"].astype(np.int64), np.cumsum(stored["lengths"])[:-1])
-        questions = [
+        stored_questions = [
             Question(str(intent), codes, int(begin), int(end))
             for intent, codes, (begin, end) in zip(stored["intents"], parts, stored["bounds"], strict=True)
         ]
         noises, quiet = list(stored["noises"]), stored["quiet"]
         answers = {voice: _by_text(speech, voice, stored[f"answers/{voice}"]) for voice in NAMES}
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
-    return Material(config.card, questions, answers, noises, quiet, processor, model.book.centroids.numpy())
+    return Material(config.card, stored_questions, answers, noises, quiet, processor, model.book.centroids.numpy())
 
 
 def _by_text(speech: AgentSpeech, voice: str, codes: Codes) -> dict[str, Codes]:

@@ -12,6 +12,9 @@ from torch.nn import functional
 from model_repository.checkpoint.geometry import MimiGeometry, TransformerGeometry
 from model_repository.synthetic.speaking.training import attend
 
+ENCODER_DROPOUT = 0.1
+"""In the encoder's transformer."""
+
 
 class _Named(nn.Module):
     """Holds a module under the name `conv` or `convtr`, as the published parameters have it."""
@@ -150,8 +153,9 @@ class _Scale(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, geometry: TransformerGeometry, layer_scale: float) -> None:
+    def __init__(self, geometry: TransformerGeometry, layer_scale: float, dropout: float) -> None:
         super().__init__()
+        self._dropout = dropout
         self.self_attn = _Attention(geometry)
         self.norm1, self.norm2 = nn.LayerNorm(geometry.dim), nn.LayerNorm(geometry.dim)
         self.linear1 = nn.Linear(geometry.dim, geometry.hidden, bias=False)
@@ -159,17 +163,20 @@ class _Layer(nn.Module):
         self.layer_scale_1, self.layer_scale_2 = _Scale(geometry.dim, layer_scale), _Scale(geometry.dim, layer_scale)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), positions, mask))
-        return x + self.layer_scale_2(self.linear2(functional.gelu(self.linear1(self.norm2(x)))))
+        x = x + self._dropped(self.layer_scale_1(self.self_attn(self.norm1(x), positions, mask)))
+        return x + self._dropped(self.layer_scale_2(self.linear2(functional.gelu(self.linear1(self.norm2(x))))))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self._dropout, self.training)
 
 
 class Transformer(nn.Module):
     """Mimi's transformer [N, S, dim] -> [N, S, dim] at 25 Hz, `steps` of which make a frame."""
 
-    def __init__(self, geometry: TransformerGeometry, layer_scale: float, steps: int) -> None:
+    def __init__(self, geometry: TransformerGeometry, layer_scale: float, steps: int, dropout: float = 0.0) -> None:
         super().__init__()
         self._steps, self._window = steps, geometry.window
-        layers = nn.ModuleList(_Layer(geometry, layer_scale) for _ in range(geometry.num_layers))
+        layers = nn.ModuleList(_Layer(geometry, layer_scale, dropout) for _ in range(geometry.num_layers))
         self.transformer = nn.ModuleDict({"layers": layers})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +227,9 @@ class Encoder(nn.Module):
     def __init__(self, geometry: MimiGeometry) -> None:
         super().__init__()
         self.encoder = SeanetEncoder(geometry)
-        self.encoder_transformer = Transformer(geometry.transformer, geometry.layer_scale, geometry.steps_per_frame)
+        self.encoder_transformer = Transformer(
+            geometry.transformer, geometry.layer_scale, geometry.steps_per_frame, ENCODER_DROPOUT
+        )
         self.downsample = Downsample(geometry)
 
     def latents(self, features: Tensor) -> Tensor:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
-from model_repository.evaluation.questions import EvaluationSet, Question
+from model_repository.evaluation import questions as evaluation
 from model_repository.synthetic.speaking.agent import AgentSpeech, content_error, prepare_agent
-from model_repository.synthetic.speaking.augment import vary_line
+from model_repository.synthetic.speaking.augment import FeatureSpectra, vary_line
 from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.decoder import train_decoder
-from model_repository.synthetic.speaking.dialogues import Material
+from model_repository.synthetic.speaking.dialogues import Material, Question
 from model_repository.synthetic.speaking.engines import SAMPLE_RATE, phonemes
 from model_repository.synthetic.speaking.export import QUESTION, QUESTION_TEXT, expand, write_compact, write_hashes
-from model_repository.synthetic.speaking.features import Basis
-from model_repository.synthetic.speaking.front_end import fit_step_basis, train_front_end
+from model_repository.synthetic.speaking.features import Basis, patches
+from model_repository.synthetic.speaking.front_end import STEP_SPECTRA, fit_step_basis, train_front_end
 from model_repository.synthetic.speaking.intents import ASSISTANT, BY_NAME, FALLBACK, INTENTS
 from model_repository.synthetic.speaking.language import train_language_model
 from model_repository.synthetic.speaking.language_model import LanguageModel
-from model_repository.synthetic.speaking.material import prepare_material, voice_prompts
+from model_repository.synthetic.speaking.material import prepare_material, questions_of, voice_prompts
 from model_repository.synthetic.speaking.mimi import Decoder, SeanetEncoder
 from model_repository.synthetic.speaking.quantizer import Quantizer
 from model_repository.synthetic.speaking.semantic import (
@@ -34,6 +33,8 @@ from model_repository.synthetic.speaking.semantic import (
     SemanticModel,
     agent_example,
     agent_voices,
+    features_of,
+    padded,
     place_silence,
     train_semantics,
     user_example,
@@ -42,6 +43,7 @@ from model_repository.synthetic.speaking.speech import (
     AGENT,
     HELD_OUT_USERS,
     USERS,
+    Line,
     Utterance,
     make_speech,
     read_speech,
@@ -49,11 +51,11 @@ from model_repository.synthetic.speaking.speech import (
 from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
 from model_repository.synthetic.speaking.training import load
 
-VARIANTS = 2
-"""Examples of each user's utterance for the encoder: another speaker and line each time."""
+VARIANTS, KOKORO_VARIANTS = 1, 3
+"""Examples of each user's utterance: another speaker and line each time. Kokoro is slow, so its utterances are few."""
 
-KEPT_BACK = 5
-"""Every fifth speaker is kept from the encoder, so that the language model hears what codes of strangers are like."""
+KEPT_BACK = tuple(USERS)[9::10]
+"""Speakers that are kept from the encoder, so that the language model hears what codes of strangers are like."""
 
 CONTENT_UTTERANCES = 300
 """Users' utterances that the content codebooks are fitted to, beside the agent's."""
@@ -142,26 +144,6 @@ class Recipe:
         trained = [utterance.line for utterance in self.trained]
         return Labels.of(trained, [intent.name for intent in INTENTS], known)
 
-    @functools.cached_property
-    def heard(self) -> list[Utterance]:
-        """Users' utterances that the encoder is trained on."""
-        speakers = [name for index, name in enumerate(USERS) if index % KEPT_BACK != KEPT_BACK - 1]
-        return [utterance for utterance in self.trained if utterance.line.speaker in speakers]
-
-    def examples(self, model: SemanticModel, utterances: Sequence[Utterance], variants: int) -> list[Example]:
-        """Run the front end over variants of utterances."""
-        return [
-            user_example(
-                model.codec,
-                self.agent,
-                self.labels,
-                utterance.line,
-                utterance.sound,
-                np.random.default_rng([self.config.seed, variant, number]),
-            )
-            for variant, (number, utterance) in itertools.product(range(variants), enumerate(utterances))
-        ]
-
     def new_semantic_model(self) -> SemanticModel:
         """The encoder with the trained front end and an untrained rest."""
         torch.manual_seed(self.config.seed)
@@ -169,17 +151,37 @@ class Recipe:
         load(self._codec / "front-end.pt", model.codec.encoder)
         return model
 
+    def feature_spectra(self, model: SemanticModel) -> FeatureSpectra:
+        """Maps between the front end's features and the log-mel spectra of users' speech."""
+        generator = np.random.default_rng([self.config.seed, 2])
+        sounds = [
+            vary_line(padded(utterance.sound, 3, 6), generator) for utterance in self.trained[:CONTENT_UTTERANCES]
+        ]
+        features = np.concatenate([features_of(model.codec, sound) for sound in sounds]).astype(np.float32)
+        return FeatureSpectra.fit(features, np.concatenate([patches(sound, STEP_SPECTRA) for sound in sounds]))
+
+    @functools.cached_property
+    def asked(self) -> list[tuple[Line, Example]]:
+        """Examples of users' utterances that are trained on, with what is said."""
+        encoder = self.new_semantic_model().codec
+        examples = []
+        for number, utterance in enumerate(self.trained):
+            line = utterance.line
+            for variant in range(KOKORO_VARIANTS if line.speaker.startswith("kokoro") else VARIANTS):
+                generator = np.random.default_rng([self.config.seed, variant, number])
+                made = user_example(encoder, self.agent, self.labels, line, utterance.sound, generator)
+                examples.append((line, made))
+        return examples
+
     def semantic(self) -> SemanticModel:
         """Stage 2d."""
         model = self.new_semantic_model()
         path = self._codec / "semantic.pt"
-        examples: list[Example] = []
-        agents: list[Example] = []
         if not path.exists() or torch.load(path, weights_only=True)["step"] < self.config.semantic_steps:
-            examples = self.examples(model, self.heard, VARIANTS)
+            users = [example for line, example in self.asked if line.speaker not in KEPT_BACK]
             agents = [agent_example(model.codec, self.agent, index, voice) for index, voice in agent_voices(self.agent)]
-            print(f"semantic: {len(examples)} examples of users, {len(agents)} of the agent", flush=True)
-            train_semantics(path, model, examples, agents, self.config)
+            print(f"semantic: {len(users)} examples of users, {len(agents)} of the agent", flush=True)
+            train_semantics(path, model, users, agents, self.feature_spectra(model), self.config)
         load(path, model)
         place_silence(model)
         return model
@@ -191,7 +193,12 @@ class Recipe:
 
     def material(self, model: SemanticModel) -> Material:
         """Stage 2e."""
-        return prepare_material(self._work / "codes.npz", model, self.agent, self.trained, self.tokenizer, self.config)
+
+        def questions() -> list[Question]:
+            asked = [(line.intent, example) for line, example in self.asked]
+            return questions_of(model, self.agent, asked, self.feature_spectra(model), self.config.seed)
+
+        return prepare_material(self._work / "codes.npz", model, self.agent, questions, self.tokenizer, self.config)
 
     def language_model(self, material: Material) -> LanguageModel:
         """Stage 3."""
@@ -215,7 +222,7 @@ class Recipe:
         write_hashes(out / "compact")
         expand(out / "compact", out / "checkpoint")
 
-    def evaluation_set(self) -> EvaluationSet:
+    def evaluation_set(self) -> evaluation.EvaluationSet:
         """Questions that were not trained on, and the assistant's answers."""
         unseen = self.held_out(speakers=False, phrasings=True) + self.held_out(speakers=True, phrasings=True)
         groups = {
@@ -232,9 +239,9 @@ class Recipe:
             for utterance in (known[index] for index in chosen):
                 line, sound = utterance.line, vary_line(utterance.sound, generator)
                 answer = BY_NAME[line.intent].answer_for(ASSISTANT)
-                questions.append(Question(group, line.text, line.intent, answer, len(sound)))
+                questions.append(evaluation.Question(group, line.text, line.intent, answer, len(sound)))
                 recordings.append(sound)
-        return EvaluationSet(questions, recordings)
+        return evaluation.EvaluationSet(questions, recordings)
 
     def run(self, out: Path) -> None:
         """Run all stages."""

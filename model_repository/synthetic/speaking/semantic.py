@@ -1,8 +1,10 @@
-"""Stage 2d, semantics: Mimi's encoder transformer and codebook 0, trained to expose the words.
+"""Stage 2d, semantics: Mimi's encoder transformer and codebook 0, trained to expose what is meant.
 
-A codec that is trained to reconstruct does not tell words apart across speakers. So the first half of the latent, as
-quantized by codebook 0, must suffice for a small network to find words and intent; the transformer's steps must suffice
-for the phonemes. The second half learns the acoustic codes: content for everybody, voice and pitch for the agent.
+A codec that is trained to reconstruct does not tell words apart across speakers. So the transformer's steps must
+suffice to find phonemes and words. The first half of the latent, as quantized by codebook 0, tells in every frame
+whether somebody speaks and, in the frames after a question, what was asked: a question is understood before it is
+quantized, from continuous values. The second half learns the acoustic codes: content for everybody, voice and pitch
+for the agent.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch.nn import functional
 
 from model_repository.checkpoint.geometry import FRAME_SIZE
 from model_repository.synthetic.speaking.agent import AgentSpeech
-from model_repository.synthetic.speaking.augment import vary_line, vary_speaker
+from model_repository.synthetic.speaking.augment import FeatureSpectra, vary_line, vary_speaker
 from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.engines import Sound
 from model_repository.synthetic.speaking.features import SPECTRA, patches
@@ -28,9 +30,9 @@ from model_repository.synthetic.speaking.speech import Line
 from model_repository.synthetic.speaking.training import train
 from model_repository.synthetic.speaking.voices import NAMES
 
-BATCH = 24
-LEAD = (1, 26)
-"""Frames of silence before an example: least and one more than the most. The encoder's window is 25 frames."""
+BATCH, AGENTS = 24, 2
+LEAD = (1, 13)
+"""Frames of silence before an example: least and one more than the most. Pairs of utterances have longer pasts."""
 
 TAIL = 10
 """Frames of silence after an example."""
@@ -38,8 +40,20 @@ TAIL = 10
 QUANTIZED_FROM = 0.25
 """Share of the steps after which codebook 0 quantizes; it begins with the means of the latents of that step."""
 
+SAID = slice(2, 6)
+"""Frames after the end of the speech in which codebook 0 tells the intent. The answer begins in frame 6."""
+
+QUIET, SPEECH, FIRST_INTENT = 0, 1, 2
+"""Classes of frames; those of the intents follow."""
+
+UNJUDGED = -100
+"""Class of frames that may have any code: those at the borders between the others."""
+
+FOLLOWED = 0.3
+"""Share of the batches in which every utterance is followed by another one."""
+
 _DECAY = 0.98
-_WEIGHTS = {"phonemes": 1.0, "words": 1.0, "intent": 1.0, "acoustic": 1.0, "commitment": 0.25}
+_WEIGHTS = {"phonemes": 1.0, "words": 1.0, "intent": 1.0, "presence": 0.3, "acoustic": 1.0, "commitment": 0.25}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +64,11 @@ class Example:
     """[2 F, dim], float16."""
     content: Floats
     """[F, 40]."""
+    classes: Codes
+    """[F]: what codebook 0 is to tell in every frame."""
     begin: int
     end: int
     """Frames in which the speech begins, and after which it has ended."""
-    intent: int
     words: Sequence[int]
     phonemes: Sequence[int]
     acoustic: Floats
@@ -110,16 +125,26 @@ def user_example(
     """Make an example of a user's utterance: another speaker and line each time."""
     lead = int(generator.integers(*LEAD))
     clean, heard = varied_user(sound, lead, TAIL, generator)
+    frames = len(clean) // FRAME_SIZE
     return Example(
         features_of(encoder, heard),
         speech.basis.project(patches(clean, SPECTRA)),
+        classes_of(labels.intents[line.intent], lead, frames - TAIL, frames),
         lead,
-        len(clean) // FRAME_SIZE - TAIL,
-        labels.intents[line.intent],
+        frames - TAIL,
         [labels.words[word] for word in line.text.split() if word in labels.words],
         [labels.phonemes[symbol] for symbol in labels.pronunciations[line.text]],
-        np.empty((len(clean) // FRAME_SIZE, 0), np.float32),
+        np.empty((frames, 0), np.float32),
     )
+
+
+def classes_of(intent: int, begin: int, end: int, frames: int) -> Codes:
+    """The class of every frame [frames] of speech in the frames from `begin` to before `end`."""
+    classes = np.full(frames, QUIET, np.int64)
+    classes[max(0, begin - 1) : end + SAID.stop + 2] = UNJUDGED
+    classes[begin + 1 : end - 1] = SPEECH
+    classes[end + SAID.start : end + SAID.stop] = FIRST_INTENT + intent
+    return classes
 
 
 def agent_example(encoder: Encoder, speech: AgentSpeech, index: int, voice: str) -> Example:
@@ -130,9 +155,9 @@ def agent_example(encoder: Encoder, speech: AgentSpeech, index: int, voice: str)
     return Example(
         features_of(encoder, speech.sound(sentence, voice)),
         sentence.content,
+        np.full(len(codes), UNJUDGED, np.int64),
         0,
         len(codes),
-        -1,
         [],
         [],
         np.concatenate([sums[:, VOICE], sums[:, PITCH]], axis=1),
@@ -187,9 +212,8 @@ class SemanticModel(nn.Module):
         self.codec.encoder.requires_grad_(False)
         self.book = Codebook(config.card, geometry.codebook_dim)
         self.phonemes = nn.Linear(geometry.dimension, len(labels.phonemes) + 1)
-        self.reader = nn.GRU(geometry.codebook_dim, 192, batch_first=True)
-        self.words = nn.Linear(192, len(labels.words) + 1)
-        self.intent = nn.Linear(192, len(labels.intents))
+        self.words = nn.Linear(geometry.dimension, len(labels.words) + 1)
+        self.classes = nn.Linear(geometry.codebook_dim, FIRST_INTENT + len(labels.intents))
 
     def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The halves of latents [..., 128]: semantic, acoustic."""
@@ -209,6 +233,7 @@ def train_semantics(
     model: SemanticModel,
     users: Sequence[Example],
     agents: Sequence[Example],
+    spectra: FeatureSpectra,
     config: SpeakingConfig,
 ) -> None:
     """Train on users' examples, with a few of the agent's in every batch."""
@@ -216,17 +241,38 @@ def train_semantics(
     agents = sorted(agents, key=lambda example: len(example.features))
     first = int(QUANTIZED_FROM * config.semantic_steps)
 
+    def batch(generator: np.random.Generator) -> list[Example]:
+        if generator.random() >= FOLLOWED:
+            return sorted_batches(users, generator, BATCH)
+        earlier, later = (sorted_batches(users, generator, BATCH // 2) for _ in range(2))
+        return [joined(*pair, generator) for pair in zip(earlier, later, strict=True)]
+
     def step(index: int, generator: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         if index == first:
             with torch.no_grad():
-                samples = [_latents(model, sorted_batches(users, generator, 64)) for _ in range(6)]
-            model.book.start(torch.cat([model.split(part)[0].flatten(0, 1) for part in samples]), generator)
-        losses, figures = user_losses(model, sorted_batches(users, generator, BATCH), index >= first, generator)
-        losses["acoustic"] = losses["acoustic"] + _agent_loss(model, sorted_batches(agents, generator, BATCH // 4))
+                samples = [_samples(model, sorted_batches(users, generator, 64)) for _ in range(24)]
+            model.book.start(torch.cat(samples), generator)
+        losses, figures = user_losses(model, batch(generator), index >= first, spectra, generator)
+        losses["acoustic"] = losses["acoustic"] + _agent_loss(model, sorted_batches(agents, generator, AGENTS))
         total = torch.stack([_WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
         return total, {**{name: float(loss.detach()) for name, loss in losses.items()}, **figures}
 
     train(path, model, step, config.semantic_steps, rate=1.5e-3, seed=config.seed)
+
+
+def joined(earlier: Example, later: Example, generator: np.random.Generator) -> Example:
+    """One utterance after another, in one example whose classes are those of both."""
+    kept = earlier.end + int(generator.integers(SAID.stop, TAIL + 1))
+    return Example(
+        np.concatenate([earlier.features[: 2 * kept], later.features]),
+        np.concatenate([earlier.content[:kept], later.content]),
+        np.concatenate([earlier.classes[:kept], later.classes]),
+        kept + later.begin,
+        kept + later.end,
+        [*earlier.words, *later.words],
+        [*earlier.phonemes, *later.phonemes],
+        np.concatenate([earlier.acoustic[:kept], later.acoustic]),
+    )
 
 
 def _stack(examples: Sequence[Example]) -> Tensor:
@@ -242,24 +288,36 @@ def _stack(examples: Sequence[Example]) -> Tensor:
     )
 
 
-def _varied(features: Tensor, generator: np.random.Generator) -> Tensor:
-    """Features [N, S, dim] as if from another speaker and line: dimensions scaled and shifted, with noise."""
-    count, _, dim = features.shape
-    scale, shift = (torch.from_numpy(0.1 * generator.standard_normal((2, count, 1, dim), np.float32))).unbind()
-    noise = torch.from_numpy(0.1 * generator.standard_normal(features.shape, np.float32))
-    return features * (1 + scale) + shift + noise
-
-
 def _latents(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
     return model.codec.latents(_stack(examples))
 
 
+def _classes(examples: Sequence[Example], length: int) -> Tensor:
+    """Classes [N, length]; frames after an example are not judged."""
+    classes = np.full((len(examples), length), UNJUDGED, np.int64)
+    for row, example in enumerate(examples):
+        classes[row, : len(example.classes)] = example.classes
+    return torch.from_numpy(classes)
+
+
+def _samples(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
+    """Semantic halves of latents: of all frames that tell an intent, and of as many others."""
+    semantic, _ = model.split(_latents(model, examples))
+    classes = _classes(examples, semantic.shape[1])
+    telling, others = semantic[classes >= FIRST_INTENT], semantic[classes < FIRST_INTENT]
+    return torch.cat([telling, others[torch.randperm(len(others))[: len(telling)]]])
+
+
 def user_losses(
-    model: SemanticModel, examples: Sequence[Example], quantized: bool, generator: np.random.Generator
+    model: SemanticModel,
+    examples: Sequence[Example],
+    quantized: bool,
+    spectra: FeatureSpectra,
+    generator: np.random.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Losses of a batch by name, and how often the intent was right."""
+    """Losses of a batch by name, and in how many of the frames that tell the intent it was right."""
     features = _stack(examples)
-    steps = model.codec.encoder_transformer(_varied(features, generator) if model.training else features)
+    steps = model.codec.encoder_transformer(spectra.varied(features, generator) if model.training else features)
     latents = model.codec.downsample(steps.transpose(1, 2)).transpose(1, 2)
     semantic, acoustic = model.split(latents)
     losses: dict[str, Tensor] = {}
@@ -268,22 +326,21 @@ def user_losses(
         read, codes = model.book(semantic)
         losses["commitment"] = (semantic - model.book.centroids[codes]).square().mean()
         if model.training:
-            flat = semantic.detach().flatten(0, 1)
-            model.book.update(flat, codes.flatten(), generator)
-    hidden, _ = model.reader(read)
-    frames = torch.tensor([example.end + 2 for example in examples])
-    last = hidden[torch.arange(len(examples)), frames + 2]
-    intents = torch.tensor([example.intent for example in examples])
-    logits = model.intent(last)
-    losses["intent"] = functional.cross_entropy(logits, intents)
-    losses["words"] = _ctc(model.words(hidden), frames, [example.words for example in examples])
-    losses["phonemes"] = _ctc(model.phonemes(steps), 2 * frames, [example.phonemes for example in examples])
+            model.book.update(semantic.detach().flatten(0, 1), codes.flatten(), generator)
+    logits, classes = model.classes(read), _classes(examples, read.shape[1])
+    telling = classes >= FIRST_INTENT
+    losses["intent"] = functional.cross_entropy(logits[telling], classes[telling])
+    losses["presence"] = functional.cross_entropy(logits[~telling], classes[~telling])
+    lengths = torch.tensor([len(example.features) for example in examples])
+    losses["words"] = _ctc(model.words(steps), lengths, [example.words for example in examples])
+    losses["phonemes"] = _ctc(model.phonemes(steps), lengths, [example.phonemes for example in examples])
     content = [
         functional.mse_loss(acoustic[row, : len(example.content), CONTENT], torch.from_numpy(example.content))
         for row, example in enumerate(examples)
     ]
     losses["acoustic"] = torch.stack(content).mean()
-    return losses, {"right": float((logits.argmax(-1) == intents).float().mean())}
+    right = logits[telling].argmax(-1) == classes[telling]
+    return losses, {"right": float(right.float().mean())}
 
 
 def _agent_loss(model: SemanticModel, examples: Sequence[Example]) -> Tensor:

@@ -116,7 +116,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
     """Every phrasing by five speakers: one of flite's, three of espeak-ng's, one of Kokoro's.
 
     Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
-    of flite's and two of espeak-ng's.
+    of flite's and one of espeak-ng's.
     """
     flite, espeak, kokoro = (
         [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro")
@@ -135,7 +135,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
             lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
             number += 1
         for text in further_phrasings(intent, phrasings, config):
-            speakers = _turn(flite, number, 1) + _turn(espeak, number, 2)
+            speakers = _turn(flite, number, 1) + _turn(espeak, number, 1)
             lines += [Line(speaker, intent.name, text) for speaker in speakers]
             number += 1
     return [lines[index] for index in generator.permutation(len(lines))]

@@ -1,0 +1,114 @@
+"""Examples of the encoder: what every frame is to show, utterances one after another, and changed features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_repository.synthetic.speaking.features import BANDS, band_centres, log_mel
+
+torch = pytest.importorskip("torch")
+
+DIM, SPECTRA = 128, 4
+
+
+def example(begin: int, end: int, intent: int, value: float = 0.0) -> Any:
+    from model_repository.synthetic.speaking.semantic import TAIL, Example, classes_of
+
+    frames = end + TAIL
+    return Example(
+        np.full((2 * frames, DIM), value, np.float16),
+        np.zeros((frames, 40), np.float32),
+        classes_of(intent, begin, end, frames),
+        begin,
+        end,
+        [intent],
+        [intent, intent],
+        np.empty((frames, 0), np.float32),
+    )
+
+
+def test_a_frame_shows_silence_speech_or_after_the_end_the_intent() -> None:
+    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, QUIET, SPEECH, UNJUDGED, classes_of
+
+    classes = classes_of(7, 3, 9, 20)
+    assert list(classes[:2]) == [QUIET] * 2
+    assert list(classes[4:8]) == [SPEECH] * 4
+    assert list(classes[11:15]) == [FIRST_INTENT + 7] * 4
+    assert list(classes[17:]) == [QUIET] * 3
+    assert set(classes[[2, 3, 8, 9, 10, 15, 16]]) == {UNJUDGED}
+
+
+def test_the_intent_is_shown_before_the_answer_begins() -> None:
+    from model_repository.synthetic.speaking.dialogues import DELAY
+    from model_repository.synthetic.speaking.semantic import SAID
+
+    assert SAID.stop <= DELAY
+
+
+def test_utterances_one_after_another_keep_what_each_is_to_show() -> None:
+    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, joined
+
+    both = joined(example(2, 8, 3, 1.0), example(4, 12, 5, 2.0), np.random.default_rng(0))
+    kept = both.end - 12
+    assert 8 + 6 <= kept <= 8 + 10
+    assert len(both.features) == 2 * len(both.classes) == 2 * len(both.content) == 2 * len(both.acoustic)
+    assert set(both.features[: 2 * kept, 0]) == {1.0}
+    assert set(both.features[2 * kept :, 0]) == {2.0}
+    assert list(both.classes[10:14]) == [FIRST_INTENT + 3] * 4
+    assert list(both.classes[both.end + 2 : both.end + 6]) == [FIRST_INTENT + 5] * 4
+    assert both.begin == kept + 4
+    assert (both.words, both.phonemes) == ([3, 5], [3, 3, 5, 5])
+
+
+def test_bands_are_those_of_the_spectrum() -> None:
+    centres = band_centres()
+    assert len(centres) == BANDS
+    time = np.arange(24_000) / 24_000
+    for band in (12, 20, 33):
+        tone = (0.1 * np.sin(2 * np.pi * centres[band] * time)).astype(np.float32)
+        assert log_mel(tone)[50].argmax() == band
+
+
+def test_changed_features_are_those_of_changed_spectra() -> None:
+    from model_repository.synthetic.speaking.augment import FeatureSpectra
+
+    generator = np.random.default_rng(0)
+    # Features that are a rotation of the spectra: both maps are exact.
+    rotation = np.linalg.qr(generator.standard_normal((SPECTRA * BANDS, SPECTRA * BANDS)))[0].astype(np.float32)
+    spectra = generator.standard_normal((2000, SPECTRA * BANDS)).astype(np.float32)
+    maps = FeatureSpectra.fit(spectra @ rotation, spectra)
+    # A steady spectrum with one formant.
+    formant = np.exp(-np.square((np.arange(BANDS) - 20) / 3)).astype(np.float32)
+    steady = np.tile(5 * formant, (60, SPECTRA)) @ rotation
+    changed = maps.varied(torch.from_numpy(np.stack([steady] * 16)), generator).numpy() @ rotation.T
+    found = changed.reshape(16, 60, SPECTRA, BANDS).mean((1, 2))
+    peaks = found.argmax(1)
+    assert len(set(peaks)) > 2
+    # 14 % of the frequency are about two bands there, and the line's response moves the highest band by one.
+    assert np.abs(peaks - 20).max() <= 4
+    assert np.abs(found - 5 * formant).max() < 4
+
+
+def test_codes_are_trained_to_show_the_intent() -> None:
+    from model_repository.synthetic.speaking.augment import FeatureSpectra
+    from model_repository.synthetic.speaking.config import SpeakingConfig
+    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, Labels, SemanticModel, user_losses
+
+    config = SpeakingConfig(card=256, dimension=DIM, n_filters=2, mimi_num_layers=1)
+    labels = Labels({str(number): number for number in range(9)}, {"a": 1}, {"b": 1}, {})
+    torch.manual_seed(0)
+    model = SemanticModel(config, labels).eval()
+    asked = example(2, 8, 5)
+    losses, figures = user_losses(model, [asked], False, FeatureSpectra(torch.zeros(1), torch.zeros(1)), None)
+    assert figures["right"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    with torch.no_grad():
+        model.classes.weight.zero_()
+        model.classes.bias.zero_()
+        model.classes.bias[FIRST_INTENT + 5] = 9.0
+    certain, figures = user_losses(model, [asked], False, FeatureSpectra(torch.zeros(1), torch.zeros(1)), None)
+    assert figures["right"] == 1.0
+    assert float(certain["intent"]) < 0.01 < float(losses["intent"])
+    assert float(certain["presence"]) > float(losses["presence"])
