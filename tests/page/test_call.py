@@ -164,6 +164,8 @@ def test_a_call_can_be_cancelled_during_setup(visit: Visit, gateway: Gateway) ->
     expect(visit.page.locator(".chip").first).to_be_visible()
     visit.page.click("#start")
     visit.in_state("preparing")
+    # The prefill has begun, and takes an hour.
+    visit.wait_until(lambda: bool(gateway.engine.calls))
     gateway.engine.delay = 0
     visit.page.get_by_role("button", name="Cancel").click()
     visit.in_state("idle")
