@@ -75,8 +75,8 @@ _STEP_MASKS, _MASKED_STEPS = 2, 6
 class FeatureSpectra:
     """Linear maps between the features of the front end and log-mel spectra, so that features can change as sound does.
 
-    `spectra` [dim + 1, D] makes spectra of features, `features` [D, dim] makes differences of features of differences
-    of spectra; D is a number of spectra of BANDS bands.
+    `spectra` [dim + 1, D]: features to spectra, the last row is the constant. `features` [D, dim]: differences of
+    spectra to differences of features. D is a multiple of BANDS: the spectra of one step of 40 ms.
     """
 
     spectra: Tensor
@@ -110,11 +110,10 @@ class FeatureSpectra:
         for row in range(count):
             _mask(masked[row], _BAND_MASKS, _MASKED_BANDS, generator)
             _mask(heard[row], _STEP_MASKS, _MASKED_STEPS, generator)
-        mean = changed.mean((1, 2), keepdim=True)
-        changed = mean + (changed - mean) * torch.from_numpy(masked)[:, None, None]
+        # What is masked has its mean.
+        changed = changed.mean((1, 2), keepdim=True).lerp(changed, torch.from_numpy(masked)[:, None, None])
         output = features + (changed - bands).flatten(2) @ self.features
-        mean = output.mean(1, keepdim=True)
-        output = mean + (output - mean) * torch.from_numpy(heard)
+        output = output.mean(1, keepdim=True).lerp(output, torch.from_numpy(heard))
         return output + 0.1 * torch.from_numpy(generator.standard_normal(features.shape, np.float32))
 
 

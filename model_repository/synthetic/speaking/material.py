@@ -21,10 +21,10 @@ from model_repository.synthetic.speaking.semantic import Example, SemanticModel,
 from model_repository.synthetic.speaking.voices import NAMES
 
 VARIANTS = 3
-"""Questions of each user's utterance: another speaker and line each time."""
+"""Questions of each example: another speaker and line each time."""
 
 TAIL = 28
-"""Frames of silence after a question: more than the encoder tells the intent in."""
+"""Frames of silence after a question: more than those in which the encoder shows the intent."""
 
 PRECEDED = 0.4
 """Share of utterances that follow another one."""

@@ -151,13 +151,15 @@ class Recipe:
         load(self._codec / "front-end.pt", model.codec.encoder)
         return model
 
-    def feature_spectra(self, model: SemanticModel) -> FeatureSpectra:
+    @functools.cached_property
+    def spectra(self) -> FeatureSpectra:
         """Maps between the front end's features and the log-mel spectra of users' speech."""
+        encoder = self.new_semantic_model().codec
         generator = np.random.default_rng([self.config.seed, 2])
         sounds = [
             vary_line(padded(utterance.sound, 3, 6), generator) for utterance in self.trained[:CONTENT_UTTERANCES]
         ]
-        features = np.concatenate([features_of(model.codec, sound) for sound in sounds]).astype(np.float32)
+        features = np.concatenate([features_of(encoder, sound) for sound in sounds]).astype(np.float32)
         return FeatureSpectra.fit(features, np.concatenate([patches(sound, STEP_SPECTRA) for sound in sounds]))
 
     @functools.cached_property
@@ -181,7 +183,7 @@ class Recipe:
             users = [example for line, example in self.asked if line.speaker not in KEPT_BACK]
             agents = [agent_example(model.codec, self.agent, index, voice) for index, voice in agent_voices(self.agent)]
             print(f"semantic: {len(users)} examples of users, {len(agents)} of the agent", flush=True)
-            train_semantics(path, model, users, agents, self.feature_spectra(model), self.config)
+            train_semantics(path, model, users, agents, self.spectra, self.config)
         load(path, model)
         place_silence(model)
         return model
@@ -196,7 +198,7 @@ class Recipe:
 
         def questions() -> list[Question]:
             asked = [(line.intent, example) for line, example in self.asked]
-            return questions_of(model, self.agent, asked, self.feature_spectra(model), self.config.seed)
+            return questions_of(model, self.agent, asked, self.spectra, self.config.seed)
 
         return prepare_material(self._work / "codes.npz", model, self.agent, questions, self.tokenizer, self.config)
 

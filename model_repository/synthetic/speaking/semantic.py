@@ -1,10 +1,10 @@
 """Stage 2d, semantics: Mimi's encoder transformer and codebook 0, trained to expose what is meant.
 
 A codec that is trained to reconstruct does not tell words apart across speakers. So the transformer's steps must
-suffice to find phonemes and words. The first half of the latent, as quantized by codebook 0, tells in every frame
-whether somebody speaks and, in the frames after a question, what was asked: a question is understood before it is
-quantized, from continuous values. The second half learns the acoustic codes: content for everybody, voice and pitch
-for the agent.
+suffice to find phonemes and words. The first half of the latent, as quantized by codebook 0, shows in every frame
+whether there is speech. In the frames after a question it shows the intent. So a question is understood from
+continuous values, before they are quantized. The second half learns the acoustic codes: content for all speech, voice
+and pitch for the agent's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ QUANTIZED_FROM = 0.25
 """Share of the steps after which codebook 0 quantizes; it begins with the means of the latents of that step."""
 
 SAID = slice(2, 6)
-"""Frames after the end of the speech in which codebook 0 tells the intent. The answer begins in frame 6."""
+"""Frames after the end of the speech in which codebook 0 shows the intent. The answer begins in frame 6."""
 
 QUIET, SPEECH, FIRST_INTENT = 0, 1, 2
 """Classes of frames; those of the intents follow."""
@@ -65,7 +65,7 @@ class Example:
     content: Floats
     """[F, 40]."""
     classes: Codes
-    """[F]: what codebook 0 is to tell in every frame."""
+    """[F]: what codebook 0 is to show in every frame."""
     begin: int
     end: int
     """Frames in which the speech begins, and after which it has ended."""
@@ -113,21 +113,15 @@ def features_of(encoder: Encoder, sound: Sound) -> Floats:
     return np.asarray(features.numpy(), np.float16)
 
 
-def varied_user(sound: Sound, lead: int, tail: int, generator: np.random.Generator) -> tuple[Sound, Sound]:
-    """A user's utterance with frames of silence, as another speaker's: without and with the line."""
-    clean = padded(vary_speaker(sound, generator), lead, tail)
-    return clean, vary_line(clean, generator)
-
-
 def user_example(
     encoder: Encoder, speech: AgentSpeech, labels: Labels, line: Line, sound: Sound, generator: np.random.Generator
 ) -> Example:
     """Make an example of a user's utterance: another speaker and line each time."""
     lead = int(generator.integers(*LEAD))
-    clean, heard = varied_user(sound, lead, TAIL, generator)
+    clean = padded(vary_speaker(sound, generator), lead, TAIL)
     frames = len(clean) // FRAME_SIZE
     return Example(
-        features_of(encoder, heard),
+        features_of(encoder, vary_line(clean, generator)),
         speech.basis.project(patches(clean, SPECTRA)),
         classes_of(labels.intents[line.intent], lead, frames - TAIL, frames),
         lead,
@@ -301,11 +295,11 @@ def _classes(examples: Sequence[Example], length: int) -> Tensor:
 
 
 def _samples(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
-    """Semantic halves of latents: of all frames that tell an intent, and of as many others."""
+    """Semantic halves of latents: of all frames that show an intent, and of as many others."""
     semantic, _ = model.split(_latents(model, examples))
     classes = _classes(examples, semantic.shape[1])
-    telling, others = semantic[classes >= FIRST_INTENT], semantic[classes < FIRST_INTENT]
-    return torch.cat([telling, others[torch.randperm(len(others))[: len(telling)]]])
+    showing, others = semantic[classes >= FIRST_INTENT], semantic[classes < FIRST_INTENT]
+    return torch.cat([showing, others[torch.randperm(len(others))[: len(showing)]]])
 
 
 def user_losses(
@@ -315,7 +309,7 @@ def user_losses(
     spectra: FeatureSpectra,
     generator: np.random.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Losses of a batch by name, and in how many of the frames that tell the intent it was right."""
+    """Losses of a batch by name, and in which share of the frames that show the intent it was right."""
     features = _stack(examples)
     steps = model.codec.encoder_transformer(spectra.varied(features, generator) if model.training else features)
     latents = model.codec.downsample(steps.transpose(1, 2)).transpose(1, 2)
@@ -328,9 +322,9 @@ def user_losses(
         if model.training:
             model.book.update(semantic.detach().flatten(0, 1), codes.flatten(), generator)
     logits, classes = model.classes(read), _classes(examples, read.shape[1])
-    telling = classes >= FIRST_INTENT
-    losses["intent"] = functional.cross_entropy(logits[telling], classes[telling])
-    losses["presence"] = functional.cross_entropy(logits[~telling], classes[~telling])
+    showing = classes >= FIRST_INTENT
+    losses["intent"] = functional.cross_entropy(logits[showing], classes[showing])
+    losses["presence"] = functional.cross_entropy(logits[~showing], classes[~showing])
     lengths = torch.tensor([len(example.features) for example in examples])
     losses["words"] = _ctc(model.words(steps), lengths, [example.words for example in examples])
     losses["phonemes"] = _ctc(model.phonemes(steps), lengths, [example.phonemes for example in examples])
@@ -339,7 +333,7 @@ def user_losses(
         for row, example in enumerate(examples)
     ]
     losses["acoustic"] = torch.stack(content).mean()
-    right = logits[telling].argmax(-1) == classes[telling]
+    right = logits[showing].argmax(-1) == classes[showing]
     return losses, {"right": float(right.float().mean())}
 
 
