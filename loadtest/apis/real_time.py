@@ -7,6 +7,7 @@ counted.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from loadtest.apis import OnFrame
 from loadtest.apis.rfc6455 import WebSocketConnection
@@ -25,14 +26,16 @@ class RealTimeConnection(WebSocketConnection):
         self._index = 0
         self._before = 0
         self._waiting: asyncio.Task[None] | None = None
-        self.sent = 0
-        """User frames sent since the common start."""
+        self._sent = 0
+        """User frames since the common start."""
+        self._all_sent = False
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def send(self, u: int) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-        self.sent = u + 1
+        self._sent = u + 1
         await self.send_message(self._frames[u % len(self._frames)])
 
     def close(self) -> None:
@@ -40,22 +43,31 @@ class RealTimeConnection(WebSocketConnection):
             self._waiting.cancel()
         super().close()
 
-    def received(self, size: int) -> int:
-        """Record the next agent frame, of `size` bytes. Return its number, 0 or less if it answers no user frame.
+    async def answered(self) -> None:
+        """All user frames were sent: wait until each is answered. Raises Refused or CallFailed."""
+        self._all_sent = True
+        either: list[asyncio.Future[Any]] = [self._answered, self.close_code]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self.close_code.done():
+            await self.close_code
+            raise self.failure()
 
-        With the first one the server is ready.
-        """
+    def received(self, size: int) -> None:
+        """Record the next agent frame, of `size` bytes. With the first one the server is ready."""
         index, self._index = self._index, self._index + 1
-        number = index - self._before
         if index == 0:
             self._on_frame(0, size)
             self._waiting = asyncio.create_task(self._wait())
             self.ready.set_result(None)
-        elif self._waiting is not None:
-            return 0
-        elif 0 < number <= self.sent:
+            return
+        number = index - self._before
+        if number > self._sent:
+            # It answers silence that the server put in place of late audio.
+            self._before += 1
+        elif number > 0:
             self._on_frame(number, size)
-        return number
+        if self._all_sent and number >= self._sent and not self._answered.done():
+            self._answered.set_result(None)
 
     async def _wait(self) -> None:
         """Send silence in real time."""

@@ -6,7 +6,6 @@ that of random weights does; a user whose agent becomes silent fails.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from typing import Any, ClassVar
@@ -37,16 +36,10 @@ class RealtimeClient(RealTimeConnection):
 
     def __init__(self, plan: Plan, speech: Speech, _seed: int, on_frame: OnFrame) -> None:
         super().__init__(plan, on_frame, [_append(frame) for frame in speech.frames], _append(bytes(self.frame_bytes)))
-        self._answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._ending = False
 
     async def finish(self) -> tuple[int, int]:
         # The API has no end by the client: it closes when it has what it wants.
-        self._ending = True
-        await asyncio.wait([self._answered, self.close_code], return_when=asyncio.FIRST_COMPLETED)
-        if self.close_code.done():
-            await self.close_code
-            raise self.failure()
+        await self.answered()
         self.write(masked(CLOSE, COMPLETED.to_bytes(2, "big")))
         if await self.close_code != COMPLETED:
             raise self.failure()
@@ -59,9 +52,7 @@ class RealtimeClient(RealTimeConnection):
         # Parsing the audio as JSON would take most of the client's CPU.
         if _DELTA in message[:200]:
             encoded = message[message.index(_PAYLOAD) + len(_PAYLOAD) : -len(_END)]
-            number = self.received(len(encoded) * 3 // 4 - encoded.count(b"=", -2))
-            if self._ending and number >= self.sent and not self._answered.done():
-                self._answered.set_result(number)
+            self.received(len(encoded) * 3 // 4 - encoded.count(b"=", -2))
             return
         fields: dict[str, Any] = json.loads(message)
         kind = fields["type"]

@@ -35,6 +35,7 @@ class TwilioClient(RealTimeConnection):
         self._begun = False
 
     async def finish(self) -> tuple[int, int]:
+        await self.answered()
         self.write(_text(event="stop", streamSid=_STREAM, stop={"callSid": "CA1"}))
         if await self.close_code != COMPLETED:
             raise self.failure()
