@@ -74,13 +74,14 @@ KOKORO_STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_ku
 
 @dataclass(frozen=True)
 class Kokoro:
-    """Kokoro-82M with a blend of its style vectors."""
+    """Kokoro-82M with a blend of its style vectors, which pronounces as one of espeak-ng's accents."""
 
     shares: Blend
+    accent: str = "en-us"
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
         session, vocabulary, voices = _kokoro()
-        tokens = [vocabulary[symbol] for symbol in phonemes(text) if symbol in vocabulary]
+        tokens = [vocabulary[symbol] for symbol in phonemes(text, self.accent) if symbol in vocabulary]
         style = sum(share * voices[name][min(len(tokens), len(voices[name])) - 1] for name, share in self.shares)
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
@@ -90,9 +91,9 @@ class Kokoro:
         return levelled(trimmed(session.run(None, inputs)[0].ravel()))
 
 
-def phonemes(text: str) -> str:
-    """Return espeak-ng's American IPA of a sentence in Kokoro's symbols."""
-    command = ["espeak-ng", "-v", "en-us", "-q", "--ipa"]
+def phonemes(text: str, accent: str = "en-us") -> str:
+    """Return espeak-ng's IPA of a sentence in Kokoro's symbols."""
+    command = ["espeak-ng", "-v", accent, "-q", "--ipa"]
     # espeak-ng drops punctuation, from which Kokoro takes its intonation.
     pieces = re.findall(r"[^,.!?;]+|[,.!?;]", text)
     converted = ""

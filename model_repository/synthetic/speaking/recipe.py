@@ -51,7 +51,7 @@ from model_repository.synthetic.speaking.speech import (
 from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
 from model_repository.synthetic.speaking.training import load
 
-VARIANTS, KOKORO_VARIANTS = 1, 3
+VARIANTS, KOKORO_VARIANTS = 1, 2
 """Examples of each user's utterance: another speaker and line each time. Kokoro is slow, so its utterances are few."""
 
 KEPT_BACK = tuple(USERS)[9::10]

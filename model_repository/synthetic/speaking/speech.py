@@ -44,7 +44,8 @@ _ESPEAK_VARIANTS = (
     *("Alex", "Andy", "Annie", "Denis", "Diogo", "Gene", "Jacky", "Lee", "Mario", "Michael", "Steph", "zac"),
     *("adam", "anika", "belinda", "benjamin", "boris", "caleb", "ed", "grandma", "linda", "max", "rob", "victor"),
 )
-_BLENDS = 40
+_BLENDS = 200
+_BLEND_ACCENTS = ("en-us", "en-gb-scotland", "en-us", "en-gb", "en-us", "en-gb-x-rp", "en-us", "en-gb-x-gbclan")
 
 
 def _espeak_users() -> dict[str, Speaker]:
@@ -64,7 +65,8 @@ def _kokoro_users() -> dict[str, Speaker]:
         drawn = generator.dirichlet([0.4] * len(KOKORO_STYLES))
         blend = tuple(zip(KOKORO_STYLES, (round(float(share), 3) for share in drawn), strict=True))
         if sum(share for name, share in blend if name not in held_out) > 0.25:
-            speakers[f"kokoro-{len(speakers):02d}"] = Kokoro(blend)
+            accent = _BLEND_ACCENTS[len(speakers) % len(_BLEND_ACCENTS)]
+            speakers[f"kokoro-{len(speakers):03d}"] = Kokoro(blend, accent)
     return speakers
 
 
@@ -116,7 +118,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
     """Every phrasing by five speakers: one of flite's, three of espeak-ng's, one of Kokoro's.
 
     Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
-    of flite's and one of espeak-ng's.
+    of each.
     """
     flite, espeak, kokoro = (
         [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro")
@@ -135,7 +137,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
             lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
             number += 1
         for text in further_phrasings(intent, phrasings, config):
-            speakers = _turn(flite, number, 1) + _turn(espeak, number, 1)
+            speakers = _turn(flite, number, 1) + _turn(espeak, number, 1) + _turn(kokoro, number, 1)
             lines += [Line(speaker, intent.name, text) for speaker in speakers]
             number += 1
     return [lines[index] for index in generator.permutation(len(lines))]
