@@ -75,7 +75,7 @@ def serve(
     ] = None,
     wait: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds to wait for Triton and the gateway to be ready.", rich_help_panel="Triton"),
+        typer.Option(min=0, help="Seconds to wait for Triton and the models to be ready.", rich_help_panel="Triton"),
     ] = None,
     drain: Annotated[
         float | None,

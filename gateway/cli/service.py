@@ -35,7 +35,7 @@ class Service:
     Args:
         settings: repository, host, ports (0: a free one) and the other settings of the gateway.
         external_triton: use the Triton at `settings.triton_url` instead of starting one.
-        wait: seconds to wait until both are ready.
+        wait: seconds to wait until Triton and the models are ready.
         on_step: called with a description of each step of the start.
     """
 
@@ -90,7 +90,10 @@ class Service:
                 self._on_step("starting Triton")
                 self._supervisor.start(timeout=self._wait)
                 self.settings = self.settings.model_copy(update={"triton_url": self._supervisor.server.http_url})
+            starting = time.monotonic()
             self._start_gateway()
+            # The models are not waited for while the gateway itself starts.
+            deadline += time.monotonic() - starting
             self._on_step("waiting for the models" + (" and prefilling" if self.settings.warm else ""))
             self._wait_ready(deadline)
         except BaseException:
@@ -172,6 +175,8 @@ class Service:
 
         # Outside the main thread, uvicorn installs no signal handlers.
         threading.Thread(target=run, name="gateway").start()
+        while not (gateway.started or self._ended.is_set()):
+            time.sleep(POLL_S)
 
     def _prefilling(self) -> bool:
         return self._app is not None and bool(self._app.state.runtime.warmup.prefilling)
@@ -190,7 +195,7 @@ class Service:
                     return
                 if not self.running():
                     raise CommandError("the gateway ended while starting; see its log")
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline and not self._prefilling():
                     where = f"Triton at {self.settings.triton_url}"
                     raise CommandError(f"{where} is not ready after {self._wait:g} s: {missing}")
                 time.sleep(POLL_S)
