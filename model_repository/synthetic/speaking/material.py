@@ -17,7 +17,15 @@ from model_repository.synthetic.speaking.augment import FeatureSpectra, vary_lin
 from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.dialogues import Material, Question
 from model_repository.synthetic.speaking.quantizer import Codes
-from model_repository.synthetic.speaking.semantic import Example, SemanticModel, encode, features_of, joined, padded
+from model_repository.synthetic.speaking.semantic import (
+    Example,
+    SemanticModel,
+    encode,
+    features_of,
+    joined,
+    padded,
+    shown_intent,
+)
 from model_repository.synthetic.speaking.voices import NAMES
 
 VARIANTS = 3
@@ -36,21 +44,28 @@ NOISE_FRAMES = 60
 def questions_of(
     model: SemanticModel,
     speech: AgentSpeech,
-    asked: Sequence[tuple[str, Example]],
+    asked: Sequence[Example],
+    intents: Sequence[str],
     spectra: FeatureSpectra,
     seed: int,
 ) -> list[Question]:
-    """Encode variants of users' examples, each with its intent, from the last frame before the speech."""
+    """Encode variants of users' examples from the last frame before the speech.
+
+    The intent of a question is the one that its codes show, right or wrong: the language model cannot know better.
+    `intents`: their names, by number.
+    """
     questions = []
-    for variant, (number, (intent, example)) in itertools.product(range(VARIANTS), enumerate(asked)):
+    for variant, (number, example) in itertools.product(range(VARIANTS), enumerate(asked)):
         generator = np.random.default_rng([seed, 12, variant, number])
         heard = example
         if generator.random() < PRECEDED:
-            heard = joined(asked[int(generator.integers(len(asked)))][1], example, generator)
+            heard = joined(asked[int(generator.integers(len(asked)))], example, generator)
         features = np.pad(heard.features, ((0, 2 * (heard.end + TAIL) - len(heard.features)), (0, 0)), mode="edge")
         varied = spectra.varied(torch.from_numpy(features.astype(np.float32))[None], generator)[0]
         codes = encode(model, speech, varied.numpy())[max(0, heard.begin - 1) :]
-        questions.append(Question(intent, codes, min(1, heard.begin), len(codes) - TAIL))
+        end = len(codes) - TAIL
+        intent = intents[shown_intent(model, codes[end:, 0])]
+        questions.append(Question(intent, codes, min(1, heard.begin), end))
         if number % 1000 == 0:
             print(f"codes: variant {variant + 1}, utterance {number + 1} of {len(asked)}", flush=True)
     return questions

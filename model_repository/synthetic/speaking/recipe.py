@@ -197,8 +197,8 @@ class Recipe:
         """Stage 2e."""
 
         def questions() -> list[Question]:
-            asked = [(line.intent, example) for line, example in self.asked]
-            return questions_of(model, self.agent, asked, self.spectra, self.config.seed)
+            asked = [example for _, example in self.asked]
+            return questions_of(model, self.agent, asked, list(self.labels.intents), self.spectra, self.config.seed)
 
         return prepare_material(self._work / "codes.npz", model, self.agent, questions, self.tokenizer, self.config)
 

@@ -373,6 +373,13 @@ def encode(model: SemanticModel, speech: AgentSpeech, features: Floats) -> Codes
     return np.concatenate([first[:, None], speech.quantizer.encode(acoustic.numpy().copy())], axis=1)
 
 
+def shown_intent(model: SemanticModel, codes: Codes) -> int:
+    """Number of the intent that codes [F] of codebook 0 show, which begin with the frame after a question."""
+    with torch.no_grad():
+        logs = model.classes(model.book.centroids[torch.from_numpy(codes[SAID])]).log_softmax(-1)
+    return int(logs[:, FIRST_INTENT:].sum(0).argmax())
+
+
 def agent_voices(speech: AgentSpeech) -> list[tuple[int, str]]:
     """Every sentence in three of its reader's voices, in turn: (index of the sentence, voice)."""
     chosen = []

@@ -112,3 +112,19 @@ def test_codes_are_trained_to_show_the_intent() -> None:
     assert figures["right"] == 1.0
     assert float(certain["intent"]) < 0.01 < float(losses["intent"])
     assert float(certain["presence"]) > float(losses["presence"])
+
+
+def test_the_intent_is_read_from_the_codes_after_a_question() -> None:
+    from model_repository.synthetic.speaking.config import SpeakingConfig
+    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, Labels, SemanticModel, shown_intent
+
+    model = SemanticModel(SpeakingConfig(), Labels({"a": 0, "b": 1, "c": 2}, {}, {}, {}))
+    with torch.no_grad():
+        # Code k is class k's, and only its own.
+        classes = FIRST_INTENT + 3
+        model.book.centroids[:classes, :classes] = torch.eye(classes)
+        model.classes.weight.zero_()
+        model.classes.weight[:, :classes] = 10 * torch.eye(classes)
+    codes = np.array([0, 0, 4, 4, 3, 4, 2, 2, 2, 2])
+    assert shown_intent(model, codes) == 2
+    assert shown_intent(model, codes[4:]) == 0
