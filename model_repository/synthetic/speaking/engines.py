@@ -74,7 +74,7 @@ KOKORO_STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_ku
 
 @dataclass(frozen=True)
 class Kokoro:
-    """Kokoro-82M with a blend of its style vectors, which pronounces as one of espeak-ng's accents."""
+    """Kokoro-82M with a blend of its style vectors. `accent`: the voice of espeak-ng that gives the phonemes."""
 
     shares: Blend
     accent: str = "en-us"
@@ -92,7 +92,7 @@ class Kokoro:
 
 
 def phonemes(text: str, accent: str = "en-us") -> str:
-    """Return espeak-ng's IPA of a sentence in Kokoro's symbols."""
+    """Return espeak-ng's IPA of a sentence in Kokoro's symbols. `accent`: a voice of espeak-ng."""
     command = ["espeak-ng", "-v", accent, "-q", "--ipa"]
     # espeak-ng drops punctuation, from which Kokoro takes its intonation.
     pieces = re.findall(r"[^,.!?;]+|[,.!?;]", text)

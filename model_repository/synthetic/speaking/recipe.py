@@ -52,7 +52,7 @@ from model_repository.synthetic.speaking.tokenizer import train_speaking_tokeniz
 from model_repository.synthetic.speaking.training import load
 
 VARIANTS, KOKORO_VARIANTS = 1, 2
-"""Examples of each user's utterance: another speaker and line each time. Kokoro is slow, so its utterances are few."""
+"""Examples of each user's utterance: another speaker and line each time. Kokoro is slow: it has fewer utterances."""
 
 KEPT_BACK = tuple(USERS)[9::10]
 """Speakers that are kept from the encoder, so that the language model hears what codes of strangers are like."""

@@ -118,7 +118,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
     """Every phrasing by five speakers: one of flite's, three of espeak-ng's, one of Kokoro's.
 
     Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
-    of each.
+    of each engine.
     """
     flite, espeak, kokoro = (
         [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro")
