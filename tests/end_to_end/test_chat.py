@@ -119,6 +119,7 @@ def test_the_moshi_client_holds_a_conversation(
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 async def test_livekits_nvidia_plugin_holds_a_call(tiny_service: Service, chat_texts: list[str]) -> None:
     url = tiny_service.url.replace("http", "ws", 1)

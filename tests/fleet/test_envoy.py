@@ -110,7 +110,6 @@ async def test_envoy_repeats_on_another_pod_what_a_pod_refuses(shared_models: Pa
 
 
 @pytest.mark.long
-@pytest.mark.alone
 @pytest.mark.timeout(3600)
 async def test_envoy_refuses_no_call_while_a_slot_is_free(shared_models: Path, tmp_path: Path):
     pods = 5

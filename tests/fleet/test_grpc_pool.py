@@ -24,7 +24,6 @@ AGE = 1.0
 
 
 @pytest.mark.long
-@pytest.mark.alone
 @pytest.mark.timeout(3600)
 async def test_grpc_clients_refuse_no_call_while_a_slot_is_free(shared_models: Path):
     """Without a balancer: clients look up the pods, take turns, and repeat what a pod refuses."""

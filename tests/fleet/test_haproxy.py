@@ -19,7 +19,6 @@ __all__ = ["shared_models"]
 
 
 @pytest.mark.effort
-@pytest.mark.alone
 @pytest.mark.timeout(3600)
 async def test_haproxy_refuses_no_call_while_a_slot_is_free(shared_models: Path, tmp_path: Path):
     pods = effort(3, 5)

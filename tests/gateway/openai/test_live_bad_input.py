@@ -101,6 +101,7 @@ async def session(server: MeasuredServer, case: tuple[Message, list[Message], bo
 
 
 @pytest.mark.effort
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_random_events(models: Path) -> None:
     run_random_cases(models, CASES, session, cases)

@@ -111,6 +111,7 @@ async def session(server: MeasuredServer, case: tuple[list[Message], list[Messag
 
 
 @pytest.mark.effort
+@pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_random_events(models: Path) -> None:
     run_random_cases(models, CASES, session, cases)
