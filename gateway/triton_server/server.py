@@ -237,7 +237,8 @@ class TritonServer:
             if not self.alive():
                 if self._reader:
                     self._reader.join(timeout=1.0)
-                raise TritonStartError(f"Triton ended while starting: {_reason(self.log)}", self.log)
+                status = f"with status {self.exit_code}"
+                raise TritonStartError(f"Triton ended while starting, {status}: {_reason(self.log)}", self.log)
             if self._all_ready():
                 return
             if time.monotonic() > deadline:
@@ -273,7 +274,7 @@ def _port_taken(error: TritonStartError) -> bool:
 def _reason(log: tuple[str, ...]) -> str:
     """Return the line that most likely states the cause: first failed model, else last error, else last line."""
     failed = [line for line in log if "failed to load '" in line][:1]
-    errors = [line for line in log if line.startswith(("E", "F", "error:", "cannot run"))]
+    errors = [line for line in log if line.startswith(("E", "F", "error:", "cannot run")) and _NO_GPU not in line]
     line = (failed or errors or [*log] or ["no output"])[-1]
     # Triton quotes messages and escapes the line breaks of tracebacks.
     return line.split("] ", 1)[-1].split("\\n", 1)[0].strip('"')

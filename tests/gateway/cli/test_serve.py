@@ -282,7 +282,7 @@ def test_a_model_that_does_not_load_is_reported(spawn: Spawn, tiny_models: Path,
     process = spawn("serve", broken, "--port", 0, "--log-level", "error")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "personaplex: error: Triton ended while starting: failed to load '" in err.splitlines()[-1]
+    assert "personaplex: error: Triton ended while starting, with status 1: failed to load '" in err.splitlines()[-1]
     assert gone(process.pid) == []
 
 
