@@ -1,9 +1,9 @@
 """The backend that is Triton: each batch is one HTTP request to each model, each slot one sequence in each model.
 
 A slot's sequence ids never change, so a gateway that was killed takes its slots over when it comes back: START on a
-running sequence restarts it in its row. A batch is sent on the sequence of one of its members, and `members` names the
-row and the key of each. The key is new for each conversation, so that a late request of the slot's previous
-conversation is rejected.
+running sequence restarts it in its row. A request is carried by any sequence that runs, and `members` names the row
+and the key of each conversation it is about. The key is new for each conversation, so that a late request of the slot's
+previous conversation is rejected.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from time import monotonic
@@ -34,9 +35,8 @@ STATEFUL = ENCODER, TEMPORAL, DECODER = "mimi_encoder", "temporal", "mimi_decode
 DEPFORMER = "depformer"
 
 RENEW_SECONDS = 600.0
-"""A sequence that was only a member of others' requests for so long carries the next batch itself. Triton frees the row
-of a sequence that makes no request of its own for an hour (`SEQUENCE_IDLE_MICROSECONDS` in the models'
-configuration)."""
+"""A slot whose sequence carried no request for so long carries the next one about it. Triton frees the row of a
+sequence that makes no request of its own for an hour (`SEQUENCE_IDLE_MICROSECONDS` in the models' configuration)."""
 
 _READY_TIMEOUT = 2.0
 _NOTHING_DONE = 400
@@ -44,6 +44,8 @@ _NOTHING_DONE = 400
 _UNAVAILABLE = (502, 503, 504)
 _NO_ROW = -1
 """Row in a START request that has nothing to run yet."""
+_NOT_RUNNING = np.iinfo(np.int64).max
+"""In place of the row of a sequence that does not run."""
 
 _MEMBERS = TensorSpec("members", "INT64", (2,))
 _SAMPLER = (TensorSpec("sampler", "INT64", (3,)), TensorSpec("temperature", "FP32", (1,)))
@@ -82,12 +84,13 @@ class TritonBackend:
                 *_SAMPLER,
             ),
         }
-        # Per model: row and key of each slot's sequence, and when it last made a request of its own.
+        # Per model: row and key of each slot's sequence, its row while it runs, and when it last carried a request.
         self._members = {model: np.zeros((manifest.slots, 2), np.int64) for model in STATEFUL}
+        self._running = {model: np.full(manifest.slots, _NOT_RUNNING) for model in STATEFUL}
         self._renewed_at = {model: np.zeros(manifest.slots) for model in STATEFUL}
         self._open: set[int] = set()
-        self._calls: dict[tuple[str, int], asyncio.Task[Outputs]] = {}
-        """The last call on a slot's own sequence, by model and slot."""
+        self._calls: defaultdict[tuple[str, int], set[asyncio.Task[Outputs]]] = defaultdict(set)
+        """Calls on a slot's sequence, which does not end before they do, by model and slot."""
         self._talking: set[int] = set()
         """Slots whose prompt is in the model."""
         self._feeding = asyncio.Lock()
@@ -180,16 +183,21 @@ class TritonBackend:
     async def _run(self, model: str, slots: Tokens, *tensors: Array) -> Outputs:
         """Run a stateful model for a batch; `tensors`: its inputs, batch first. Outputs have shape [1, B, ...].
 
-        The request goes on the sequence of the lowest row: Triton adds a copy of it for each row below.
+        The request goes on the running sequence of the lowest row, whether its slot is in the batch or not: Triton adds
+        a copy of the request, with tensors of the same size, for each row below.
         """
-        members, renewed_at, now = self._members[model][slots], self._renewed_at[model], self._clock()
+        renewed_at, now = self._renewed_at[model], self._clock()
         ages = now - renewed_at[slots]
-        carrier = int(slots[members[:, 0].argmin() if ages.max() < RENEW_SECONDS else ages.argmax()])
+        carrier = int(self._running[model].argmin() if ages.max() < RENEW_SECONDS else slots[ages.argmax()])
         renewed_at[carrier] = now
         head = self._batch_head(model, len(slots), carrier)
         try:
-            contents = [tensor.tobytes() for tensor in (*tensors, members)]
-            return await self._http.request([head, *contents], self._step_deadline)
+            contents = [tensor.tobytes() for tensor in (*tensors, self._members[model][slots])]
+            call = asyncio.ensure_future(self._http.request([head, *contents], self._step_deadline))
+            calls = self._calls[model, carrier]
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+            return await call
         except TritonRejected as error:
             failure = _engine_error(error, model)
             raise BatchRejected(failure) if error.status == _NOTHING_DONE else failure from error
@@ -206,13 +214,16 @@ class TritonBackend:
     async def _start_sequence(self, model: str, slot: int) -> None:
         key = secrets.randbits(63)
         inputs = [tensor.batched(1, 1) for tensor in self._inputs[model]]
-        outputs = await self._call(model, slot, inputs, [bytes(t.nbytes) for t in inputs], _NO_ROW, key, start=True)
-        self._members[model][slot] = int(outputs["row"][0, 0]), key
+        payload = [bytes(tensor.nbytes) for tensor in inputs]
+        outputs = await self._call(model, slot, inputs, payload, _NO_ROW, key, start=True)
+        row = int(outputs["row"][0, 0])
+        self._members[model][slot] = row, key
+        self._running[model][slot] = row
 
     async def _end_sequence(self, model: str, slot: int) -> None:
-        # On another connection END could overtake it. Whether it fails does not matter any more.
-        if (call := self._calls.pop((model, slot), None)) is not None:
-            await asyncio.gather(call, return_exceptions=True)
+        self._running[model][slot] = _NOT_RUNNING
+        # On another connection END could overtake them.
+        await asyncio.gather(*self._calls.pop((model, slot), ()), return_exceptions=True)
         inputs = [tensor.batched(1, 1) for tensor in (*self._inputs[model], _MEMBERS)]
         head = request_head(model, inputs, _sequence_id(slot), end=True)
         try:
@@ -286,7 +297,7 @@ class TritonBackend:
             deadline = self._step_deadline if start else self._prefill_deadline
             call = asyncio.ensure_future(self._http.request([head, *payload, member], deadline))
             # A call that is cut in two would leave the sequence in an unknown state.
-            self._calls[model, slot] = call
+            self._calls[model, slot].add(call)
             return await asyncio.shield(call)
         except (TritonUnreachable, TritonRejected) as error:
             raise _engine_error(error, model) from error

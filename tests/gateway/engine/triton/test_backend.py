@@ -51,15 +51,19 @@ async def test_a_slot_has_the_same_sequence_ids_and_new_keys_each_time(backend: 
     assert len({int(call["members"][0, 0, 1]) for call in starts}) == 2 * len(STATEFUL)
 
 
-async def test_a_batch_is_one_request_on_the_sequence_of_the_lowest_row(backend: TritonBackend, server: Server):
+async def test_a_batch_is_one_request_on_the_sequence_of_the_lowest_row_in_use(backend: TritonBackend, server: Server):
+    """Of any conversation, whether it has a frame in the batch or not."""
     await opened(backend, server, 4)
     pcm = np.stack([np.full(1920, number, np.float32) for number in range(3)])
     codes = await backend.encode(np.array([3, 1, 2]), pcm)
     (call,) = server.calls
-    assert (call["model"], call["id"], call["start"], call["end"]) == ("mimi_encoder", "slot-1", False, False)
+    assert (call["model"], call["id"], call["start"], call["end"]) == ("mimi_encoder", "slot-0", False, False)
     assert call["members"][0, :, 0].tolist() == [3, 1, 2]
     assert np.array_equal(call["pcm"], pcm[None])
     assert codes.tolist() == [list(range(first, first + 8)) for first in (0, 8, 16)]
+    await backend.release(0)
+    await backend.encode(np.array([3, 2]), pcm[:2])
+    assert server.calls[-1]["id"] == "slot-1"
 
 
 async def test_each_tensor_of_a_step_is_its_members(backend: TritonBackend, server: Server):
@@ -122,6 +126,27 @@ async def test_release_ends_each_model_once_with_inputs_of_the_right_shape(backe
         "codes": (1, 1, 8),
         "members": (1, 1, 2),
     }
+
+
+async def test_a_sequence_ends_after_the_batch_that_it_carries(backend: TritonBackend, server: Server):
+    """Another conversation's batch: an END that overtakes it would make Triton refuse it."""
+    await opened(backend, server, 2)
+    reached, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        server.before = None
+        reached.set()
+        await answer.wait()
+
+    server.before = slow
+    batch = asyncio.create_task(backend.encode(np.array([1]), silence()))
+    await reached.wait()
+    release = asyncio.create_task(backend.release(0))
+    await asyncio.sleep(0.01)
+    assert not any(call["model"] == "mimi_encoder" and call["end"] for call in server.calls)
+    answer.set()
+    await release
+    assert (await batch).shape == (1, 8)
 
 
 async def test_a_slot_that_was_never_opened_is_released_without_a_call(backend: TritonBackend, server: Server):
