@@ -35,8 +35,8 @@ STATEFUL = ENCODER, TEMPORAL, DECODER = "mimi_encoder", "temporal", "mimi_decode
 DEPFORMER = "depformer"
 
 RENEW_SECONDS = 600.0
-"""A slot whose sequence carried no request for so long carries the next one about it. Triton frees the row of a
-sequence that makes no request of its own for an hour (`SEQUENCE_IDLE_MICROSECONDS` in the models' configuration)."""
+"""A slot whose sequence carried no request for so long carries the next batch that it is in. Triton frees the row of a
+sequence that carries none for an hour (`SEQUENCE_IDLE_MICROSECONDS` in the models' configuration)."""
 
 _READY_TIMEOUT = 2.0
 _NOTHING_DONE = 400
@@ -45,7 +45,7 @@ _UNAVAILABLE = (502, 503, 504)
 _NO_ROW = -1
 """Row in a START request that has nothing to run yet."""
 _NOT_RUNNING = np.iinfo(np.int64).max
-"""In place of the row of a sequence that does not run."""
+"""In place of the row, above all others, and of the key."""
 
 _MEMBERS = TensorSpec("members", "INT64", (2,))
 _SAMPLER = (TensorSpec("sampler", "INT64", (3,)), TensorSpec("temperature", "FP32", (1,)))
@@ -84,13 +84,12 @@ class TritonBackend:
                 *_SAMPLER,
             ),
         }
-        # Per model: row and key of each slot's sequence, its row while it runs, and when it last carried a request.
-        self._members = {model: np.zeros((manifest.slots, 2), np.int64) for model in STATEFUL}
-        self._running = {model: np.full(manifest.slots, _NOT_RUNNING) for model in STATEFUL}
+        # Per model: row and key of each slot's sequence, and when it last carried a request.
+        self._members = {model: np.full((manifest.slots, 2), _NOT_RUNNING) for model in STATEFUL}
         self._renewed_at = {model: np.zeros(manifest.slots) for model in STATEFUL}
         self._open: set[int] = set()
         self._calls: defaultdict[tuple[str, int], set[asyncio.Task[Outputs]]] = defaultdict(set)
-        """Calls on a slot's sequence, which does not end before they do, by model and slot."""
+        """Calls that a slot's sequence carries, by model and slot. The sequence ends after them."""
         self._talking: set[int] = set()
         """Slots whose prompt is in the model."""
         self._feeding = asyncio.Lock()
@@ -183,12 +182,12 @@ class TritonBackend:
     async def _run(self, model: str, slots: Tokens, *tensors: Array) -> Outputs:
         """Run a stateful model for a batch; `tensors`: its inputs, batch first. Outputs have shape [1, B, ...].
 
-        The request goes on the running sequence of the lowest row, whether its slot is in the batch or not: Triton adds
-        a copy of the request, with tensors of the same size, for each row below.
+        The running sequence of the lowest row carries the request, whether its slot is in the batch or not. For each
+        row below, Triton adds a copy of the request with tensors of the same size.
         """
         renewed_at, now = self._renewed_at[model], self._clock()
         ages = now - renewed_at[slots]
-        carrier = int(self._running[model].argmin() if ages.max() < RENEW_SECONDS else slots[ages.argmax()])
+        carrier = int(self._members[model][:, 0].argmin() if ages.max() < RENEW_SECONDS else slots[ages.argmax()])
         renewed_at[carrier] = now
         head = self._batch_head(model, len(slots), carrier)
         try:
@@ -216,12 +215,10 @@ class TritonBackend:
         inputs = [tensor.batched(1, 1) for tensor in self._inputs[model]]
         payload = [bytes(tensor.nbytes) for tensor in inputs]
         outputs = await self._call(model, slot, inputs, payload, _NO_ROW, key, start=True)
-        row = int(outputs["row"][0, 0])
-        self._members[model][slot] = row, key
-        self._running[model][slot] = row
+        self._members[model][slot] = int(outputs["row"][0, 0]), key
 
     async def _end_sequence(self, model: str, slot: int) -> None:
-        self._running[model][slot] = _NOT_RUNNING
+        self._members[model][slot] = _NOT_RUNNING
         # On another connection END could overtake them.
         await asyncio.gather(*self._calls.pop((model, slot), ()), return_exceptions=True)
         inputs = [tensor.batched(1, 1) for tensor in (*self._inputs[model], _MEMBERS)]
