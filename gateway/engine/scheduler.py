@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from heapq import heappop, heappush
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -88,7 +89,8 @@ class FrameScheduler:
         self._samplers = SlotSamplers(slots)
         self._forced = ForcedText(text_padding_id)
         self._frames = [0] * slots
-        self._free = list(range(slots))[::-1]
+        self._free = list(range(slots))
+        """A heap: the lowest slot is taken, because a batch costs the backend less the lower its slots are."""
         self._text_pieces = text_pieces
         self._metrics = metrics
         self._max_interval = max_interval
@@ -261,7 +263,7 @@ class FrameScheduler:
             raise RuntimeError("expected a free slot: admission allows no more conversations than slots")
         if not self._lanes:
             self._lanes = [asyncio.create_task(self.run(), name=f"frame-scheduler-{lane}") for lane in range(LANES)]
-        return self._free.pop()
+        return heappop(self._free)
 
     def filled(self, window: int) -> float:
         """Share of the positions of all slots that conversations fill; a slot has `window`."""
@@ -283,7 +285,7 @@ class FrameScheduler:
         self._forced.clear(slot)
         await self.backend.release(slot)
         self._samplers.sampler[slot, :, POSITION] = 0
-        self._free.append(slot)
+        heappush(self._free, slot)
 
     async def _whole(self, slot: int, call: Coroutine[Any, Any, T]) -> T:
         """Finish a slot's call even if its caller is cancelled: half a step leaves the slot in an unknown state."""

@@ -92,6 +92,8 @@ class TritonBackend:
         """Calls that a slot's sequence carries, by model and slot. The sequence ends after them."""
         self._talking: set[int] = set()
         """Slots whose prompt is in the model."""
+        self._ending = {model: asyncio.Lock() for model in STATEFUL}
+        """Held while a sequence ends: a batch waits for one END at most, however many conversations end at once."""
         self._feeding = asyncio.Lock()
         """Held while a chunk of a prompt runs: there is one between two batches, however many conversations start."""
         self._fills: WeakValueDictionary[bytes, _Fill] = WeakValueDictionary()
@@ -223,8 +225,10 @@ class TritonBackend:
         await asyncio.gather(*self._calls.pop((model, slot), ()), return_exceptions=True)
         inputs = [tensor.batched(1, 1) for tensor in (*self._inputs[model], _MEMBERS)]
         head = request_head(model, inputs, _sequence_id(slot), end=True)
+        payload = [bytes(tensor.nbytes) for tensor in inputs]
         try:
-            await self._http.request([head, *(bytes(tensor.nbytes) for tensor in inputs)], self._release_deadline)
+            async with self._ending[model]:
+                await self._http.request([head, *payload], self._release_deadline)
         except (TritonUnreachable, TritonRejected) as error:
             # The slot's next conversation restarts the sequence anyway.
             logger.warning("could not end the sequence of slot %d in %s: %s", slot, model, _line(error))

@@ -44,6 +44,14 @@ async def test_frames_that_are_ready_together_are_one_batch_in_every_model(conve
     ]
 
 
+async def test_a_conversation_takes_the_lowest_free_slot(converse: Converse):
+    """Whatever the order in which slots are freed."""
+    conversations = await started(converse, 5)
+    for slot in (1, 4, 0):
+        await next(conversation for conversation in conversations if conversation.slot == slot).close()
+    assert [conversation.slot for conversation in await started(converse, 3)] == [0, 1, 4]
+
+
 async def test_conversations_get_in_company_what_each_gets_alone(converse: Converse):
     """Whatever the order in which they join and leave the batches."""
 

@@ -149,6 +149,24 @@ async def test_a_sequence_ends_after_the_batch_that_it_carries(backend: TritonBa
     assert (await batch).shape == (1, 8)
 
 
+async def test_a_model_ends_one_sequence_at_a_time(backend: TritonBackend, server: Server):
+    """A batch between two conversations' last frames waits for one END, not for all."""
+    await opened(backend, server, 4)
+    running, most = 0, 0
+
+    async def slow() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+
+    server.before = slow
+    await asyncio.gather(*(backend.release(slot) for slot in range(4)))
+    assert most == len(STATEFUL)
+    assert [len(server.asked(model)) for model in STATEFUL] == [4, 4, 4]
+
+
 async def test_a_slot_that_was_never_opened_is_released_without_a_call(backend: TritonBackend, server: Server):
     await backend.release(0)
     assert server.calls == []
