@@ -29,8 +29,11 @@ from gateway.triton_server.installation import TritonInstallation
 from gateway.triton_server.options import LOOPBACK, TritonOptions
 from gateway.triton_server.probe import is_ready, listens
 
-# Another process may take a port between its selection and Triton's bind.
-PORT_ATTEMPTS = 5
+START_ATTEMPTS = 5
+_PASSING = ("already in use", "boost::interprocess::lock_exception")
+"""In Triton's log if another start may succeed: another process took a port between its selection and Triton's bind, or
+the Python backend met a broken lock in its shared memory (https://github.com/triton-inference-server/server/issues/8882),
+which ends few starts, on a busy machine."""
 LOG_LINES = 200
 POLL_S = 0.05
 
@@ -118,7 +121,7 @@ class TritonServer:
         """
         installation = self._installation or TritonInstallation.find()
         chosen = self.options
-        attempts = PORT_ATTEMPTS if 0 in (chosen.http_port, chosen.grpc_port, chosen.metrics_port) else 1
+        attempts = START_ATTEMPTS
         while True:
             attempts -= 1
             self.options = chosen.with_free_ports()
@@ -127,9 +130,9 @@ class TritonServer:
                 return self._wait_ready(time.monotonic() + timeout, cancelled or threading.Event())
             except BaseException as error:
                 self.stop(now=True)
-                if attempts and isinstance(error, TritonStartError) and _port_taken(error):
-                    continue
-                raise
+                if not attempts or not isinstance(error, TritonStartError) or not _passing(error):
+                    raise
+                _log.warning("%s; starting it again", error)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait up to `timeout` seconds for the server to end; return whether it has ended."""
@@ -267,8 +270,8 @@ def _link_python_backend(installation: TritonInstallation, folder: Path) -> None
     stub.symlink_to(installation.stub)
 
 
-def _port_taken(error: TritonStartError) -> bool:
-    return any("already in use" in line.lower() for line in error.log)
+def _passing(error: TritonStartError) -> bool:
+    return any(cause in line.lower() for line in error.log for cause in _PASSING)
 
 
 def _reason(log: tuple[str, ...]) -> str:
@@ -277,4 +280,4 @@ def _reason(log: tuple[str, ...]) -> str:
     errors = [line for line in log if line.startswith(("E", "F", "error:", "cannot run")) and _NO_GPU not in line]
     line = (failed or errors or [*log] or ["no output"])[-1]
     # Triton quotes messages and escapes the line breaks of tracebacks.
-    return line.split("] ", 1)[-1].split("\\n", 1)[0].strip('"')
+    return line.split("] ", 1)[-1].split("\\n", 1)[0].strip(' "')

@@ -29,6 +29,7 @@ _QUESTION = wav(np.zeros(FRAMES * 1920, np.float32), 24_000)
 _LONG_QUESTION = wav(np.zeros(5 * 24_000, np.float32), 24_000)
 """240 kB: more than HAProxy could repeat with its own size of buffers, 16 kB."""
 _SECONDS = 30.0
+_GONE = ("connection failure", "Stream removed")
 _CLOSE_SECONDS = 0.3
 """Envoy closes a connection one second after the pod has closed it. Callers do not wait for that."""
 
@@ -189,8 +190,9 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int, waits: Pro
         answered = monotonic()
     ended_by = dict(await call.trailing_metadata() or ()).get("personaplex-problem")
     details = await call.details() or ""
-    # The second by Envoy, whose last attempt met a pod that is gone.
-    refused = code in RETRIABLE and (ended_by in ("at-capacity", "draining") or "connection failure" in details)
+    # By Envoy and by gRPC: the last attempt met a pod that is gone. Nobody had accepted the call.
+    gone = not await call.initial_metadata() and any(words in details for words in _GONE)
+    refused = code in RETRIABLE and (ended_by in ("at-capacity", "draining") or gone)
     outcome = Outcome.COMPLETED if code is grpc.StatusCode.OK else Outcome.REFUSED if refused else Outcome.BROKEN
     detail = "" if outcome is Outcome.COMPLETED else f"{code.name}: {details}"
     ended = monotonic()

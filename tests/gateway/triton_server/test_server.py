@@ -216,6 +216,27 @@ def test_another_port_is_selected_if_one_is_taken_meanwhile(models: Path, monkey
     assert taken_meanwhile == []
 
 
+def test_a_start_that_fails_by_a_broken_lock_is_repeated(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = TritonInstallation.find()
+    binary, failed = tmp_path / "tritonserver", tmp_path / "failed"
+    lines = "terminate called\n  what():  boost::interprocess::lock_exception"
+    binary.write_text(
+        f'#!/bin/sh\n[ -e {failed} ] && exec {found.binary} "$@"\n'
+        f"touch {failed}\nprintf '%s\\n' '{lines}' >&2\nkill -ABRT $$\n"
+    )
+    binary.chmod(0o755)
+    server = TritonServer(models, installation=replace(found, binary=binary))
+    server.start(timeout=60)
+    try:
+        assert echo(server, [4.0]) == [4.0]
+    finally:
+        server.stop(now=True)
+    (warning,) = (record.message for record in caplog.records if "starting it again" in record.message)
+    assert "with status 134: what():  boost::interprocess::lock_exception" in warning
+
+
 @pytest.mark.parametrize("order", ["grpc,http,metrics", "http,metrics,grpc", "metrics,grpc,http"])
 def test_a_started_server_listens_on_every_port(order: str, models: Path, tmp_path: Path) -> None:
     binary = tmp_path / "tritonserver"
