@@ -31,7 +31,7 @@ def encoded(data: bytes) -> str:
 
 
 class Phone(ABC):
-    """One call. `encoding`, `rate`: of both directions."""
+    """One call. `encoding`, `rate`: of both directions; `streams`: ids of the stream in the start messages."""
 
     service: ClassVar[str]
     formats: ClassVar[list[tuple[str, int]]]
@@ -41,6 +41,7 @@ class Phone(ABC):
         default = self.formats[0]
         self.encoding, self.rate = encoding or default[0], rate or default[1]
         self.sent = 0
+        self.streams: list[object] = []
 
     @property
     def path(self) -> str:
@@ -94,6 +95,7 @@ class Twilio(_Json):
     formats: ClassVar = [("ulaw", 8000)]
 
     def hello(self, **parameters: str) -> list[Message]:
+        self.streams.append("MZ1")
         start = {
             "streamSid": "MZ1", "accountSid": "AC1", "callSid": "CA1", "tracks": ["inbound"],
             "customParameters": parameters,
@@ -127,7 +129,7 @@ class Twilio(_Json):
 
     def read(self, message: Message) -> Audio | Mark | Answer:
         fields = self._loaded(message)
-        assert fields["streamSid"] == "MZ1"
+        assert fields["streamSid"] in self.streams
         if fields["event"] == "media":
             assert set(fields) == {"event", "streamSid", "media"}
             assert set(fields["media"]) == {"payload"}
@@ -192,6 +194,7 @@ class Plivo(_Json):
 
     def hello(self, **parameters: str) -> list[Message]:
         """Names of extra headers have letters and digits only."""
+        self.streams.append("s")
         start = {
             "callId": "c", "streamId": "s", "accountId": "a", "tracks": ["inbound"],
             "mediaFormat": {"encoding": self._names[self.encoding], "sampleRate": self.rate},
@@ -219,7 +222,7 @@ class Plivo(_Json):
 
     def read(self, message: Message) -> Audio | Mark | Answer:
         fields = self._loaded(message)
-        assert fields["streamId"] == "s"
+        assert fields["streamId"] in self.streams
         if fields["event"] == "playAudio":
             assert set(fields) == {"event", "streamId", "media"}
             media = fields["media"]

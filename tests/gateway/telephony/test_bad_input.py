@@ -56,7 +56,7 @@ def messages(kind: type[Phone]) -> st.SearchStrategy[Sent]:
         ),
         # A right start, changed in one place.
         st.builds(
-            lambda name, value: lambda phone: json.dumps(changed(json.loads(json_start(phone)), name, value)),
+            lambda name, value: lambda phone: changed_start(phone, name, value),
             st.sampled_from(
                 ["streamSid", "callSid", "mediaFormat", "media_format", "content-type", "format", "streamId"]
             ),
@@ -77,9 +77,12 @@ def json_start(phone: Phone) -> str:
     return start
 
 
-def changed(start: dict[str, Any], name: str, value: object) -> dict[str, Any]:
+def changed_start(phone: Phone, name: str, value: object) -> str:
+    start = json.loads(json_start(phone))
     start.get("start", start)[name] = value
-    return start
+    if name in {"streamSid", "streamId"}:
+        phone.streams.append(value)
+    return json.dumps(start)
 
 
 @st.composite
