@@ -38,6 +38,9 @@ RENEW_SECONDS = 600.0
 """A slot whose sequence carried no request for so long carries the next batch that it is in. Triton frees the row of a
 sequence that carries none for an hour (`SEQUENCE_IDLE_MICROSECONDS` in the models' configuration)."""
 
+END_PAUSE = 0.02
+"""Seconds between two sequences' ends in a model while conversations talk. Each costs as much as several frames."""
+
 _READY_TIMEOUT = 2.0
 _NOTHING_DONE = 400
 """HTTP status of a request that the model, or Triton in front of it, rejected before it changed any state."""
@@ -229,6 +232,8 @@ class TritonBackend:
         try:
             async with self._ending[model]:
                 await self._http.request([head, *payload], self._release_deadline)
+                if self._talking:
+                    await asyncio.sleep(END_PAUSE)
         except (TritonUnreachable, TritonRejected) as error:
             # The slot's next conversation restarts the sequence anyway.
             logger.warning("could not end the sequence of slot %d in %s: %s", slot, model, _line(error))

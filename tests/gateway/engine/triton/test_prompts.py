@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gateway.engine.backend import Prefilled, Wait
 from gateway.engine.prefill import ChunkPacer
 from gateway.engine.prefix import PromptPrefix
-from gateway.engine.triton.backend import TritonBackend
+from gateway.engine.triton.backend import END_PAUSE, STATEFUL, TritonBackend
 from gateway.errors import EngineError
 from tests.gateway.engine.triton.stand_in import Refusal, Server
 
@@ -227,3 +227,23 @@ async def test_a_sequence_ends_after_the_chunk_of_its_cancelled_prompt(backend: 
     _, fed, ended = prompt_calls(server)
     assert "embeddings" in fed
     assert ended["end"]
+
+
+async def test_ends_leave_time_for_the_batches_of_conversations_that_talk(
+    backend: TritonBackend, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    for slot in range(3):
+        await prefill(backend, slot, prompt())
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def at_once(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    await asyncio.gather(backend.release(0), backend.release(1))
+    assert pauses.count(END_PAUSE) == 2 * len(STATEFUL)
+    pauses.clear()
+    await backend.release(2)
+    assert END_PAUSE not in pauses, "nobody talks"
