@@ -40,6 +40,18 @@ TAIL = 10
 QUANTIZED_FROM = 0.25
 """Share of the steps after which codebook 0 quantizes; it begins with the means of the latents of that step."""
 
+FIXED_FROM = 0.5
+"""Share of the steps after which codebook 0 stays as it is, and latents are judged by their distances to its centroids.
+
+From then on the loss has a gradient also where the nearest code is a wrong one.
+"""
+
+DISTANCE_SCALE = 64.0
+"""Squared distance by which a code becomes less likely by a factor of e. With 4, wrong codes have no gradient."""
+
+CLASS_EXAMPLES = 3000
+"""Examples at most from which the classes of the codes are counted."""
+
 SAID = slice(2, 6)
 """Frames after the end of the speech in which codebook 0 shows the intent. The answer begins in frame 6."""
 
@@ -159,13 +171,17 @@ def agent_example(encoder: Encoder, speech: AgentSpeech, index: int, voice: str)
 
 
 class Codebook(nn.Module):
-    """Codebook 0: nearest centroids, learnt as moving averages; gradients pass straight through."""
+    """Codebook 0: nearest centroids, learnt as moving averages; gradients pass straight through.
 
-    def __init__(self, card: int, dim: int) -> None:
+    `shares` [card, classes]: how frequent each class is among the frames of a code.
+    """
+
+    def __init__(self, card: int, dim: int, classes: int) -> None:
         super().__init__()
         self.register_buffer("centroids", torch.zeros(card, dim))
         self.register_buffer("sums", torch.zeros(card, dim))
         self.register_buffer("usage", torch.zeros(card))
+        self.register_buffer("shares", torch.full((card, classes), 1 / classes))
 
     def start(self, samples: Tensor, generator: np.random.Generator) -> None:
         """Begin with the means of samples [n, dim]."""
@@ -195,6 +211,34 @@ class Codebook(nn.Module):
             self.usage[unused] = 1.0
         self.centroids.copy_(self.sums / self.usage[:, None].clamp(min=1e-5))
 
+    def count_classes(self, codes: Tensor, classes: Tensor) -> None:
+        """Set the shares from the codes [n] of frames and their classes [n]."""
+        counts = torch.zeros_like(self.shares)
+        counts.index_put_((codes, classes), torch.ones(len(codes)), accumulate=True)
+        # A code without frames has the shares of all of them.
+        counts += 0.02 * counts.sum(0) / counts.sum().clamp(min=1) + 1e-4
+        self.shares.copy_(counts / counts.sum(1, keepdim=True))
+
+    def losses(self, x: Tensor, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of latents x [n, dim] by their distances to the centroids, which stay, and the nearest codes [n].
+
+        Frames that are not judged count in the commitment only. The others are drawn to the likeliest code of their
+        class.
+        """
+        distances = x.square().sum(-1, keepdim=True) - 2 * x @ self.centroids.T + self.centroids.square().sum(1)
+        likely = (-distances / DISTANCE_SCALE).log_softmax(-1)
+        logs = (likely.exp() @ self.shares + 1e-8).log()
+        showing, present = classes >= FIRST_INTENT, (classes >= 0) & (classes < FIRST_INTENT)
+        codes = distances.argmin(-1)
+        wanted = codes.clone()
+        judged = classes >= 0
+        wanted[judged] = (likely.detach()[judged] + self.shares.log()[:, classes[judged]].T).argmax(-1)
+        return {
+            "intent": functional.nll_loss(logs[showing], classes[showing]),
+            "presence": functional.nll_loss(logs[present], classes[present]),
+            "commitment": (x - self.centroids[wanted]).square().mean(),
+        }, codes
+
 
 class SemanticModel(nn.Module):
     """The encoder with the heads that supervise it."""
@@ -204,7 +248,7 @@ class SemanticModel(nn.Module):
         geometry = config.geometry().mimi
         self.codec = Encoder(geometry)
         self.codec.encoder.requires_grad_(False)
-        self.book = Codebook(config.card, geometry.codebook_dim)
+        self.book = Codebook(config.card, geometry.codebook_dim, FIRST_INTENT + len(labels.intents))
         self.phonemes = nn.Linear(geometry.dimension, len(labels.phonemes) + 1)
         self.words = nn.Linear(geometry.dimension, len(labels.words) + 1)
         self.classes = nn.Linear(geometry.codebook_dim, FIRST_INTENT + len(labels.intents))
@@ -233,7 +277,7 @@ def train_semantics(
     """Train on users' examples, with a few of the agent's in every batch."""
     users = sorted(users, key=lambda example: len(example.features))
     agents = sorted(agents, key=lambda example: len(example.features))
-    first = int(QUANTIZED_FROM * config.semantic_steps)
+    first, fixed = (int(share * config.semantic_steps) for share in (QUANTIZED_FROM, FIXED_FROM))
 
     def batch(generator: np.random.Generator) -> list[Example]:
         if generator.random() >= FOLLOWED:
@@ -246,7 +290,10 @@ def train_semantics(
             with torch.no_grad():
                 samples = [_samples(model, sorted_batches(users, generator, 64)) for _ in range(24)]
             model.book.start(torch.cat(samples), generator)
-        losses, figures = user_losses(model, batch(generator), index >= first, spectra, generator)
+        if index == fixed:
+            count_classes(model, [users[number] for number in generator.permutation(len(users))[:CLASS_EXAMPLES]])
+        stage = (index >= first) + (index >= fixed)
+        losses, figures = user_losses(model, batch(generator), stage, spectra, generator)
         losses["acoustic"] = losses["acoustic"] + _agent_loss(model, sorted_batches(agents, generator, AGENTS))
         total = torch.stack([_WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
         return total, {**{name: float(loss.detach()) for name, loss in losses.items()}, **figures}
@@ -302,10 +349,29 @@ def _samples(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
     return torch.cat([showing, others[torch.randperm(len(others))[: len(showing)]]])
 
 
+def count_classes(model: SemanticModel, examples: Sequence[Example]) -> None:
+    """Count the classes of the codes of examples as they are."""
+    was_training = model.training
+    model.eval()
+    codes, classes = [], []
+    with torch.no_grad():
+        for example in examples:
+            semantic, _ = model.split(_latents(model, [example])[0])
+            judged = example.classes >= 0
+            codes.append(model.book.codes(semantic)[judged])
+            classes.append(torch.from_numpy(example.classes[judged]))
+    model.book.count_classes(torch.cat(codes), torch.cat(classes))
+    model.train(was_training)
+
+
+CONTINUOUS, QUANTIZED, FIXED = 0, 1, 2
+"""Stages of the training: the intent is read from latents, from quantized ones, or from distances to fixed codes."""
+
+
 def user_losses(
     model: SemanticModel,
     examples: Sequence[Example],
-    quantized: bool,
+    stage: int,
     spectra: FeatureSpectra,
     generator: np.random.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -314,17 +380,23 @@ def user_losses(
     steps = model.codec.encoder_transformer(spectra.varied(features, generator) if model.training else features)
     latents = model.codec.downsample(steps.transpose(1, 2)).transpose(1, 2)
     semantic, acoustic = model.split(latents)
-    losses: dict[str, Tensor] = {}
-    read = semantic
-    if quantized:
-        read, codes = model.book(semantic)
-        losses["commitment"] = (semantic - model.book.centroids[codes]).square().mean()
-        if model.training:
-            model.book.update(semantic.detach().flatten(0, 1), codes.flatten(), generator)
-    logits, classes = model.classes(read), _classes(examples, read.shape[1])
+    classes = _classes(examples, semantic.shape[1])
     showing = classes >= FIRST_INTENT
-    losses["intent"] = functional.cross_entropy(logits[showing], classes[showing])
-    losses["presence"] = functional.cross_entropy(logits[~showing], classes[~showing])
+    losses: dict[str, Tensor] = {}
+    if stage == FIXED:
+        losses, codes = model.book.losses(semantic.flatten(0, 1), classes.flatten())
+        found = model.book.shares[codes.view(classes.shape)[showing]].argmax(-1)
+    else:
+        read = semantic
+        if stage == QUANTIZED:
+            read, codes = model.book(semantic)
+            losses["commitment"] = (semantic - model.book.centroids[codes]).square().mean()
+            if model.training:
+                model.book.update(semantic.detach().flatten(0, 1), codes.flatten(), generator)
+        logits = model.classes(read)
+        losses["intent"] = functional.cross_entropy(logits[showing], classes[showing])
+        losses["presence"] = functional.cross_entropy(logits[~showing], classes[~showing])
+        found = logits[showing].argmax(-1)
     lengths = torch.tensor([len(example.features) for example in examples])
     losses["words"] = _ctc(model.words(steps), lengths, [example.words for example in examples])
     losses["phonemes"] = _ctc(model.phonemes(steps), lengths, [example.phonemes for example in examples])
@@ -333,8 +405,7 @@ def user_losses(
         for row, example in enumerate(examples)
     ]
     losses["acoustic"] = torch.stack(content).mean()
-    right = logits[showing].argmax(-1) == classes[showing]
-    return losses, {"right": float(right.float().mean())}
+    return losses, {"right": float((found == classes[showing]).float().mean())}
 
 
 def _agent_loss(model: SemanticModel, examples: Sequence[Example]) -> Tensor:
@@ -360,7 +431,7 @@ def place_silence(model: SemanticModel) -> None:
         features = model.codec.encoder(torch.zeros(1, 1, 100 * FRAME_SIZE)).transpose(1, 2)
         found = int(model.book.codes(model.split(model.codec.latents(features))[0])[0, -1])
         wanted = int(silence_codes(len(model.book.usage))[0])
-        for buffer in (model.book.centroids, model.book.sums, model.book.usage):
+        for buffer in (model.book.centroids, model.book.sums, model.book.usage, model.book.shares):
             buffer[[found, wanted]] = buffer[[wanted, found]]
 
 
@@ -376,7 +447,7 @@ def encode(model: SemanticModel, speech: AgentSpeech, features: Floats) -> Codes
 def shown_intent(model: SemanticModel, codes: Codes) -> int:
     """Number of the intent that codes [F] of codebook 0 show, which begin with the frame after a question."""
     with torch.no_grad():
-        logs = model.classes(model.book.centroids[torch.from_numpy(codes[SAID])]).log_softmax(-1)
+        logs = model.book.shares[torch.from_numpy(codes[SAID])].log()
     return int(logs[:, FIRST_INTENT:].sum(0).argmax())
 
 

@@ -95,20 +95,26 @@ def test_changed_features_are_those_of_changed_spectra() -> None:
 def test_codes_are_trained_to_show_the_intent() -> None:
     from model_repository.synthetic.speaking.augment import FeatureSpectra
     from model_repository.synthetic.speaking.config import SpeakingConfig
-    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, Labels, SemanticModel, user_losses
+    from model_repository.synthetic.speaking.semantic import (
+        CONTINUOUS,
+        FIRST_INTENT,
+        Labels,
+        SemanticModel,
+        user_losses,
+    )
 
     config = SpeakingConfig(card=256, dimension=DIM, n_filters=2, mimi_num_layers=1)
     labels = Labels({str(number): number for number in range(9)}, {"a": 1}, {"b": 1}, {})
     torch.manual_seed(0)
     model = SemanticModel(config, labels).eval()
     asked = example(2, 8, 5)
-    losses, figures = user_losses(model, [asked], False, FeatureSpectra(torch.zeros(1), torch.zeros(1)), None)
+    losses, figures = user_losses(model, [asked], CONTINUOUS, FeatureSpectra(torch.zeros(1), torch.zeros(1)), None)
     assert figures["right"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     with torch.no_grad():
         model.classes.weight.zero_()
         model.classes.bias.zero_()
         model.classes.bias[FIRST_INTENT + 5] = 9.0
-    certain, figures = user_losses(model, [asked], False, FeatureSpectra(torch.zeros(1), torch.zeros(1)), None)
+    certain, figures = user_losses(model, [asked], CONTINUOUS, FeatureSpectra(torch.zeros(1), torch.zeros(1)), None)
     assert figures["right"] == 1.0
     assert float(certain["intent"]) < 0.01 < float(losses["intent"])
     assert float(certain["presence"]) > float(losses["presence"])
@@ -119,12 +125,33 @@ def test_the_intent_is_read_from_the_codes_after_a_question() -> None:
     from model_repository.synthetic.speaking.semantic import FIRST_INTENT, Labels, SemanticModel, shown_intent
 
     model = SemanticModel(SpeakingConfig(), Labels({"a": 0, "b": 1, "c": 2}, {}, {}, {}))
-    with torch.no_grad():
-        # Code k is class k's, and only its own.
-        classes = FIRST_INTENT + 3
-        model.book.centroids[:classes, :classes] = torch.eye(classes)
-        model.classes.weight.zero_()
-        model.classes.weight[:, :classes] = 10 * torch.eye(classes)
+    classes = torch.arange(FIRST_INTENT + 3)
+    # Code k is class k's, and only its own.
+    model.book.count_classes(classes.repeat(50), classes.repeat(50))
     codes = np.array([0, 0, 4, 4, 3, 4, 2, 2, 2, 2])
     assert shown_intent(model, codes) == 2
     assert shown_intent(model, codes[4:]) == 0
+
+
+def test_latents_are_drawn_to_codes_of_their_class_even_from_far_away() -> None:
+    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, UNJUDGED, Codebook
+
+    book = Codebook(4, 2, FIRST_INTENT + 2)
+    book.centroids.copy_(torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [0.0, 11.0]]))
+    codes, classes = torch.tensor([0, 1, 2, 3]), torch.tensor([0, FIRST_INTENT, FIRST_INTENT + 1, FIRST_INTENT + 1])
+    book.count_classes(codes.repeat(50), classes.repeat(50))
+    # Each is at a wrong code, but for the last, which is not judged.
+    x = torch.tensor([[0.0, 9.0], [9.0, 0.0], [8.0, 1.0]], requires_grad=True)
+    losses, nearest = book.losses(x, torch.tensor([FIRST_INTENT, 0, UNJUDGED]))
+    assert nearest.tolist() == [2, 1, 1]
+    (down,) = torch.autograd.grad(losses["intent"], x, retain_graph=True)
+    # Towards code 1 and away from code 2.
+    assert down[0, 0] < -0.01
+    assert down[0, 1] > 0.01
+    assert not down[1:].any()
+    (down,) = torch.autograd.grad(losses["presence"], x, retain_graph=True)
+    assert down[1, 0] > 0.01
+    (down,) = torch.autograd.grad(losses["commitment"], x)
+    assert down[0, 0] < 0
+    assert down[0, 1] > 0
+    assert down[2, 0] < 0
