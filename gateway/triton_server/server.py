@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -30,10 +30,11 @@ from gateway.triton_server.options import LOOPBACK, TritonOptions
 from gateway.triton_server.probe import is_ready, listens
 
 START_ATTEMPTS = 5
-_PASSING = ("already in use", "boost::interprocess::lock_exception")
-"""In Triton's log if another start may succeed: another process took a port between its selection and Triton's bind, or
-the Python backend met a broken lock in its shared memory (https://github.com/triton-inference-server/server/issues/8882),
-which ends few starts, on a busy machine."""
+_PORT_TAKEN = "already in use"
+"""In Triton's log if another process took a port between its selection and Triton's bind."""
+_LOCK_FAILED = "boost::interprocess::lock_exception"
+"""In Triton's log if its Python backend could not lock its shared memory. That happens on a busy machine, rarely:
+https://github.com/triton-inference-server/server/issues/8882"""
 LOG_LINES = 200
 POLL_S = 0.05
 
@@ -121,6 +122,9 @@ class TritonServer:
         """
         installation = self._installation or TritonInstallation.find()
         chosen = self.options
+        passing = [_LOCK_FAILED]
+        if 0 in (chosen.http_port, chosen.grpc_port, chosen.metrics_port):
+            passing.append(_PORT_TAKEN)
         attempts = START_ATTEMPTS
         while True:
             attempts -= 1
@@ -130,7 +134,7 @@ class TritonServer:
                 return self._wait_ready(time.monotonic() + timeout, cancelled or threading.Event())
             except BaseException as error:
                 self.stop(now=True)
-                if not attempts or not isinstance(error, TritonStartError) or not _passing(error):
+                if not attempts or not isinstance(error, TritonStartError) or not _has(error, passing):
                     raise
                 _log.warning("%s; starting it again", error)
 
@@ -270,8 +274,8 @@ def _link_python_backend(installation: TritonInstallation, folder: Path) -> None
     stub.symlink_to(installation.stub)
 
 
-def _passing(error: TritonStartError) -> bool:
-    return any(cause in line.lower() for line in error.log for cause in _PASSING)
+def _has(error: TritonStartError, causes: Sequence[str]) -> bool:
+    return any(cause in line.lower() for line in error.log for cause in causes)
 
 
 def _reason(log: tuple[str, ...]) -> str:

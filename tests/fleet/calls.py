@@ -190,7 +190,7 @@ async def grpc_call(api: str, channel: grpc.aio.Channel, rounds: int, waits: Pro
         answered = monotonic()
     ended_by = dict(await call.trailing_metadata() or ()).get("personaplex-problem")
     details = await call.details() or ""
-    # By Envoy and by gRPC: the last attempt met a pod that is gone. Nobody had accepted the call.
+    # What Envoy and gRPC report when the last attempt met a pod that is gone. No pod had accepted the call.
     gone = not await call.initial_metadata() and any(words in details for words in _GONE)
     refused = code in RETRIABLE and (ended_by in ("at-capacity", "draining") or gone)
     outcome = Outcome.COMPLETED if code is grpc.StatusCode.OK else Outcome.REFUSED if refused else Outcome.BROKEN

@@ -96,7 +96,7 @@ class TritonBackend:
         self._talking: set[int] = set()
         """Slots whose prompt is in the model."""
         self._ending = {model: asyncio.Lock() for model in STATEFUL}
-        """Held while a sequence ends: a batch waits for one END at most, however many conversations end at once."""
+        """Held while a sequence ends. So a batch waits for one END at most."""
         self._feeding = asyncio.Lock()
         """Held while a chunk of a prompt runs: there is one between two batches, however many conversations start."""
         self._fills: WeakValueDictionary[bytes, _Fill] = WeakValueDictionary()

@@ -200,6 +200,14 @@ def test_the_error_names_a_port_in_use(models: Path) -> None:
             TritonServer(models, TritonOptions(grpc_port=port, metrics_port=None)).start(timeout=60)
 
 
+def test_chosen_ports_that_are_in_use_are_tried_once(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = TritonOptions(metrics_port=None).with_free_ports()
+    taken = socket.create_server(("127.0.0.1", options.grpc_port))
+    with taken, pytest.raises(TritonStartError, match="already in use"):
+        TritonServer(models, options).start(timeout=60)
+    assert "starting it again" not in caplog.text
+
+
 def test_another_port_is_selected_if_one_is_taken_meanwhile(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choose = TritonOptions.with_free_ports
     with socket.create_server(("127.0.0.1", 0)) as taken:
