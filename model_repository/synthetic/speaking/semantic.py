@@ -9,6 +9,7 @@ and pitch for the agent's.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,12 @@ UNJUDGED = -100
 
 FOLLOWED = 0.3
 """Share of the batches in which every utterance is followed by another one."""
+
+STRETCHED = 0.65
+"""Share of the users' utterances that are spoken at another speed, which changes as they go."""
+
+SPEEDS, SPEED_CHANGE, KNOT_FRAMES = (0.8, 1.2), 0.18, 6
+"""Least and most of the speed of an utterance; deviation in nepers of its local changes, one in so many frames."""
 
 _DECAY = 0.98
 _WEIGHTS = {"phonemes": 1.0, "words": 1.0, "intent": 1.0, "presence": 0.3, "acoustic": 1.0, "commitment": 0.25}
@@ -279,10 +286,14 @@ def train_semantics(
     agents = sorted(agents, key=lambda example: len(example.features))
     first, fixed = (int(share * config.semantic_steps) for share in (QUANTIZED_FROM, FIXED_FROM))
 
+    def spoken(generator: np.random.Generator, size: int) -> list[Example]:
+        chosen = sorted_batches(users, generator, size)
+        return [stretched(each, generator) if generator.random() < STRETCHED else each for each in chosen]
+
     def batch(generator: np.random.Generator) -> list[Example]:
         if generator.random() >= FOLLOWED:
-            return sorted_batches(users, generator, BATCH)
-        earlier, later = (sorted_batches(users, generator, BATCH // 2) for _ in range(2))
+            return spoken(generator, BATCH)
+        earlier, later = (spoken(generator, BATCH // 2) for _ in range(2))
         return [joined(*pair, generator) for pair in zip(earlier, later, strict=True)]
 
     def step(index: int, generator: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -299,6 +310,34 @@ def train_semantics(
         return total, {**{name: float(loss.detach()) for name, loss in losses.items()}, **figures}
 
     train(path, model, step, config.semantic_steps, rate=1.5e-3, seed=config.seed)
+
+
+def stretched(example: Example, generator: np.random.Generator) -> Example:
+    """The same utterance, spoken faster or slower; the speed also changes as it goes."""
+    frames = example.end - example.begin
+    length = max(2, round(frames / generator.uniform(*SPEEDS)))
+    knots = max(2, frames // KNOT_FRAMES)
+    speeds = np.exp(SPEED_CHANGE * generator.standard_normal(knots + 1))
+    local = np.interp(np.linspace(0, knots, 2 * frames), np.arange(knots + 1), speeds)
+    begun = np.concatenate([[0], np.cumsum(1 / local)])
+    # In steps of 40 ms: where each step of the result was.
+    within = np.interp(np.arange(2 * length), begun / begun[-1] * 2 * length, np.arange(2 * frames + 1))
+    begin, end = 2 * example.begin, 2 * example.end
+    places = np.concatenate([np.arange(begin), begin + within, np.arange(end, len(example.features))])
+    low = np.minimum(places.astype(int), len(example.features) - 2)
+    share = (places - low).astype(np.float32)[:, None]
+    features = example.features[low] * (1 - share) + example.features[low + 1] * share
+    heard = np.minimum(np.rint(places[::2] / 2).astype(int), len(example.content) - 1)
+    intent = int(example.classes.max()) - FIRST_INTENT
+    ends = example.begin + length
+    return dataclasses.replace(
+        example,
+        features=features.astype(np.float16),
+        content=example.content[heard],
+        classes=classes_of(intent, example.begin, ends, len(features) // 2),
+        end=ends,
+        acoustic=example.acoustic[heard],
+    )
 
 
 def joined(earlier: Example, later: Example, generator: np.random.Generator) -> Example:

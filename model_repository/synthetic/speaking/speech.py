@@ -20,8 +20,11 @@ from model_repository.synthetic.speaking.engines import (
     KOKORO_STYLES,
     Blend,
     Espeak,
+    Festival,
     Flite,
     Kokoro,
+    Pico,
+    RHVoice,
     Sound,
     Speaker,
 )
@@ -74,6 +77,12 @@ USERS: dict[str, Speaker] = {
     "flite-slt": Flite("slt"),
     "flite-rms": Flite("rms"),
     "flite-kal": Flite("kal"),
+    "other-pico-us": Pico("en-US"),
+    "other-alan": RHVoice("alan"),
+    "other-bdl": RHVoice("bdl"),
+    "other-pico-gb": Pico("en-GB"),
+    "other-clb": RHVoice("clb"),
+    "other-ked": Festival("ked_diphone"),
     **_espeak_users(),
     **_kokoro_users(),
 }
@@ -115,13 +124,13 @@ def agent_lines() -> list[Line]:
 
 
 def user_lines(config: SpeakingConfig) -> list[Line]:
-    """Every phrasing by five speakers: one of flite's, three of espeak-ng's, one of Kokoro's.
+    """Every phrasing by seven speakers: one of flite's, three of espeak-ng's, one of Kokoro's, two of other engines'.
 
     Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
-    of each engine.
+    of flite, espeak-ng and Kokoro, and two of other engines.
     """
-    flite, espeak, kokoro = (
-        [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro")
+    flite, espeak, kokoro, other = (
+        [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro", "other")
     )
     generator = np.random.default_rng(config.seed)
     lines = []
@@ -133,11 +142,13 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
         for index, text in enumerate(phrasings):
             is_held_out = index < held_out
             speakers = _turn(flite, number, 1) + _turn(espeak, number, 3) + _turn(kokoro, number, 1)
+            speakers += _pair(other, number)
             speakers += list(HELD_OUT_USERS) if is_held_out or index < 2 * held_out else []
             lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
             number += 1
         for text in further_phrasings(intent, phrasings, config):
             speakers = _turn(flite, number, 1) + _turn(espeak, number, 1) + _turn(kokoro, number, 1)
+            speakers += _pair(other, number)
             lines += [Line(speaker, intent.name, text) for speaker in speakers]
             number += 1
     return [lines[index] for index in generator.permutation(len(lines))]
@@ -153,6 +164,12 @@ def further_phrasings(intent: Intent, phrasings: Sequence[str], config: Speaking
 def _turn(names: Sequence[str], number: int, count: int) -> list[str]:
     """The next `count` names in turn."""
     return [names[(number * count + offset) % len(names)] for offset in range(count)]
+
+
+def _pair(names: Sequence[str], number: int) -> list[str]:
+    """Two of the names: in the course of the numbers, every pair."""
+    count = len(names)
+    return [names[number % count], names[(number + 1 + number // count % (count - 1)) % count]]
 
 
 def plan(config: SpeakingConfig) -> list[tuple[str, list[Line]]]:

@@ -32,6 +32,10 @@ MIN_CYCLES, MAX_CYCLES = 5, 30
 """Pitch cycles in a frame: 62.5 to 375 Hz."""
 
 
+COLOUR_FREQUENCIES = (250.0, 700.0, 1500.0, 3000.0, 6000.0)
+"""Hz at which the timbre of a voice is set; between them it is interpolated over octaves."""
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """WORLD's parameters of an utterance of F frames: K = 16 F envelopes.
@@ -49,7 +53,7 @@ class Voice:
     """How a preset differs from the reader of its family.
 
     `pitch`: factor of the fundamental; `range`: of its deviation from the mean; `formants`: of the frequency axis;
-    `tilt`: dB per octave; `breath`: least share of noise.
+    `tilt`: dB per octave; `breath`: least share of noise; `colour`: dB at each of `COLOUR_FREQUENCIES`.
     """
 
     pitch: float = 1.0
@@ -57,6 +61,7 @@ class Voice:
     formants: float = 1.0
     tilt: float = 0.0
     breath: float = 0.0
+    colour: tuple[float, ...] = (0.0,) * len(COLOUR_FREQUENCIES)
 
 
 def analyse(sound: Floats) -> Analysis:
@@ -96,7 +101,8 @@ def as_voice(analysis: Analysis, voice: Voice) -> Analysis:
     share = source - low
     warped = np.exp(np.log(analysis.envelope[:, low]) * (1 - share) + np.log(analysis.envelope[:, high]) * share)
     octaves = np.log2(np.maximum(bins, 1) * SAMPLE_RATE / _FFT / 500)
-    warped = warped * 10 ** (voice.tilt * octaves / 10)
+    colour = np.interp(octaves, np.log2(np.array(COLOUR_FREQUENCIES) / 500), voice.colour)
+    warped = warped * 10 ** ((voice.tilt * octaves + colour) / 10)
     # The level stays that of the reader.
     warped *= (analysis.envelope.sum(1) / warped.sum(1))[:, None]
     noise = analysis.aperiodicity[:, low] * (1 - share) + analysis.aperiodicity[:, high] * share

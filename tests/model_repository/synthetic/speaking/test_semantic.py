@@ -63,6 +63,28 @@ def test_utterances_one_after_another_keep_what_each_is_to_show() -> None:
     assert (both.words, both.phonemes) == ([3, 5], [3, 3, 5, 5])
 
 
+def test_another_speed_keeps_the_order_of_the_speech_and_moves_what_is_to_be_shown() -> None:
+    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, TAIL, stretched
+
+    given = example(3, 23, 4)
+    given.features[:] = np.arange(len(given.features))[:, None]
+    given.content[:] = np.arange(len(given.content))[:, None]
+    ends = set()
+    for seed in range(20):
+        made = stretched(given, np.random.default_rng(seed))
+        ends.add(made.end)
+        assert 3 + 20 / 1.2 - 1 <= made.end <= 3 + 20 / 0.8 + 1
+        assert len(made.features) == 2 * len(made.classes) == 2 * len(made.content) == 2 * len(made.acoustic)
+        assert len(made.classes) == made.end + TAIL
+        assert (np.diff(made.features[:, 0]) >= 0).all()
+        # Silence stays as it was, before and after.
+        np.testing.assert_array_equal(made.features[:6], given.features[:6])
+        np.testing.assert_array_equal(made.features[2 * made.end :], given.features[2 * given.end :])
+        assert list(made.classes[made.end + 2 : made.end + 6]) == [FIRST_INTENT + 4] * 4
+        assert np.abs(made.content[:, 0] - made.features[::2, 0] / 2).max() <= 0.5
+    assert len(ends) > 3
+
+
 def test_bands_are_those_of_the_spectrum() -> None:
     centres = band_centres()
     assert len(centres) == BANDS
