@@ -20,7 +20,7 @@ from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.features import mel_filters
 from model_repository.synthetic.speaking.mimi import Decoder
 from model_repository.synthetic.speaking.quantizer import Codes, Floats
-from model_repository.synthetic.speaking.training import initialize, train
+from model_repository.synthetic.speaking.training import initialize, reduced_precision, train
 from model_repository.synthetic.speaking.voices import NAMES
 
 BATCH = 4
@@ -108,7 +108,9 @@ def train_decoder(path: Path, speech: AgentSpeech, config: SpeakingConfig) -> De
     def step(index: int, generator: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         sums, target = batch(generator)
         skipped = SKIPPED * FRAME_SIZE
-        output, target = (emphasized(sound)[:, skipped:] for sound in (decoder(sums), target))
+        with reduced_precision():
+            made = decoder(sums)
+        output, target = (emphasized(sound)[:, skipped:] for sound in (made.float(), target))
         wave = functional.l1_loss(output, target) / (target.abs().mean() + _LEAST_LEVEL)
         spectral = spectral_error(output, target)
         error = float((output - target).square().mean().detach()) / (float(target.square().mean()) + 1e-9)

@@ -11,7 +11,6 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry, TransformerGeometry
-from model_repository.synthetic.speaking.mimi import rotate
 from model_repository.synthetic.speaking.training import attend
 
 _EPSILON = 1e-8
@@ -52,6 +51,17 @@ class Attention(nn.Module):
         dim = geometry.dim
         self.in_proj_weight = nn.Parameter(torch.randn(steps * 3 * dim, dim) * dim**-0.5)
         self.out_proj = nn.Linear(dim, steps * dim, bias=False)
+
+
+def rotate(x: Tensor, positions: Tensor, max_period: float) -> Tensor:
+    """Rotary embedding of x [..., S, head_dim] on interleaved pairs; positions [..., S]."""
+    half = x.shape[-1] // 2
+    frequencies = max_period ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = positions.to(torch.float32)[..., None] * frequencies
+    real, imaginary = x[..., ::2], x[..., 1::2]
+    cosine, sine = angles.cos(), angles.sin()
+    rotated = (real * cosine - imaginary * sine, real * sine + imaginary * cosine)
+    return torch.stack(rotated, dim=-1).flatten(-2)
 
 
 def _heads(x: Tensor, geometry: TransformerGeometry) -> Tensor:

@@ -26,27 +26,54 @@ class _Named(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Causal convolution [N, in, T] -> [N, out, T / stride]."""
+    """Causal convolution [N, in, 1, T] -> [N, out, 1, T / stride].
+
+    Sound is an image of one line, its channels last in memory: PyTorch's convolutions of one dimension are slower.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = _Named(conv=nn.Conv1d(inputs, outputs, kernel, stride))
-        self._left = kernel - stride
+        self._left, self._stride = kernel - stride, stride
+
+    @property
+    def convolution(self) -> nn.Conv1d:
+        """Holds the parameters."""
+        return self.conv.conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv.conv(functional.pad(x, (self._left, 0)))
+        weight = self.convolution.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        padded = functional.pad(x, (self._left, 0))
+        return functional.conv2d(padded, weight, self.convolution.bias, stride=(1, self._stride))
 
 
 class TransposedConvolution(nn.Module):
-    """Causal transposed convolution [N, in, T] -> [N, out, T * stride]."""
+    """Causal transposed convolution [N, in, 1, T] -> [N, out, 1, T * stride].
+
+    It is computed as a convolution of two steps that makes `stride` samples of each: the gradient of PyTorch 2.13's
+    transposed convolution in bfloat16 is wrong for few channels.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.convtr = _Named(convtr=nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride))
         self._stride = stride
 
+    @property
+    def convolution(self) -> nn.ConvTranspose1d:
+        """Holds the parameters."""
+        return self.convtr.convtr
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.convtr.convtr(x)[..., : x.shape[-1] * self._stride]
+        convolution, stride = self.convolution, self._stride
+        inputs, outputs, _ = convolution.weight.shape
+        # Sample j of step t is W[j] x[t] + W[stride + j] x[t - 1].
+        taps = torch.stack([convolution.weight[:, :, stride:], convolution.weight[:, :, :stride]], dim=-1)
+        weight = taps.permute(2, 1, 0, 3).reshape(stride * outputs, inputs, 1, 2)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        output = functional.conv2d(functional.pad(x, (1, 0)), weight, convolution.bias.repeat(stride))
+        count, _, _, steps = output.shape
+        return output.permute(0, 2, 3, 1).reshape(count, 1, steps * stride, outputs).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -81,10 +108,11 @@ class SeanetEncoder(nn.Module):
         self.model = nn.ModuleDict(model)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = _as_image(x)
         for name, module in self.model.items():
             follows_activation = name != "0" and isinstance(module, Convolution)
             x = module(functional.elu(x) if follows_activation else x)
-        return x
+        return x[:, :, 0]
 
 
 class SeanetDecoder(nn.Module):
@@ -98,7 +126,8 @@ class SeanetDecoder(nn.Module):
             model[str(3 * stage + 2)] = TransposedConvolution(width, width // 2, ratio)
             width //= 2
             model[str(3 * stage + 3)] = ResidualBlock(width, geometry)
-        self._last = str(3 * len(geometry.ratios) + 2)
+        self._exact = (str(3 * len(geometry.ratios)), str(3 * len(geometry.ratios) + 2))
+        self._last = self._exact[-1]
         model[self._last] = Convolution(width, 1, geometry.last_kernel_size)
         self.model = nn.ModuleDict(model)
 
@@ -108,21 +137,21 @@ class SeanetDecoder(nn.Module):
         return self.model[self._last]
 
     def forward(self, x: Tensor) -> Tensor:
+        """The last block and convolution are in single precision, also in mixed precision."""
+        x = _as_image(x)
         for name, module in self.model.items():
             follows_activation = name != "0" and not isinstance(module, ResidualBlock)
-            x = module(functional.elu(x) if follows_activation else x)
-        return x
+            if name in self._exact:
+                with torch.autocast("cpu", enabled=False):
+                    x = module(functional.elu(x.float()) if follows_activation else x.float())
+            else:
+                x = module(functional.elu(x) if follows_activation else x)
+        return x[:, :, 0]
 
 
-def rotate(x: Tensor, positions: Tensor, max_period: float) -> Tensor:
-    """Rotary embedding of x [..., S, head_dim] on interleaved pairs; positions [..., S]."""
-    half = x.shape[-1] // 2
-    frequencies = max_period ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = positions.to(torch.float32)[..., None] * frequencies
-    real, imaginary = x[..., ::2], x[..., 1::2]
-    cosine, sine = angles.cos(), angles.sin()
-    rotated = (real * cosine - imaginary * sine, real * sine + imaginary * cosine)
-    return torch.stack(rotated, dim=-1).flatten(-2)
+def _as_image(x: Tensor) -> Tensor:
+    """[N, C, T] -> [N, C, 1, T], the channels last in memory."""
+    return x[:, :, None].contiguous(memory_format=torch.channels_last)
 
 
 class _Attention(nn.Module):
@@ -133,13 +162,13 @@ class _Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         self.out_proj = nn.Linear(geometry.dim, geometry.dim, bias=False)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        shape = (*x.shape[:2], self._geometry.num_heads, self._geometry.head_dim)
-        query, key, value = (
-            part.reshape(shape).transpose(1, 2) for part in functional.linear(x, self.in_proj_weight).chunk(3, -1)
-        )
-        query, key = (rotate(part, positions, self._geometry.max_period) for part in (query, key))
-        mixed = attend(query, key, value, attn_mask=mask)
+    def forward(self, x: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+        geometry = self._geometry
+        projected = functional.linear(x, self.in_proj_weight).float()
+        parts = projected.unflatten(-1, (3, geometry.num_heads, geometry.head_dim))
+        turned = torch.view_as_complex(parts[:, :, :2].unflatten(-1, (-1, 2))) * turns[:, None, None]
+        query, key = torch.view_as_real(turned).flatten(-2).transpose(1, 3).unbind(2)
+        mixed = attend(query, key, parts[:, :, 2].transpose(1, 2), attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -162,8 +191,8 @@ class _Layer(nn.Module):
         self.linear2 = nn.Linear(geometry.hidden, geometry.dim, bias=False)
         self.layer_scale_1, self.layer_scale_2 = _Scale(geometry.dim, layer_scale), _Scale(geometry.dim, layer_scale)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        x = x + self._dropped(self.layer_scale_1(self.self_attn(self.norm1(x), positions, mask)))
+    def forward(self, x: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+        x = x + self._dropped(self.layer_scale_1(self.self_attn(self.norm1(x), turns, mask)))
         return x + self._dropped(self.layer_scale_2(self.linear2(functional.gelu(self.linear1(self.norm2(x))))))
 
     def _dropped(self, x: Tensor) -> Tensor:
@@ -176,6 +205,8 @@ class Transformer(nn.Module):
     def __init__(self, geometry: TransformerGeometry, layer_scale: float, steps: int, dropout: float = 0.0) -> None:
         super().__init__()
         self._steps, self._window = steps, geometry.window
+        half = geometry.head_dim // 2
+        self._frequencies = geometry.max_period ** (-torch.arange(half, dtype=torch.float32) / half)
         layers = nn.ModuleList(_Layer(geometry, layer_scale, dropout) for _ in range(geometry.num_layers))
         self.transformer = nn.ModuleDict({"layers": layers})
 
@@ -184,9 +215,13 @@ class Transformer(nn.Module):
         # The keys of a whole frame are written before its first query is made.
         ends = (positions // self._steps + 1) * self._steps
         keys = positions[None]
-        mask = (keys <= positions[:, None]) & (keys >= ends[:, None] - self._window)
+        heard = (keys <= positions[:, None]) & (keys >= ends[:, None] - self._window)
+        mask = torch.zeros(heard.shape).masked_fill(~heard, -torch.inf)
+        # Rotary embedding on interleaved pairs, as complex numbers.
+        angles = positions[:, None] * self._frequencies
+        turns = torch.polar(torch.ones_like(angles), angles)
         for layer in self.transformer["layers"]:
-            x = layer(x, positions, mask)
+            x = layer(x, turns, mask)
         return x
 
 

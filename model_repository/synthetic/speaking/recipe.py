@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +55,7 @@ from model_repository.synthetic.speaking.speech import (
 from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
 from model_repository.synthetic.speaking.training import load
 
-VARIANTS, KOKORO_VARIANTS = 1, 2
+VARIANTS, KOKORO_VARIANTS = 1, 3
 """Examples of each user's utterance: another speaker and line each time. Kokoro is slow: it has fewer utterances."""
 
 KEPT_BACK = tuple(USERS)[9::10]
@@ -80,9 +84,9 @@ class Recipe:
         self._codec = work / "codec"
         torch.set_num_threads(1)
 
-    def make_speech(self, prefix: str = "") -> None:
-        """Stage 1."""
-        make_speech(self._speech, self.config, prefix)
+    def make_speech(self, prefix: str, backwards: bool = False) -> None:
+        """Stage 1, of the blocks whose names begin with `prefix`."""
+        make_speech(self._speech, self.config, prefix, backwards)
 
     @functools.cached_property
     def users(self) -> list[Utterance]:
@@ -203,7 +207,8 @@ class Recipe:
         return prepare_material(self._work / "codes.npz", model, self.agent, questions, self.tokenizer, self.config)
 
     def language_model(self, material: Material) -> LanguageModel:
-        """Stage 3."""
+        """Stage 3, by all processors."""
+        torch.set_num_threads(os.cpu_count() or 1)
         return train_language_model(self._work / "language.pt", material, self.config)
 
     def export(
@@ -246,17 +251,43 @@ class Recipe:
         return evaluation.EvaluationSet(questions, recordings)
 
     def run(self, out: Path) -> None:
-        """Run all stages."""
-        self.make_speech()
+        """Run all stages, on two processors where stages do not depend on each other."""
+        with self._beside("kokoro"):
+            for prefix in ("agent", "program"):
+                self.make_speech(prefix)
+            self.make_speech("kokoro", backwards=True)
         self.train(out)
 
     def train(self, out: Path) -> None:
         """Run all stages but the first."""
-        self.front_end()
-        decoder = self.decoder()
-        model = self.semantic()
-        material = self.material(model)
-        self.export(out, model, decoder, self.language_model(material), material)
+        # The decoder's process finds the codebooks ready.
+        codebooks = self.agent.quantizer
+        print(f"codebooks of {codebooks.card} codes", flush=True)
+        with self._beside("decoder"):
+            self.front_end()
+            model = self.semantic()
+            material = self.material(model)
+        self.export(out, model, self.decoder(), self.language_model(material), material)
+
+    @contextlib.contextmanager
+    def _beside(self, stage: str) -> Iterator[None]:
+        """Run one of `STAGES` in another process meanwhile."""
+        command = [sys.executable, "-m", str(__package__), str(self._work), "--stage", stage]
+        with subprocess.Popen(command) as process:  # noqa: S603
+            try:
+                yield
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise RuntimeError(f"the stage {stage} ended with status {process.returncode}")
+
+
+STAGES: Mapping[str, Callable[[Recipe], object]] = {
+    "kokoro": lambda recipe: recipe.make_speech("kokoro"),
+    "decoder": Recipe.decoder,
+}
+"""What runs beside other stages."""
 
 
 def mimi_tensors(model: SemanticModel, decoder: Decoder, quantizer: Quantizer) -> dict[str, np.ndarray]:

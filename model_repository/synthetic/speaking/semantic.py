@@ -28,7 +28,7 @@ from model_repository.synthetic.speaking.features import SPECTRA, patches
 from model_repository.synthetic.speaking.mimi import Encoder
 from model_repository.synthetic.speaking.quantizer import CONTENT, PITCH, VOICE, Codes, Floats, k_means, silence_codes
 from model_repository.synthetic.speaking.speech import Line
-from model_repository.synthetic.speaking.training import train
+from model_repository.synthetic.speaking.training import reduced_precision, train
 from model_repository.synthetic.speaking.voices import NAMES
 
 BATCH, AGENTS = 24, 2
@@ -416,7 +416,9 @@ def user_losses(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Losses of a batch by name, and in which share of the frames that show the intent it was right."""
     features = _stack(examples)
-    steps = model.codec.encoder_transformer(spectra.varied(features, generator) if model.training else features)
+    with reduced_precision():
+        steps = model.codec.encoder_transformer(spectra.varied(features, generator) if model.training else features)
+    steps = steps.float()
     latents = model.codec.downsample(steps.transpose(1, 2)).transpose(1, 2)
     semantic, acoustic = model.split(latents)
     classes = _classes(examples, semantic.shape[1])

@@ -127,7 +127,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
     """Every phrasing by seven speakers: one of flite's, three of espeak-ng's, one of Kokoro's, two of other engines'.
 
     Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
-    of flite, espeak-ng and Kokoro, and two of other engines.
+    of flite, one of espeak-ng and two of other engines: Kokoro takes as long as all of them together.
     """
     flite, espeak, kokoro, other = (
         [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro", "other")
@@ -147,8 +147,7 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
             lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
             number += 1
         for text in further_phrasings(intent, phrasings, config):
-            speakers = _turn(flite, number, 1) + _turn(espeak, number, 1) + _turn(kokoro, number, 1)
-            speakers += _pair(other, number)
+            speakers = _turn(flite, number, 1) + _turn(espeak, number, 1) + _pair(other, number)
             lines += [Line(speaker, intent.name, text) for speaker in speakers]
             number += 1
     return [lines[index] for index in generator.permutation(len(lines))]
@@ -189,12 +188,16 @@ def _batched(lines: Sequence[Line]) -> Iterator[Sequence[Line]]:
     return (lines[start : start + BLOCK] for start in range(0, len(lines), BLOCK))
 
 
-def make_speech(folder: Path, config: SpeakingConfig, prefix: str = "") -> None:
-    """Speak every block whose file is missing and whose name begins with `prefix`."""
+def make_speech(folder: Path, config: SpeakingConfig, prefix: str = "", backwards: bool = False) -> None:
+    """Speak every block whose file is missing and whose name begins with `prefix`.
+
+    `backwards`: the last block first, so that two processes meet.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     speakers: dict[str, Speaker] = {**READERS, **USERS, **HELD_OUT_USERS}
     blocks = plan(config)
-    for number, (name, lines) in enumerate(blocks):
+    numbered = list(enumerate(blocks))
+    for number, (name, lines) in reversed(numbered) if backwards else numbered:
         path = folder / name
         if not name.startswith(prefix) or path.exists():
             continue

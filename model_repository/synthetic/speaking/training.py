@@ -102,6 +102,11 @@ def load(path: Path, model: nn.Module) -> int:
     return int(saved["step"])
 
 
+def _convolution(module: nn.Module) -> nn.Module:
+    """What holds the parameters of a module that convolves: `module.convolution`, or the module itself."""
+    return getattr(module, "convolution", module)
+
+
 def initialize(model: nn.Module, forward: Callable[[], object]) -> None:
     """Scale every convolution so that its output has unit deviation on real data; biases become 0.
 
@@ -111,18 +116,19 @@ def initialize(model: nn.Module, forward: Callable[[], object]) -> None:
 
     def scale(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            target = 0.5 if ".block.3." in name else 1.0
+            target = 0.5 if ".block.3" in name else 1.0
             factor = target / (float(output.std()) + 1e-6)
-            module.weight.data.mul_(factor)
+            _convolution(module).weight.data.mul_(factor)
             return output * factor
 
         return hook
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)) and module.groups == 1:
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        convolution = _convolution(module)
+        if isinstance(convolution, (nn.Conv1d, nn.ConvTranspose1d)) and convolution.groups == 1:
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
             handles.append(module.register_forward_hook(scale(name)))
     with torch.no_grad():
         forward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,7 @@ def vowel(sound: np.ndarray) -> Analysis:
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(agent, "analyse", vowel)
     monkeypatch.setattr(recipe, "agent_voices", lambda _speech: [(0, "NATF0"), (1, "VARF3"), (90, "NATM0")])
+    monkeypatch.setattr(recipe.Recipe, "_beside", lambda _self, _stage: contextlib.nullcontext())
     monkeypatch.setattr(recipe, "phonemes", lambda text: text.replace(" ", ""))
     speaker = SimpleNamespace(speak=lambda text: tone(text, 1.0))
     monkeypatch.setattr(recipe, "HELD_OUT_USERS", {**HELD_OUT_USERS, recipe.DEMO_SPEAKER: speaker})
@@ -96,3 +98,12 @@ def test_a_checkpoint_comes_out_and_a_second_run_goes_on_from_the_first(work: Pa
     shutil.rmtree(tmp_path / "out")
     recipe.Recipe(work, CONFIG).train(tmp_path / "out")
     assert (tmp_path / "out" / "compact" / "lm.safetensors").read_bytes() == first
+
+
+def test_a_stage_beside_the_others_that_fails_stops_the_recipe(tmp_path: Path) -> None:
+    # There is no speech from which the decoder could learn.
+    with (
+        pytest.raises(RuntimeError, match="the stage decoder ended with status 1"),
+        recipe.Recipe(tmp_path)._beside("decoder"),
+    ):
+        pass

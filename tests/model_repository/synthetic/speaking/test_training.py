@@ -173,3 +173,24 @@ def test_batches_have_about_as_many_columns_and_every_dialogue_once(longest: int
     assert all(found)
     columns = [sum(len(dialogue.columns) for dialogue in batch) for batch in found]
     assert max(columns) <= sum(lengths) / POOL + longest
+
+
+def test_convolutions_begin_with_outputs_of_unit_deviation() -> None:
+    from model_repository.synthetic.speaking.mimi import Convolution, Decoder, TransposedConvolution
+    from model_repository.synthetic.speaking.training import initialize
+
+    torch.manual_seed(0)
+    decoder = Decoder(CONFIG.geometry().mimi)
+    sums = torch.randn(2, 6, 64)
+    initialize(decoder, lambda: decoder(sums))
+    deviations: dict[str, float] = {}
+    for name, module in decoder.named_modules():
+        if isinstance(module, (Convolution, TransposedConvolution)):
+            module.register_forward_hook(
+                lambda _m, _i, output, name=name: deviations.update({name: float(output.std())})
+            )
+    with torch.no_grad():
+        decoder(sums)
+    assert len(deviations) == 14
+    for name, deviation in deviations.items():
+        assert deviation == pytest.approx(0.5 if ".block.3" in name else 1.0, rel=0.01)
