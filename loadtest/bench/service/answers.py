@@ -310,7 +310,8 @@ def long_call(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, float
         sounds.append(placed([(at, sound) for at, (_, sound) in zip(starts, pairs, strict=True)], whole))
         expected.append([tuple(words(question.answer)) for question, _ in pairs])
     replies = agent.replies("ten minutes", sounds, [{}] * count)
-    first, last = [], []
+    first: list[bool] = []
+    last: list[bool] = []
     for reply, answers in zip(replies, expected, strict=True):
         said = _sentences(words(reply.transcript))
         padding: list[tuple[str, ...]] = [()] * LONG_CALL_COUNTED
