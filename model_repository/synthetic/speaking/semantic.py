@@ -50,6 +50,13 @@ From then on the loss has a gradient also where the nearest code is a wrong one.
 DISTANCE_SCALE = 64.0
 """Squared distance by which a code becomes less likely by a factor of e. With 4, wrong codes have no gradient."""
 
+BOUNDED = 0.7
+"""Exponent q of the loss (1 - p^q) / q of a class of probability p, which is bounded.
+
+Generalized cross-entropy: https://arxiv.org/abs/1805.07836. With the plain one the encoder learns utterances by heart
+that nobody could understand, and understands fewer strangers.
+"""
+
 CLASS_EXAMPLES = 3000
 """Examples at most from which the classes of the codes are counted."""
 
@@ -230,20 +237,23 @@ class Codebook(nn.Module):
         """Losses of latents x [n, dim] by their distances to the centroids, which stay, and the nearest codes [n].
 
         Frames that are not judged count in the commitment only. The others are drawn to the likeliest code of their
-        class.
+        class, as far as that is likely.
         """
         distances = x.square().sum(-1, keepdim=True) - 2 * x @ self.centroids.T + self.centroids.square().sum(1)
         likely = (-distances / DISTANCE_SCALE).log_softmax(-1)
-        logs = (likely.exp() @ self.shares + 1e-8).log()
+        probabilities = likely.exp() @ self.shares + 1e-8
         showing, present = classes >= FIRST_INTENT, (classes >= 0) & (classes < FIRST_INTENT)
         codes = distances.argmin(-1)
         wanted = codes.clone()
         judged = classes >= 0
         wanted[judged] = (likely.detach()[judged] + self.shares.log()[:, classes[judged]].T).argmax(-1)
+        right = probabilities.gather(1, classes.clamp(min=0)[:, None])[:, 0].clamp(max=1)
+        bounded = (1 - right**BOUNDED) / BOUNDED
+        trust = torch.where(judged, right.detach().clamp(min=0.05), 1.0)
         return {
-            "intent": functional.nll_loss(logs[showing], classes[showing]),
-            "presence": functional.nll_loss(logs[present], classes[present]),
-            "commitment": (x - self.centroids[wanted]).square().mean(),
+            "intent": bounded[showing].mean(),
+            "presence": bounded[present].mean(),
+            "commitment": ((x - self.centroids[wanted]).square().mean(-1) * trust).mean(),
         }, codes
 
 

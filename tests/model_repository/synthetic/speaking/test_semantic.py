@@ -177,3 +177,19 @@ def test_latents_are_drawn_to_codes_of_their_class_even_from_far_away() -> None:
     assert down[0, 0] < 0
     assert down[0, 1] > 0
     assert down[2, 0] < 0
+
+
+def test_what_is_hopeless_is_learnt_less_than_what_is_doubtful() -> None:
+    from model_repository.synthetic.speaking.semantic import FIRST_INTENT, Codebook
+
+    book = Codebook(2, 2, FIRST_INTENT + 2)
+    book.centroids.copy_(torch.tensor([[0.0, 0.0], [20.0, 0.0]]))
+    codes = torch.tensor([0, 1])
+    book.count_classes(codes.repeat(50), (codes + FIRST_INTENT).repeat(50))
+    # Between the codes and at the wrong one; both should be at the second.
+    x = torch.tensor([[10.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    losses, _ = book.losses(x, torch.tensor([FIRST_INTENT + 1] * 2))
+    (down,) = torch.autograd.grad(losses["intent"], x, retain_graph=True)
+    assert down[0, 0] < 10 * down[1, 0] < 0
+    (down,) = torch.autograd.grad(losses["commitment"], x)
+    assert down[0, 0] < down[1, 0] < 0
