@@ -242,8 +242,17 @@ def roles(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, float]:
     if named:
         pairs = [(name, named[index % len(named)]) for index, name in enumerate(PROMPT_NAMES)]
         sounds = [placed([(LEAD, sound)], LEAD + frames_of(sound) + TAIL) for _, sound in pairs]
-        replies = agent.replies("name", sounds, [{"text_prompt": f"Your name is {name}."} for name, _ in pairs])
-        found["name"] = share([name in reply.transcript for reply, (name, _) in zip(replies, pairs, strict=True)])
+        prompts: list[RespondParams] = [{"text_prompt": f"Your name is {name}."} for name, _ in pairs]
+        given = [
+            name in reply.transcript
+            for reply, (name, _) in zip(agent.replies("name", sounds, prompts), pairs, strict=True)
+        ]
+        found["name, right"] = share(given)
+        own = words(BY_NAME["name"].answer_for(ASSISTANT))
+        understood = [words(reply.transcript) == own for reply in agent.replies("no name", sounds, [{}] * len(sounds))]
+        found["name, changes the answer"] = share(
+            [right for right, heard in zip(given, understood, strict=True) if heard]
+        )
     return found
 
 
