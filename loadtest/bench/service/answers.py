@@ -248,8 +248,10 @@ def roles(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, float]:
             for reply, (name, _) in zip(agent.replies("name", sounds, prompts), pairs, strict=True)
         ]
         found["name, right"] = share(given)
-        own = words(BY_NAME["name"].answer_for(ASSISTANT))
-        understood = [words(reply.transcript) == own for reply in agent.replies("no name", sounds, [{}] * len(sounds))]
+        unnamed = words(BY_NAME["name"].answer_for(ASSISTANT))
+        understood = [
+            words(reply.transcript) == unnamed for reply in agent.replies("no name", sounds, [{}] * len(sounds))
+        ]
         found["name, changes the answer"] = share(
             [right for right, heard in zip(given, understood, strict=True) if heard]
         )
