@@ -35,6 +35,10 @@ _SILENT = 0.01
 """Samples below this are trimmed at both ends; 30 ms around the speech are kept."""
 
 
+_PATH = "<path>"
+"""Stands in a command for the file that the program is to write."""
+
+
 class Speaker(Protocol):
     """One voice of one engine."""
 
@@ -51,7 +55,7 @@ class Flite:
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
         stretch = f"duration_stretch={1 / speed:.3f}"
-        return _of_program(["flite", "-voice", self.voice, "--setf", stretch, "-t", f"{text} ", "-o"])
+        return _of_program(["flite", "-voice", self.voice, "--setf", stretch, "-t", f"{text} ", "-o", _PATH])
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Espeak:
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
         words_per_minute = str(round(150 * speed))
-        command = ["espeak-ng", "-v", self.voice, "-p", str(self.pitch), "-s", words_per_minute, text, "-w"]
+        command = ["espeak-ng", "-v", self.voice, "-p", str(self.pitch), "-s", words_per_minute, text, "-w", _PATH]
         return _of_program(command)
 
 
@@ -75,7 +79,7 @@ class Pico:
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
         marked = f'<speed level="{round(100 * speed)}">{text}</speed>'
-        return _of_program(["pico2wave", "-l", self.language], "--wave={}", marked)
+        return _of_program(["pico2wave", "-l", self.language, f"--wave={_PATH}", marked])
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class RHVoice:
     voice: str
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
-        return _of_program(["RHVoice-test", "-p", self.voice, "-r", str(round(100 * speed)), "-o"], text=text)
+        return _of_program(["RHVoice-test", "-p", self.voice, "-r", str(round(100 * speed)), "-o", _PATH], text)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Festival:
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
         setting = f"(begin (voice_{self.voice}) (Parameter.set 'Duration_Stretch {1 / speed:.3f}))"
-        return _of_program(["text2wave", "-eval", setting, "-o"], text=text)
+        return _of_program(["text2wave", "-eval", setting, "-o", _PATH], text)
 
 
 Blend = tuple[tuple[str, float], ...]
@@ -184,11 +188,11 @@ def _kokoro() -> tuple[Any, Mapping[str, int], Mapping[str, npt.NDArray[np.float
     return session, vocabulary, voices
 
 
-def _of_program(command: list[str], argument: str = "{}", *more: str, text: str | None = None) -> Sound:
-    """Run a program that writes a WAV file. `argument`: the path's, followed by `more`; `text`: its standard input."""
+def _of_program(command: Sequence[str], text: str | None = None) -> Sound:
+    """Run a program that writes a WAV file, whose path stands for `_PATH`. `text`: its standard input."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "speech.wav"
-        arguments = [*command, argument.format(path), *more]
+        path = str(Path(folder) / "speech.wav")
+        arguments = [part.replace(_PATH, path) for part in command]
         subprocess.run(arguments, input=text, text=True, check=True, capture_output=True)  # noqa: S603
         sound, rate = soundfile.read(path, dtype="float32")
     return levelled(trimmed(soxr.resample(sound, rate, SAMPLE_RATE)))
