@@ -209,8 +209,8 @@ def interruptions(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, f
 def roles(agent: Agent, asked: EvaluationSet, count: int) -> dict[str, float]:
     """Questions whose answer depends on the role, and the agent's name.
 
-    A role changes the answer if its own answer is given where the assistant gives the assistant's to the same question:
-    what was understood counts, also where it is not what was asked.
+    Only questions count that the assistant understood as one whose answer the role changes, even if something else was
+    asked. A role changes the answer if the agent then gives the role's own answer to that question.
     """
     known = _known(asked, len(asked.questions))
     found = {}

@@ -101,8 +101,8 @@ class FeatureSpectra:
     def varied(self, features: Tensor, generator: np.random.Generator) -> Tensor:
         """Features [N, S, dim] as if from other speakers and lines, with parts masked.
 
-        Formants move by up to 14 %, each a little by itself, and are more or less pronounced. The line has a random
-        frequency response, and there is noise.
+        Formants move by up to 14 % together, and each by a further random shift. Their contrast changes. The line has a
+        random frequency response, and there is noise.
         """
         count, steps, dim = features.shape
         bands = (features @ self.spectra[:dim] + self.spectra[dim]).reshape(count, steps, -1, BANDS)

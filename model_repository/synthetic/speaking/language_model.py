@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from model_repository.checkpoint.geometry import AGENT_CODEBOOKS, LmGeometry, TransformerGeometry
-from model_repository.synthetic.speaking.training import attend
+from model_repository.synthetic.speaking.training import attend, rotate, rotations
 
 _EPSILON = 1e-8
 
@@ -53,17 +53,6 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(dim, steps * dim, bias=False)
 
 
-def rotate(x: Tensor, positions: Tensor, max_period: float) -> Tensor:
-    """Rotary embedding of x [..., S, head_dim] on interleaved pairs; positions [..., S]."""
-    half = x.shape[-1] // 2
-    frequencies = max_period ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = positions.to(torch.float32)[..., None] * frequencies
-    real, imaginary = x[..., ::2], x[..., 1::2]
-    cosine, sine = angles.cos(), angles.sin()
-    rotated = (real * cosine - imaginary * sine, real * sine + imaginary * cosine)
-    return torch.stack(rotated, dim=-1).flatten(-2)
-
-
 def _heads(x: Tensor, geometry: TransformerGeometry) -> Tensor:
     return x.unflatten(-1, (geometry.num_heads, geometry.head_dim)).transpose(-2, -3)
 
@@ -78,12 +67,12 @@ class TemporalLayer(nn.Module):
         self.norm1, self.norm2 = RmsNorm(geometry.dim), RmsNorm(geometry.dim)
         self.gating = Gating(geometry)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [N, S, dim], positions [N, S]."""
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+        """x [N, S, dim], rotary [N, 1, S, head_dim / 2]."""
         geometry = self._geometry
         projected = functional.linear(self.norm1(x), self.self_attn.in_proj_weight)
         query, key, value = (_heads(part, geometry) for part in projected.chunk(3, -1))
-        query, key = (rotate(part, positions[:, None], geometry.max_period) for part in (query, key))
+        query, key = (rotate(part, rotary) for part in (query, key))
         mixed = attend(query, key, value, is_causal=True)
         x = x + self._dropped(self.self_attn.out_proj(mixed.transpose(1, 2).flatten(2)))
         return x + self._dropped(self.gating(self.norm2(x)))
@@ -190,8 +179,10 @@ class LanguageModel(nn.Module):
         x = self.text_emb(columns[..., 0])
         for stream, embedding in enumerate(self.emb):
             x = x + embedding(columns[..., stream + 1])
+        temporal = self.geometry.temporal
+        rotary = rotations(positions, temporal.head_dim, temporal.max_period)[:, None]
         for layer in self.transformer["layers"]:
-            x = layer(x, positions)
+            x = layer(x, rotary)
         return self.out_norm(x)
 
     def text_logits(self, hidden: Tensor) -> Tensor:

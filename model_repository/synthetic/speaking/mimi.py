@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_repository.checkpoint.geometry import MimiGeometry, TransformerGeometry
-from model_repository.synthetic.speaking.training import attend
+from model_repository.synthetic.speaking.training import attend, rotate, rotations
 
 ENCODER_DROPOUT = 0.1
 """In the encoder's transformer."""
@@ -28,7 +28,8 @@ class _Named(nn.Module):
 class Convolution(nn.Module):
     """Causal convolution [N, in, 1, T] -> [N, out, 1, T / stride].
 
-    Sound is an image of one line, its channels last in memory: PyTorch's convolutions of one dimension are slower.
+    The input has two dimensions, one of them of size 1, and its channels last in memory: PyTorch's one-dimensional
+    convolutions are slower.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
@@ -108,7 +109,7 @@ class SeanetEncoder(nn.Module):
         self.model = nn.ModuleDict(model)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _as_image(x)
+        x = _two_dimensional(x)
         for name, module in self.model.items():
             follows_activation = name != "0" and isinstance(module, Convolution)
             x = module(functional.elu(x) if follows_activation else x)
@@ -138,7 +139,7 @@ class SeanetDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last block and convolution are in single precision, also in mixed precision."""
-        x = _as_image(x)
+        x = _two_dimensional(x)
         for name, module in self.model.items():
             follows_activation = name != "0" and not isinstance(module, ResidualBlock)
             if name in self._exact:
@@ -149,7 +150,7 @@ class SeanetDecoder(nn.Module):
         return x[:, :, 0]
 
 
-def _as_image(x: Tensor) -> Tensor:
+def _two_dimensional(x: Tensor) -> Tensor:
     """[N, C, T] -> [N, C, 1, T], the channels last in memory."""
     return x[:, :, None].contiguous(memory_format=torch.channels_last)
 
@@ -162,12 +163,11 @@ class _Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         self.out_proj = nn.Linear(geometry.dim, geometry.dim, bias=False)
 
-    def forward(self, x: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor) -> Tensor:
         geometry = self._geometry
         projected = functional.linear(x, self.in_proj_weight).float()
         parts = projected.unflatten(-1, (3, geometry.num_heads, geometry.head_dim))
-        turned = torch.view_as_complex(parts[:, :, :2].unflatten(-1, (-1, 2))) * turns[:, None, None]
-        query, key = torch.view_as_real(turned).flatten(-2).transpose(1, 3).unbind(2)
+        query, key = rotate(parts[:, :, :2], rotary[:, None, None]).transpose(1, 3).unbind(2)
         mixed = attend(query, key, parts[:, :, 2].transpose(1, 2), attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -191,8 +191,8 @@ class _Layer(nn.Module):
         self.linear2 = nn.Linear(geometry.hidden, geometry.dim, bias=False)
         self.layer_scale_1, self.layer_scale_2 = _Scale(geometry.dim, layer_scale), _Scale(geometry.dim, layer_scale)
 
-    def forward(self, x: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
-        x = x + self._dropped(self.layer_scale_1(self.self_attn(self.norm1(x), turns, mask)))
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor) -> Tensor:
+        x = x + self._dropped(self.layer_scale_1(self.self_attn(self.norm1(x), rotary, mask)))
         return x + self._dropped(self.layer_scale_2(self.linear2(functional.gelu(self.linear1(self.norm2(x))))))
 
     def _dropped(self, x: Tensor) -> Tensor:
@@ -205,8 +205,7 @@ class Transformer(nn.Module):
     def __init__(self, geometry: TransformerGeometry, layer_scale: float, steps: int, dropout: float = 0.0) -> None:
         super().__init__()
         self._steps, self._window = steps, geometry.window
-        half = geometry.head_dim // 2
-        self._frequencies = geometry.max_period ** (-torch.arange(half, dtype=torch.float32) / half)
+        self._head_dim, self._max_period = geometry.head_dim, geometry.max_period
         layers = nn.ModuleList(_Layer(geometry, layer_scale, dropout) for _ in range(geometry.num_layers))
         self.transformer = nn.ModuleDict({"layers": layers})
 
@@ -217,11 +216,9 @@ class Transformer(nn.Module):
         keys = positions[None]
         heard = (keys <= positions[:, None]) & (keys >= ends[:, None] - self._window)
         mask = torch.zeros(heard.shape).masked_fill(~heard, -torch.inf)
-        # Rotary embedding on interleaved pairs, as complex numbers.
-        angles = positions[:, None] * self._frequencies
-        turns = torch.polar(torch.ones_like(angles), angles)
+        rotary = rotations(positions, self._head_dim, self._max_period)
         for layer in self.transformer["layers"]:
-            x = layer(x, turns, mask)
+            x = layer(x, rotary, mask)
         return x
 
 

@@ -207,7 +207,7 @@ class Recipe:
         return prepare_material(self._work / "codes.npz", model, self.agent, questions, self.tokenizer, self.config)
 
     def language_model(self, material: Material) -> LanguageModel:
-        """Stage 3, by all processors."""
+        """Stage 3, on all processors."""
         torch.set_num_threads(os.cpu_count() or 1)
         return train_language_model(self._work / "language.pt", material, self.config)
 
@@ -260,9 +260,8 @@ class Recipe:
 
     def train(self, out: Path) -> None:
         """Run all stages but the first."""
-        # The decoder's process finds the codebooks ready.
-        codebooks = self.agent.quantizer
-        print(f"codebooks of {codebooks.card} codes", flush=True)
+        # The codebooks are made before the decoder's process reads them.
+        _ = self.agent
         with self._beside("decoder"):
             self.front_end()
             model = self.semantic()

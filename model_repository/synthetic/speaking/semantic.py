@@ -53,8 +53,8 @@ DISTANCE_SCALE = 64.0
 BOUNDED = 0.7
 """Exponent q of the loss (1 - p^q) / q of a class of probability p, which is bounded.
 
-Generalized cross-entropy: https://arxiv.org/abs/1805.07836. With the plain one the encoder learns utterances by heart
-that nobody could understand, and understands fewer strangers.
+Generalized cross-entropy: https://arxiv.org/abs/1805.07836. With cross-entropy the encoder memorizes utterances that
+are not intelligible, and understands fewer unseen speakers.
 """
 
 CLASS_EXAMPLES = 3000

@@ -87,6 +87,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         return functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
 
 
+def rotations(positions: Tensor, head_dim: int, max_period: float) -> Tensor:
+    """Rotary embedding of positions [..., S] as complex numbers [..., S, head_dim / 2]."""
+    half = head_dim // 2
+    frequencies = max_period ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = positions.to(torch.float32)[..., None] * frequencies
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x: Tensor, by: Tensor) -> Tensor:
+    """Rotate interleaved pairs of x [..., head_dim] by complex numbers [..., head_dim / 2]."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * by).flatten(-2)
+
+
 def _save(path: Path, content: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
