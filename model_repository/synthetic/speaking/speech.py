@@ -17,10 +17,10 @@ import numpy as np
 
 from model_repository.synthetic.speaking.config import SpeakingConfig
 from model_repository.synthetic.speaking.engines import (
-    KOKORO_STYLES,
+    KOKORO_ENGLISH,
+    KOKORO_FOREIGN,
     Blend,
     Espeak,
-    Festival,
     Flite,
     Kokoro,
     Pico,
@@ -48,7 +48,7 @@ _ESPEAK_VARIANTS = (
     *("adam", "anika", "belinda", "benjamin", "boris", "caleb", "ed", "grandma", "linda", "max", "rob", "victor"),
 )
 _BLENDS = 200
-_BLEND_ACCENTS = ("en-us", "en-gb-scotland", "en-us", "en-gb", "en-us", "en-gb-x-rp", "en-us", "en-gb-x-gbclan")
+_BLEND_ACCENTS = ("en-gb-scotland", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-029")
 
 
 def _espeak_users() -> dict[str, Speaker]:
@@ -60,17 +60,27 @@ def _espeak_users() -> dict[str, Speaker]:
 
 
 def _kokoro_users() -> dict[str, Speaker]:
-    """Random blends of Kokoro's styles that are not near the held-out one: at least a quarter is of other styles."""
+    """Kokoro's English styles by themselves, then blends of two styles, one of which at least is not held out.
+
+    The first style of a blend is an English one, in every fourth blend a foreign one. Its share is 30 to 70 %.
+    """
     generator = np.random.default_rng(5)
     held_out = {name for name, _ in HELD_OUT_BLEND}
-    speakers: dict[str, Speaker] = {}
-    while len(speakers) < _BLENDS:
-        drawn = generator.dirichlet([0.4] * len(KOKORO_STYLES))
-        blend = tuple(zip(KOKORO_STYLES, (round(float(share), 3) for share in drawn), strict=True))
-        if sum(share for name, share in blend if name not in held_out) > 0.25:
-            accent = _BLEND_ACCENTS[len(speakers) % len(_BLEND_ACCENTS)]
-            speakers[f"kokoro-{len(speakers):03d}"] = Kokoro(blend, accent)
-    return speakers
+    blends: list[Blend] = [((name, 1.0),) for name in KOKORO_ENGLISH]
+    while len(blends) < _BLENDS:
+        first = str(generator.choice(KOKORO_FOREIGN if len(blends) % 4 == 0 else KOKORO_ENGLISH))
+        second = str(generator.choice(KOKORO_ENGLISH + KOKORO_FOREIGN))
+        if first != second and not {first, second} <= held_out:
+            share = round(float(generator.uniform(0.3, 0.7)), 3)
+            blends.append(((first, share), (second, round(1 - share, 3))))
+    return {f"kokoro-{number:03d}": Kokoro(blend, _accent(blend[0][0], number)) for number, blend in enumerate(blends)}
+
+
+def _accent(style: str, number: int) -> str:
+    """The accent of an English style's country, American for foreign styles; another one in every third speaker."""
+    if number % 3 == 2:
+        return _BLEND_ACCENTS[number // 3 % len(_BLEND_ACCENTS)]
+    return "en-gb" if style.startswith("b") else "en-us"
 
 
 USERS: dict[str, Speaker] = {
@@ -82,7 +92,6 @@ USERS: dict[str, Speaker] = {
     "other-bdl": RHVoice("bdl"),
     "other-pico-gb": Pico("en-GB"),
     "other-clb": RHVoice("clb"),
-    "other-ked": Festival("ked_diphone"),
     **_espeak_users(),
     **_kokoro_users(),
 }
@@ -124,10 +133,11 @@ def agent_lines() -> list[Line]:
 
 
 def user_lines(config: SpeakingConfig) -> list[Line]:
-    """Every phrasing by seven speakers: one of flite's, three of espeak-ng's, one of Kokoro's, two of other engines'.
+    """Every phrasing by seven speakers: one of flite's, two of espeak-ng's, two of Kokoro's, two of other engines'.
 
-    Held-out phrasings, and as many others, come from the held-out speakers too. Further phrasings come from one speaker
-    of flite, one of espeak-ng and two of other engines: Kokoro takes as long as all of them together.
+    Held-out phrasings come from one speaker of Kokoro's. They, and as many others, come from the held-out speakers too.
+    Further phrasings come from one speaker of flite, one of espeak-ng and two of other engines: Kokoro takes longer
+    than all of them together.
     """
     flite, espeak, kokoro, other = (
         [name for name in USERS if name.startswith(kind)] for kind in ("flite", "espeak", "kokoro", "other")
@@ -141,8 +151,8 @@ def user_lines(config: SpeakingConfig) -> list[Line]:
         held_out = config.held_out_phrasings * (3 if intent.name == FALLBACK else 1)
         for index, text in enumerate(phrasings):
             is_held_out = index < held_out
-            speakers = _turn(flite, number, 1) + _turn(espeak, number, 3) + _turn(kokoro, number, 1)
-            speakers += _pair(other, number)
+            speakers = _turn(flite, number, 1) + _turn(espeak, number, 2) + _pair(other, number)
+            speakers += _turn(kokoro, number, 2)[: 1 if is_held_out else 2]
             speakers += list(HELD_OUT_USERS) if is_held_out or index < 2 * held_out else []
             lines += [Line(speaker, intent.name, text, is_held_out) for speaker in speakers]
             number += 1

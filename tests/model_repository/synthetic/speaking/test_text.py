@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 import sentencepiece
 
 from gateway.session.persona import SYSTEM_PROMPTS
 from model_repository.synthetic.speaking.config import SpeakingConfig
+from model_repository.synthetic.speaking.engines import Kokoro
 from model_repository.synthetic.speaking.further import FURTHER_PATTERNS
 from model_repository.synthetic.speaking.intents import BY_NAME, FALLBACK, INTENTS, PROMPT_NAMES, ROLES, answers
 from model_repository.synthetic.speaking.phrases import choose, expand
 from model_repository.synthetic.speaking.roles import ROLE_PROMPTS, random_persona
-from model_repository.synthetic.speaking.speech import HELD_OUT_USERS, USERS, user_lines
+from model_repository.synthetic.speaking.speech import HELD_OUT_BLEND, HELD_OUT_USERS, USERS, user_lines
 from model_repository.synthetic.speaking.tokenizer import train_speaking_tokenizer
 
 
@@ -83,6 +85,15 @@ def test_held_out_phrasings_are_not_spoken_otherwise() -> None:
     assert {line.speaker for line in lines} == {*USERS, *HELD_OUT_USERS}
     assert not set(USERS) & set(HELD_OUT_USERS)
     assert len({line.intent for line in lines if line.phrasing_held_out}) == len(INTENTS)
+
+
+def test_no_trained_blend_is_near_the_held_out_one() -> None:
+    held_out = {style for style, _ in HELD_OUT_BLEND}
+    blends = [speaker.shares for speaker in USERS.values() if isinstance(speaker, Kokoro)]
+    assert len(set(blends)) == len(blends) == 200
+    for blend in blends:
+        assert sum(share for style, share in blend) == pytest.approx(1)
+        assert sum(share for style, share in blend if style not in held_out) >= 0.3
 
 
 def test_the_tokenizer_restores_every_answer() -> None:
