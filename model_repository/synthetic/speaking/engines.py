@@ -200,7 +200,10 @@ def _kokoro() -> tuple[Any, Mapping[str, int]]:
 
 @functools.cache
 def _kokoro_styles() -> Mapping[str, npt.NDArray[np.float32]]:
-    """Style vectors [tokens, 256] by name, for sentences of 1 token and more; downloaded once for each process."""
+    """Style vectors [tokens, 256] by name: row N - 1 is for a sentence of N tokens. Each process downloads them once.
+
+    Raises `OSError` if the package cannot be downloaded or is not the expected one.
+    """
     with urllib.request.urlopen(_STYLES_URL, timeout=_DOWNLOAD_S) as response:
         package = response.read()
     if hashlib.sha256(package).hexdigest() != _STYLES_SHA256:

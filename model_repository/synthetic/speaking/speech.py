@@ -77,7 +77,7 @@ def _kokoro_users() -> dict[str, Speaker]:
 
 
 def _accent(style: str, number: int) -> str:
-    """The accent of an English style's country, American for foreign styles; another one in every third speaker."""
+    """British for a British style, American for all others. Every third speaker has one of `_BLEND_ACCENTS` instead."""
     if number % 3 == 2:
         return _BLEND_ACCENTS[number // 3 % len(_BLEND_ACCENTS)]
     return "en-gb" if style.startswith("b") else "en-us"
